@@ -1,0 +1,46 @@
+"""Multi-task training for PyTorch: several tasks, one optimizer step.
+
+What is imported from here is loaded when it is first used, so that the command line can answer before torch is there.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtl import architectures, balancers, data, trunks
+    from mtl.errors import UserError
+    from mtl.model import MultiTaskModel
+    from mtl.runs import load
+    from mtl.step import Step, StepResult
+    from mtl.task import Task
+
+__all__ = [
+    "MultiTaskModel",
+    "Step",
+    "StepResult",
+    "Task",
+    "UserError",
+    "architectures",
+    "balancers",
+    "data",
+    "load",
+    "trunks",
+]
+__version__ = "0.1.0"
+
+_WHERE = {
+    "MultiTaskModel": "mtl.model",
+    "Step": "mtl.step",
+    "StepResult": "mtl.step",
+    "Task": "mtl.task",
+    "UserError": "mtl.errors",
+    "load": "mtl.runs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    if name in __all__:
+        return import_module(f"mtl.{name}")
+    raise AttributeError(f"module 'mtl' has no attribute '{name}'")

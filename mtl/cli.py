@@ -1,0 +1,106 @@
+"""What the entry points have in common: Hydra, run folders, and errors for a person."""
+
+import os
+import re
+import secrets
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mtl import schema
+from mtl.errors import UserError, suggest
+
+# In a wheel the configs are inside the package, in a checkout beside it.
+CONFIG_DIR = next(
+    str(folder)
+    for folder in (Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs")
+    if (folder / "train.yaml").is_file()
+)
+INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
+
+
+def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
+    """Composes the config from the command line, runs the job, or each job of a multirun, and exits.
+
+    A job that fails is reported, counts as NaN for a sweep and doesn't stop the other jobs; the exit code is then 1.
+    """
+    tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors, so that they are shown the same way as ours
+    OmegaConf.register_new_resolver("run_id", _run_id, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("job_id", _job_id, replace=True)
+    if config_name == "train" and {"-h", "--help"} & set(sys.argv) and not _overrides("task"):
+        sys.argv.append("task=mnist_two_head")  # Hydra composes a config even to show help, and `task` has no default
+    failed = False
+
+    def guarded(config: DictConfig) -> float | None:
+        nonlocal failed
+        try:
+            return job(config)
+        except Exception as error:
+            _show(error, tracebacks or config.get("debug") is True)
+            failed = True
+            return float("nan")
+
+    try:
+        hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(guarded)()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        _show(error, tracebacks)
+        failed = True
+    sys.exit(1 if failed else 0)
+
+
+def code_folders() -> list[str]:
+    """Where modules of the user's own may be: the current folder, and that of --config-dir."""
+    sources = HydraConfig.get().runtime.config_sources
+    own = [source.path for source in sources if source.schema == "file" and source.path != CONFIG_DIR]
+    return [os.getcwd(), *own]
+
+
+def shadowed() -> list[str]:
+    """Files of --config-dir that aren't read, since a file of mtl's with the same name comes first."""
+    return [
+        str(path)
+        for folder in code_folders()[1:]
+        for path in sorted(Path(folder).rglob("*.yaml"))
+        if (Path(CONFIG_DIR) / path.relative_to(folder)).is_file()
+    ]
+
+
+def _overrides(key: str) -> bool:
+    return any(argument.split("=")[0].lstrip("+~") == key for argument in sys.argv[1:])
+
+
+def _show(error: Exception, full: bool) -> None:
+    if full or not isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError):
+        traceback.print_exception(error)
+        return
+    text = str(error).strip()
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        place = f"{error.filename or 'output_root'}: {error.strerror or error}"
+        text = f"{place}; set output_root to a folder that can be written"
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown:
+        near = suggest(unknown[1], schema.keys()).split(" (possible")[0].removeprefix("; ")
+        text = f"{text.splitlines()[0]}\nThere is no such key{'; ' + near if near else ''}. " + "--help lists the keys."
+    print(f"error: {text}\n(debug=true or HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
+
+
+def _run_id() -> str:
+    return time.strftime("%Y-%m-%d_%H-%M-%S-") + secrets.token_hex(2)
+
+
+def _job_id(number: int, overrides: str) -> str:
+    """`0_lr-1e-3_seed-0` for optimizer.lr=1e-3,seed=0,task=…: short, and a valid folder name everywhere."""
+    pairs = [pair.split("=", 1) for pair in str(overrides).split(",") if "=" in pair]
+    names = [f"{key.split('.')[-1]}-{value}" for key, value in pairs if key.lstrip("+~") != "task"]
+    return re.sub(r"[^\w.-]+", "-", "_".join([str(number), *names]))[:100]

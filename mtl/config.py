@@ -1,0 +1,182 @@
+"""From a checked config to objects."""
+
+import inspect
+import random
+import sys
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mtl.data import Loader, Splits
+from mtl.errors import UserError
+from mtl.model import MultiTaskModel, match
+from mtl.step import Step
+from mtl.targets import find, make
+from mtl.task import Task
+
+Config = dict[str, Any]
+LOADER_KEYS = ("batch_size", "eval_batch_size", "num_workers")
+
+
+def add_code_folders(folders: Iterable[str]) -> None:
+    """Makes modules in these folders importable, after all others."""
+    sys.path.extend(folder for folder in folders if folder not in sys.path)
+
+
+def seed_all(seed: int) -> None:
+    """Seeds python's, numpy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that the config means; `auto` is the first GPU, or the CPU.
+
+    Raises:
+        UserError: for a GPU that isn't there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: there is no '{name}' here; {torch.cuda.device_count()} GPUs are visible. Try cpu")
+    return device
+
+
+def build_splits(config: Config) -> Splits:
+    """The data, whose samples have the fields that model and tasks ask for.
+
+    Raises:
+        UserError: where a field is missing, or the target doesn't give splits.
+    """
+    node = {key: value for key, value in config["data"].items() if key not in LOADER_KEYS}
+    splits = make(node, "data")
+    if not isinstance(splits, Splits):
+        raise UserError(f"data: {node['_target_']} gives a {type(splits).__name__}, not mtl.data.Splits")
+    for split, dataset in splits.items():
+        fields = list(dataset[0])
+        wanted = {f"task '{name}': target": task["target"] for name, task in config["tasks"].items()}
+        for where, field in [*wanted.items(), *(("model.inputs:", field) for field in config["model"]["inputs"])]:
+            if field not in fields:
+                named = "the dataset" if split == "train" else f"the {split} dataset"
+                raise UserError(f"{where} '{field}' not in batch; {named} gives: {', '.join(map(str, fields))}")
+    return splits
+
+
+def build_loaders(config: Config, splits: Splits, device: torch.device) -> dict[str, Loader]:
+    """A loader for each split; the training's is shuffled."""
+    data = config["data"]
+    return {
+        split: Loader(
+            dataset,
+            batch_size=data["batch_size" if split == "train" else "eval_batch_size"],
+            seed=config["seed"],
+            shuffle=split == "train",
+            num_workers=data["num_workers"],
+            device=device,
+        )
+        for split, dataset in splits.items()
+    }
+
+
+def build_tasks(config: Config) -> list[Task]:
+    """The tasks, in the config's order."""
+    tasks = []
+    for name, node in config["tasks"].items():
+        where = f"tasks.{name}"
+        metrics = node.get("metrics") or {}
+        tasks.append(
+            Task(
+                name,
+                head=_module(node["head"], f"{where}.head"),
+                loss=make(node["loss"], f"{where}.loss"),
+                target=node["target"],
+                metrics={key: partial(make, metric, f"{where}.metrics.{key}") for key, metric in metrics.items()},
+                weight=float(node.get("weight", 1.0)),
+            )
+        )
+    return tasks
+
+
+def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:
+    """The model, with what is frozen frozen."""
+    node = {key: value for key, value in config["model"].items() if key not in ("freeze", "trunk")}
+    trunk_node = config["model"]["trunk"]
+    trunk = make(trunk_node, "model.trunk") if trunk_node.get("_partial_") else _module(trunk_node, "model.trunk")
+    model = make(node, "model", trunk=trunk, tasks=tasks)
+    if not isinstance(model, MultiTaskModel):
+        raise UserError(f"model: {node['_target_']} is a {type(model).__name__}, not a mtl.MultiTaskModel")
+    model.freeze(config["model"].get("freeze") or [])
+    return model
+
+
+def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
+    """The optimizer over all of the model's parameters, with the config's groups.
+
+    Raises:
+        UserError: for a pattern that nothing matches, and for a parameter in two groups.
+    """
+    node = {key: value for key, value in config["optimizer"].items() if key != "groups"}
+    named = dict(model.named_parameters())
+    groups: list[dict[str, Any]] = []
+    taken: dict[str, str] = {}
+    takes = inspect.signature(find(node["_target_"], "optimizer")).parameters
+    for pattern, values in (config["optimizer"].get("groups") or {}).items():
+        where = f"optimizer.groups.{pattern}"
+        names = match(model, [pattern], where)
+        for name in names:
+            if name in taken:
+                raise UserError(f"{where}: '{name}' is in the group '{taken[name]}' too")
+            taken[name] = pattern
+        for key in values:
+            if key not in takes:
+                raise UserError(f"{where}.{key}: {node['_target_']} has no '{key}'; it takes: {', '.join(takes)}")
+        groups.append({"params": [named[name] for name in names], "name": pattern, **values})
+    rest = [parameter for name, parameter in named.items() if name not in taken]
+    if rest:
+        groups.insert(0, {"params": rest, "name": "default"})
+    optimizer = make(node, "optimizer", groups)
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"optimizer: {node['_target_']} gives a {type(optimizer).__name__}, not a torch Optimizer")
+    return optimizer
+
+
+def build_scheduler(config: Config, optimizer: Optimizer, total_steps: int) -> LRScheduler | None:
+    """The learning-rate scheduler, or None; in its arguments the word `total_steps` stands for that number."""
+    node = config["scheduler"]
+    if node is None:
+        return None
+    node = {key: total_steps if value == "total_steps" else value for key, value in node.items()}
+    scheduler = make(node, "scheduler", optimizer)
+    if not isinstance(scheduler, LRScheduler) or "metrics" in inspect.signature(scheduler.step).parameters:
+        raise UserError(f"scheduler: {node['_target_']} can't be stepped once a step, as torch's LRSchedulers can")
+    return scheduler
+
+
+def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_steps: int) -> Step:
+    """The step, with balancer, optimizer and scheduler."""
+    optimizer = build_optimizer(config, model)
+    return Step(
+        model,
+        tasks,
+        optimizer,
+        balancer=make(config["balancer"], "balancer"),
+        passes=config["passes"],
+        scheduler=build_scheduler(config, optimizer, total_steps),
+        clip_norm=config["trainer"]["clip_norm"],
+        precision=config["precision"],
+    )
+
+
+def _module(node: Any, where: str) -> nn.Module:
+    module = make(node, where)
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{where}: {node['_target_']} gives a {type(module).__name__}, not a torch.nn.Module")
+    return module

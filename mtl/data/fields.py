@@ -1,0 +1,85 @@
+"""Data as named fields: in memory, and in splits."""
+
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mtl.errors import UserError
+
+
+class Fields(Dataset[dict[str, Tensor]]):
+    """A data set in memory: tensors by name, all with the sample as first dimension. Batches are indexed out of it.
+
+    Raises:
+        UserError: without fields, or with fields of different lengths.
+    """
+
+    def __init__(self, fields: Mapping[str, Tensor]) -> None:
+        lengths = {name: len(tensor) for name, tensor in fields.items()}
+        if len(set(lengths.values())) != 1:
+            raise UserError(f"the fields of a data set must have one length; they have {lengths}")
+        self.fields = dict(fields)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.fields.values())))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: tensor[index] for name, tensor in self.fields.items()}
+
+    def take(self, indices: Tensor) -> dict[str, Tensor]:
+        """The batch of the samples with these indices, shape (n,), on the fields' device."""
+        return {name: tensor.index_select(0, indices) for name, tensor in self.fields.items()}
+
+    def to(self, device: torch.device) -> "Fields":
+        """The same data on the device."""
+        return Fields({name: tensor.to(device) for name, tensor in self.fields.items()})
+
+
+@dataclass
+class Splits:
+    """The parts of a problem's data: training, and where there are any, validation and test.
+
+    Args:
+        train, val, test: map-style data sets whose samples are dicts of fields.
+        name: what is said of the data at the start of a run.
+
+    Raises:
+        UserError: where a split has no length or no samples, or its samples aren't dicts.
+    """
+
+    train: Dataset[Any]
+    val: Dataset[Any] | None = None
+    test: Dataset[Any] | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for split, dataset in self.items():
+            if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+                kind = type(dataset).__name__
+                raise UserError(f"data.{split}: {kind} is not a map-style dataset; it needs __len__ and __getitem__")
+            if not len(dataset):
+                raise UserError(f"data.{split}: {type(dataset).__name__} has no samples")
+            sample = dataset[0]
+            if not isinstance(sample, Mapping):
+                raise UserError(
+                    f"data.{split}: a sample of {type(dataset).__name__} is a {type(sample).__name__}; "
+                    'it must be a dict of fields, such as {"image": image, "digit": 3}'
+                )
+
+    def items(self) -> list[tuple[str, Any]]:
+        """The splits that there are, by name."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return [(split, dataset) for split, dataset in named.items() if dataset is not None]
+
+    def fields(self) -> list[str]:
+        """The names of a training sample's fields."""
+        return list(self.train[0])
+
+    def summary(self) -> str:
+        """One line: what the data are, and how many samples each split has."""
+        sizes = ", ".join(f"{len(dataset):,} {split}" for split, dataset in self.items())
+        return f"{self.name or type(self.train).__name__}: {sizes}; fields: {', '.join(self.fields())}"

@@ -1,0 +1,69 @@
+"""MNIST: the 5,000 images that come with the package, or all 70,000 through torchvision."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtl.data.fields import Fields, Splits
+from mtl.errors import UserError
+
+BUNDLED = Path(__file__).with_name("mnist_5k.npz")
+VALIDATION = 5_000  # the last of torchvision's training images
+MEAN, STD = 0.1307, 0.3081  # of MNIST's 60,000 training images, pixels in [0, 1]
+
+
+def mnist(*, source: str = "bundled", root: str = "data") -> Splits:
+    """Handwritten digits with the fields image (N, 1, 28, 28), standardised; digit (N,) and parity (N,), 1 if odd.
+
+    Args:
+        source: `bundled`, 4,000 / 500 / 500 images for training, validation and test, each stratified; or
+            `torchvision`, 55,000 / 5,000 / 10,000.
+        root: torchvision's folder, which holds `MNIST/raw` or is where that is downloaded to.
+
+    Raises:
+        UserError: for another source, or where torchvision can neither find nor download the files.
+    """
+    if source == "bundled":
+        return bundled()
+    if source == "torchvision":
+        return from_torchvision(root)
+    raise UserError(f"data.source: '{source}' is not one of bundled, torchvision")
+
+
+def bundled() -> Splits:
+    """The images in the package; see mnist_5k.md beside them."""
+    with np.load(BUNDLED) as arrays:
+        image, digit, split = (torch.from_numpy(arrays[name]) for name in ("image", "digit", "split"))
+    train, val, test = (fields(image[split == part], digit[split == part]) for part in range(3))
+    return Splits(train, val, test, name="MNIST, the 5,000 images that come with mtl (data.source=bundled)")
+
+
+def from_torchvision(root: str) -> Splits:
+    """The whole set; the last 5,000 training images are for validation."""
+    from torchvision.datasets import MNIST  # takes seconds, and the bundled images don't need it
+
+    try:
+        train, test = (MNIST(root, train=part, download=True) for part in (True, False))
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        folder = Path(root).resolve() / "MNIST" / "raw"
+        raise UserError(
+            f"data.source=torchvision: MNIST's files could be neither read in {folder} nor downloaded to it "
+            f"({str(error).splitlines()[0]}). Put train-images-idx3-ubyte, train-labels-idx1-ubyte, "
+            "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte there (as they are, or with .gz), name another folder "
+            "with data.root=…, or use data.source=bundled"
+        ) from error
+    held_out = min(VALIDATION, len(train.data) // 2)
+    return Splits(
+        fields(train.data[:-held_out], train.targets[:-held_out]),
+        fields(train.data[-held_out:], train.targets[-held_out:]),
+        fields(test.data, test.targets),
+        name=f"MNIST, all of it, from {Path(root).resolve()} (data.source=torchvision)",
+    )
+
+
+def fields(image: Tensor, digit: Tensor) -> Fields:
+    """The data set of uint8 images (N, 28, 28) and their digits (N,)."""
+    pixels = image[:, None].float().div_(255).sub_(MEAN).div_(STD)
+    return Fields({"image": pixels, "digit": digit.long(), "parity": digit.long() % 2})

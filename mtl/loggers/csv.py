@@ -1,0 +1,28 @@
+"""All figures in one CSV file, a line each."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class CsvLogger:
+    """Writes metrics.csv with the columns step, epoch, tag, value.
+
+    Args:
+        folder: the run's.
+        tasks: the tasks' names.
+    """
+
+    def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
+        self._file = (folder / "metrics.csv").open("w", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file)
+        self._writer.writerow(["step", "epoch", "tag", "value"])
+
+    def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
+        """Writes a line for each scalar, in as many digits as it has."""
+        self._writer.writerows([step, epoch, tag, repr(value)] for tag, value in scalars.items())
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

@@ -1,0 +1,97 @@
+"""What a person sees while it trains: a live line, or plain lines where there is no terminal."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from mtl.step import StepResult
+    from mtl.trainer import Trainer
+
+REFRESH = 0.2  # seconds from one drawing of the live line to the next
+PLAIN = 10.0  # seconds from one plain line to the next within an epoch
+
+
+class Terminal:
+    """Shows epoch, step, samples a second, each task's loss and main metric. It is a logger and a callback in one.
+
+    Args:
+        console: where it shows them; a bar if that is a terminal.
+        tasks: their names.
+        mains: the name of each task's main metric, where it has one.
+        total_steps: of the whole run.
+        max_epochs: of the whole run.
+    """
+
+    def __init__(
+        self, console: Console, tasks: Sequence[str], mains: Mapping[str, str], total_steps: int, max_epochs: int
+    ) -> None:
+        self._console = console
+        self._tasks = tasks
+        self._mains = mains
+        self._total_steps = total_steps
+        self._max_epochs = max_epochs
+        self._scalars: dict[str, float] = {}
+        self._shown = time.monotonic()
+        self._progress: Progress | None = None
+        self._bar: Any = None
+        if console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[figures]}"),
+                console=console,
+                auto_refresh=False,  # a thread that redraws would take time from the training
+                transient=True,
+            )
+            self._progress.start()
+            self._bar = self._progress.add_task("epoch 1", total=total_steps, figures="")
+
+    def __call__(self, trainer: "Trainer", result: "StepResult") -> None:
+        """Moves the bar on, if it is time to."""
+        now = time.monotonic()
+        if now - self._shown < REFRESH:
+            return
+        if self._progress is not None:
+            self._draw(trainer.global_step, trainer.epoch)
+        elif now - self._shown > PLAIN:
+            self._line(trainer.global_step, trainer.epoch)
+
+    def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
+        """Takes the new figures, and shows them if they are a validation's."""
+        self._scalars |= scalars
+        if self._progress is not None:
+            self._draw(step, epoch)
+        elif "monitor/val" in scalars:
+            self._line(step, epoch)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _figures(self) -> str:
+        parts = []
+        for task in self._tasks:
+            part = f"{task} {self._scalars.get(f'loss/{task}/train', float('nan')):.4f}"
+            metric = self._scalars.get(f"metric/{task}/{self._mains.get(task)}/val")
+            parts.append(part + (f" ({self._mains[task]} {metric:.3f})" if metric is not None else ""))
+        speed = self._scalars.get("speed/samples_per_second", 0.0)
+        return f"{', '.join(parts)}, {speed:,.0f} samples/s"
+
+    def _draw(self, step: int, epoch: int) -> None:
+        assert self._progress is not None
+        self._shown = time.monotonic()
+        description = f"epoch {epoch}/{self._max_epochs}"
+        self._progress.update(self._bar, completed=step, description=description, figures=self._figures())
+        self._progress.refresh()
+
+    def _line(self, step: int, epoch: int) -> None:
+        self._shown = time.monotonic()
+        place = f"epoch {epoch}/{self._max_epochs}, step {step}/{self._total_steps}"
+        self._console.print(f"{place}: loss {self._figures()}", highlight=False, soft_wrap=True)

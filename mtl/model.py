@@ -1,0 +1,172 @@
+"""The model: a trunk that all tasks share, and a head for each task."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from mtl.errors import UserError
+from mtl.task import Task
+
+Batch = Mapping[str, Any]
+
+
+class MultiTaskModel(nn.Module):
+    """Hard parameter sharing: every task goes through one trunk, then through a head of its own.
+
+    The heads are `model.heads[task.name]`; losses that are modules are `model.losses[task.name]`, so that their
+    buffers and parameters move, train and are saved with the model.
+
+    Args:
+        trunk: called with the input fields in order; gives the features, a tensor or a nest of tensors.
+        tasks: at least one, names distinct.
+        inputs: the batch's fields that the trunk is given.
+
+    Raises:
+        UserError: without tasks or inputs, or with two tasks of one name.
+    """
+
+    shares_trunk = True  # every task's features come out of the same forward pass
+
+    def __init__(self, trunk: nn.Module, tasks: Sequence[Task], *, inputs: Sequence[str]) -> None:
+        super().__init__()
+        names = [task.name for task in tasks]
+        if not names:
+            raise UserError("a model needs at least one task")
+        if len(set(names)) < len(names):
+            raise UserError(f"two tasks have the same name; the names are: {', '.join(names)}")
+        if isinstance(inputs, str) or not inputs:
+            raise UserError(f"model.inputs: give a list of one or more fields of the batch, not {inputs!r}")
+        self.trunk = trunk
+        self.heads = nn.ModuleDict({task.name: task.head for task in tasks})
+        self.losses = nn.ModuleDict({task.name: task.loss for task in tasks if isinstance(task.loss, nn.Module)})
+        self.inputs = tuple(inputs)
+        self._frozen: list[nn.Module] = []
+
+    def features(self, batch: Batch, task: str) -> Any:
+        """What the trunk makes of the batch's input fields, for this task."""
+        return self.trunk_of(task)(*self._inputs_of(batch))
+
+    def trunk_of(self, task: str) -> nn.Module:
+        """The module between the inputs and the task's head."""
+        return self.trunk
+
+    def predict(self, task: str, features: Any) -> Any:
+        """The task's prediction from the features.
+
+        Raises:
+            UserError: where the head can't take the features, or changes them in place: the next task's head
+                would see the changed ones.
+        """
+        tensors = tree_leaves(features)
+        before = [f._version for f in tensors if isinstance(f, Tensor) and not f.is_inference()]
+        try:
+            prediction = self.heads[task](features)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if "in-place" in str(error) or "inplace" in str(error):
+                raise UserError(_IN_PLACE.format(task=task)) from error
+            if is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"task '{task}': its head can't take the trunk's features, {describe(features)}: {first_line(error)}. "
+                f"Look at tasks.{task}.head and model.trunk"
+            ) from error
+        if before != [f._version for f in tensors if isinstance(f, Tensor) and not f.is_inference()]:
+            raise UserError(_IN_PLACE.format(task=task))
+        return prediction
+
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        """Every task's prediction, by name, from a batch that has the input fields."""
+        predictions = {}
+        features = None
+        for task in self.heads:
+            if features is None or not self.shares_trunk:
+                features = self.features(batch, task)
+            predictions[task] = self.predict(task, features)
+        return predictions
+
+    def freeze(self, patterns: Iterable[str]) -> list[str]:
+        """Takes parameters out of the training; gives the names of those that were frozen.
+
+        Modules whose parameters are all frozen stay in eval mode, since batch norm's statistics would move on.
+
+        Args:
+            patterns: see `match`.
+
+        Raises:
+            UserError: for a pattern that no parameter matches.
+        """
+        names = match(self, patterns, "model.freeze")
+        for name, parameter in self.named_parameters():
+            if name in names:
+                parameter.requires_grad_(False)
+        self._frozen = [
+            module
+            for module in self.modules()
+            if module is not self
+            and any(True for _ in module.parameters())
+            and not any(p.requires_grad for p in module.parameters())
+        ]
+        self.train(self.training)
+        return names
+
+    def train(self, mode: bool = True) -> "MultiTaskModel":
+        """Sets training mode, in which frozen modules stay in eval mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def _inputs_of(self, batch: Batch) -> list[Any]:
+        try:
+            return [batch[name] for name in self.inputs]
+        except KeyError as error:
+            raise missing_field("model.inputs", error.args[0], batch) from None
+
+
+_IN_PLACE = (
+    "task '{task}': its head changes the features in place, and the other tasks' heads would see the changed ones; "
+    "use inplace=False in the head's first layers"
+)
+
+
+def match(model: nn.Module, patterns: Iterable[str], where: str) -> list[str]:
+    """The names of the model's parameters that match one of the patterns, in the model's order.
+
+    A pattern is a parameter's name with `*` and `?` in it, or a module's name, which stands for all of its parameters:
+    `trunk`, `trunk.conv1.*`, `*.bias`.
+
+    Raises:
+        UserError: for a pattern that matches nothing; `where` says where in the config it stands.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
+        if not hits:
+            raise UserError(f"{where}: no parameter matches '{pattern}'; the parameters are: {', '.join(names)}")
+        found.update(hits)
+    return [name for name in names if name in found]
+
+
+def missing_field(where: str, name: str, batch: Batch) -> UserError:
+    """The error for a field that isn't in the batch."""
+    return UserError(f"{where}: '{name}' not in batch; the dataset gives: {', '.join(map(str, batch))}")
+
+
+def describe(value: Any) -> str:
+    """Shapes of a nest of tensors, for messages."""
+    shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in tree_leaves(value)]
+    return f"of shape {shapes[0]}" if len(shapes) == 1 else f"of shapes {', '.join(map(str, shapes))}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device's or the machine's memory ran out."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

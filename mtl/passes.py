@@ -1,0 +1,201 @@
+"""The three ways to go about one step's forward and backward passes. All leave the same gradient.
+
+    passes      trunk forwards and backwards   graphs alive at once
+    joint       1                              all
+    sequential  one a task                     one task's
+    shared      1                              the trunk's and one head's
+
+From one state they also leave the same buffers and the same random state: `joint` and `shared` draw in the order
+trunk, head 1, loss 1, head 2, loss 2, …, and `sequential` makes each later trunk forward start from the random state
+and the buffers that the first one started from.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from mtl.errors import UserError
+from mtl.gradients import Measurement
+from mtl.model import Batch, MultiTaskModel, describe, first_line, is_out_of_memory, missing_field
+from mtl.task import Task
+
+Backward = Callable[[Tensor], None]
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def joint(
+    model: MultiTaskModel,
+    tasks: Sequence[Task],
+    batch: Batch,
+    weights: Sequence[float],
+    *,
+    backward: Backward,
+    autocast: Autocast,
+    measurement: Measurement | None = None,
+) -> list[Tensor]:
+    """One forward of everything, the weighted losses summed, one backward.
+
+    Args:
+        model, tasks, batch: what is trained, on what.
+        weights: what each task's loss is multiplied by.
+        backward: takes a 0-dim tensor backward, scaled where the precision asks for it.
+        autocast: makes the context in which forward passes run.
+        measurement: is shown each task's loss while its graph is alive.
+
+    Returns:
+        Each task's unweighted loss, detached.
+    """
+    losses = []
+    features = None
+    for task in tasks:
+        with autocast():
+            if features is None or not model.shares_trunk:
+                features = model.features(batch, task.name)
+            losses.append(loss_of(task, model.predict(task.name, features), batch))
+        if measurement is not None:
+            measurement.add(task.name, losses[-1])
+    total = sum(map(weighted, losses, weights))
+    assert isinstance(total, Tensor)
+    backward(total)
+    return [loss.detach() for loss in losses]
+
+
+def sequential(
+    model: MultiTaskModel,
+    tasks: Sequence[Task],
+    batch: Batch,
+    weights: Sequence[float],
+    *,
+    backward: Backward,
+    autocast: Autocast,
+    measurement: Measurement | None = None,
+) -> list[Tensor]:
+    """Per task: forward, backward, free. Arguments and result as for `joint`."""
+    repeats = model.shares_trunk and len(tasks) > 1
+    if repeats:
+        generators = generators_of(model)
+        buffers = list(model.trunk.buffers())
+        draws_at_start = [generator.get_state() for generator in generators]
+        buffers_at_start = [buffer.clone() for buffer in buffers]
+    losses = []
+    for position, (task, weight) in enumerate(zip(tasks, weights, strict=True)):
+        with autocast():
+            if repeats and position > 0:
+                draws = [generator.get_state() for generator in generators]
+                _set_states(generators, draws_at_start)
+                with torch.no_grad():
+                    for buffer, value in zip(buffers, buffers_at_start, strict=True):
+                        buffer.copy_(value)
+                features = model.features(batch, task.name)
+                _set_states(generators, draws)
+            else:
+                features = model.features(batch, task.name)
+            loss = loss_of(task, model.predict(task.name, features), batch)
+        if measurement is not None:
+            measurement.add(task.name, loss)
+        backward(weighted(loss, weight))
+        losses.append(loss.detach())
+        del features, loss  # the next task's graph is built only after this one's is gone
+    return losses
+
+
+def shared(
+    model: MultiTaskModel,
+    tasks: Sequence[Task],
+    batch: Batch,
+    weights: Sequence[float],
+    *,
+    backward: Backward,
+    autocast: Autocast,
+    measurement: Measurement | None = None,
+) -> list[Tensor]:
+    """The trunk once; per head forward and backward down to the features; one backward of the trunk.
+
+    Arguments and result as for `joint`.
+    """
+    with autocast():
+        features, structure = tree_flatten(model.features(batch, tasks[0].name))
+    cuts = [f.detach().requires_grad_(f.requires_grad) if isinstance(f, Tensor) else f for f in features]
+    losses = []
+    for task, weight in zip(tasks, weights, strict=True):
+        with autocast():
+            loss = loss_of(task, model.predict(task.name, tree_unflatten(cuts, structure)), batch)
+        if measurement is not None:
+            measurement.add(task.name, loss, cuts={c: f for c, f in zip(cuts, features, strict=True) if is_cut(c)})
+        backward(weighted(loss, weight))
+        losses.append(loss.detach())
+        del loss
+    used = [(f, c.grad) for f, c in zip(features, cuts, strict=True) if is_cut(c) and c.grad is not None]
+    if used:  # a frozen trunk has no backward
+        torch.autograd.backward([f for f, _ in used], [gradient for _, gradient in used])
+    return losses
+
+
+PASSES = {"joint": joint, "sequential": sequential, "shared": shared}
+
+
+def choose(passes: str, model: MultiTaskModel) -> str:
+    """The kind of passes that `passes`, which may be `auto`, means for this model.
+
+    Raises:
+        UserError: for `shared` where there is no shared trunk.
+    """
+    if passes == "auto":
+        return "shared" if model.shares_trunk else "sequential"
+    if passes not in PASSES:
+        raise UserError(f"passes: '{passes}' is not one of {', '.join(PASSES)}, auto")
+    if passes == "shared" and not model.shares_trunk:
+        raise UserError("passes: 'shared' needs one trunk for all tasks; take auto, sequential or joint")
+    return passes
+
+
+def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
+    """The task's loss, a 0-dim tensor.
+
+    Raises:
+        UserError: for a target that isn't in the batch, and for a loss that fails or isn't a scalar.
+    """
+    if task.target not in batch:
+        raise missing_field(f"task '{task.name}': target", task.target, batch)
+    target = batch[task.target]
+    try:
+        loss = task.loss(prediction, target)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"task '{task.name}': its loss failed on a prediction {describe(prediction)} and the target "
+            f"'{task.target}' {describe(target)}: {first_line(error)}. Look at tasks.{task.name}"
+        ) from error
+    if not isinstance(loss, Tensor) or loss.ndim:
+        shown = describe(loss) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise UserError(f"task '{task.name}': its loss must be a 0-dim tensor, a mean over the samples; it is {shown}")
+    return loss
+
+
+def weighted(loss: Tensor, weight: float) -> Tensor:
+    """The loss times its weight, without a multiplication by one."""
+    return loss if weight == 1.0 else loss * weight
+
+
+def is_cut(value: Any) -> bool:
+    """Whether gradients are to flow through this part of the features."""
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def generators_of(model: torch.nn.Module) -> list[torch.Generator]:
+    """The random generators that a forward pass of the model draws from."""
+    generators = [torch.default_generator]
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    return generators
+
+
+def _set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)

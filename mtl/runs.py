@@ -1,0 +1,72 @@
+"""Runs that have been written: reading one back, and starting from one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtl import checkpoint, config
+from mtl.errors import UserError
+from mtl.model import MultiTaskModel
+
+
+def read(run: str | Path, name: str = "best") -> dict[str, Any]:
+    """The checkpoint of that name in the run's folder.
+
+    Raises:
+        UserError: where the folder holds no run, or the checkpoint can't be read.
+    """
+    folder = Path(run)
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"'{run}' is not the folder of a run; it would hold a folder 'checkpoints'")
+    return checkpoint.load(folder / "checkpoints" / f"{name}.pt")
+
+
+def load(run: str | Path, *, checkpoint: str = "best", device: torch.device | str = "cpu") -> MultiTaskModel:
+    """A trained model from the folder of its run, in eval mode: `model({"image": …})["digit"]`.
+
+    Args:
+        run: the run's folder.
+        checkpoint: `best` on validation, or `last`.
+        device: where the model is put.
+
+    Raises:
+        UserError: where the folder holds no run, or code that the model needs is gone.
+    """
+    state = read(run, checkpoint)
+    config.add_code_folders(state["code_folders"])
+    model = config.build_model(state["config"], config.build_tasks(state["config"]))
+    model.load_state_dict(state["model"])
+    return model.to(device).eval()
+
+
+def start_from(model: nn.Module, run: str | Path) -> list[str]:
+    """Gives the model the best parameters and buffers of another run, wherever name and shape agree.
+
+    Returns:
+        Lines for the user: what was loaded, what is new in this model, what of the other run isn't used.
+
+    Raises:
+        UserError: where nothing agrees.
+    """
+    theirs = read(run)["model"]
+    ours = model.state_dict()
+    loaded = [name for name in ours if name in theirs and theirs[name].shape == ours[name].shape]
+    if not loaded:
+        raise UserError(
+            f"init_from: nothing in '{run}' has a name and shape of this model; it has: {', '.join(theirs)}"
+        )
+    model.load_state_dict({name: theirs[name] for name in loaded}, strict=False)
+    new = [
+        f"{name} (there of shape {tuple(theirs[name].shape)}, here {tuple(ours[name].shape)})"
+        if name in theirs
+        else name
+        for name in ours
+        if name not in loaded
+    ]
+    unused = [name for name in theirs if name not in ours]
+    return [
+        f"{kind}: {', '.join(names) or 'nothing'}"
+        for kind, names in (("loaded", loaded), ("new", new), ("not used", unused))
+    ]

@@ -1,0 +1,151 @@
+"""What a config may hold: checked before torch is imported, so that a slip is answered at once."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from mtl.errors import UserError, suggest
+
+Check = tuple[Callable[[Any], bool], str]  # whether a value is right, and what a right one is
+
+
+def _whole(least: int) -> Check:
+    return lambda v: type(v) is int and least <= v < 2**63, f"a whole number of at least {least}"
+
+
+def _number(least: float, *, above: bool = False) -> Check:
+    def right(value: Any) -> bool:
+        if type(value) not in (int, float) or not math.isfinite(value):
+            return False
+        return bool(value > least if above else value >= least)
+
+    return right, f"a number {'above' if above else 'of at least'} {least:g}"
+
+
+def _one_of(*values: str) -> Check:
+    return lambda v: v in values, f"one of {', '.join(values)}"
+
+
+def _or_null(check: Check) -> Check:
+    return lambda v: v is None or check[0](v), f"{check[1]}, or null"
+
+
+_TEXT: Check = (lambda v: isinstance(v, str) and bool(v), "a text")
+_FLAG: Check = (lambda v: isinstance(v, bool), "true or false")
+_TEXTS: Check = (lambda v: isinstance(v, list) and all(isinstance(t, str) for t in v), "a list of texts")
+_NODE: Check = (lambda v: isinstance(v, Mapping) and "_target_" in v, "a mapping with a _target_")
+_NODES: Check = (
+    lambda v: v is None or (isinstance(v, Mapping) and all(_NODE[0](n) for n in v.values())),
+    "names, each with a mapping that has a _target_",
+)
+_MAPPING: Check = (lambda v: isinstance(v, Mapping), "a mapping")
+_MAPPINGS: Check = (
+    lambda v: isinstance(v, Mapping) and bool(v) and all(isinstance(n, Mapping) for n in v.values()),
+    "names, each with a mapping",
+)
+_DEVICE: Check = (
+    lambda v: isinstance(v, str) and (v in ("auto", "cpu", "cuda") or (v.startswith("cuda:") and v[5:].isdigit())),
+    "auto, cpu, cuda or cuda:N",
+)
+_PATTERNS: Check = (
+    lambda v: v is None or (isinstance(v, list) and all(isinstance(t, str) for t in v)),
+    "a list of names",
+)
+
+# Below a node with a _target_ only the keys that are ours are known; the others are its arguments.
+SCHEMA: dict[str, Check] = {
+    "seed": _whole(0),
+    "device": _DEVICE,
+    "precision": _one_of("fp32", "bf16", "fp16"),
+    "passes": _one_of("joint", "sequential", "shared", "auto"),
+    "tasks": _MAPPING,
+    "callbacks": _NODES,
+    "init_from": _or_null(_TEXT),
+    "output_root": _TEXT,
+    "debug": _FLAG,
+    "log": _MAPPING,
+    "log.every": _whole(1),
+    "data": _NODE,
+    "data.batch_size": _whole(1),
+    "data.eval_batch_size": _whole(1),
+    "data.num_workers": _whole(0),
+    "model": _NODE,
+    "model.trunk": _NODE,
+    "model.inputs": _TEXTS,
+    "model.freeze": _PATTERNS,
+    "balancer": _NODE,
+    "optimizer": _NODE,
+    "optimizer.groups": _or_null(_MAPPINGS),
+    "scheduler": _or_null(_NODE),
+    "trainer": _MAPPING,
+    "trainer.max_epochs": _whole(1),
+    "trainer.clip_norm": _or_null(_number(0, above=True)),
+    "trainer.patience": _or_null(_whole(1)),
+    "trainer.monitor": _or_null(_MAPPING),
+    "logger": _NODES,
+}
+TASK: dict[str, Check] = {
+    "target": _TEXT,
+    "num_outputs": _whole(1),
+    "weight": _number(0),
+    "head": _NODE,
+    "loss": _NODE,
+    "metrics": _NODES,
+}
+OPTIONAL = {"num_outputs", "metrics", "model.freeze", "optimizer.groups", "weight"}
+
+
+def check(config: DictConfig) -> dict[str, Any]:
+    """The config as plain dicts and lists, everything in it resolved and looked over.
+
+    Raises:
+        UserError: for the first thing that is wrong: where it is, what it is, what is possible.
+    """
+    try:
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key or 'config'}: a value is needed here; none is given") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
+    for group in ("data", "model"):
+        if plain.get(group) is None:
+            raise UserError(f"{group}: the task names none; give one on the command line or in the task's defaults")
+    _check_level(plain, "", SCHEMA)
+    for group in ("log", "trainer", "data", "model", "optimizer"):
+        known = {key.split(".")[1]: c for key, c in SCHEMA.items() if key.startswith(f"{group}.")}
+        _check_level(plain[group], group, known, open_ended="_target_" in plain[group])
+    if not plain["tasks"]:
+        raise UserError("tasks: there are none; a problem needs at least one")
+    for name, task in plain["tasks"].items():
+        where = f"tasks.{name}"
+        if not isinstance(name, str) or not name.isidentifier():
+            raise UserError(f"{where}: use letters, digits and _ in a task's name, not beginning with a digit")
+        if not isinstance(task, Mapping):
+            raise UserError(f"{where} is {task!r}; it must be a mapping with {', '.join(TASK)}")
+        _check_level(task, where, TASK)
+    checked: dict[str, Any] = plain
+    return checked
+
+
+def _check_level(node: Mapping[str, Any], where: str, known: dict[str, Check], *, open_ended: bool = False) -> None:
+    prefix = f"{where}." if where else ""
+    names = [name for name in known if where or "." not in name]
+    for key in node:
+        if key not in names and not open_ended:
+            raise UserError(f"{prefix}{key}: there is no such key" + suggest(str(key), names))
+    for name in names:
+        if name not in node:
+            if name in OPTIONAL or prefix + name in OPTIONAL:
+                continue
+            raise UserError(f"{prefix}{name}: a value is needed here; none is given")
+        right, wanted = known[name]
+        if not right(node[name]):
+            raise UserError(f"{prefix}{name} is {node[name]!r}; it must be {wanted}")
+
+
+def keys() -> list[str]:
+    """Every key of a config that has a fixed name."""
+    return list(SCHEMA)

@@ -1,0 +1,198 @@
+"""One step of multi-task training: clear the gradients, take each task forward and backward, move.
+
+    step = mtl.Step(model, tasks, optimizer)
+    for batch in loader:
+        result = step(batch)
+
+What happens between the first and the last line of `Step.__call__` is all there is to it; how the forward and
+backward passes are arranged is in passes.py.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mtl.balancers import Equal
+from mtl.errors import UserError
+from mtl.gradients import Measurement
+from mtl.model import Batch, MultiTaskModel
+from mtl.passes import PASSES, Autocast, choose
+from mtl.task import Task
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class StepResult:
+    """What one step did: 0-dim tensors on the model's device, by task name; None where it wasn't measured.
+
+    Attributes:
+        losses: each task's loss, before its weight.
+        weights: what each task's gradient was multiplied by, the task's own weight included.
+        grad_norms: the norm of each unweighted loss's gradient over all the parameters it reaches.
+        cosines: by pair of names, between the two tasks' gradients over the shared parameters.
+        total_norm: of the summed gradient that the optimizer was to get, before clipping.
+        reach: from each parameter's name to the tasks that reach it.
+        taken: whether the parameters moved; False where fp16 gradients overflowed.
+    """
+
+    losses: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    grad_norms: dict[str, Tensor] | None = None
+    cosines: dict[tuple[str, str], Tensor] | None = None
+    total_norm: Tensor | None = None
+    reach: dict[str, tuple[str, ...]] | None = None
+    taken: bool = True
+
+
+class Step:
+    """The multi-task training step, for a trainer's or anybody's own loop.
+
+    Args:
+        model: trunk and heads.
+        tasks: those that take part, in the order in which their passes go.
+        optimizer: over the model's parameters; None where only `backward` and `after` are used.
+        balancer: gives the tasks' weights.
+        passes: `joint`, `sequential`, `shared`, or `auto`, see passes.py.
+        scheduler: steps once after each optimizer step.
+        clip_norm: the norm that the summed gradient is clipped to.
+        precision: `fp32`, or forward passes under autocast in `bf16` or, with gradient scaling, `fp16`.
+
+    Raises:
+        UserError: for an unknown kind of passes or precision, or a balancer that this step can't serve.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        tasks: Sequence[Task],
+        optimizer: Optimizer | None = None,
+        *,
+        balancer: Equal | None = None,
+        passes: str = "auto",
+        scheduler: LRScheduler | None = None,
+        clip_norm: float | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        if not tasks:
+            raise UserError("a step needs at least one task")
+        self.model = model
+        self.tasks = list(tasks)
+        self.optimizer = optimizer
+        self.balancer = balancer or Equal()
+        if self.balancer.needs != "nothing":
+            raise UserError(f"balancer {type(self.balancer).__name__} needs {self.balancer.needs}; Equal is possible")
+        self.passes = choose(passes, model)
+        self.scheduler = scheduler
+        self.clip_norm = clip_norm
+        self.parameters = dict(model.named_parameters())
+        self.device = next(model.parameters()).device
+        self.autocast = autocast_for(precision, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
+        balanced = self.balancer.weights(len(self.tasks)).tolist()
+        self._names = [task.name for task in self.tasks]
+        self._weights = [task.weight * weight for task, weight in zip(self.tasks, balanced, strict=True)]
+        self._applied = dict(zip(self._names, torch.tensor(self._weights, device=self.device), strict=True))
+
+    def __call__(self, batch: Batch, *, measure: bool = False) -> StepResult:
+        """One whole step on one batch.
+
+        Args:
+            batch: inputs and targets by name, on the model's device.
+            measure: also measure gradient norms, cosines and reach; the parameters move the same way.
+        """
+        result = self.backward(batch, measure=measure)
+        self.update(result)
+        self.after(batch)
+        return result
+
+    def backward(self, batch: Batch, *, measure: bool = False) -> StepResult:
+        """Clears the gradients and leaves the weighted sum of the tasks' gradients in `.grad`.
+
+        For loops that clip and step by themselves. Arguments as for a whole step.
+        """
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        scale = self.scaler.get_scale() if self.scaler and measure else 1.0
+        measurement = Measurement(self.parameters, scale=scale) if measure else None
+        losses = PASSES[self.passes](
+            self.model,
+            self.tasks,
+            batch,
+            self._weights,
+            backward=self._backward,
+            autocast=self.autocast,
+            measurement=measurement,
+        )
+        result = StepResult(dict(zip(self._names, losses, strict=True)), self._applied)
+        if measurement:
+            result.grad_norms, result.cosines = measurement.norms(), measurement.cosines()
+            result.reach = measurement.reach()
+            result.total_norm = self._total_norm() / scale
+        return result
+
+    def update(self, result: StepResult) -> None:
+        """Unscales, clips, and steps optimizer and scheduler, each once. A step that overflowed moves nothing."""
+        assert self.optimizer is not None, "a Step without an optimizer has backward and after only"
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        if self.clip_norm is not None:
+            total = self._total_norm()
+            clip_grads_with_norm_(self.parameters.values(), self.clip_norm, total)
+            result.total_norm = total
+        if self.scaler:
+            scale = self.scaler.get_scale()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            result.taken = self.scaler.get_scale() >= scale
+        else:
+            self.optimizer.step()
+        if self.scheduler is not None and result.taken:
+            self.scheduler.step()
+
+    def after(self, batch: Batch) -> None:
+        """What a balancer does after the parameters have moved; nothing, with equal weights."""
+
+    def _backward(self, loss: Tensor) -> None:
+        if not loss.requires_grad:  # every parameter this task reaches is frozen
+            return
+        if self.scaler:
+            loss = self.scaler.scale(loss)
+        torch.autograd.backward(loss)
+
+    def _total_norm(self) -> Tensor:
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        return get_total_norm(gradients) if gradients else torch.zeros((), device=self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of optimizer, scheduler, scaler and balancer."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The counterpart of `state_dict`."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
+        return {name: part for name, part in {**parts, "balancer": self.balancer}.items() if part is not None}
+
+
+def autocast_for(precision: str, device: torch.device) -> Autocast:
+    """Makes the context that forward passes of this precision run in.
+
+    Raises:
+        UserError: for an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision: '{precision}' is not one of {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+    return partial(torch.autocast, device.type, dtype) if dtype else nullcontext

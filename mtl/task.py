@@ -1,0 +1,52 @@
+"""A task: one named objective."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from mtl.errors import UserError
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+@dataclass(eq=False)
+class Task:
+    """One named objective: a head, a loss, a target field of the batch, metrics, a weight.
+
+    Args:
+        name: appears in log tags and as the head's name in `model.heads`; an identifier.
+        head: from the trunk's features to the prediction.
+        loss: `loss(prediction, target)` gives a 0-dim tensor, a mean over the samples.
+        target: the batch's field that the loss and the metrics are given.
+        metrics: by name, callables without arguments that each make a fresh `torchmetrics.Metric`. Callables, since
+            importing torchmetrics takes seconds and none is needed before the first validation. The first one is
+            the task's main metric.
+        weight: multiplies the task's loss before a balancer sees it; at least 0.
+
+    Raises:
+        UserError: for a name that can't name a module, or a weight that isn't a finite number of at least 0.
+    """
+
+    name: str
+    head: nn.Module = field(kw_only=True)
+    loss: Callable[[Any, Any], Tensor] = field(kw_only=True)
+    target: str = field(kw_only=True)
+    metrics: "Mapping[str, Callable[[], Metric]]" = field(kw_only=True, default_factory=dict)
+    weight: float = field(kw_only=True, default=1.0)
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if not self.weight >= 0 or math.isinf(self.weight):
+            raise UserError(f"task '{self.name}': weight is {self.weight}; it must be a finite number of at least 0")
+
+
+def check_name(name: str) -> None:
+    """Raises a UserError unless `name` can name a task: in a tag, a file and an `nn.ModuleDict`."""
+    if not name.isidentifier():
+        raise UserError(f"task name '{name}': use letters, digits and _, not beginning with a digit")
+    if hasattr(nn.ModuleDict, name) or name in vars(nn.ModuleDict()):
+        raise UserError(f"task name '{name}' is taken by PyTorch's ModuleDict; choose another, such as '{name}_'")

@@ -1,0 +1,159 @@
+"""python -m mtl.train task=…: build, run, report."""
+
+import json
+import logging
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from mtl import cli, schema
+from mtl.errors import UserError
+
+log = logging.getLogger("mtl")
+
+
+def train(composed: DictConfig) -> float | None:
+    """Trains the problem that the config describes, in Hydra's run folder; gives the best monitored value.
+
+    Raises:
+        UserError: for whatever is wrong in the config or goes wrong in the run.
+    """
+    config = schema.check(composed)  # before torch is imported, which takes seconds
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        return run(config, folder)
+    except UserError as error:
+        log.error("%s", error)
+        write_json(folder / "metrics.json", {"status": "failed", "error": str(error)})
+        raise
+
+
+def run(config: dict[str, Any], folder: Path) -> float | None:
+    """Builds everything, trains, measures the best parameters on the test split, and writes and shows the results."""
+    import torch
+    from rich.console import Console
+
+    from mtl import checkpoint
+    from mtl import config as build
+    from mtl.loggers import Terminal
+    from mtl.summary import Run, summarise
+    from mtl.targets import make
+    from mtl.trainer import Stopped, Trainer, tags
+
+    console = Console()
+    code = cli.code_folders()
+    build.add_code_folders(code)
+    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    for path in cli.shadowed():
+        tell(console, f"warning  {path} is not read: mtl's own file of that name comes first; rename yours")
+
+    build.seed_all(config["seed"])
+    device = build.choose_device(config["device"])
+    splits = build.build_splits(config)
+    loaders = build.build_loaders(config, splits, device)
+    tasks = build.build_tasks(config)
+    model = build.build_model(config, tasks)
+    model.to(device)
+    if config["init_from"] is not None:
+        from mtl.runs import start_from
+
+        for line in start_from(model, config["init_from"]):
+            tell(console, f"init     {line}")
+    total_steps = len(loaders["train"]) * config["trainer"]["max_epochs"]
+    step = build.build_step(config, model, tasks, total_steps)
+
+    count = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = "" if trained == count else f", {count - trained:,} of them frozen"
+    tell(console, f"data     {splits.summary()}")
+    tell(console, f"model    {count:,} parameters{frozen}; tasks: {', '.join(t.name for t in tasks)}")
+    tell(console, f"run      {folder_name(folder)}  (seed {config['seed']}, {device}, {config['precision']})")
+
+    names = [task.name for task in tasks]
+    mains = {task.name: next(iter(task.metrics)) for task in tasks if task.metrics}
+    loggers = [make(n, f"logger.{k}", folder, names) for k, n in (config["logger"] or {}).items()]
+    callbacks = [make(node, f"callbacks.{key}") for key, node in (config["callbacks"] or {}).items()]
+    terminal = Terminal(console, names, mains, total_steps, config["trainer"]["max_epochs"])
+    trainer = Trainer(
+        step,
+        loaders["train"],
+        loaders.get("val"),
+        max_epochs=config["trainer"]["max_epochs"],
+        checkpoints=folder / "checkpoints",
+        log_every=config["log"]["every"],
+        monitor=config["trainer"]["monitor"],
+        patience=config["trainer"]["patience"],
+        loggers=[*loggers, terminal],
+        callbacks=[*callbacks, terminal],
+        saved={"config": config, "code_folders": code, "versions": versions()},
+    )
+    try:
+        trainer.fit()
+        test = {}
+        if "test" in loaders:
+            from mtl.validation import Validation
+
+            model.load_state_dict(checkpoint.load(folder / "checkpoints" / "best.pt")["model"])
+            test = Validation(model, tasks, step.autocast)(loaders["test"])
+            for logger in loggers:
+                logger.log(trainer.global_step, trainer.epoch, tags(test, "test"))
+    except Stopped:
+        terminal.close()
+        saved = folder_name(folder)
+        tell(
+            console,
+            f"Stopped at step {trainer.global_step}, in epoch {trainer.epoch}. Saved: {saved}/checkpoints/last.pt",
+        )
+        tell(console, f"look      tensorboard --logdir {shlex.quote(saved)}")
+        tell(console, f"evaluate  python -m mtl.evaluate run={shlex.quote(saved)} checkpoint=last")
+        sys.exit(cli.INTERRUPTED)
+    finally:
+        for logger in [terminal, *loggers]:
+            logger.close()
+
+    finished = Run(trainer, splits, test, folder_name(folder), list(HydraConfig.get().overrides.task), config)
+    write_json(folder / "metrics.json", finished.figures() | {"torch": torch.__version__})
+    console.print()
+    summarise(console, finished)
+    with (folder / "train.log").open("a", encoding="utf-8") as file:
+        summarise(Console(file=file, width=120), finished)
+    return trainer.best
+
+
+def tell(console: Any, line: str) -> None:
+    """Prints a line whole, whatever the terminal's width, and puts it into the run's log."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+    log.info("%s", line)
+
+
+def folder_name(folder: Path) -> str:
+    """The folder as one would type it here."""
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+
+
+def versions() -> dict[str, Any]:
+    """What the numbers may depend on besides the config."""
+    import torch
+
+    import mtl
+
+    return {
+        "mtl": mtl.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes the value for people and programs to read."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.launch(train, "train")

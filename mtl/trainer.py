@@ -1,0 +1,261 @@
+"""The loop: steps, logging, validation, checkpoints, stopping."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mtl import checkpoint
+from mtl.data import Loader
+from mtl.errors import UserError
+from mtl.step import Step, StepResult
+
+if TYPE_CHECKING:
+    from mtl.monitor import Monitor
+    from mtl.validation import Figures, Validation
+
+
+class Logger(Protocol):
+    """What the trainer's figures are given to."""
+
+    def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
+        """Takes scalars by tag, as of this optimizer step, in this epoch (both from 1)."""
+
+    def close(self) -> None:
+        """Writes out what was held back."""
+
+
+class Stopped(Exception):
+    """Ctrl-C came; the step was finished and the state saved."""
+
+
+class Trainer:
+    """Trains for some epochs, validates and saves after each.
+
+    Args:
+        step: what is done with each batch.
+        train, val: loaders. Without `val` the last parameters count as the best.
+        max_epochs: how often the training data are gone over.
+        checkpoints: the folder for last.pt and best.pt.
+        log_every: steps from one line of the log to the next; gradients are measured in those steps, and in the first.
+        monitor: what decides which parameters are best, see `mtl.monitor.Monitor`.
+        patience: stop after so many validations without a better one.
+        loggers: are given all figures.
+        callbacks: called with the trainer and the `StepResult` after each step.
+        saved: further plain data for the checkpoints.
+
+    Attributes:
+        global_step: optimizer steps taken.
+        epoch: the one under way, from 1.
+        skipped: steps that fp16 overflow kept from being taken.
+        measured: the gradients' figures by tag, for each step in which they were measured.
+        best, best_epoch, figures: the monitored value, the epoch and all of validation's figures when it was best.
+        reach: from each parameter's name to the tasks that ever reached it.
+        seconds: spent in training steps, validation and saving left out.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        train: Loader,
+        val: Loader | None = None,
+        *,
+        max_epochs: int,
+        checkpoints: Path,
+        log_every: int = 50,
+        monitor: Mapping[str, Any] | None = None,
+        patience: int | None = None,
+        loggers: Sequence[Logger] = (),
+        callbacks: Sequence[Callable[["Trainer", StepResult], None]] = (),
+        saved: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.step = step
+        self.train = train
+        self.val = val
+        self.max_epochs = max_epochs
+        self.checkpoints = checkpoints
+        self.log_every = log_every
+        self.patience = patience
+        self.loggers = loggers
+        self.callbacks = callbacks
+        self.global_step = 0
+        self.epoch = 0
+        self.skipped = 0
+        self.measured: list[dict[str, float]] = []
+        self._read: list[list[float]] = []  # losses of the epoch's steps, a row each
+        self.best: float | None = None
+        self.best_epoch = 0
+        self.figures: Figures = {}
+        self.reach: dict[str, set[str]] = {name: set() for name in step.parameters}
+        self.seconds = 0.0
+        self.monitor: Monitor | None = None
+        self._monitor_terms = monitor
+        self._saved = dict(saved or {})
+        self._validation: Validation | None = None
+        self._window: list[tuple[int, StepResult]] = []  # steps whose losses haven't been read yet
+        self._samples = 0
+        self._clock = 0.0
+        self._stop = False
+
+    def fit(self) -> None:
+        """Trains until the epochs are over or patience is.
+
+        Raises:
+            Stopped: after Ctrl-C, when the state is saved.
+            UserError: for a loss that isn't finite, and for mistakes that show only now.
+        """
+        self.step.model.train()
+        with self._stops_after_the_step():
+            while self.epoch < self.max_epochs:
+                self.epoch += 1
+                self._train_epoch()
+                if self._stop:
+                    self._save("last")
+                    raise Stopped
+                self._validate()
+                self._save("last")
+                if self.best_epoch == self.epoch:
+                    self._save("best")
+                if self.patience is not None and self.epoch - self.best_epoch >= self.patience:
+                    break
+
+    @property
+    def train_losses(self) -> dict[str, float]:
+        """By task, the mean loss over the epoch's steps so far."""
+        columns = zip(*self._read, strict=True)
+        return {task.name: fmean(column) for task, column in zip(self.step.tasks, columns, strict=True)}
+
+    def _train_epoch(self) -> None:
+        self._clock = time.perf_counter()
+        self._read.clear()
+        for batch in self.train.batches(self.epoch):
+            number = self.global_step + 1
+            measure = number == 1 or number % self.log_every == 0
+            result = self.step(batch, measure=measure)
+            self.global_step += result.taken
+            self.skipped += not result.taken
+            self._samples += len(batch[self.step.tasks[0].target])
+            self._window.append((number, result))
+            for callback in self.callbacks:
+                callback(self, result)
+            if measure and result.taken:
+                self._log(result)
+                if number == 1:  # mistakes in metrics show now, and not after an epoch; importing them is slow
+                    self._prepare_validation()
+                    self._clock = time.perf_counter()
+            if self._stop:
+                break
+        self._log()
+
+    def _log(self, result: StepResult | None = None) -> None:
+        """Reads what has gathered on the device since the last time, in one go, and hands it to the loggers."""
+        if not self._window:
+            return
+        tasks = [task.name for task in self.step.tasks]
+        tensors = [loss for _, step in self._window for loss in step.losses.values()]
+        read = torch.stack([t.double() for t in tensors]).view(-1, len(tasks)).tolist()
+        for (number, _), losses in zip(self._window, read, strict=True):
+            for task, loss in zip(tasks, losses, strict=True):
+                if not math.isfinite(loss):
+                    raise UserError(
+                        f"task '{task}': its loss is {loss} at step {number} (epoch {self.epoch}). Try a smaller "
+                        "optimizer.lr, trainer.clip_norm=1.0, or look for such values in the data"
+                    )
+        self._read += read
+        now = time.perf_counter()
+        scalars = {
+            f"loss/{task}/train": fmean(column) for task, column in zip(tasks, zip(*read, strict=True), strict=True)
+        }
+        scalars |= {f"weight/{task}": weight.item() for task, weight in self._window[-1][1].weights.items()}
+        assert self.step.optimizer is not None
+        for index, group in enumerate(self.step.optimizer.param_groups):
+            scalars[f"lr/{group.get('name', index)}"] = float(group["lr"])
+        scalars["speed/samples_per_second"] = self._samples / (now - self._clock)
+        if result is not None:
+            scalars |= self._measured(result)
+        for logger in self.loggers:
+            logger.log(self.global_step, self.epoch, scalars)
+        self.seconds += now - self._clock
+        self._window.clear()
+        self._samples = 0
+        self._clock = time.perf_counter()
+
+    def _measured(self, result: StepResult) -> dict[str, float]:
+        assert result.grad_norms is not None
+        assert result.cosines is not None
+        assert result.total_norm is not None
+        tensors: dict[str, Tensor] = {f"grad_norm/{task}": norm for task, norm in result.grad_norms.items()}
+        tensors["grad_norm/total"] = result.total_norm.double()
+        tensors |= {f"cosine/{a}~{b}": cosine for (a, b), cosine in result.cosines.items()}
+        values = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+        self.measured.append(values)
+        for name, tasks in (result.reach or {}).items():
+            self.reach[name].update(tasks)
+        return values
+
+    def _prepare_validation(self) -> None:
+        from mtl.monitor import Monitor
+        from mtl.validation import Validation
+
+        if self.val is not None and self._validation is None:
+            self._validation = Validation(self.step.model, self.step.tasks, self.step.autocast)
+            self.monitor = Monitor(self._monitor_terms, self._validation.kinds())
+
+    def _validate(self) -> None:
+        self._prepare_validation()
+        if self.val is None or self._validation is None or self.monitor is None:
+            self.best_epoch = self.epoch
+            return
+        figures = self._validation(self.val)
+        value = self.monitor(figures)
+        if self.monitor.better(value, self.best) or not self.best_epoch:
+            self.best, self.best_epoch, self.figures = value, self.epoch, figures
+        scalars = tags(figures, "val") | {"monitor/val": value}
+        for logger in self.loggers:
+            logger.log(self.global_step, self.epoch, scalars)
+
+    def _save(self, name: str) -> None:
+        state = {
+            **self._saved,
+            "model": self.step.model.state_dict(),
+            "step": self.step.state_dict(),
+            "global_step": self.global_step,
+            "epoch": self.epoch,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+        }
+        checkpoint.save(self.checkpoints / f"{name}.pt", state)
+
+    @contextmanager
+    def _stops_after_the_step(self) -> Iterator[None]:
+        """Turns the first Ctrl-C into a stop at the end of the step; the second one is Python's own."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(*_: Any) -> None:
+            self._stop = True
+            signal.signal(signal.SIGINT, before)
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def tags(figures: "Figures", split: str) -> dict[str, float]:
+    """A split's figures by their tags: `loss/{task}/{split}`, `metric/{task}/{name}/{split}`."""
+    return {
+        f"loss/{task}/{split}" if name == "loss" else f"metric/{task}/{name}/{split}": value
+        for task, named in figures.items()
+        for name, value in named.items()
+    }

@@ -1,0 +1,5 @@
+"""Trunks: modules from a batch's inputs to features."""
+
+from mtl.trunks.lenet import LeNet
+
+__all__ = ["LeNet"]

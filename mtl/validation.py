@@ -1,0 +1,111 @@
+"""Losses and metrics over a whole split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from mtl.data import Loader
+from mtl.errors import UserError
+from mtl.model import MultiTaskModel, describe, first_line, is_out_of_memory
+from mtl.passes import Autocast, loss_of
+from mtl.task import Task
+
+Figures = dict[str, dict[str, float]]  # by task, then by metric; `loss` is one of them
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a figure measures: whether up (`max`) or down (`min`) is better, None if neither, and its unit."""
+
+    mode: str | None
+    unit: str
+
+
+class Validation:
+    """Takes each task's loss and metrics over a split, with the model in eval mode.
+
+    Importing this imports torchmetrics, which takes seconds: do so when the first step has been taken.
+
+    Raises:
+        UserError: where a metric can't be made.
+    """
+
+    def __init__(self, model: MultiTaskModel, tasks: Sequence[Task], autocast: Autocast) -> None:
+        self.model = model
+        self.tasks = tasks
+        self.autocast = autocast
+        device = next(model.parameters()).device
+        self.metrics = {task.name: {name: _make(task, name).to(device) for name in task.metrics} for task in tasks}
+
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of every figure, by `task/metric`; each task's main one comes first, its loss last."""
+        kinds = {}
+        for task in self.tasks:
+            for name, metric in self.metrics[task.name].items():
+                better = metric.higher_is_better
+                mode = None if better is None else "max" if better else "min"
+                kinds[f"{task.name}/{name}"] = Kind(mode, type(metric).__name__)
+            kinds[f"{task.name}/loss"] = Kind("min", type(task.loss).__name__)
+        return kinds
+
+    @torch.no_grad()
+    def __call__(self, loader: Loader) -> Figures:
+        """Every task's figures over all of the loader's samples: the loss a mean over samples, not over batches."""
+        training = self.model.training
+        self.model.eval()
+        sums: dict[str, Tensor] = {}
+        try:
+            for batch in loader.batches():
+                features = None
+                for task in self.tasks:
+                    with self.autocast():
+                        if features is None or not self.model.shares_trunk:
+                            features = self.model.features(batch, task.name)
+                        prediction = self.model.predict(task.name, features)
+                        loss = loss_of(task, prediction, batch)
+                    count = len(batch[task.target])
+                    sums[task.name] = sums.get(task.name, 0) + loss.double() * count
+                    for name, metric in self.metrics[task.name].items():
+                        _update(task, name, metric, prediction, batch[task.target])
+            return {
+                task.name: {
+                    **{name: _number(task, name, metric) for name, metric in self.metrics[task.name].items()},
+                    "loss": float(sums[task.name]) / loader.num_samples,
+                }
+                for task in self.tasks
+            }
+        finally:
+            for metrics in self.metrics.values():
+                for metric in metrics.values():
+                    metric.reset()
+            self.model.train(training)
+
+
+def _make(task: Task, name: str) -> Metric:
+    metric = task.metrics[name]()
+    if not isinstance(metric, Metric):
+        raise UserError(f"task '{task.name}': metric '{name}' is a {type(metric).__name__}, not a torchmetrics.Metric")
+    return metric
+
+
+def _update(task: Task, name: str, metric: Metric, prediction: Any, target: Any) -> None:
+    try:
+        metric.update(prediction, target)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"task '{task.name}': its metric '{name}' failed on a prediction {describe(prediction)} and the target "
+            f"'{task.target}' {describe(target)}: {first_line(error)}. Look at tasks.{task.name}.metrics.{name}"
+        ) from error
+
+
+def _number(task: Task, name: str, metric: Metric) -> float:
+    value = metric.compute()
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise UserError(f"task '{task.name}': metric '{name}' gives {describe(value)}, not one number; set its average")
+    return float(value)
