@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import hydra
@@ -34,7 +35,7 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     """
     tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors, so that they are shown the same way as ours
-    OmegaConf.register_new_resolver("run_id", _run_id, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
     OmegaConf.register_new_resolver("job_id", _job_id, replace=True)
     if config_name == "train" and {"-h", "--help"} & set(sys.argv) and not _overrides("task"):
         sys.argv.append("task=mnist_two_head")  # Hydra composes a config even to show help, and `task` has no default
@@ -53,6 +54,10 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
         hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(guarded)()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except OSError as error:  # Hydra makes the run's folder before the job begins
+        folder = f"{error.filename or 'the folder of the run'} can't be written: {error.strerror or error}"
+        _show(UserError(f"{folder}; set output_root to a folder that can be"), tracebacks)
+        failed = True
     except Exception as error:
         _show(error, tracebacks)
         failed = True
@@ -85,16 +90,13 @@ def _show(error: Exception, full: bool) -> None:
         traceback.print_exception(error)
         return
     text = str(error).strip()
-    if isinstance(error, OSError) and not isinstance(error, HydraException):
-        place = f"{error.filename or 'output_root'}: {error.strerror or error}"
-        text = f"{place}; set output_root to a folder that can be written"
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
-        near = suggest(unknown[1], schema.keys()).split(" (possible")[0].removeprefix("; ")
-        text = f"{text.splitlines()[0]}\nThere is no such key{'; ' + near if near else ''}. " + "--help lists the keys."
+        text = f"there is no key '{unknown[1]}'" + suggest(unknown[1], schema.siblings(unknown[1]))
     print(f"error: {text}\n(debug=true or HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
 
 
+@cache
 def _run_id() -> str:
     return time.strftime("%Y-%m-%d_%H-%M-%S-") + secrets.token_hex(2)
 

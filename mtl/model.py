@@ -60,8 +60,7 @@ class MultiTaskModel(nn.Module):
             UserError: where the head can't take the features, or changes them in place: the next task's head
                 would see the changed ones.
         """
-        tensors = tree_leaves(features)
-        before = [f._version for f in tensors if isinstance(f, Tensor) and not f.is_inference()]
+        before = _versions(features)
         try:
             prediction = self.heads[task](features)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -73,7 +72,7 @@ class MultiTaskModel(nn.Module):
                 f"task '{task}': its head can't take the trunk's features, {describe(features)}: {first_line(error)}. "
                 f"Look at tasks.{task}.head and model.trunk"
             ) from error
-        if before != [f._version for f in tensors if isinstance(f, Tensor) and not f.is_inference()]:
+        if before != _versions(features):
             raise UserError(_IN_PLACE.format(task=task))
         return prediction
 
@@ -123,13 +122,19 @@ class MultiTaskModel(nn.Module):
         try:
             return [batch[name] for name in self.inputs]
         except KeyError as error:
-            raise missing_field("model.inputs", error.args[0], batch) from None
+            raise missing_field("model.inputs:", error.args[0], batch) from None
 
 
 _IN_PLACE = (
     "task '{task}': its head changes the features in place, and the other tasks' heads would see the changed ones; "
     "use inplace=False in the head's first layers"
 )
+
+
+def _versions(features: Any) -> list[int]:
+    """How often each tensor was changed in place; inference tensors don't count that."""
+    tensors = [features] if isinstance(features, Tensor) else tree_leaves(features)
+    return [f._version for f in tensors if isinstance(f, Tensor) and not f.is_inference()]
 
 
 def match(model: nn.Module, patterns: Iterable[str], where: str) -> list[str]:
@@ -153,7 +158,7 @@ def match(model: nn.Module, patterns: Iterable[str], where: str) -> list[str]:
 
 def missing_field(where: str, name: str, batch: Batch) -> UserError:
     """The error for a field that isn't in the batch."""
-    return UserError(f"{where}: '{name}' not in batch; the dataset gives: {', '.join(map(str, batch))}")
+    return UserError(f"{where} '{name}' not in batch; the dataset gives: {', '.join(map(str, batch))}")
 
 
 def describe(value: Any) -> str:

@@ -120,10 +120,11 @@ def shared(
     with autocast():
         features, structure = tree_flatten(model.features(batch, tasks[0].name))
     cuts = [f.detach().requires_grad_(f.requires_grad) if isinstance(f, Tensor) else f for f in features]
+    cut_features = tree_unflatten(cuts, structure)
     losses = []
     for task, weight in zip(tasks, weights, strict=True):
         with autocast():
-            loss = loss_of(task, model.predict(task.name, tree_unflatten(cuts, structure)), batch)
+            loss = loss_of(task, model.predict(task.name, cut_features), batch)
         if measurement is not None:
             measurement.add(task.name, loss, cuts={c: f for c, f in zip(cuts, features, strict=True) if is_cut(c)})
         backward(weighted(loss, weight))

@@ -146,6 +146,9 @@ def _check_level(node: Mapping[str, Any], where: str, known: dict[str, Check], *
             raise UserError(f"{prefix}{name} is {node[name]!r}; it must be {wanted}")
 
 
-def keys() -> list[str]:
-    """Every key of a config that has a fixed name."""
-    return list(SCHEMA)
+def siblings(key: str) -> list[str]:
+    """The known keys of the group that a key is in, those of the top where there is no such group."""
+    parts = key.split(".")
+    if parts[0] == "tasks" and len(parts) > 2:
+        return [f"tasks.{parts[1]}.{name}" for name in TASK]
+    return [name for name in SCHEMA if name.startswith(f"{parts[0]}.")] or [n for n in SCHEMA if "." not in n]

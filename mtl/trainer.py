@@ -70,7 +70,7 @@ class Trainer:
         *,
         max_epochs: int,
         checkpoints: Path,
-        log_every: int = 50,
+        log_every: int = 100,
         monitor: Mapping[str, Any] | None = None,
         patience: int | None = None,
         loggers: Sequence[Logger] = (),

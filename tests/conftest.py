@@ -1,0 +1,128 @@
+"""What the tests have in common: small problems, and the command line in this process."""
+
+import io
+import json
+import logging
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import mtl
+from mtl import cli
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Ended:
+    """How a command ended: its exit code, what it printed, and the run's folder if it made one."""
+
+    code: int
+    out: str
+    err: str
+    run: Path | None
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        assert self.run is not None, self.err
+        return json.loads((self.run / "metrics.json").read_text())
+
+
+def command(module: str, *arguments: str) -> Ended:
+    """Runs `python -m mtl.<module> <arguments>` in this process, as if from the shell."""
+    from mtl import evaluate, train
+
+    jobs = {"train": train.train, "evaluate": evaluate.evaluate}
+    before = set(Path.cwd().glob("outputs/**/train.log"))
+    argv, path = sys.argv, list(sys.path)
+    sys.argv = [f"mtl.{module}", *arguments]
+    cli._run_id.cache_clear()
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            cli.launch(jobs[module], module)
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        for handler in list(logging.getLogger().handlers):
+            if isinstance(handler, logging.FileHandler):
+                logging.getLogger().removeHandler(handler)
+                handler.close()
+    new = set(Path.cwd().glob("outputs/**/train.log")) - before
+    return Ended(int(ended.value.code or 0), out.getvalue(), err.getvalue(), max(new).parent if new else None)
+
+
+@pytest.fixture()
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """One short run of mnist_two_head, from a folder of its own."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        ended = command("train", "task=mnist_two_head", "trainer.max_epochs=2", "log.every=20")
+        if ended.run is not None:
+            ended.run = ended.run.resolve()
+    assert ended.code == 0, ended.err
+    return ended
+
+
+class Trunk(nn.Module):
+    """Two inputs' worth of everything that draws or keeps state: batch norm, dropout, spectral norm."""
+
+    def __init__(self, *, momentum: float | None = 0.1, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4, momentum=momentum)
+        self.dropout = nn.Dropout2d(dropout)
+        self.linear = nn.utils.parametrizations.spectral_norm(nn.Linear(4 * 36, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.linear(self.dropout(torch.relu(self.norm(self.conv(x)))).flatten(1)))
+
+
+def problem(
+    num_tasks: int = 3,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    weights: list[float] | None = None,
+    **trunk: Any,
+) -> tuple[mtl.MultiTaskModel, list[mtl.Task]]:
+    """A model of several classification tasks over `Trunk`, with heads that draw too."""
+    torch.manual_seed(seed)
+    weights = weights or [1.0] * num_tasks
+    tasks = [
+        mtl.Task(
+            f"t{index}",
+            head=nn.Sequential(nn.Dropout(0.2), nn.Linear(16, 5)),
+            loss=nn.CrossEntropyLoss(),
+            target=f"y{index}",
+            weight=weight,
+        )
+        for index, weight in enumerate(weights)
+    ]
+    return mtl.MultiTaskModel(Trunk(**trunk), tasks, inputs=["x"]).to(dtype), tasks
+
+
+def batches(
+    count: int, num_tasks: int = 3, *, size: int = 8, dtype: torch.dtype = torch.float64
+) -> list[dict[str, torch.Tensor]]:
+    """Batches for `problem`, always the same ones."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {"x": torch.randn(size, 1, 8, 8, generator=generator, dtype=dtype)}
+        | {f"y{index}": torch.randint(0, 5, (size,), generator=generator) for index in range(num_tasks)}
+        for _ in range(count)
+    ]

@@ -1,0 +1,178 @@
+"""What happens between backward and the next step: order, clipping, precision, schedule, groups."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from conftest import batches, problem
+from torch import nn
+
+import mtl
+from mtl.passes import PASSES
+from mtl.step import PRECISIONS
+
+
+def test_step_is_the_loop_written_by_hand() -> None:
+    """Five AdamW steps of the classic loop, on a trunk without anything random, to the last bit."""
+    ends = []
+    for by_hand in (True, False):
+        torch.manual_seed(0)
+        trunk = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh())
+        tasks = [mtl.Task(f"t{i}", head=nn.Linear(16, 5), loss=nn.CrossEntropyLoss(), target=f"y{i}") for i in range(3)]
+        model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        step = mtl.Step(model, tasks, optimizer, passes="sequential")
+        for batch in batches(5, dtype=torch.float32):
+            if by_hand:
+                optimizer.zero_grad()
+                for task in tasks:
+                    task.loss(task.head(trunk(batch["x"])), batch[task.target]).backward()
+                optimizer.step()
+            else:
+                step(batch)
+        ends.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def spied(monkeypatch: pytest.MonkeyPatch, precision: str) -> list[str]:
+    model, tasks = problem(2, dtype=torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    step = mtl.Step(
+        model, tasks, optimizer, scheduler=scheduler, clip_norm=0.1, precision=precision, passes="sequential"
+    )
+    calls: list[str] = []
+
+    def spy(owner: object, name: str, label: str) -> None:
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: (calls.append(label), original(*a, **k))[1])
+
+    spy(torch.autograd, "backward", "backward")
+    spy(optimizer, "step", "optimizer")
+    spy(scheduler, "step", "scheduler")
+    monkeypatch.setattr("mtl.step.clip_grads_with_norm_", lambda *a, **k: calls.append("clip"))
+    if step.scaler:
+        spy(step.scaler, "unscale_", "unscale")
+        spy(step.scaler, "update", "update")
+    step(batches(1, 2, dtype=torch.float32)[0])
+    return calls
+
+
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")  # that is the spy
+def test_order_within_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spied(monkeypatch, "fp32") == ["backward", "backward", "clip", "optimizer", "scheduler"]
+    assert spied(monkeypatch, "fp16") == ["backward", "backward", "unscale", "clip", "optimizer", "update", "scheduler"]
+
+
+@pytest.mark.parametrize("kind", list(PASSES))
+def test_clipping_by_global_norm_once(kind: str) -> None:
+    model, tasks = problem()
+    before = [p.detach().clone() for p in model.parameters()]
+    step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=1.0), passes=kind, clip_norm=0.01)
+    result = step(batches(1)[0])
+    moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(model.parameters(), before, strict=True)]).norm()
+    torch.testing.assert_close(moved, torch.tensor(0.01, dtype=torch.float64), rtol=1e-4, atol=0)
+    assert result.total_norm > 0.1  # before clipping
+
+
+def test_gradients_left_by_others_are_cleared_and_absent_ones_stay_none() -> None:
+    model, tasks = problem(2)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e6)
+    step = mtl.Step(model, tasks[:1])
+    step.backward(batches(1, 2)[0])
+    assert max(p.grad.abs().max() for p in model.trunk.parameters()) < 1e3
+    assert all(p.grad is None for p in model.heads["t1"].parameters())
+
+
+@pytest.mark.parametrize("kind", list(PASSES))
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_gives_nearly_the_gradient_of_fp32(precision: str, kind: str) -> None:
+    gradients = {}
+    for p in ("fp32", precision):
+        model, tasks = problem(dtype=torch.float32, dropout=0.0)
+        step = mtl.Step(
+            model, tasks, torch.optim.SGD(model.parameters(), lr=0.0), passes=kind, precision=p, clip_norm=1e9
+        )
+        torch.manual_seed(2)
+        result = step(batches(1, size=64, dtype=torch.float32)[0], measure=True)
+        gradients[p] = torch.cat([q.grad.flatten() for q in model.parameters()])
+        torch.testing.assert_close(result.total_norm.double(), gradients[p].double().norm(), rtol=1e-4, atol=0)
+        for task in tasks:
+            own = [*model.trunk.parameters(), *model.heads[task.name].parameters()]
+            assert 0 < result.grad_norms[task.name] < 100, (task, own)
+    assert nn.functional.cosine_similarity(gradients["fp32"], gradients[precision], dim=0) > 0.99
+    assert not torch.equal(gradients["fp32"], gradients[precision])  # autocast was really on
+
+
+def test_fp16_norms_are_those_of_unscaled_gradients() -> None:
+    norms = {}
+    for precision in ("fp32", "fp16"):
+        model, tasks = problem(2, dtype=torch.float32, dropout=0.0)
+        step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), precision=precision)
+        torch.manual_seed(2)
+        norms[precision] = step(batches(1, 2, size=64, dtype=torch.float32)[0], measure=True).grad_norms["t0"]
+    torch.testing.assert_close(norms["fp16"], norms["fp32"], rtol=0.02, atol=0)
+
+
+def test_step_that_overflows_moves_nothing() -> None:
+    model, tasks = problem(2, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    step = mtl.Step(model, tasks, optimizer, scheduler=scheduler, precision="fp16")
+    good, bad = batches(2, 2, dtype=torch.float32)
+    assert step(good).taken
+    bad["x"][0] = float("inf")
+    before = [p.detach().clone() for p in model.parameters()]
+    rate, scale = scheduler.get_last_lr(), step.scaler.get_scale()
+    assert not step(bad).taken
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert scheduler.get_last_lr() == rate
+    assert step.scaler.get_scale() < scale
+    assert optimizer.state[next(iter(model.parameters()))]["step"] == 1
+
+
+def test_state_round_trips_bit_for_bit() -> None:
+    """20 steps are 10, saved into fresh objects, and 10 more."""
+
+    def fresh() -> tuple[mtl.MultiTaskModel, mtl.Step]:
+        model, tasks = problem(dtype=torch.float32, dropout=0.0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+        return model, mtl.Step(model, tasks, optimizer, scheduler=scheduler, precision="fp16")
+
+    data = batches(20, dtype=torch.float32)
+    model, step = fresh()
+    for index, batch in enumerate(data):
+        if index == 10:
+            saved = deepcopy((model.state_dict(), step.state_dict(), torch.get_rng_state()))
+        step(batch)
+    again, resumed = fresh()
+    again.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    torch.set_rng_state(saved[2])
+    for batch in data[10:]:
+        resumed(batch)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_what_a_step_refuses() -> None:
+    model, tasks = problem(2)
+    with pytest.raises(mtl.UserError, match="'fp8' is not one of " + ", ".join(PRECISIONS)):
+        mtl.Step(model, tasks, precision="fp8")
+    with pytest.raises(mtl.UserError, match="at least one task"):
+        mtl.Step(model, [])
+    (batch,) = batches(1, 2)
+    with pytest.raises(mtl.UserError, match=r"task 't1': target 'y1' not in batch; the dataset gives: x, y0"):
+        mtl.Step(model, tasks).backward({k: v for k, v in batch.items() if k != "y1"})
+    with pytest.raises(mtl.UserError, match=r"model\.inputs: 'x' not in batch; the dataset gives: y0, y1"):
+        mtl.Step(model, tasks).backward({k: v for k, v in batch.items() if k != "x"})
+    tasks[0].loss = nn.CrossEntropyLoss(reduction="none")
+    with pytest.raises(mtl.UserError, match=r"task 't0': its loss must be a 0-dim tensor.*of shape \(8,\)"):
+        mtl.Step(model, tasks).backward(batch)
+    tasks[0].loss = nn.CrossEntropyLoss()
+    with pytest.raises(
+        mtl.UserError,
+        match=r"task 't0': its loss failed on a prediction of shape \(8, 5\) and the target 'y0' of shape \(3,\)",
+    ):
+        mtl.Step(model, tasks).backward({**batch, "y0": batch["y0"][:3]})

@@ -1,0 +1,80 @@
+"""Figures over a split: means over samples, whatever the batches."""
+
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+from conftest import problem
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+
+import mtl
+from mtl.data import Fields, Loader
+from mtl.validation import Kind, Validation
+
+METRICS = {
+    "accuracy": partial(MulticlassAccuracy, num_classes=5, average="micro"),
+    "f1": partial(MulticlassF1Score, num_classes=5, average="macro"),
+}
+
+
+def data(count: int = 23) -> Fields:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(count, 1, 8, 8, generator=generator, dtype=torch.float64)
+    return Fields({"x": x} | {f"y{i}": torch.randint(0, 5, (count,), generator=generator) for i in range(2)})
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 23])
+def test_figures_are_those_of_the_whole_split_at_once(batch_size: int) -> None:
+    model, tasks = problem(2)
+    for task in tasks:
+        task.metrics = METRICS
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    validation = Validation(model, tasks, nullcontext)
+    draws = torch.get_rng_state()
+    figures = validation(Loader(data(), batch_size=batch_size))
+    assert figures == validation(Loader(data(), batch_size=batch_size))  # nothing is left from the first time
+    assert torch.equal(draws, torch.get_rng_state())
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+    model.eval()
+    fields = data().fields
+    for task, prediction in zip(tasks, model({"x": fields["x"]}).values(), strict=True):
+        target = fields[task.target]
+        loss = nn.functional.cross_entropy(prediction, target).item()
+        assert figures[task.name]["loss"] == pytest.approx(loss, rel=1e-12)
+        assert figures[task.name]["accuracy"] == pytest.approx((prediction.argmax(1) == target).double().mean().item())
+        hits = [((prediction.argmax(1) == c) & (target == c)).sum().item() for c in range(5)]
+        sizes = [((prediction.argmax(1) == c).sum() + (target == c).sum()).item() for c in range(5)]
+        f1 = [2 * h / s for h, s in zip(hits, sizes, strict=True) if s]
+        assert figures[task.name]["f1"] == pytest.approx(sum(f1) / len(f1), rel=1e-6)
+
+
+def test_kinds() -> None:
+    model, tasks = problem(2)
+    tasks[0].metrics = METRICS
+    assert Validation(model, tasks, nullcontext).kinds() == {
+        "t0/accuracy": Kind("max", "MulticlassAccuracy"),
+        "t0/f1": Kind("max", "MulticlassF1Score"),
+        "t0/loss": Kind("min", "CrossEntropyLoss"),
+        "t1/loss": Kind("min", "CrossEntropyLoss"),
+    }
+
+
+def test_metrics_that_do_not_fit() -> None:
+    model, tasks = problem(1)
+    loader = Loader(data(), batch_size=8)
+    tasks[0].metrics = {"matrix": partial(MulticlassConfusionMatrix, num_classes=5)}
+    with pytest.raises(mtl.UserError, match=r"task 't0': metric 'matrix' gives of shape \(5, 5\), not one number"):
+        Validation(model, tasks, nullcontext)(loader)
+    tasks[0].metrics = {"accuracy": partial(MulticlassAccuracy, num_classes=3)}
+    with pytest.raises(
+        mtl.UserError, match=r"task 't0': its metric 'accuracy' failed on .* Look at tasks\.t0\.metrics\.accuracy"
+    ):
+        Validation(model, tasks, nullcontext)(loader)
+    tasks[0].metrics = {"accuracy": lambda: "good"}
+    with pytest.raises(mtl.UserError, match="metric 'accuracy' is a str, not a torchmetrics.Metric"):
+        Validation(model, tasks, nullcontext)
+    assert model.training
