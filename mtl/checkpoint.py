@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mtl.errors import UserError
+from mtl.errors import UserError, first_line
 
 FORMAT = 1
 
@@ -34,7 +34,7 @@ def load(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(f"there is no checkpoint {path}") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"the checkpoint {path} can't be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the checkpoint {path} can't be read: {first_line(error)}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else None
         raise UserError(f"the checkpoint {path} has format {found}; this version of mtl reads format {FORMAT}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -33,7 +33,8 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
 
     A job that fails is reported, counts as NaN for a sweep and doesn't stop the other jobs; the exit code is then 1.
     """
-    tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
+    tracebacks = wanted == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors, so that they are shown the same way as ours
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
     OmegaConf.register_new_resolver("job_id", _job_id, replace=True)
@@ -61,6 +62,8 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     except Exception as error:
         _show(error, tracebacks)
         failed = True
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = wanted
     sys.exit(1 if failed else 0)
 
 
@@ -91,7 +94,11 @@ def _show(error: Exception, full: bool) -> None:
         return
     text = str(error).strip()
     unknown = re.match(r"Could not override '([^']+)'", text)
-    if unknown:
+    if isinstance(error, OverrideParseException):
+        text = f"'{error.override}' can't be read: {error.message}"
+    elif "@task." in text:
+        text += "\nThe task's file must begin with the line: # @package _global_"
+    elif unknown:
         text = f"there is no key '{unknown[1]}'" + suggest(unknown[1], schema.siblings(unknown[1]))
     print(f"error: {text}\n(debug=true or HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
 
@@ -102,7 +109,7 @@ def _run_id() -> str:
 
 
 def _job_id(number: int, overrides: str) -> str:
-    """`0_lr-1e-3_seed-0` for optimizer.lr=1e-3,seed=0,task=…: short, and a valid folder name everywhere."""
-    pairs = [pair.split("=", 1) for pair in str(overrides).split(",") if "=" in pair]
-    names = [f"{key.split('.')[-1]}-{value}" for key, value in pairs if key.lstrip("+~") != "task"]
+    """`0_lr-0.001_seed-0` for a job whose optimizer.lr and seed are swept: short, and a valid name everywhere."""
+    swept = [pair.split("=", 1) for pair in str(overrides).split(",") if "=" in pair and pair not in sys.argv]
+    names = [f"{key.split('.')[-1]}-{value}" for key, value in swept]
     return re.sub(r"[^\w.-]+", "-", "_".join([str(number), *names]))[:100]

@@ -8,6 +8,11 @@ class UserError(ValueError):
     """A mistake that the user can mend. Its message says what is wrong, where, and what is possible instead."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def suggest(word: str, possible: Iterable[str]) -> str:
     """The tail of a message about an unknown word: the nearest known one, if any, and all that is possible."""
     known = sorted(possible)

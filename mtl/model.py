@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mtl.errors import UserError
+from mtl.errors import UserError, first_line
 from mtl.task import Task
 
 Batch = Mapping[str, Any]
@@ -165,11 +165,6 @@ def describe(value: Any) -> str:
     """Shapes of a nest of tensors, for messages."""
     shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in tree_leaves(value)]
     return f"of shape {shapes[0]}" if len(shapes) == 1 else f"of shapes {', '.join(map(str, shapes))}"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mtl.errors import UserError
+from mtl.errors import UserError, first_line
 from mtl.gradients import Measurement
-from mtl.model import Batch, MultiTaskModel, describe, first_line, is_out_of_memory, missing_field
+from mtl.model import Batch, MultiTaskModel, describe, is_out_of_memory, missing_field
 from mtl.task import Task
 
 Backward = Callable[[Tensor], None]

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from mtl.errors import UserError, suggest
+from mtl.errors import UserError, first_line, suggest
 
 Check = tuple[Callable[[Any], bool], str]  # whether a value is right, and what a right one is
 
@@ -109,7 +109,7 @@ def check(config: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key or 'config'}: a value is needed here; none is given") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{error.full_key or 'config'}: {first_line(error)}") from error
     for group in ("data", "model"):
         if plain.get(group) is None:
             raise UserError(f"{group}: the task names none; give one on the command line or in the task's defaults")

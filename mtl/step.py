@@ -94,13 +94,17 @@ class Step:
         self.scheduler = scheduler
         self.clip_norm = clip_norm
         self.parameters = dict(model.named_parameters())
-        self.device = next(model.parameters()).device
         self.autocast = autocast_for(precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
         balanced = self.balancer.weights(len(self.tasks)).tolist()
         self._names = [task.name for task in self.tasks]
         self._weights = [task.weight * weight for task, weight in zip(self.tasks, balanced, strict=True)]
-        self._applied = dict(zip(self._names, torch.tensor(self._weights, device=self.device), strict=True))
+        self._applied = torch.tensor(self._weights)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(iter(self.parameters.values())).device
 
     def __call__(self, batch: Batch, *, measure: bool = False) -> StepResult:
         """One whole step on one batch.
@@ -132,7 +136,9 @@ class Step:
             autocast=self.autocast,
             measurement=measurement,
         )
-        result = StepResult(dict(zip(self._names, losses, strict=True)), self._applied)
+        self._applied = self._applied.to(self.device)
+        weights = dict(zip(self._names, self._applied.unbind(), strict=True))
+        result = StepResult(dict(zip(self._names, losses, strict=True)), weights)
         if measurement:
             result.grad_norms, result.cosines = measurement.norms(), measurement.cosines()
             result.reach = measurement.reach()

@@ -176,8 +176,9 @@ class Trainer:
         }
         scalars |= {f"weight/{task}": weight.item() for task, weight in self._window[-1][1].weights.items()}
         assert self.step.optimizer is not None
-        for index, group in enumerate(self.step.optimizer.param_groups):
-            scalars[f"lr/{group.get('name', index)}"] = float(group["lr"])
+        groups = self.step.optimizer.param_groups
+        for index, group in enumerate(groups):
+            scalars[f"lr/{group.get('name', index if len(groups) > 1 else 'default')}"] = float(group["lr"])
         scalars["speed/samples_per_second"] = self._samples / (now - self._clock)
         if result is not None:
             scalars |= self._measured(result)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mtl.data import Loader
-from mtl.errors import UserError
-from mtl.model import MultiTaskModel, describe, first_line, is_out_of_memory
+from mtl.errors import UserError, first_line
+from mtl.model import MultiTaskModel, describe, is_out_of_memory
 from mtl.passes import Autocast, loss_of
 from mtl.task import Task
 

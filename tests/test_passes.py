@@ -147,7 +147,7 @@ def test_frozen_subgraph_gets_no_gradient_and_a_frozen_prefix_no_graph() -> None
         before = {name: value.clone() for name, value in model.state_dict().items()}
         step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), passes=kind)
         seen: list[bool] = []
-        hook = model.trunk.norm.register_forward_hook(lambda *a: seen.append(a[2].requires_grad))
+        hook = model.trunk.norm.register_forward_hook(lambda *a, seen=seen: seen.append(a[2].requires_grad))
         step(batches(1, 2)[0])
         hook.remove()
         assert seen

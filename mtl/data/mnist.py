@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mtl.data.fields import Fields, Splits
-from mtl.errors import UserError
+from mtl.errors import UserError, first_line
 
 BUNDLED = Path(__file__).with_name("mnist_5k.npz")
 VALIDATION = 5_000  # the last of torchvision's training images
@@ -50,7 +50,7 @@ def from_torchvision(root: str) -> Splits:
         folder = Path(root).resolve() / "MNIST" / "raw"
         raise UserError(
             f"data.source=torchvision: MNIST's files could be neither read in {folder} nor downloaded to it "
-            f"({str(error).splitlines()[0]}). Put train-images-idx3-ubyte, train-labels-idx1-ubyte, "
+            f"({first_line(error)}). Put train-images-idx3-ubyte, train-labels-idx1-ubyte, "
             "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte there (as they are, or with .gz), name another folder "
             "with data.root=…, or use data.source=bundled"
         ) from error

@@ -50,7 +50,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes())
 
 
-@pytest.fixture()
+@pytest.fixture
 def raw(tmp_path: Path) -> Path:
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)

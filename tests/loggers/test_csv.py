@@ -1,0 +1,16 @@
+"""metrics.csv, read back."""
+
+import csv
+from pathlib import Path
+
+from mtl.loggers import CsvLogger
+
+
+def test_lines(tmp_path: Path) -> None:
+    logger = CsvLogger(tmp_path, ["a"])
+    logger.log(1, 1, {"loss/a/train": 0.1 + 0.2, "x": float("nan")})
+    with (tmp_path / "metrics.csv").open() as file:  # readable while the run goes on
+        rows = list(csv.DictReader(file))
+    logger.close()
+    assert rows[0] == {"step": "1", "epoch": "1", "tag": "loss/a/train", "value": "0.30000000000000004"}
+    assert rows[1]["value"] == "nan"

@@ -1,0 +1,84 @@
+"""Who may import whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "mtl"
+
+# A module may import those of the levels below its own. The trainer's helpers stand beside each other.
+LEVELS = [
+    {"errors"},
+    {"targets", "schema", "task", "balancers", "trunks", "heads", "checkpoint", "loggers", "data"},
+    {"model", "gradients"},
+    {"architectures", "passes"},
+    {"step", "validation"},
+    {"monitor"},
+    {"trainer"},
+    {"config"},
+    {"runs", "summary"},
+    {"cli"},
+    {"train", "evaluate"},
+    {"__init__", "__main__"},
+]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Parts of mtl that are imported when the module runs, those for type annotations left out."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "mtl":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mtl."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("mtl.")}
+    return found
+
+
+def files() -> list[tuple[str, Path]]:
+    return [(path.relative_to(PACKAGE).with_suffix("").parts[0], path) for path in sorted(PACKAGE.rglob("*.py"))]
+
+
+def test_every_module_has_a_level() -> None:
+    assert {part for part, _ in files()} <= set().union(*LEVELS)
+
+
+@pytest.mark.parametrize(("part", "path"), files(), ids=[str(p.relative_to(PACKAGE)) for _, p in files()])
+def test_imports_go_down(part: str, path: Path) -> None:
+    level = next(index for index, parts in enumerate(LEVELS) if part in parts)
+    below = set().union(*LEVELS[:level]) | {part}
+    assert imports_of(path) <= below
+
+
+def test_hydra_is_in_the_entry_points_alone() -> None:
+    for part, path in files():
+        uses = any(line.strip().startswith(("import hydra", "from hydra")) for line in path.read_text().splitlines())
+        assert not uses or part in {"cli", "train", "evaluate"}, path
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import mtl.train, mtl.evaluate, mtl.schema", ["torch", "rich", "numpy"]),
+        (
+            "import mtl.trainer, mtl.config, mtl.loggers",
+            ["torchvision", "torchmetrics", "tensorboard", "matplotlib", "hydra"],
+        ),
+        (
+            "import mtl; mtl.Step, mtl.Task, mtl.load",
+            ["torchvision", "torchmetrics", "tensorboard", "matplotlib", "hydra"],
+        ),
+    ],
+)
+def test_heavy_modules_come_when_they_are_needed(code: str, heavy: list[str]) -> None:
+    look = f"{code}\nimport sys\nprint([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert done.stdout.strip() == "[]"

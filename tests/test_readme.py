@@ -1,0 +1,101 @@
+"""Every command and snippet of the README, run in order in one folder."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
+FILE = re.compile(r"(?:# @package _global_\n)?# (mine/\S+)\n")
+
+
+def environment() -> dict[str, str]:
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def starts_tensorboard(command: str, folder: Path) -> None:
+    """It runs until it is stopped, so it is stopped when it says where it listens."""
+    process = subprocess.Popen(
+        [*command.split(), "--port", "0"], cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert any("http://" in line for line in process.stderr)
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_first_block_is_the_two_commands() -> None:
+    assert BLOCKS[0] == (
+        "bash",
+        'pip install -e . && python -m mtl.train task=mnist_two_head\npip install -e ".[test]" && python -m pytest\n',
+    )
+
+
+def test_config_that_is_explained_is_the_one_that_is_used() -> None:
+    (shown,) = [text for kind, text in BLOCKS if kind == "yaml" and not FILE.match(text)]
+    assert shown == (ROOT / "configs" / "task" / "mnist_two_head.yaml").read_text()
+
+
+def test_lengths_that_are_promised() -> None:
+    snippets = [text for kind, text in BLOCKS if kind == "python"]
+    (loop,) = [text for text in snippets if "step(batch)" in text]
+    assert len(loop.split("import mtl\n")[1].strip().splitlines()) <= 12
+    (module,) = [text for text in snippets if "class Digits" in text]
+    body = module.split("class Digits")[1].split("\n\n\n")[0]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 15
+    (callback,) = [text for text in snippets if "class Watch" in text]
+    assert len([line for line in callback.splitlines()[1:] if line.strip()]) == 6
+
+
+def test_every_command_and_snippet_runs(tmp_path: Path) -> None:
+    run([sys.executable, "-m", "mtl.train", "task=mnist_two_head", "trainer.max_epochs=2"], tmp_path)
+    ran = 0
+    script = "set -euo pipefail\n"
+    for kind, text in BLOCKS[1:]:
+        named = FILE.match(text)
+        if named:
+            path = tmp_path / named[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        elif kind == "python":
+            run([sys.executable, "-c", text], tmp_path)
+            ran += 1
+        elif kind == "bash":
+            for line in text.splitlines():
+                if line.startswith("tensorboard"):
+                    starts_tensorboard(line, tmp_path)
+                elif line.startswith("RUN="):
+                    script += line + "\n"
+                else:
+                    run(["bash", "-c", script + line], tmp_path)
+                ran += 1
+    assert ran >= 14
+
+
+def test_help_of_the_command(tmp_path: Path) -> None:
+    assert "train a problem" in run([sys.executable, "-m", "mtl", "--help"], tmp_path)
+    assert "task: mnist_two_head" in run([sys.executable, "-m", "mtl", "train", "--help"], tmp_path)
+    wrong = subprocess.run(
+        [sys.executable, "-m", "mtl", "trian"], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert wrong.returncode == 1
+    assert "did you mean 'train'?" in wrong.stderr
+
+
+@pytest.mark.parametrize("name", re.findall(r"\((docs/[^)]+)\)", README))
+def test_pictures_are_there(name: str) -> None:
+    assert (ROOT / name).stat().st_size > 10_000

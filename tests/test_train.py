@@ -1,0 +1,306 @@
+"""The command line from end to end, in this process."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Ended, command
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import mtl
+from mtl import train
+from mtl.trainer import Trainer
+from mtl.validation import Validation
+
+FAST = ["task=mnist_two_head", "trainer.max_epochs=1", "data.batch_size=250"]
+
+
+def history(run: Path) -> dict[str, list[tuple[int, float]]]:
+    found: dict[str, list[tuple[int, float]]] = {}
+    with (run / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["tag"], []).append((int(row["step"]), float(row["value"])))
+    return found
+
+
+def test_what_a_run_writes(trained: Ended) -> None:
+    names = {path.relative_to(trained.run).parts[0] for path in trained.run.rglob("*")}
+    assert names == {"config.yaml", "train.log", "metrics.csv", "metrics.json", "tensorboard", "checkpoints"}
+    assert {path.name for path in (trained.run / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    config = OmegaConf.load(trained.run / "config.yaml")
+    assert config.tasks.digit.head.in_features == 20
+    assert "hydra" not in config
+    assert "${" not in (trained.run / "config.yaml").read_text()
+    log = (trained.run / "train.log").read_text()
+    assert "MNIST, the 5,000 images" in log
+    assert "digit alone" in log
+
+
+def test_events_hold_the_history(trained: Ended) -> None:
+    events = EventAccumulator(str(trained.run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    logged = history(trained.run)
+    assert set(events.Tags()["scalars"]) == set(logged)
+    for tag, values in logged.items():
+        read = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert read == [(step, np.float32(value)) for step, value in values], tag
+    expected = {
+        f"{kind}/{task}/{split}"
+        for kind in ("loss",)
+        for task in ("digit", "parity")
+        for split in ("train", "val", "test")
+    }
+    expected |= {f"metric/{task}/accuracy/{split}" for task in ("digit", "parity") for split in ("val", "test")}
+    expected |= {"grad_norm/digit", "grad_norm/parity", "grad_norm/total", "weight/digit", "weight/parity"}
+    expected |= {"cosine/digit~parity", "lr/default", "speed/samples_per_second", "monitor/val"}
+    assert set(logged) == expected
+    assert [step for step, _ in logged["cosine/digit~parity"]] == [1, 20, 40, 60, 80, 100, 120]
+    assert all(math.isfinite(value) for values in logged.values() for _, value in values)
+
+
+def test_metrics_json_holds_what_the_screen_shows(trained: Ended) -> None:
+    metrics, logged = trained.metrics, history(trained.run)
+    assert metrics["status"] == "finished"
+    assert (metrics["steps"], metrics["epochs"], metrics["passes"]) == (126, 2, "shared")
+    assert metrics["best"]["value"] == max(value for _, value in logged["monitor/val"])
+    assert metrics["test"]["digit"]["accuracy"] == logged["metric/digit/accuracy/test"][-1][1]
+    cosines = [value for _, value in logged["cosine/digit~parity"]]
+    assert metrics["cosine"]["digit~parity"]["mean"] == pytest.approx(sum(cosines) / len(cosines))
+    assert metrics["cosine"]["digit~parity"]["below_zero"] == pytest.approx(sum(c < 0 for c in cosines) / len(cosines))
+    for text in (
+        f"{metrics['test']['digit']['accuracy']:.4g}",
+        f"{metrics['val']['parity']['loss']:.4g}",
+        f"{metrics['grad_norm']['digit']:.4g}",
+        "mean cosine",
+        "Passes: shared",
+        "One seed (0), 500 test samples",
+        "tensorboard --logdir",
+        "python -m mtl.evaluate run=",
+        "python -m mtl.train task=mnist_two_head trainer.max_epochs=2 log.every=20 '~tasks.parity'",
+        "checkpoints/",
+    ):
+        assert text in trained.out, text
+    assert metrics["unreached"] == []
+    assert trained.out.index("MNIST, the 5,000 images") < trained.out.index("epoch 1/2")
+
+
+@pytest.mark.parametrize(("split", "checkpoint"), [("test", "best"), ("val", "best"), ("val", "last")])
+def test_evaluate_reproduces_the_figures_exactly(
+    trained: Ended, here: Path, monkeypatch: pytest.MonkeyPatch, split: str, checkpoint: str
+) -> None:
+    seen = []
+    original = Validation.__call__
+    monkeypatch.setattr(Validation, "__call__", lambda self, loader: (seen.append(original(self, loader)), seen[-1])[1])
+    ended = command("evaluate", f"run={trained.run}", f"split={split}", f"checkpoint={checkpoint}")
+    assert ended.code == 0, ended.err
+    if checkpoint == "best":
+        assert seen == [trained.metrics[split]]
+    else:
+        assert seen[0]["digit"]["accuracy"] == history(trained.run)["metric/digit/accuracy/val"][-1][1]
+    assert f"{seen[0]['digit']['accuracy']:.4g}" in ended.out
+    assert list(here.iterdir()) == []  # nothing is written
+
+
+def test_load_gives_the_model_back_without_hydra(trained: Ended, here: Path) -> None:
+    model = mtl.load(trained.run)
+    assert not model.training
+    splits = mtl.data.mnist()
+    predictions = model({"image": splits.test.fields["image"]})
+    accuracy = (predictions["digit"].argmax(1) == splits.test.fields["digit"]).double().mean().item()
+    assert accuracy == pytest.approx(trained.metrics["test"]["digit"]["accuracy"], rel=1e-6)
+    with pytest.raises(mtl.UserError, match="'nowhere' is not the folder of a run"):
+        mtl.load("nowhere")
+
+
+def test_default_settings_reach_their_figures(here: Path) -> None:
+    metrics = command("train", "task=mnist_two_head").metrics
+    assert metrics["test"]["digit"]["accuracy"] >= 0.96
+    assert metrics["test"]["parity"]["accuracy"] >= 0.97
+
+
+def test_two_models(here: Path) -> None:
+    ended = command("train", "task=mnist_two_model", "trainer.max_epochs=1", "log.every=10")
+    assert ended.code == 0, ended.err
+    assert ended.metrics["passes"] == "sequential"
+    assert ended.metrics["cosine"] == {}
+    assert "No parameter is shared" in ended.out
+    model = mtl.load(ended.run)
+    assert set(model.trunk) == {"digit", "parity"}
+    assert len(list(model.parameters())) == 2 * 8
+
+
+def test_sweep_gives_each_job_the_numbers_it_has_alone(here: Path) -> None:
+    swept = command("train", "-m", *FAST, "optimizer.lr=1e-3,3e-3", "seed=0,1")
+    assert swept.code == 0, swept.err
+    runs = sorted(path.parent for path in here.glob("outputs/multirun/*/*/metrics.json"))
+    assert [run.name for run in runs] == [
+        "0_lr-0.001_seed-0",
+        "1_lr-0.001_seed-1",
+        "2_lr-0.003_seed-0",
+        "3_lr-0.003_seed-1",
+    ]
+    for run, (lr, seed) in zip(runs, [(lr, seed) for lr in ("1e-3", "3e-3") for seed in (0, 1)], strict=True):
+        alone = command("train", *FAST, f"optimizer.lr={lr}", f"seed={seed}")
+        expected, found = history(alone.run), history(run)
+        for speed in (expected, found):
+            del speed["speed/samples_per_second"]
+        assert found == expected
+        left, right = (torch.load(r / "checkpoints" / "last.pt")["model"] for r in (run, alone.run))
+        assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_sweep_goes_on_after_a_job_that_fails_and_returns_validation_figures(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    returned = []
+    original = train.train
+    monkeypatch.setattr(train, "train", lambda config: (returned.append(original(config)), returned[-1])[1])
+    ended = command("train", "-m", *FAST, "model.freeze=[nothing],[trunk.conv1]")
+    assert ended.code == 1
+    assert "model.freeze: no parameter matches 'nothing'" in ended.err
+    assert "Traceback" not in ended.err
+    states = {p.parent.name[0]: p for p in here.glob("outputs/multirun/*/*/metrics.json")}
+    assert '"status": "failed"' in states["0"].read_text()
+    assert '"status": "finished"' in states["1"].read_text()
+    assert returned == [json.loads(states["1"].read_text())["best"]["value"]]
+
+
+def test_init_from(trained: Ended, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "configs" / "task").mkdir(parents=True)
+    (here / "configs" / "task" / "three.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n  - mnist_two_head\n  - /objective@tasks.again: classification\n  - _self_\n"
+        "tasks:\n  parity: {num_outputs: 3}\n  again: {target: digit, num_outputs: 10}\n"
+    )
+    first: list[dict[str, torch.Tensor]] = []
+
+    class Looks(Trainer):
+        def fit(self) -> None:
+            self.step.model.eval()
+            with torch.no_grad():
+                first.append(self.step.model({"image": mtl.data.mnist().val.fields["image"]}))
+            super().fit()
+
+    monkeypatch.setattr("mtl.trainer.Trainer", Looks)
+    ended = command("train", "--config-dir", "configs", "task=three", *FAST[1:], f"init_from={trained.run}")
+    assert ended.code == 0, ended.err
+    before = mtl.load(trained.run)({"image": mtl.data.mnist().val.fields["image"]})
+    assert torch.equal(first[0]["digit"], before["digit"])  # bit-equal, before the first step
+    lines = {line.split()[1]: line for line in ended.out.splitlines() if line.startswith("init")}
+    assert "trunk.conv1.weight" in lines["loaded:"]
+    assert "heads.digit.bias" in lines["loaded:"]
+    assert "heads.again.weight" in lines["new:"]
+    assert "heads.parity.weight (there of shape (2, 20), here (3, 20))" in lines["new:"]
+    wrong = command("train", *FAST, "init_from=nowhere")
+    assert wrong.code == 1
+    assert "'nowhere' is not the folder of a run" in wrong.err
+
+
+def test_groups_freeze_and_clip_from_the_command_line(here: Path) -> None:
+    ended = command(
+        "train",
+        *FAST,
+        "optimizer.groups={trunk: {lr: 1e-4}}",
+        'model.freeze=["trunk.conv1.*"]',
+        "trainer.clip_norm=0.5",
+        "precision=bf16",
+    )
+    assert ended.code == 0, ended.err
+    logged = history(ended.run)
+    assert logged["lr/trunk"][0][1] < 1e-4 < logged["lr/default"][0][1]
+    start = command("train", *FAST, "optimizer.lr=0.0")
+    frozen, other = (torch.load(run / "checkpoints/last.pt")["model"] for run in (ended.run, start.run))
+    assert torch.equal(frozen["trunk.conv1.weight"], other["trunk.conv1.weight"])
+    assert not torch.equal(frozen["trunk.conv2.weight"], other["trunk.conv2.weight"])
+    assert "of them frozen" in ended.out
+
+
+@pytest.mark.parametrize("passes", ["joint", "sequential", "shared"])
+def test_every_kind_of_passes_trains_alike(here: Path, passes: str) -> None:
+    ended = command("train", *FAST, f"passes={passes}")
+    reference = command("train", *FAST, "passes=joint")
+    assert ended.metrics["passes"] == passes
+    for tag, values in history(reference.run).items():
+        if not tag.startswith("speed"):
+            got = history(ended.run)[tag]
+            assert [v for _, v in got] == pytest.approx([v for _, v in values], rel=2e-3, abs=5e-3), tag
+
+
+MISTAKES = [
+    (["task=nope"], "Could not find 'task/nope'"),
+    ([], "You must specify 'task'"),
+    (["task=mnist_two_head", "optimizer=adm"], "Could not find 'optimizer/adm'"),
+    (["task=mnist_two_head", "trainer.max_epoch=1"], "there is no key 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+    (["task=mnist_two_head", "tasks.digit.targt=x"], "did you mean 'tasks.digit.target'?"),
+    (["task=mnist_two_head", "+tasks.digit.targt=x"], "tasks.digit.targt: there is no such key; did you mean 'target'?"),
+    (["task=mnist_two_head", "passes=both"], "passes is 'both'; it must be one of"),
+    (["task=mnist_two_head", "tasks.digit.weight=-1"], "tasks.digit.weight is -1"),
+    (["task=mnist_two_head", "~tasks.digit", "~tasks.parity"], "a problem needs at least one"),
+    (["task=mnist_two_head", "tasks.parity.target=partiy"], "task 'parity': target 'partiy' not in batch; the dataset gives: image, digit, parity"),
+    (["task=mnist_two_head", "model.inputs=[picture]"], "model.inputs: 'picture' not in batch; the dataset gives: image"),
+    (["task=mnist_two_head", "tasks.digit.loss._target_=torch.nn.CrossEntropyLos"], "tasks.digit.loss._target_: 'torch.nn' has no 'CrossEntropyLos'; did you mean 'CrossEntropyLoss'?"),
+    (["task=mnist_two_head", "model.trunk._target_=mine.Trunk"], "model.trunk._target_: 'mine.Trunk' can't be imported: there is no module 'mine'"),
+    (["task=mnist_two_head", "tasks.digit.head.in_features=30"], "task 'digit': its head can't take the trunk's features, of shape (64, 20)"),
+    (["task=mnist_two_head", "tasks.digit.num_outputs=5"], "task 'digit': its loss failed on a prediction of shape (64, 5)"),
+    (["task=mnist_two_head", "+tasks.digit.metrics.f1._target_=torchmetrics.F2Score"], "tasks.digit.metrics.f1._target_: 'torchmetrics' has no 'F2Score'"),
+    (["task=mnist_two_head", "optimizer.lr=1e30"], "task 'digit': its loss is nan at step 2 (epoch 1)"),
+    (["task=mnist_two_head", "model.freeze=[conv1]"], "model.freeze: no parameter matches 'conv1'; the parameters are: trunk.conv1.weight"),
+    (["task=mnist_two_head", "optimizer.groups={trunk: {lrr: 1}}"], "optimizer.groups.trunk.lrr: torch.optim.AdamW has no 'lrr'; it takes: params, lr"),
+    (["task=mnist_two_head", "optimizer.groups={trunk: {lr: 1}, trunk.conv1: {lr: 2}}"], "'trunk.conv1.weight' is in the group 'trunk' too"),
+    (["task=mnist_two_head", "trainer.monitor={digit/acuracy: max}"], "did you mean 'digit/accuracy'?"),
+    (["task=mnist_two_head", "trainer.monitor={digit/accuracy: max, parity/loss: min}"], "have unlike units"),
+    (["task=mnist_two_head", "output_root=a_file"], "a_file"),
+    (["task=mnist_two_head", "device=cuda:7"], "device: there is no 'cuda:7' here"),
+    (["task=mnist_two_head", "seed=["], "seed=["),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "message"), MISTAKES, ids=[o[-1] if o else "nothing" for o, _ in MISTAKES])
+def test_mistakes(here: Path, overrides: list[str], message: str) -> None:
+    (here / "a_file").touch()
+    ended = command("train", *overrides)
+    assert ended.code == 1
+    assert ended.err.startswith("error: ")
+    assert message in ended.err
+    assert "Traceback" not in ended.err + ended.out
+    if ended.run is not None and (ended.run / "metrics.json").exists():
+        assert ended.metrics["status"] == "failed"
+
+
+def test_traceback_on_request(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = ["task=mnist_two_head", "tasks.parity.target=partiy"]
+    assert "Traceback" in command("train", *wrong, "debug=true").err
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert "Traceback" in command("train", *wrong).err
+
+
+def test_mistakes_of_evaluate(trained: Ended, here: Path) -> None:
+    for overrides, message in (
+        (["run=nowhere"], "'nowhere' is not the folder of a run"),
+        ([], "run"),
+        ([f"run={trained.run}", "split=tset"], "split: 'tset' is not one of train, val, test"),
+        ([f"run={trained.run}", "checkpoint=first"], "checkpoint: 'first' is not one of best, last"),
+    ):
+        ended = command("evaluate", *overrides)
+        assert ended.code == 1
+        assert message in ended.err
+        assert "Traceback" not in ended.err
+
+
+def test_help_needs_no_task(here: Path) -> None:
+    ended = command("train", "--help")
+    assert ended.code == 0
+    for text in ("task: mnist_two_head, mnist_two_model", "optimizer: adamw, sgd", "trainer.max_epochs"):
+        assert text in ended.out
+
+
+def test_own_config_of_a_name_that_mtl_has_is_warned_about(here: Path) -> None:
+    (here / "mine" / "optimizer").mkdir(parents=True)
+    (here / "mine" / "optimizer" / "sgd.yaml").write_text("_target_: torch.optim.Adagrad\ngroups: null\n")
+    ended = command("train", "--config-dir", "mine", *FAST, "optimizer=sgd")
+    assert "sgd.yaml is not read: mtl's own file of that name comes first" in ended.out

@@ -1,0 +1,164 @@
+"""The loop: what is counted, logged, saved, and when it stops."""
+
+import os
+import signal
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
+
+import mtl
+from mtl import checkpoint
+from mtl.data import Fields, Loader
+from mtl.trainer import Stopped, Trainer
+
+
+class Remembers:
+    """A logger."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, int, dict[str, float]]] = []
+
+    def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
+        self.lines.append((step, epoch, dict(scalars)))
+
+    def close(self) -> None:
+        pass
+
+    def of(self, tag: str) -> list[tuple[int, float]]:
+        return [(step, scalars[tag]) for step, _, scalars in self.lines if tag in scalars]
+
+
+def make(
+    folder: Path, *, count: int = 30, val: bool = True, seed: int = 0, **options: Any
+) -> tuple[Trainer, Remembers]:
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(9)
+    x = torch.randn(count + 20, 6, generator=generator)
+    fields = {"x": x, "a": (x[:, 0] > 0).long(), "b": (x[:, 1] > 0).long()}
+    train, held_out = ({n: f[part] for n, f in fields.items()} for part in (slice(count), slice(count, None)))
+    metrics = {"accuracy": partial(MulticlassAccuracy, num_classes=2, average="micro")}
+    tasks = [mtl.Task(n, head=nn.Linear(8, 2), loss=nn.CrossEntropyLoss(), target=n, metrics=metrics) for n in "ab"]
+    trunk = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2))
+    model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
+    step = mtl.Step(model, tasks, torch.optim.AdamW(model.parameters(), lr=0.05))
+    logger = Remembers()
+    defaults = {"max_epochs": 3, "log_every": 4, "checkpoints": folder, "loggers": [logger]}
+    trainer = Trainer(
+        step,
+        Loader(Fields(train), batch_size=8, shuffle=True),
+        Loader(Fields(held_out), batch_size=100) if val else None,
+        **{**defaults, **options},
+    )
+    return trainer, logger
+
+
+def test_a_run(tmp_path: Path) -> None:
+    losses: list[dict[str, float]] = []
+    trainer, logger = make(tmp_path, callbacks=[lambda t, r: losses.append({n: v.item() for n, v in r.losses.items()})])
+    trainer.fit()
+    assert (trainer.global_step, trainer.epoch, len(losses)) == (12, 3, 12)
+    # Measured in the first step and in every fourth; the rest of an epoch is logged at its end.
+    assert [step for step, _ in logger.of("grad_norm/a")] == [1, 4, 8, 12]
+    assert [step for step, _ in logger.of("loss/a/train")] == [1, 4, 8, 12]
+    assert [step for step, _ in logger.of("metric/a/accuracy/val")] == [4, 8, 12]
+    windows = [(0, 1), (1, 4), (4, 8), (8, 12)]
+    for (_, logged), (start, end) in zip(logger.of("loss/b/train"), windows, strict=True):
+        assert logged == pytest.approx(sum(loss["b"] for loss in losses[start:end]) / (end - start), rel=1e-6)
+    assert trainer.train_losses["a"] == pytest.approx(sum(loss["a"] for loss in losses[8:]) / 4, rel=1e-6)
+    assert dict(logger.of("lr/default")) == {1: 0.05, 4: 0.05, 8: 0.05, 12: 0.05}
+    assert all(speed > 0 for _, speed in logger.of("speed/samples_per_second"))
+    values = [value for _, value in logger.of("monitor/val")]
+    assert trainer.best == max(values)
+    assert trainer.best_epoch == values.index(max(values)) + 1
+
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert (state["global_step"], state["epoch"], state["best_epoch"]) == (12, 3, trainer.best_epoch)
+    for name, value in trainer.step.model.state_dict().items():
+        assert torch.equal(state["model"][name], value)
+    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == trainer.best_epoch
+
+
+def test_what_is_logged_changes_nothing(tmp_path: Path) -> None:
+    ends = []
+    for log_every in (1, 5, 1000):
+        trainer, _ = make(tmp_path, log_every=log_every)
+        trainer.fit()
+        ends.append(torch.cat([p.detach().flatten() for p in trainer.step.model.parameters()]))
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
+def test_without_validation_the_last_parameters_are_the_best(tmp_path: Path) -> None:
+    trainer, _ = make(tmp_path, val=False, patience=1)
+    trainer.fit()
+    assert trainer.best is None
+    assert trainer.epoch == 3
+    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 3
+
+
+def test_patience(tmp_path: Path) -> None:
+    trainer, logger = make(tmp_path, max_epochs=50, patience=2)
+    trainer.fit()
+    values = [value for _, value in logger.of("monitor/val")]
+    assert trainer.epoch < 50
+    assert trainer.epoch == trainer.best_epoch + 2
+    assert max(values[: trainer.best_epoch]) == trainer.best >= max(values[trainer.best_epoch :])
+
+
+def test_nan_is_named_with_task_and_step(tmp_path: Path) -> None:
+    trainer, _ = make(tmp_path)
+    loss = trainer.step.tasks[1].loss
+    calls = []
+
+    def turns_nan(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        calls.extend([1] * prediction.requires_grad)  # validation has no gradients
+        return loss(prediction, target) * (float("nan") if len(calls) == 7 else 1.0)
+
+    trainer.step.tasks[1].loss = turns_nan
+    with pytest.raises(mtl.UserError, match=r"task 'b': its loss is nan at step 7 \(epoch 2\)"):
+        trainer.fit()
+    saved = checkpoint.load(tmp_path / "last.pt")
+    assert saved["epoch"] == 1
+    assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, seed: int) -> None:
+    def interrupt(trainer: Trainer, _: object) -> None:
+        if trainer.global_step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    trainer, logger = make(tmp_path, seed=seed, callbacks=[interrupt])
+    with pytest.raises(Stopped):
+        trainer.fit()
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert state["global_step"] == 6
+    assert torch.equal(state["model"]["trunk.0.weight"], trainer.step.model.trunk[0].weight)
+    assert logger.of("loss/a/train")[-1][0] == 6  # what was trained is logged
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_no_tensor_is_read_between_logging_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading one would make the CPU wait for a GPU."""
+    reads: list[int] = []
+    trainer, _ = make(tmp_path, log_every=10, val=False, max_epochs=4)
+    for name in ("item", "tolist", "__float__", "__bool__", "__int__", "numpy", "cpu"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self: torch.Tensor, *a: Any, original: Any = original, **k: Any) -> Any:
+            reads.append(trainer.global_step)
+            return original(self, *a, **k)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    trainer.step.optimizer = torch.optim.SGD(trainer.step.model.parameters(), lr=0.1)  # AdamW reads its CPU counters
+    trainer.fit()
+    # Read while step 1, step 10 or the ends of epochs (4, 8, 12, 16) are logged, and never else.
+    assert set(reads) <= {0, 1, 4, 8, 10, 12, 16}
+    assert {1, 4, 8, 10, 12, 16} <= set(reads)
