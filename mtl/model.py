@@ -131,10 +131,11 @@ _IN_PLACE = (
 )
 
 
-def _versions(features: Any) -> list[int]:
-    """How often each tensor was changed in place; inference tensors don't count that."""
-    tensors = [features] if isinstance(features, Tensor) else tree_leaves(features)
-    return [f._version for f in tensors if isinstance(f, Tensor) and not f.is_inference()]
+def _versions(features: Any) -> int:
+    """How often the features' tensors were changed in place; inference tensors don't count that."""
+    if isinstance(features, Tensor):
+        return 0 if features.is_inference() else features._version
+    return sum(_versions(leaf) for leaf in tree_leaves(features) if isinstance(leaf, Tensor))
 
 
 def match(model: nn.Module, patterns: Iterable[str], where: str) -> list[str]:

@@ -23,7 +23,7 @@ from mtl.gradients import Measurement
 from mtl.model import Batch, MultiTaskModel, describe, is_out_of_memory, missing_field
 from mtl.task import Task
 
-Backward = Callable[[Tensor], None]
+Backward = Callable[[Sequence[Tensor], Sequence[float]], None]
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
@@ -42,7 +42,7 @@ def joint(
     Args:
         model, tasks, batch: what is trained, on what.
         weights: what each task's loss is multiplied by.
-        backward: takes a 0-dim tensor backward, scaled where the precision asks for it.
+        backward: takes 0-dim losses backward, each times its weight, scaled where the precision asks for it.
         autocast: makes the context in which forward passes run.
         measurement: is shown each task's loss while its graph is alive.
 
@@ -58,9 +58,7 @@ def joint(
             losses.append(loss_of(task, model.predict(task.name, features), batch))
         if measurement is not None:
             measurement.add(task.name, losses[-1])
-    total = sum(map(weighted, losses, weights))
-    assert isinstance(total, Tensor)
-    backward(total)
+    backward(losses, weights)
     return [loss.detach() for loss in losses]
 
 
@@ -97,7 +95,7 @@ def sequential(
             loss = loss_of(task, model.predict(task.name, features), batch)
         if measurement is not None:
             measurement.add(task.name, loss)
-        backward(weighted(loss, weight))
+        backward([loss], [weight])
         losses.append(loss.detach())
         del features, loss  # the next task's graph is built only after this one's is gone
     return losses
@@ -127,7 +125,7 @@ def shared(
             loss = loss_of(task, model.predict(task.name, cut_features), batch)
         if measurement is not None:
             measurement.add(task.name, loss, cuts={c: f for c, f in zip(cuts, features, strict=True) if is_cut(c)})
-        backward(weighted(loss, weight))
+        backward([loss], [weight])
         losses.append(loss.detach())
         del loss
     used = [(f, c.grad) for f, c in zip(features, cuts, strict=True) if is_cut(c) and c.grad is not None]
@@ -176,11 +174,6 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
         shown = describe(loss) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise UserError(f"task '{task.name}': its loss must be a 0-dim tensor, a mean over the samples; it is {shown}")
     return loss
-
-
-def weighted(loss: Tensor, weight: float) -> Tensor:
-    """The loss times its weight, without a multiplication by one."""
-    return loss if weight == 1.0 else loss * weight
 
 
 def is_cut(value: Any) -> bool:

@@ -99,7 +99,8 @@ class Step:
         balanced = self.balancer.weights(len(self.tasks)).tolist()
         self._names = [task.name for task in self.tasks]
         self._weights = [task.weight * weight for task, weight in zip(self.tasks, balanced, strict=True)]
-        self._applied = torch.tensor(self._weights)
+        self._on_device: tuple[torch.device, dict[str, Tensor]] | None = None
+        self._starts: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -136,9 +137,7 @@ class Step:
             autocast=self.autocast,
             measurement=measurement,
         )
-        self._applied = self._applied.to(self.device)
-        weights = dict(zip(self._names, self._applied.unbind(), strict=True))
-        result = StepResult(dict(zip(self._names, losses, strict=True)), weights)
+        result = StepResult(dict(zip(self._names, losses, strict=True)), self._applied(losses[0].device))
         if measurement:
             result.grad_norms, result.cosines = measurement.norms(), measurement.cosines()
             result.reach = measurement.reach()
@@ -167,12 +166,26 @@ class Step:
     def after(self, batch: Batch) -> None:
         """What a balancer does after the parameters have moved; nothing, with equal weights."""
 
-    def _backward(self, loss: Tensor) -> None:
-        if not loss.requires_grad:  # every parameter this task reaches is frozen
-            return
+    def _backward(self, losses: Sequence[Tensor], weights: Sequence[float]) -> None:
+        """Takes the weighted losses backward: a weight is the gradient that a loss's backward starts from."""
+        pairs = [(loss, w) for loss, w in zip(losses, weights, strict=True) if loss.requires_grad]  # else all is frozen
+        starts = [self._start(loss, weight) for loss, weight in pairs]
         if self.scaler:
-            loss = self.scaler.scale(loss)
-        torch.autograd.backward(loss)
+            starts = [self.scaler.scale(start) for start in starts]
+        if pairs:
+            torch.autograd.backward([loss for loss, _ in pairs], starts)
+
+    def _applied(self, device: torch.device) -> dict[str, Tensor]:
+        if self._on_device is None or self._on_device[0] != device:
+            weights = torch.tensor(self._weights, device=device)
+            self._on_device = device, dict(zip(self._names, weights, strict=True))
+        return self._on_device[1]
+
+    def _start(self, loss: Tensor, weight: float) -> Tensor:
+        key = (weight, loss.dtype, loss.device)
+        if key not in self._starts:
+            self._starts[key] = torch.tensor(weight, dtype=loss.dtype, device=loss.device)
+        return self._starts[key]
 
     def _total_norm(self) -> Tensor:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]

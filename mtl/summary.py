@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -79,7 +80,7 @@ class Run:
             "data": self.splits.summary(),
             "steps": trainer.global_step,
             "epochs": trainer.epoch,
-            "seconds": trainer.seconds,
+            "seconds_per_step": trainer.seconds_per_step,
             "passes": trainer.step.passes,
             "best": {"epoch": trainer.best_epoch, "monitor": str(trainer.monitor), "value": trainer.best},
             "train": {task: {"loss": loss} for task, loss in trainer.train_losses.items()},
@@ -118,8 +119,7 @@ def summarise(console: Console, run: Run) -> None:
     if len(run.tasks) > 1 and not run.cosines():
         say("No parameter is shared, so the tasks neither help nor hinder each other.")
     cost = COSTS[trainer.step.passes].format(trunks=len(run.tasks))
-    steps = max(trainer.global_step, 1)
-    say(f"Passes: {trainer.step.passes}, {cost}; {1e3 * trainer.seconds / steps:.2f} ms a step, logging included.")
+    say(f"Passes: {trainer.step.passes}, {cost}; {1e3 * trainer.seconds_per_step:.2f} ms a step, logging included.")
     if run.unreached():
         say(f"No task reached, so nothing trained: {', '.join(run.unreached())}.")
     if trainer.skipped:
@@ -136,18 +136,18 @@ def table_of(
     splits: "Mapping[str, Figures]", title: str, more: Mapping[str, Mapping[str, float | None]] | None = None
 ) -> Table:
     """A table with a row for each task and a column for each split's figures."""
-    table = Table(title=title, title_justify="left", title_style="", header_style="bold")
+    table = Table(title=title, title_justify="left", title_style="", header_style="bold", box=SIMPLE_HEAD, padding=0)
     table.add_column("task")
     columns = {(s, name): None for s, figures in splits.items() for named in figures.values() for name in named}
     for split, name in columns:
-        table.add_column(f"{split}\n{name}", justify="right")
+        table.add_column(f" {split}\n {name}", justify="right")
     for name in more or {}:
-        table.add_column(name.replace(" ", "\n"), justify="right")
+        table.add_column("\n".join(f" {word}" for word in name.split()), justify="right")
     tasks = dict.fromkeys(task for figures in splits.values() for task in figures)
     for task in tasks:
         values = [splits[split].get(task, {}).get(name) for split, name in columns]
         values += [column.get(task) for column in (more or {}).values()]
-        table.add_row(task, *("" if value is None else f"{value:.4g}" for value in values))
+        table.add_row(task, *("" if value is None else f" {value:.4g}" for value in values))
     return table
 
 

@@ -59,7 +59,7 @@ class Trainer:
         measured: the gradients' figures by tag, for each step in which they were measured.
         best, best_epoch, figures: the monitored value, the epoch and all of validation's figures when it was best.
         reach: from each parameter's name to the tasks that ever reached it.
-        seconds: spent in training steps, validation and saving left out.
+        seconds: spent in training steps and logging after the first step; validation and saving are left out.
     """
 
     def __init__(
@@ -133,8 +133,13 @@ class Trainer:
         columns = zip(*self._read, strict=True)
         return {task.name: fmean(column) for task, column in zip(self.step.tasks, columns, strict=True)}
 
+    @property
+    def seconds_per_step(self) -> float:
+        """The mean over all steps but the first, in which much is done once."""
+        return self.seconds / max(self.global_step - 1, 1)
+
     def _train_epoch(self) -> None:
-        self._clock = time.perf_counter()
+        start = self._clock = time.perf_counter()
         self._read.clear()
         for batch in self.train.batches(self.epoch):
             number = self.global_step + 1
@@ -150,10 +155,11 @@ class Trainer:
                 self._log(result)
                 if number == 1:  # mistakes in metrics show now, and not after an epoch; importing them is slow
                     self._prepare_validation()
-                    self._clock = time.perf_counter()
+                    start = self._clock = time.perf_counter()
             if self._stop:
                 break
         self._log()
+        self.seconds += time.perf_counter() - start
 
     def _log(self, result: StepResult | None = None) -> None:
         """Reads what has gathered on the device since the last time, in one go, and hands it to the loggers."""
@@ -184,7 +190,6 @@ class Trainer:
             scalars |= self._measured(result)
         for logger in self.loggers:
             logger.log(self.global_step, self.epoch, scalars)
-        self.seconds += now - self._clock
         self._window.clear()
         self._samples = 0
         self._clock = time.perf_counter()

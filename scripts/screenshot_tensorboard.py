@@ -1,6 +1,6 @@
 """Makes docs/tensorboard.png, the README's picture: trains mnist_two_head and opens the run in a real TensorBoard.
 
-    pip install playwright && python scripts/screenshot_tensorboard.py [--browser /usr/bin/chromium]
+pip install playwright && python scripts/screenshot_tensorboard.py [--browser /usr/bin/chromium]
 """
 
 import argparse

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 if TYPE_CHECKING:
     from mtl.step import StepResult
@@ -40,14 +41,15 @@ class Terminal:
         self._bar: Any = None
         if console.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=10),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
                 console=console,
                 auto_refresh=False,  # a thread that redraws would take time from the training
                 transient=True,
+                expand=True,
             )
             self._progress.start()
             self._bar = self._progress.add_task("epoch 1", total=total_steps, figures="")
