@@ -45,8 +45,9 @@ def evaluate(composed: DictConfig) -> None:
     model.load_state_dict(state["model"])
     figures = Validation(model, tasks, autocast_for(config["precision"], device))(loaders[options["split"]])
     console = Console()
-    console.print(splits.summary(), soft_wrap=True, highlight=False)
-    console.print(table_of({options["split"]: figures}, f"{folder}, {options['checkpoint']}.pt"))
+    console.print(f"data     {splits.summary()}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"model    {folder}, {options['checkpoint']}.pt", soft_wrap=True, highlight=False, markup=False)
+    console.print(table_of({options["split"]: figures}))
 
 
 if __name__ == "__main__":

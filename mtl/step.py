@@ -122,7 +122,8 @@ class Step:
     def backward(self, batch: Batch, *, measure: bool = False) -> StepResult:
         """Clears the gradients and leaves the weighted sum of the tasks' gradients in `.grad`.
 
-        For loops that clip and step by themselves. Arguments as for a whole step.
+        For loops that clip and step by themselves; in fp16 the gradients are still scaled, and `update` is the way to
+        go on. Arguments as for a whole step.
         """
         for parameter in self.parameters.values():
             parameter.grad = None

@@ -103,11 +103,11 @@ def summarise(console: Console, run: Run) -> None:
     trainer = run.trainer
     best = f"best.pt is from epoch {trainer.best_epoch} of {trainer.epoch}"
     decided = f", by the validation's {trainer.monitor}: {trainer.best:.4f}" if trainer.best is not None else ""
+    say(f"{best}{decided}.")
     console.print(
         table_of(
             {"train": {t: {"loss": loss} for t, loss in trainer.train_losses.items()}}
             | {split: f for split, f in (("val", trainer.figures), ("test", run.test)) if f},
-            f"{best}{decided}",
             {
                 "gradient norm": {task: run.mean(f"grad_norm/{task}") for task in run.tasks},
                 "weight": {task.name: task.weight for task in trainer.step.tasks},
@@ -120,8 +120,7 @@ def summarise(console: Console, run: Run) -> None:
         say("No parameter is shared, so the tasks neither help nor hinder each other.")
     cost = COSTS[trainer.step.passes].format(trunks=len(run.tasks))
     say(f"Passes: {trainer.step.passes}, {cost}; {1e3 * trainer.seconds_per_step:.2f} ms a step, logging included.")
-    if run.unreached():
-        say(f"No task reached, so nothing trained: {', '.join(run.unreached())}.")
+    say(f"Trainable parameters that no task reached: {', '.join(run.unreached()) or 'none'}.")
     if trainer.skipped:
         say(f"{trainer.skipped} steps were skipped, since fp16 gradients overflowed.")
     say(trust(run))
@@ -129,14 +128,13 @@ def summarise(console: Console, run: Run) -> None:
     folder = shlex.quote(run.folder)
     for purpose, command in next_steps(run, folder):
         console.print(f"{purpose:<22}{command}", highlight=False, markup=False, soft_wrap=True)
-    say(f"\nWritten to {run.folder}: config.yaml, train.log, metrics.csv, metrics.json, tensorboard/, checkpoints/")
+    files = "config.yaml, train.log, metrics.csv, metrics.json, tensorboard/, checkpoints/best.pt, checkpoints/last.pt"
+    say(f"\nWritten to {run.folder}: {files}")
 
 
-def table_of(
-    splits: "Mapping[str, Figures]", title: str, more: Mapping[str, Mapping[str, float | None]] | None = None
-) -> Table:
+def table_of(splits: "Mapping[str, Figures]", more: Mapping[str, Mapping[str, float | None]] | None = None) -> Table:
     """A table with a row for each task and a column for each split's figures."""
-    table = Table(title=title, title_justify="left", title_style="", header_style="bold", box=SIMPLE_HEAD, padding=0)
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=0)
     table.add_column("task")
     columns = {(s, name): None for s, figures in splits.items() for named in figures.values() for name in named}
     for split, name in columns:
