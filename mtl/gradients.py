@@ -1,6 +1,6 @@
 """Which task reaches which parameter, and the tasks' gradients: norms and cosines."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -62,16 +62,15 @@ def gramian(rows: list[list[Tensor | None]]) -> Tensor:
     return total
 
 
-class Measurement:
-    """Gradient norms and cosines of the tasks in one step, and which task reaches which parameter.
+class Rows:
+    """The tasks' gradients in one step: which task reaches which parameter, norms, cosines, Gramian, combination.
 
-    The gradients are taken by `torch.autograd.grad`, beside the training's own backward passes, which find graph,
-    `.grad` and random state as they would have without it.
+    A row is kept as the tensors that autograd made, by parameter; they are never copied into one.
 
     Args:
-        parameters: what is measured, by name.
-        scale: what the losses that `add` is given are multiplied by before they go backward, and the results
-            divided by, so that half-precision gradients don't underflow.
+        parameters: all of the model's, by name.
+        scale: the factor on the gradients that keeps half precision from underflowing. It is taken out of norms and
+            Gramian, and left in the combination.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], *, scale: float = 1.0) -> None:
@@ -80,7 +79,9 @@ class Measurement:
         self._gradients: dict[str, dict[Tensor, Tensor]] = {}
 
     def add(self, task: str, loss: Tensor, cuts: Mapping[Tensor, Tensor] | None = None) -> None:
-        """Measures one task, while its graph is alive, and keeps the graph.
+        """Takes one task's row by `torch.autograd.grad`, beside the training's own backward passes.
+
+        These find graph, `.grad` and random state as they would have without it.
 
         Args:
             task: its name.
@@ -98,6 +99,45 @@ class Measurement:
                 gradients[leaf] = gradient
         for leaf, gradient in _gradients_at(features, at_features):
             gradients[leaf] = gradients[leaf] + gradient if leaf in gradients else gradient
+
+    def take(self, task: str) -> None:
+        """Takes what is in `.grad` as one task's row, and leaves `.grad` empty for the next."""
+        self._gradients[task] = {p: p.grad for p in self._parameters.values() if p.grad is not None}
+        for parameter in self._gradients[task]:
+            parameter.grad = None
+
+    def shared(self) -> list[nn.Parameter]:
+        """The parameters that at least two tasks reach, in the model's order."""
+        rows = self._gradients.values()
+        return [p for p in self._parameters.values() if sum(p in row for row in rows) > 1]
+
+    def gramian(self) -> Tensor:
+        """G Gᵀ over the shared parameters, (T, T), float64.
+
+        Raises:
+            UserError: where no parameter is shared.
+        """
+        shared = self.shared()
+        if not shared:
+            raise UserError("the tasks share no parameter, so there is nothing to balance; take balancer=equal")
+        return gramian([[row.get(p) for p in shared] for row in self._gradients.values()]) / self._scale**2
+
+    def combine(self, weights: Sequence[float], own: Sequence[float]) -> None:
+        """Leaves the weighted sum of the rows in `.grad`, and gives up the rows.
+
+        Args:
+            weights: one a task, for the shared parameters.
+            own: one a task, for the parameters that it alone reaches.
+        """
+        shared = set(self.shared())
+        for row, weight, alone in zip(self._gradients.values(), weights, own, strict=True):
+            for parameter, gradient in row.items():
+                factor = weight if parameter in shared else alone
+                if parameter.grad is None:
+                    parameter.grad = gradient.mul_(factor)
+                else:
+                    parameter.grad.add_(gradient, alpha=factor)
+        self._gradients.clear()
 
     def reach(self) -> dict[str, tuple[str, ...]]:
         """From each parameter's name, in the model's order, to the tasks whose losses reach it."""
@@ -119,16 +159,15 @@ class Measurement:
         A parameter is shared if at least two tasks reach it. A pair that has none in common has no cosine; one of
         which a gradient is zero has NaN.
         """
-        tasks = list(self._gradients)
         reached = {task: set(gradients) for task, gradients in self._gradients.items()}
-        shared = [p for p in self._parameters.values() if sum(p in r for r in reached.values()) > 1]
+        shared = self.shared()
         if not shared:
             return {}
-        products = gramian([[self._gradients[task].get(p) for p in shared] for task in tasks])
+        products = self.gramian()
         norms = products.diagonal().sqrt()
         return {
             (a, b): products[i, j] / (norms[i] * norms[j])
-            for (i, a), (j, b) in combinations(enumerate(tasks), 2)
+            for (i, a), (j, b) in combinations(enumerate(reached), 2)
             if any(p in reached[a] and p in reached[b] for p in shared)
         }
 

@@ -12,18 +12,25 @@ and the buffers that the first one started from.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mtl.errors import UserError, first_line
-from mtl.gradients import Measurement
+from mtl.gradients import Rows
 from mtl.model import Batch, MultiTaskModel, describe, is_out_of_memory, missing_field
 from mtl.task import Task
 
-Backward = Callable[[Sequence[Tensor], Sequence[float]], None]
+
+class Backward(Protocol):
+    """Takes 0-dim losses backward, each times its weight, scaled where the precision asks for it."""
+
+    def __call__(self, losses: Sequence[Tensor], weights: Sequence[float], *, retain_graph: bool = False) -> None:
+        """`retain_graph` keeps the graph for another backward."""
+
+
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
@@ -35,7 +42,8 @@ def joint(
     *,
     backward: Backward,
     autocast: Autocast,
-    measurement: Measurement | None = None,
+    measure: Rows | None = None,
+    collect: Rows | None = None,
 ) -> list[Tensor]:
     """One forward of everything, the weighted losses summed, one backward.
 
@@ -44,7 +52,8 @@ def joint(
         weights: what each task's loss is multiplied by.
         backward: takes 0-dim losses backward, each times its weight, scaled where the precision asks for it.
         autocast: makes the context in which forward passes run.
-        measurement: is shown each task's loss while its graph is alive.
+        measure: takes each task's row beside the backward passes.
+        collect: takes each task's row out of `.grad` when that task alone has gone backward; the weights are then 1.
 
     Returns:
         Each task's unweighted loss, detached.
@@ -56,9 +65,14 @@ def joint(
             if features is None or not model.shares_trunk:
                 features = model.features(batch, task.name)
             losses.append(loss_of(task, model.predict(task.name, features), batch))
-        if measurement is not None:
-            measurement.add(task.name, losses[-1])
-    backward(losses, weights)
+        if measure is not None:
+            measure.add(task.name, losses[-1])
+    if collect is None:
+        backward(losses, weights)
+    else:
+        for task, loss, weight in zip(tasks, losses, weights, strict=True):
+            backward([loss], [weight], retain_graph=loss is not losses[-1])
+            collect.take(task.name)
     return [loss.detach() for loss in losses]
 
 
@@ -70,7 +84,8 @@ def sequential(
     *,
     backward: Backward,
     autocast: Autocast,
-    measurement: Measurement | None = None,
+    measure: Rows | None = None,
+    collect: Rows | None = None,
 ) -> list[Tensor]:
     """Per task: forward, backward, free. Arguments and result as for `joint`."""
     repeats = model.shares_trunk and len(tasks) > 1
@@ -93,9 +108,11 @@ def sequential(
             else:
                 features = model.features(batch, task.name)
             loss = loss_of(task, model.predict(task.name, features), batch)
-        if measurement is not None:
-            measurement.add(task.name, loss)
+        if measure is not None:
+            measure.add(task.name, loss)
         backward([loss], [weight])
+        if collect is not None:
+            collect.take(task.name)
         losses.append(loss.detach())
         del features, loss  # the next task's graph is built only after this one's is gone
     return losses
@@ -109,7 +126,8 @@ def shared(
     *,
     backward: Backward,
     autocast: Autocast,
-    measurement: Measurement | None = None,
+    measure: Rows | None = None,
+    collect: Rows | None = None,
 ) -> list[Tensor]:
     """The trunk once; per head forward and backward down to the features; one backward of the trunk.
 
@@ -123,15 +141,26 @@ def shared(
     for task, weight in zip(tasks, weights, strict=True):
         with autocast():
             loss = loss_of(task, model.predict(task.name, cut_features), batch)
-        if measurement is not None:
-            measurement.add(task.name, loss, cuts={c: f for c, f in zip(cuts, features, strict=True) if is_cut(c)})
+        if measure is not None:
+            measure.add(task.name, loss, cuts={c: f for c, f in zip(cuts, features, strict=True) if is_cut(c)})
         backward([loss], [weight])
         losses.append(loss.detach())
         del loss
-    used = [(f, c.grad) for f, c in zip(features, cuts, strict=True) if is_cut(c) and c.grad is not None]
-    if used:  # a frozen trunk has no backward
-        torch.autograd.backward([f for f, _ in used], [gradient for _, gradient in used])
+        if collect is not None:
+            _trunk_backward(features, cuts, retain_graph=task is not tasks[-1])
+            collect.take(task.name)
+    if collect is None:
+        _trunk_backward(features, cuts)
     return losses
+
+
+def _trunk_backward(features: Sequence[Any], cuts: Sequence[Any], *, retain_graph: bool = False) -> None:
+    """Takes the gradients that have gathered at the cuts on through the trunk."""
+    used = [(f, c) for f, c in zip(features, cuts, strict=True) if is_cut(c) and c.grad is not None]
+    if used:  # a frozen trunk has no backward
+        torch.autograd.backward([f for f, _ in used], [c.grad for _, c in used], retain_graph=retain_graph)
+    for _, cut in used:
+        cut.grad = None
 
 
 PASSES = {"joint": joint, "sequential": sequential, "shared": shared}

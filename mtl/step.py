@@ -20,9 +20,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mtl.balancers import Equal
+from mtl.balancers import Balancer, Equal
 from mtl.errors import UserError
-from mtl.gradients import Measurement
+from mtl.gradients import Rows
 from mtl.model import Batch, MultiTaskModel
 from mtl.passes import PASSES, Autocast, choose
 from mtl.task import Task
@@ -76,7 +76,7 @@ class Step:
         tasks: Sequence[Task],
         optimizer: Optimizer | None = None,
         *,
-        balancer: Equal | None = None,
+        balancer: Balancer | None = None,
         passes: str = "auto",
         scheduler: LRScheduler | None = None,
         clip_norm: float | None = None,
@@ -88,17 +88,23 @@ class Step:
         self.tasks = list(tasks)
         self.optimizer = optimizer
         self.balancer = balancer or Equal()
-        if self.balancer.needs != "nothing":
-            raise UserError(f"balancer {type(self.balancer).__name__} needs {self.balancer.needs}; Equal is possible")
+        if self.balancer.needs not in ("nothing", "gramian"):
+            raise UserError(
+                f"balancer {type(self.balancer).__name__}: needs is '{self.balancer.needs}', not nothing or gramian"
+            )
         self.passes = choose(passes, model)
         self.scheduler = scheduler
         self.clip_norm = clip_norm
         self.parameters = dict(model.named_parameters())
         self.autocast = autocast_for(precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
-        balanced = self.balancer.weights(len(self.tasks)).tolist()
         self._names = [task.name for task in self.tasks]
-        self._weights = [task.weight * weight for task, weight in zip(self.tasks, balanced, strict=True)]
+        self._own = torch.tensor([task.weight for task in self.tasks], dtype=torch.float64)
+        unknown = torch.full_like(self._own, torch.nan)
+        constant = (
+            self.balancer.weights(unknown, None) if self.balancer.needs == "nothing" else torch.ones_like(self._own)
+        )
+        self._weights = (self._own * constant).tolist()
         self._on_device: tuple[torch.device, dict[str, Tensor]] | None = None
         self._starts: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
@@ -127,23 +133,47 @@ class Step:
         """
         for parameter in self.parameters.values():
             parameter.grad = None
-        scale = self.scaler.get_scale() if self.scaler and measure else 1.0
-        measurement = Measurement(self.parameters, scale=scale) if measure else None
+        collect = self.balancer.needs == "gramian"
+        scale = self.scaler.get_scale() if self.scaler and (measure or collect) else 1.0
+        rows = Rows(self.parameters, scale=scale) if measure or collect else None
         losses = PASSES[self.passes](
             self.model,
             self.tasks,
             batch,
-            self._weights,
+            [1.0] * len(self.tasks) if collect else self._weights,
             backward=self._backward,
             autocast=self.autocast,
-            measurement=measurement,
+            measure=None if collect else rows,
+            collect=rows if collect else None,
         )
         result = StepResult(dict(zip(self._names, losses, strict=True)), self._applied(losses[0].device))
-        if measurement:
-            result.grad_norms, result.cosines = measurement.norms(), measurement.cosines()
-            result.reach = measurement.reach()
+        if rows and measure:
+            result.grad_norms, result.cosines, result.reach = rows.norms(), rows.cosines(), rows.reach()
+        if rows and collect:
+            weights = self._balance(losses, rows)
+            rows.combine(weights.tolist(), self._own.tolist())
+            result.weights = dict(zip(self._names, weights.to(losses[0].device, torch.float32), strict=True))
+        if measure:
             result.total_norm = self._total_norm() / scale
         return result
+
+    def _balance(self, losses: Sequence[Tensor], rows: Rows) -> Tensor:
+        """The balancer's weights times the tasks' own, (T,), float64, on the CPU.
+
+        Raises:
+            UserError: for a gradient that isn't finite, unless that is an overflow that the scaler skips.
+        """
+        own = self._own
+        gramian = rows.gramian().cpu()
+        finite = gramian.diagonal().isfinite()
+        if not finite.all():
+            if self.scaler:
+                return own
+            named = ", ".join(
+                f"'{name}'" for name, right in zip(self._names, finite.tolist(), strict=True) if not right
+            )
+            raise UserError(f"the gradient of task {named} is not finite, so the tasks can't be balanced")
+        return own * self.balancer.weights(own * torch.stack(list(losses)).double().cpu(), gramian * own.outer(own))
 
     def update(self, result: StepResult) -> None:
         """Unscales, clips, and steps optimizer and scheduler, each once. A step that overflowed moves nothing."""
@@ -165,21 +195,20 @@ class Step:
             self.scheduler.step()
 
     def after(self, batch: Batch) -> None:
-        """What a balancer does after the parameters have moved; nothing, with equal weights."""
+        """What a balancer does after the parameters have moved; those there are do nothing."""
 
-    def _backward(self, losses: Sequence[Tensor], weights: Sequence[float]) -> None:
+    def _backward(self, losses: Sequence[Tensor], weights: Sequence[float], *, retain_graph: bool = False) -> None:
         """Takes the weighted losses backward: a weight is the gradient that a loss's backward starts from."""
         pairs = [(loss, w) for loss, w in zip(losses, weights, strict=True) if loss.requires_grad]  # else all is frozen
         starts = [self._start(loss, weight) for loss, weight in pairs]
         if self.scaler:
             starts = [self.scaler.scale(start) for start in starts]
         if pairs:
-            torch.autograd.backward([loss for loss, _ in pairs], starts)
+            torch.autograd.backward([loss for loss, _ in pairs], starts, retain_graph=retain_graph)
 
     def _applied(self, device: torch.device) -> dict[str, Tensor]:
         if self._on_device is None or self._on_device[0] != device:
-            weights = torch.tensor(self._weights, device=device)
-            self._on_device = device, dict(zip(self._names, weights, strict=True))
+            self._on_device = device, dict(zip(self._names, torch.tensor(self._weights, device=device), strict=True))
         return self._on_device[1]
 
     def _start(self, loss: Tensor, weight: float) -> Tensor:

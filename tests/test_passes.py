@@ -110,9 +110,9 @@ def alive_before_each_backward(kind: str, num_tasks: int) -> tuple[list[int], in
     alive, counts = Alive(), []
     backward = step._backward
 
-    def counted(losses: list[torch.Tensor], weights: list[float]) -> None:
+    def counted(losses: list[torch.Tensor], weights: list[float], **options: bool) -> None:
         counts.append(len(alive))
-        backward(losses, weights)
+        backward(losses, weights, **options)
 
     step._backward = counted  # type: ignore[method-assign]
     gc.disable()  # graphs must go by themselves, not by a garbage collection that happens to come by

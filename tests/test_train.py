@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Ended, command
+from conftest import ROOT, Ended, command
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mtl
 from mtl import train
+from mtl.targets import make
 from mtl.trainer import Trainer
 from mtl.validation import Validation
 
@@ -304,3 +305,41 @@ def test_own_config_of_a_name_that_mtl_has_is_warned_about(here: Path) -> None:
     (here / "mine" / "optimizer" / "sgd.yaml").write_text("_target_: torch.optim.Adagrad\ngroups: null\n")
     ended = command("train", "--config-dir", "mine", *FAST, "optimizer=sgd")
     assert "sgd.yaml is not read: mtl's own file of that name comes first" in ended.out
+
+
+BALANCERS = sorted(path.stem for path in (ROOT / "configs" / "balancer").glob("*.yaml"))
+
+
+def test_every_balancer_trains_and_no_two_take_the_same_way(here: Path) -> None:
+    ends = {}
+    for name in BALANCERS:
+        ended = command("train", *FAST, f"balancer={name}", "log.every=4")
+        assert ended.code == 0, (name, ended.err)
+        ends[name] = torch.load(ended.run / "checkpoints" / "last.pt")["model"]
+        logged = history(ended.run)
+        assert all(math.isfinite(w) for task in ("digit", "parity") for _, w in logged[f"weight/{task}"])
+    start = torch.load(command("train", *FAST, "optimizer.lr=0.0").run / "checkpoints" / "last.pt")["model"]
+    for name, end in ends.items():
+        assert all(not torch.equal(end[key], start[key]) for key in end), name  # everything moves
+    # Nash-MTL is FairGrad with α = 1, but for the length of its step, which AdamW doesn't see.
+    alike = {frozenset(pair) for pair in (("nash_mtl", "fairgrad"), ("upgrad", "pcgrad"), ("imtl_g", "conflict_free"))}
+    for a in ends:
+        for b in ends:
+            if a < b and frozenset((a, b)) not in alike:
+                assert not torch.equal(ends[a]["trunk.conv2.weight"], ends[b]["trunk.conv2.weight"]), (a, b)
+
+
+@pytest.mark.parametrize("name", BALANCERS)
+def test_with_one_task_every_balancer_is_plain_training(here: Path, name: str) -> None:
+    """Up to the scale of the gradient."""
+    gradients = {}
+    for balancer in ("equal", name):
+        torch.manual_seed(0)
+        tasks = [mtl.Task("digit", head=torch.nn.Linear(20, 10), loss=torch.nn.CrossEntropyLoss(), target="digit")]
+        model = mtl.MultiTaskModel(mtl.trunks.LeNet(dropout=0.0), tasks, inputs=["image"])
+        node = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "balancer" / f"{balancer}.yaml"))
+        node = {key: 0 if value == "${seed}" else value for key, value in node.items()}
+        step = mtl.Step(model, tasks, balancer=make(node, "balancer"))
+        step.backward(mtl.data.mnist().train.take(torch.arange(64)))
+        gradients[balancer] = torch.cat([p.grad.flatten() for p in model.trunk.parameters()])
+    assert torch.nn.functional.cosine_similarity(gradients["equal"], gradients[name], dim=0) > 1 - 1e-6

@@ -1,0 +1,26 @@
+"""Aligned-MTL: the gradients made orthogonal and equally long."""
+
+import torch
+from torch import Tensor
+
+from mtl.balancers.balancer import Balancer
+
+
+class AlignedMTL(Balancer):
+    """The mean of the gradients after the nearest orthogonal system, of the smallest singular value, takes their place.
+
+    With M = VΛVᵀ, w = √λ_min · V Λ^(−½) Vᵀ · 1/T, over the eigenvalues above the rank's tolerance.
+
+    Source: Senushkin et al., "Independent Component Alignment for Multi-Task Learning", arXiv 2305.19000.
+    """
+
+    def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        """The weights, of either sign."""
+        assert gramian is not None
+        values, vectors = torch.linalg.eigh(gramian)
+        kept = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+        if not kept.any():
+            return torch.zeros_like(values)
+        values, vectors = values[kept], vectors[:, kept]
+        weights: Tensor = vectors @ ((values.min() / values).sqrt() * vectors.mean(0))
+        return weights

@@ -1,0 +1,35 @@
+"""IMTL-G: the direction that has the same projection on every gradient."""
+
+import torch
+from torch import Tensor
+
+from mtl.balancers.balancer import Balancer
+
+
+class IMTLG(Balancer):
+    """The combination whose projections on all the tasks' gradients are equal: d·g_t/‖g_t‖ is the same for every t.
+
+    α ∝ M⁺n, with n the gradients' norms, and Σα = 1 in the paper. With three or more tasks the common projection can
+    then be negative, and every task's loss would rise: here −d is taken, so Σα is −1. And d can be many times longer
+    than any gradient: here it is no longer than the longest.
+
+    Source: Liu et al., "Towards Impartial Multi-Task Learning", ICLR 2021, openreview IMPnRXEWpvr.
+    """
+
+    def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        """The weights; their sum is ±1 unless the direction was shortened. Gradients that are zero get the weight 0."""
+        assert gramian is not None
+        norms = gramian.diagonal().sqrt()
+        weights = torch.zeros_like(norms)
+        moving = norms > 0
+        if not moving.any():
+            return weights
+        lengths = norms[moving]
+        cosines = gramian[moving][:, moving] / torch.outer(lengths, lengths)
+        raw = (torch.linalg.pinv(cosines, rtol=1e-12, hermitian=True) @ torch.ones_like(lengths)) / lengths
+        length = (raw @ gramian[moving][:, moving] @ raw).clamp(min=0).sqrt()
+        # Σα = 1 divides by the sum; the bound on the length divides by more where the sum is near zero.
+        divisor = torch.maximum(raw.sum().abs(), length / lengths.max())
+        if divisor > 0:
+            weights[moving] = raw / divisor
+        return weights

@@ -1,0 +1,46 @@
+"""MGDA: the shortest convex combination of the gradients."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtl.balancers.balancer import Balancer
+from mtl.balancers.quadratic import minimise
+
+
+class MGDA(Balancer):
+    """Weights on the simplex that make the combined gradient shortest; along it no task's loss rises, to first order.
+
+    w minimises ‖Gᵀw‖² over w ≥ 0, Σw = 1; exactly, by an active set.
+
+    A task whose gradient is zero has nothing to lose and gets the weight 0. In the formula alone it would get all the
+    weight and stop the others for good.
+
+    Args:
+        normalise: what each gradient is divided by beforehand: `none`, its norm (`l2`), its task's loss (`loss`), or
+            both (`loss+`).
+
+    Source: Désidéri 2012; for multi-task learning Sener and Koltun, "Multi-Task Learning as Multi-Objective
+    Optimization", arXiv 1810.04650, whose code has the four ways to normalise.
+    """
+
+    def __init__(self, *, normalise: str = "none") -> None:
+        if normalise not in ("none", "l2", "loss", "loss+"):
+            raise ValueError(f"normalise: '{normalise}' is not one of none, l2, loss, loss+")
+        self.normalise = normalise
+
+    def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        """The weights, at least 0; their sum is 1 where nothing is normalised."""
+        assert gramian is not None
+        matrix = gramian.numpy()
+        divisor = np.ones(len(matrix))
+        if self.normalise in ("l2", "loss+"):
+            divisor = divisor * np.sqrt(matrix.diagonal())
+        if self.normalise in ("loss", "loss+"):
+            divisor = divisor * losses.numpy()
+        moving = np.flatnonzero((matrix.diagonal() > 0) & (divisor > 0))
+        weights = np.zeros(len(matrix))
+        if len(moving):
+            scaled = matrix[np.ix_(moving, moving)] / np.outer(divisor[moving], divisor[moving])
+            weights[moving] = minimise(scaled, np.zeros(len(moving)), simplex=True) / divisor[moving]
+        return torch.from_numpy(weights)

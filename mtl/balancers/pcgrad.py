@@ -1,0 +1,34 @@
+"""PCGrad: each gradient loses what conflicts with the others."""
+
+import torch
+from torch import Tensor
+
+from mtl.balancers.balancer import Balancer, generator
+
+
+class PCGrad(Balancer):
+    """The sum of the gradients, each with its components along conflicting ones taken away.
+
+    Each g_i, in turn with every other original g_j in random order, loses (g_i·g_j / ‖g_j‖²) g_j where g_i·g_j < 0.
+    It is carried out on the coefficients of the gradients, for which the Gramian is enough.
+
+    Args:
+        seed: of the order.
+
+    Source: Yu et al., "Gradient Surgery for Multi-Task Learning", arXiv 2001.06782.
+    """
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.generator = generator(seed)
+
+    def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        """The weights, at least 1."""
+        assert gramian is not None
+        count = len(gramian)
+        surgery = torch.eye(count, dtype=torch.float64)
+        for i, row in enumerate(surgery):
+            for j in torch.randperm(count, generator=self.generator).tolist():
+                product = row @ gramian[:, j]
+                if j != i and product < 0 and gramian[j, j] > 0:
+                    row[j] -= product / gramian[j, j]
+        return surgery.sum(0)

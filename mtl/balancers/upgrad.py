@@ -1,0 +1,38 @@
+"""UPGrad: each gradient projected so that it conflicts with no task, and their mean."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtl.balancers.balancer import Balancer
+from mtl.balancers.quadratic import Array, minimise
+
+
+class UPGrad(Balancer):
+    """The mean over tasks of each gradient's projection onto the dual cone {d: G d ≥ 0}; exactly, by active sets.
+
+    Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv 2406.16232.
+    """
+
+    def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        """The weights, at least 1/T."""
+        assert gramian is not None
+        matrix = gramian.numpy()
+        return torch.from_numpy(np.mean([project(matrix, row) for row in np.eye(len(matrix))], axis=0))
+
+
+def project(gramian: Array, combination: Array) -> Array:
+    """The weights of the projection of Gᵀu onto the dual cone of the rows of G.
+
+    The projection is Gᵀ(u + v), where v ≥ 0 minimises ½ vᵀMv + vᵀMu; rows that are zero don't matter.
+
+    Args:
+        gramian: M = G Gᵀ, (T, T).
+        combination: u, (T,).
+    """
+    moving = np.flatnonzero(gramian.diagonal() > 0)
+    weights = combination.copy()
+    if len(moving):
+        matrix = gramian[np.ix_(moving, moving)]
+        weights[moving] += minimise(matrix, matrix @ combination[moving], simplex=False)
+    return weights
