@@ -133,7 +133,7 @@ class Step:
         """
         for parameter in self.parameters.values():
             parameter.grad = None
-        collect = self.balancer.needs == "gramian"
+        collect = self.balancer.needs == "gramian" and len(self.tasks) > 1  # one task alone is plain training
         scale = self.scaler.get_scale() if self.scaler and (measure or collect) else 1.0
         rows = Rows(self.parameters, scale=scale) if measure or collect else None
         losses = PASSES[self.passes](
