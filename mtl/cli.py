@@ -1,8 +1,10 @@
 """What the entry points have in common: Hydra, run folders, and errors for a person."""
 
+import logging
 import os
 import re
 import secrets
+import shutil
 import sys
 import time
 import traceback
@@ -13,8 +15,10 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from mtl import schema
 from mtl.errors import UserError, suggest
@@ -25,6 +29,7 @@ CONFIG_DIR = next(
     for folder in (Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs")
     if (folder / "train.yaml").is_file()
 )
+REPLACED = ("trainer.monitor", "optimizer.groups")  # mappings whose keys are the user's
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 
@@ -33,37 +38,62 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
 
     A job that fails is reported, counts as NaN for a sweep and doesn't stop the other jobs; the exit code is then 1.
     """
-    wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
+    wanted = os.environ.get("HYDRA_FULL_ERROR")
     tracebacks = wanted == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors, so that they are shown the same way as ours
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
+    OmegaConf.register_new_resolver("root", _root, replace=True)
     OmegaConf.register_new_resolver("job_id", _job_id, replace=True)
     if config_name == "train" and {"-h", "--help"} & set(sys.argv) and not _overrides("task"):
         sys.argv.append("task=mnist_two_head")  # Hydra composes a config even to show help, and `task` has no default
+    for key in REPLACED:
+        if any(argument.startswith(f"{key}={{") for argument in sys.argv):
+            others = [argument for argument in sys.argv[1:] if not argument.startswith(f"{key}={{")]
+            added = [f"+{argument}" for argument in sys.argv[1:] if argument.startswith(f"{key}={{")]
+            sys.argv[1:] = [*others, *_deleting(key), *added]
     failed = False
+    jobs: list[tuple[Path, str]] = []
 
     def guarded(config: DictConfig) -> float | None:
         nonlocal failed
+        outcome = "failed"
         try:
-            return job(config)
+            value = job(config)
+            outcome = "done" if value is None else f"{value:.4f}"
+            return value
         except Exception as error:
-            _show(error, tracebacks or config.get("debug") is True)
+            _show(error, tracebacks or config.get("debug") is True, config_name)
             failed = True
             return float("nan")
+        finally:
+            jobs.append((Path(HydraConfig.get().runtime.output_dir), outcome))
+            _forget_what_never_began()
 
     try:
         hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(guarded)()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except HydraException as error:  # some of them are OSErrors too
+        _show(error, tracebacks, config_name)
+        failed = True
     except OSError as error:  # Hydra makes the run's folder before the job begins
         folder = f"{error.filename or 'the folder of the run'} can't be written: {error.strerror or error}"
-        _show(UserError(f"{folder}; set output_root to a folder that can be"), tracebacks)
+        _show(UserError(f"{folder}; set output_root to a folder that can be"), tracebacks, config_name)
+        failed = True
+    except (ValueError, YAMLError) as error:  # a group that is null, a file that isn't YAML
+        nulls = ", ".join(argument for argument in sys.argv[1:] if argument.endswith("=null"))
+        _show(UserError(f"{error}{f' ({nulls})' if nulls else ''}"), tracebacks, config_name)
         failed = True
     except Exception as error:
-        _show(error, tracebacks)
+        _show(error, tracebacks, config_name)
         failed = True
     finally:
-        os.environ["HYDRA_FULL_ERROR"] = wanted
+        del os.environ["HYDRA_FULL_ERROR"]
+        if wanted is not None:
+            os.environ["HYDRA_FULL_ERROR"] = wanted
+    if len(jobs) > 1:
+        print(f"\n{len(jobs)} jobs in {jobs[0][0].parent}, each with what it monitors on validation:")
+        print("\n".join(f"  {folder.name:<40} {outcome}" for folder, outcome in jobs))
     sys.exit(1 if failed else 0)
 
 
@@ -72,6 +102,29 @@ def code_folders() -> list[str]:
     sources = HydraConfig.get().runtime.config_sources
     own = [source.path for source in sources if source.schema == "file" and source.path != CONFIG_DIR]
     return [os.getcwd(), *own]
+
+
+def arguments() -> list[str]:
+    """What this job was given on the command line, the folder of --config-dir included, to be given again."""
+    replaced = tuple(f"+{key}=" for key in REPLACED)
+    deleting = [override for key in REPLACED for override in _deleting(key)]
+    task = [argument for argument in HydraConfig.get().overrides.task if argument not in deleting]
+    given = [a.removeprefix("+") if a.startswith(replaced) else a for a in task]
+    folders = [s.path for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
+    return [*(part for folder in folders for part in ("--config-dir", _as_typed(folder))), *given]
+
+
+def _deleting(key: str) -> list[str]:
+    """Overrides that take the key away.
+
+    Hydra merges mappings, where one that is given here is to take the place of the task's own; and it can't delete one
+    that is null.
+    """
+    return [f"++{key}={{x:0}}", f"~{key}"]
+
+
+def _as_typed(folder: str) -> str:
+    return os.path.relpath(folder) if Path(folder).is_relative_to(Path.cwd()) else folder
 
 
 def shadowed() -> list[str]:
@@ -88,19 +141,42 @@ def _overrides(key: str) -> bool:
     return any(argument.split("=")[0].lstrip("+~") == key for argument in sys.argv[1:])
 
 
-def _show(error: Exception, full: bool) -> None:
+def _show(error: Exception, full: bool, config_name: str) -> None:
     if full or not isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError):
         traceback.print_exception(error)
         return
     text = str(error).strip()
     unknown = re.match(r"Could not override '([^']+)'", text)
     if isinstance(error, OverrideParseException):
-        text = f"'{error.override}' can't be read: {error.message}"
+        text = f"'{error.override}' can't be read: {' '.join((error.message or '').splitlines()[1:2])}"
+        text += (
+            f"; values are written key=value, as {'task=mnist_two_head' if config_name == 'train' else 'run=outputs/…'}"
+        )
     elif "@task." in text:
         text += "\nThe task's file must begin with the line: # @package _global_"
-    elif unknown:
-        text = f"there is no key '{unknown[1]}'" + suggest(unknown[1], schema.siblings(unknown[1]))
+    elif unknown and unknown[1] not in schema.SCHEMA:
+        text = f"there is no key '{unknown[1]}'" + suggest(unknown[1], schema.siblings(unknown[1], config_name))
+        if unknown[1].split(".")[0] in ("data", "model", "optimizer", "scheduler", "balancer", "tasks"):
+            text += "; what a _target_ takes is possible too: --cfg job shows what is set"
     print(f"error: {text}\n(debug=true or HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
+
+
+def _forget_what_never_began() -> None:
+    """Removes the folder of a run that failed before anything was trained; in a sweep it stays, to say so."""
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    kept = {path.name for path in folder.iterdir()} - {"train.log", "metrics.json", "config.yaml"}
+    if hydra_config.mode == RunMode.RUN and hydra_config.job.config_name == "train" and not kept:
+        for handler in logging.getLogger().handlers:
+            handler.close()
+        shutil.rmtree(folder)
+
+
+def _root(value: object) -> str:
+    """The folder for runs, looked over before Hydra makes it."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"output_root is {value!r}; it must be the name of a folder")
+    return value
 
 
 @cache

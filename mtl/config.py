@@ -114,6 +114,8 @@ def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:
     if not isinstance(model, MultiTaskModel):
         raise UserError(f"model: {node['_target_']} is a {type(model).__name__}, not a mtl.MultiTaskModel")
     model.freeze(config["model"].get("freeze") or [])
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("model.freeze takes every parameter out of the training; there is nothing to train")
     return model
 
 

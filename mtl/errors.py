@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from os.path import basename
+from traceback import extract_tb
 
 
 class UserError(ValueError):
@@ -11,6 +13,15 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def told(error: BaseException) -> str:
+    """An exception of somebody's code in one line: its type, its message, and the place in the code."""
+    frames = extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and "/mtl/" not in frame.filename]
+    place = f" ({basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
+    text = first_line(error)
+    return f"{type(error).__name__}: {text}{place}" if text != type(error).__name__ else f"{text}{place}"
 
 
 def suggest(word: str, possible: Iterable[str]) -> str:

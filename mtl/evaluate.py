@@ -23,6 +23,9 @@ def evaluate(composed: DictConfig) -> None:
     if options["checkpoint"] not in ("best", "last"):
         raise UserError(f"checkpoint: '{options['checkpoint']}' is not one of best, last")
 
+    if not Path(str(options["run"])).is_dir():  # before torch is imported, which takes seconds
+        raise UserError(f"'{options['run']}' is not the folder of a run; there is no such folder")
+
     from rich.console import Console
 
     from mtl import config as build
@@ -36,10 +39,11 @@ def evaluate(composed: DictConfig) -> None:
     config = state["config"]
     build.add_code_folders(state["code_folders"])
     device = build.choose_device(options["device"] or config["device"])
-    tasks = build.build_tasks(config)
-    model = build.build_model(config, tasks).to(device)
+    build.seed_all(config["seed"])  # data may be drawn when they are built, so in the same order as in training
     splits = build.build_splits(config)
     loaders = build.build_loaders(config, splits, device)
+    tasks = build.build_tasks(config)
+    model = build.build_model(config, tasks).to(device)
     if options["split"] not in loaders:
         raise UserError(f"split: the data have no '{options['split']}'; they have {', '.join(loaders)}")
     model.load_state_dict(state["model"])

@@ -49,7 +49,7 @@ def gramian(rows: list[list[Tensor | None]]) -> Tensor:
     total: Tensor | None = None
     for pieces in zip(*rows, strict=True):
         present = next(piece for piece in pieces if piece is not None)
-        flat = [piece.reshape(-1) if piece is not None else None for piece in pieces]
+        flat = [_dense(piece).reshape(-1) if piece is not None else None for piece in pieces]
         for start in range(0, present.numel(), COLUMNS):
             end = min(start + COLUMNS, present.numel())
             chunk = torch.zeros(len(rows), end - start, dtype=torch.float64, device=present.device)
@@ -149,7 +149,7 @@ class Rows:
     def norms(self) -> dict[str, Tensor]:
         """Each task's gradient norm over all the parameters it reaches, 0-dim float64."""
         return {
-            task: _norm([gradients[p] for p in self._parameters.values() if p in gradients]) / self._scale
+            task: self._norm([gradients[p] for p in self._parameters.values() if p in gradients]) / self._scale
             for task, gradients in self._gradients.items()
         }
 
@@ -171,6 +171,13 @@ class Rows:
             if any(p in reached[a] and p in reached[b] for p in shared)
         }
 
+    def _norm(self, tensors: list[Tensor]) -> Tensor:
+        if not tensors:
+            return torch.zeros((), dtype=torch.float64, device=next(iter(self._parameters.values())).device)
+        each = [torch.linalg.vector_norm(_dense(tensor), dtype=torch.float64) for tensor in tensors]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(each))
+        return norm
+
 
 def _gradients_at(outputs: list[Tensor], gradients: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Every leaf that `outputs` reach, with its gradient."""
@@ -181,6 +188,6 @@ def _gradients_at(outputs: list[Tensor], gradients: list[Tensor]) -> list[tuple[
     return [(leaf, g) for leaf, g in zip(reached, found, strict=True) if g is not None]
 
 
-def _norm(tensors: list[Tensor]) -> Tensor:
-    squares = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
-    return torch.linalg.vector_norm(torch.stack(squares)) if squares else torch.zeros((), dtype=torch.float64)
+def _dense(gradient: Tensor) -> Tensor:
+    """The gradient itself, or that of a sparse embedding with its zeros."""
+    return gradient.to_dense() if gradient.is_sparse else gradient

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mtl.errors import UserError, first_line
+from mtl.errors import UserError, told
 from mtl.task import Task
 
 Batch = Mapping[str, Any]
@@ -46,8 +46,21 @@ class MultiTaskModel(nn.Module):
         self._frozen: list[nn.Module] = []
 
     def features(self, batch: Batch, task: str) -> Any:
-        """What the trunk makes of the batch's input fields, for this task."""
-        return self.trunk_of(task)(*self._inputs_of(batch))
+        """What the trunk makes of the batch's input fields, for this task.
+
+        Raises:
+            UserError: for an input that isn't in the batch, or one that the trunk can't take.
+        """
+        inputs = self._inputs_of(batch)
+        try:
+            return self.trunk_of(task)(*inputs)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"the trunk can't take its inputs {', '.join(self.inputs)}, {describe(inputs)}: {told(error)}. "
+                "Look at model.trunk and model.inputs"
+            ) from error
 
     def trunk_of(self, task: str) -> nn.Module:
         """The module between the inputs and the task's head."""
@@ -63,13 +76,13 @@ class MultiTaskModel(nn.Module):
         before = _versions(features)
         try:
             prediction = self.heads[task](features)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:
             if "in-place" in str(error) or "inplace" in str(error):
                 raise UserError(_IN_PLACE.format(task=task)) from error
             if is_out_of_memory(error):
                 raise
             raise UserError(
-                f"task '{task}': its head can't take the trunk's features, {describe(features)}: {first_line(error)}. "
+                f"task '{task}': its head can't take the trunk's features, {describe(features)}: {told(error)}. "
                 f"Look at tasks.{task}.head and model.trunk"
             ) from error
         if before != _versions(features):
@@ -147,19 +160,25 @@ def match(model: nn.Module, patterns: Iterable[str], where: str) -> list[str]:
     Raises:
         UserError: for a pattern that matches nothing; `where` says where in the config it stands.
     """
-    names = [name for name, _ in model.named_parameters()]
+    first = {parameter: name for name, parameter in model.named_parameters()}  # tied ones have several names
+    names = {name: first[p] for name, p in model.named_parameters(remove_duplicate=False)}
     found: set[str] = set()
     for pattern in patterns:
         hits = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
         if not hits:
             raise UserError(f"{where}: no parameter matches '{pattern}'; the parameters are: {', '.join(names)}")
-        found.update(hits)
-    return [name for name in names if name in found]
+        found.update(names[name] for name in hits)
+    return [name for name in first.values() if name in found]
 
 
 def missing_field(where: str, name: str, batch: Batch) -> UserError:
     """The error for a field that isn't in the batch."""
     return UserError(f"{where} '{name}' not in batch; the dataset gives: {', '.join(map(str, batch))}")
+
+
+def size_of(value: Any) -> int:
+    """How many samples a field of the batch holds: the first dimension of its first tensor."""
+    return next((len(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.ndim), 1)
 
 
 def describe(value: Any) -> str:

@@ -10,18 +10,21 @@ trunk, head 1, loss 1, head 2, loss 2, …, and `sequential` makes each later tr
 and the buffers that the first one started from.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import NoneType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mtl.errors import UserError, first_line
+from mtl.errors import UserError, told
 from mtl.gradients import Rows
 from mtl.model import Batch, MultiTaskModel, describe, is_out_of_memory, missing_field
 from mtl.task import Task
+
+PLAIN = (Tensor, str, int, float, NoneType)  # what features may be made of, in tuples, lists and dicts
 
 
 class Backward(Protocol):
@@ -66,12 +69,15 @@ def joint(
                 features = model.features(batch, task.name)
             losses.append(loss_of(task, model.predict(task.name, features), batch))
         if measure is not None:
-            measure.add(task.name, losses[-1])
+            with kept_buffers(model):
+                measure.add(task.name, losses[-1])
     if collect is None:
         backward(losses, weights)
     else:
         for task, loss, weight in zip(tasks, losses, weights, strict=True):
-            backward([loss], [weight], retain_graph=loss is not losses[-1])
+            more = task is not tasks[-1]
+            with kept_buffers(model) if more else nullcontext():
+                backward([loss], [weight], retain_graph=more)
             collect.take(task.name)
     return [loss.detach() for loss in losses]
 
@@ -91,25 +97,23 @@ def sequential(
     repeats = model.shares_trunk and len(tasks) > 1
     if repeats:
         generators = generators_of(model)
-        buffers = list(model.trunk.buffers())
         draws_at_start = [generator.get_state() for generator in generators]
-        buffers_at_start = [buffer.clone() for buffer in buffers]
+        buffers_at_start = Buffers(model.trunk)
     losses = []
     for position, (task, weight) in enumerate(zip(tasks, weights, strict=True)):
         with autocast():
             if repeats and position > 0:
                 draws = [generator.get_state() for generator in generators]
                 _set_states(generators, draws_at_start)
-                with torch.no_grad():
-                    for buffer, value in zip(buffers, buffers_at_start, strict=True):
-                        buffer.copy_(value)
+                buffers_at_start.restore()
                 features = model.features(batch, task.name)
                 _set_states(generators, draws)
             else:
                 features = model.features(batch, task.name)
             loss = loss_of(task, model.predict(task.name, features), batch)
         if measure is not None:
-            measure.add(task.name, loss)
+            with kept_buffers(model):
+                measure.add(task.name, loss)
         backward([loss], [weight])
         if collect is not None:
             collect.take(task.name)
@@ -135,6 +139,12 @@ def shared(
     """
     with autocast():
         features, structure = tree_flatten(model.features(batch, tasks[0].name))
+    hidden = [type(f).__name__ for f in features if not isinstance(f, PLAIN)]
+    if hidden:
+        raise UserError(
+            f"passes: 'shared' can't look into the trunk's features, a {hidden[0]}; let the trunk give tensors, "
+            "or tuples, lists or dicts of them, or take passes=sequential"
+        )
     cuts = [f.detach().requires_grad_(f.requires_grad) if isinstance(f, Tensor) else f for f in features]
     cut_features = tree_unflatten(cuts, structure)
     losses = []
@@ -142,12 +152,15 @@ def shared(
         with autocast():
             loss = loss_of(task, model.predict(task.name, cut_features), batch)
         if measure is not None:
-            measure.add(task.name, loss, cuts={c: f for c, f in zip(cuts, features, strict=True) if is_cut(c)})
+            with kept_buffers(model):
+                measure.add(task.name, loss, cuts={c: f for c, f in zip(cuts, features, strict=True) if is_cut(c)})
         backward([loss], [weight])
         losses.append(loss.detach())
         del loss
         if collect is not None:
-            _trunk_backward(features, cuts, retain_graph=task is not tasks[-1])
+            more = task is not tasks[-1]
+            with kept_buffers(model) if more else nullcontext():
+                _trunk_backward(features, cuts, retain_graph=more)
             collect.take(task.name)
     if collect is None:
         _trunk_backward(features, cuts)
@@ -192,17 +205,40 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
     target = batch[task.target]
     try:
         loss = task.loss(prediction, target)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except Exception as error:
         if is_out_of_memory(error):
             raise
         raise UserError(
             f"task '{task.name}': its loss failed on a prediction {describe(prediction)} and the target "
-            f"'{task.target}' {describe(target)}: {first_line(error)}. Look at tasks.{task.name}"
+            f"'{task.target}' {describe(target)}: {told(error)}. Look at tasks.{task.name}"
         ) from error
     if not isinstance(loss, Tensor) or loss.ndim:
         shown = describe(loss) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise UserError(f"task '{task.name}': its loss must be a 0-dim tensor, a mean over the samples; it is {shown}")
-    return loss
+    return loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss  # room for the scaler's factor
+
+
+class Buffers:
+    """The values of all of a module's buffers, to be put back: batch norm's statistics and the like."""
+
+    def __init__(self, module: nn.Module) -> None:
+        # By owner and name: a forward pass may put another tensor in a buffer's place.
+        owned = [(m, name, b) for m in module.modules() for name, b in m.named_buffers(recurse=False)]
+        self._kept = [(m, name, buffer, buffer.clone()) for m, name, buffer in owned]
+
+    def restore(self) -> None:
+        """Puts the values back, in the tensors that held them."""
+        for module, name, buffer, value in self._kept:
+            buffer.data.copy_(value)  # through .data, since a graph that is alive may have saved an unchanged buffer
+            module._buffers[name] = buffer
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Undoes what a further backward pass does to buffers: activation checkpointing runs forward passes in it."""
+    buffers = Buffers(model)
+    yield
+    buffers.restore()
 
 
 def is_cut(value: Any) -> bool:

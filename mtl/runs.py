@@ -18,9 +18,15 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
         UserError: where the folder holds no run, or the checkpoint can't be read.
     """
     folder = Path(run)
+    if not (folder / "checkpoints").is_dir() and (folder / "metrics.json").is_file():
+        raise UserError(f"the run in '{run}' ended before it saved a checkpoint; its metrics.json says why")
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"'{run}' is not the folder of a run; it would hold a folder 'checkpoints'")
-    return checkpoint.load(folder / "checkpoints" / f"{name}.pt")
+    path = folder / "checkpoints" / f"{name}.pt"
+    there = sorted(p.stem for p in path.parent.glob("*.pt"))
+    if name not in there:
+        raise UserError(f"'{run}' has no checkpoint '{name}'; it has: {', '.join(there) or 'none'}")
+    return checkpoint.load(path)
 
 
 def load(run: str | Path, *, checkpoint: str = "best", device: torch.device | str = "cpu") -> MultiTaskModel:
@@ -36,7 +42,8 @@ def load(run: str | Path, *, checkpoint: str = "best", device: torch.device | st
     """
     state = read(run, checkpoint)
     config.add_code_folders(state["code_folders"])
-    model = config.build_model(state["config"], config.build_tasks(state["config"]))
+    with torch.random.fork_rng(devices=[]):  # whoever loads a model keeps their random state
+        model = config.build_model(state["config"], config.build_tasks(state["config"]))
     model.load_state_dict(state["model"])
     return model.to(device).eval()
 

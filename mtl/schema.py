@@ -13,7 +13,7 @@ Check = tuple[Callable[[Any], bool], str]  # whether a value is right, and what 
 
 
 def _whole(least: int) -> Check:
-    return lambda v: type(v) is int and least <= v < 2**63, f"a whole number of at least {least}"
+    return lambda v: type(v) is int and least <= v < 2**63, f"a whole number of at least {least}, and below 2^63"
 
 
 def _number(least: float, *, above: bool = False) -> Check:
@@ -22,7 +22,7 @@ def _number(least: float, *, above: bool = False) -> Check:
             return False
         return bool(value > least if above else value >= least)
 
-    return right, f"a number {'above' if above else 'of at least'} {least:g}"
+    return right, f"a finite number {'above' if above else 'of at least'} {least:g}"
 
 
 def _one_of(*values: str) -> Check:
@@ -33,7 +33,7 @@ def _or_null(check: Check) -> Check:
     return lambda v: v is None or check[0](v), f"{check[1]}, or null"
 
 
-_TEXT: Check = (lambda v: isinstance(v, str) and bool(v), "a text")
+_TEXT: Check = (lambda v: isinstance(v, str) and bool(v), "a text that isn't empty")
 _FLAG: Check = (lambda v: isinstance(v, bool), "true or false")
 _TEXTS: Check = (lambda v: isinstance(v, list) and all(isinstance(t, str) for t in v), "a list of texts")
 _NODE: Check = (lambda v: isinstance(v, Mapping) and "_target_" in v, "a mapping with a _target_")
@@ -126,6 +126,8 @@ def check(config: DictConfig) -> dict[str, Any]:
         if not isinstance(task, Mapping):
             raise UserError(f"{where} is {task!r}; it must be a mapping with {', '.join(TASK)}")
         _check_level(task, where, TASK)
+    if not any(task.get("weight", 1) for task in plain["tasks"].values()):
+        raise UserError("tasks: every task's weight is 0, so nothing would be trained")
     checked: dict[str, Any] = plain
     return checked
 
@@ -146,9 +148,14 @@ def _check_level(node: Mapping[str, Any], where: str, known: dict[str, Check], *
             raise UserError(f"{prefix}{name} is {node[name]!r}; it must be {wanted}")
 
 
-def siblings(key: str) -> list[str]:
+EVALUATE = ["run", "checkpoint", "split", "device", "debug"]
+
+
+def siblings(key: str, config_name: str) -> list[str]:
     """The known keys of the group that a key is in, those of the top where there is no such group."""
     parts = key.split(".")
+    if config_name == "evaluate":
+        return EVALUATE
     if parts[0] == "tasks" and len(parts) > 2:
         return [f"tasks.{parts[1]}.{name}" for name in TASK]
     return [name for name in SCHEMA if name.startswith(f"{parts[0]}.")] or [n for n in SCHEMA if "." not in n]

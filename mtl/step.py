@@ -11,7 +11,7 @@ backward passes are arranged is in passes.py.
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -84,6 +84,9 @@ class Step:
     ) -> None:
         if not tasks:
             raise UserError("a step needs at least one task")
+        strangers = [task.name for task in tasks if task.name not in model.heads]
+        if strangers:
+            raise UserError(f"the model has no task '{strangers[0]}'; it has: {', '.join(model.heads)}")
         self.model = model
         self.tasks = list(tasks)
         self.optimizer = optimizer
@@ -96,8 +99,11 @@ class Step:
         self.scheduler = scheduler
         self.clip_norm = clip_norm
         self.parameters = dict(model.named_parameters())
-        self.autocast = autocast_for(precision, self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
+        self.precision = precision
+        autocast_for(precision, self.device)
+        if optimizer is not None:
+            optimizer.register_step_post_hook(self._count)
+        self._taken = 0
         self._names = [task.name for task in self.tasks]
         self._own = torch.tensor([task.weight for task in self.tasks], dtype=torch.float64)
         unknown = torch.full_like(self._own, torch.nan)
@@ -112,6 +118,16 @@ class Step:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(iter(self.parameters.values())).device
+
+    @property
+    def autocast(self) -> Autocast:
+        """Makes the context that forward passes run in."""
+        return autocast_for(self.precision, self.device)
+
+    @cached_property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """What keeps fp16 gradients from underflowing; made when it is first needed, where the model is by then."""
+        return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
 
     def __call__(self, batch: Batch, *, measure: bool = False) -> StepResult:
         """One whole step on one batch.
@@ -135,7 +151,8 @@ class Step:
             parameter.grad = None
         collect = self.balancer.needs == "gramian" and len(self.tasks) > 1  # one task alone is plain training
         scale = self.scaler.get_scale() if self.scaler and (measure or collect) else 1.0
-        rows = Rows(self.parameters, scale=scale) if measure or collect else None
+        # Beside the training's own passes, which the scaler looks after, a smaller factor leaves half losses room.
+        rows = Rows(self.parameters, scale=scale if collect else min(scale, 2.0**12)) if measure or collect else None
         losses = PASSES[self.passes](
             self.model,
             self.tasks,
@@ -178,24 +195,29 @@ class Step:
     def update(self, result: StepResult) -> None:
         """Unscales, clips, and steps optimizer and scheduler, each once. A step that overflowed moves nothing."""
         assert self.optimizer is not None, "a Step without an optimizer has backward and after only"
-        if self.scaler:
-            self.scaler.unscale_(self.optimizer)
+        scaler = self.scaler if any(p.grad is not None for p in self.parameters.values()) else None
+        if scaler:
+            scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
             total = self._total_norm()
             clip_grads_with_norm_(self.parameters.values(), self.clip_norm, total)
             result.total_norm = total
-        if self.scaler:
-            scale = self.scaler.get_scale()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            result.taken = self.scaler.get_scale() >= scale
+        before = self._taken
+        if scaler:
+            scaler.step(self.optimizer)
+            scaler.update()
         else:
             self.optimizer.step()
+        result.taken = self._taken > before
         if self.scheduler is not None and result.taken:
             self.scheduler.step()
 
     def after(self, batch: Batch) -> None:
         """What a balancer does after the parameters have moved; those there are do nothing."""
+
+    def _count(self, *_: Any) -> None:
+        """Called by the optimizer when it has stepped; a scaler doesn't say that it skipped a step."""
+        self._taken += 1
 
     def _backward(self, losses: Sequence[Tensor], weights: Sequence[float], *, retain_graph: bool = False) -> None:
         """Takes the weighted losses backward: a weight is the gradient that a loss's backward starts from."""
@@ -209,7 +231,7 @@ class Step:
     def _applied(self, device: torch.device) -> dict[str, Tensor]:
         if self._on_device is None or self._on_device[0] != device:
             self._on_device = device, dict(zip(self._names, torch.tensor(self._weights, device=device), strict=True))
-        return self._on_device[1]
+        return self._on_device[1].copy()
 
     def _start(self, loss: Tensor, weight: float) -> Tensor:
         key = (weight, loss.dtype, loss.device)
@@ -218,7 +240,11 @@ class Step:
         return self._starts[key]
 
     def _total_norm(self) -> Tensor:
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        gradients = [
+            p.grad.coalesce().values() if p.grad.is_sparse else p.grad
+            for p in self.parameters.values()
+            if p.grad is not None
+        ]
         return get_total_norm(gradients) if gradients else torch.zeros((), device=self.device)
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from mtl.trainer import Trainer
     from mtl.validation import Figures
 
+FEW = 8  # measured steps that say nothing yet about how two tasks get on
 COSTS = {
     "joint": "one trunk forward and backward a step, all graphs alive at once",
     "sequential": "{trunks} trunk forwards and backwards a step, one task's graph alive at a time",
@@ -32,7 +34,7 @@ class Run:
         splits: the data.
         test: the best parameters' figures on the test split.
         folder: of the run, as one would type it.
-        overrides: the command line's.
+        arguments: the command line's.
         config: the whole config.
     """
 
@@ -40,7 +42,7 @@ class Run:
     splits: "Splits"
     test: "Figures"
     folder: str
-    overrides: list[str]
+    arguments: list[str]
     config: dict[str, Any]
 
     @property
@@ -61,7 +63,11 @@ class Run:
         """Per pair of tasks the mean cosine and the share of measured steps in which it was below zero."""
         pairs = dict.fromkeys(tag for m in self.trainer.measured for tag in m if tag.startswith("cosine/"))
         return {
-            tag.removeprefix("cosine/"): {"mean": fmean(v), "below_zero": sum(c < 0 for c in v) / len(v)}
+            tag.removeprefix("cosine/"): {
+                "mean": fmean(v),
+                "below_zero": sum(c < 0 for c in v) / len(v),
+                "steps": len(v),
+            }
             for tag in pairs
             if (v := self.values(tag))
         }
@@ -76,7 +82,7 @@ class Run:
         trainer = self.trainer
         return {
             "status": "finished",
-            "overrides": self.overrides,
+            "arguments": self.arguments,
             "data": self.splits.summary(),
             "steps": trainer.global_step,
             "epochs": trainer.epoch,
@@ -87,10 +93,10 @@ class Run:
             "val": trainer.figures,
             "test": self.test,
             "grad_norm": {task: self.mean(f"grad_norm/{task}") for task in [*self.tasks, "total"]},
-            "weight": {task.name: task.weight for task in trainer.step.tasks},
+            "weight": {task: self.mean(f"weight/{task}") for task in self.tasks},
             "cosine": self.cosines(),
             "unreached": self.unreached(),
-            "skipped_steps": trainer.skipped,
+            "skipped_steps": trainer.tried - trainer.global_step,
         }
 
 
@@ -110,48 +116,57 @@ def summarise(console: Console, run: Run) -> None:
             | {split: f for split, f in (("val", trainer.figures), ("test", run.test)) if f},
             {
                 "gradient norm": {task: run.mean(f"grad_norm/{task}") for task in run.tasks},
-                "weight": {task.name: task.weight for task in trainer.step.tasks},
+                "weight": {task: run.mean(f"weight/{task}") for task in run.tasks},
             },
         )
     )
     for pair, cosine in sorted(run.cosines().items(), key=lambda item: item[1]["mean"])[:5]:
-        say(f"{pair.replace('~', ' and ')}: {meaning(cosine['mean'], cosine['below_zero'])}")
+        say(f"{pair.replace('~', ' and ')}: {meaning(cosine['mean'], cosine['below_zero'], int(cosine['steps']))}")
     if len(run.tasks) > 1 and not run.cosines():
         say("No parameter is shared, so the tasks neither help nor hinder each other.")
     cost = COSTS[trainer.step.passes].format(trunks=len(run.tasks))
-    say(f"Passes: {trainer.step.passes}, {cost}; {1e3 * trainer.seconds_per_step:.2f} ms a step, logging included.")
+    seconds = trainer.seconds_per_step
+    taken = f"; {1e3 * seconds:.2f} ms a step, logging included" if seconds is not None else ""
+    say(f"Passes: {trainer.step.passes}, {cost}{taken}.")
     say(f"Trainable parameters that no task reached: {', '.join(run.unreached()) or 'none'}.")
-    if trainer.skipped:
-        say(f"{trainer.skipped} steps were skipped, since fp16 gradients overflowed.")
+    if trainer.tried > trainer.global_step:
+        say(f"{trainer.tried - trainer.global_step} steps were skipped, since fp16 gradients overflowed.")
     say(trust(run))
     say("")
     folder = shlex.quote(run.folder)
     for purpose, command in next_steps(run, folder):
         console.print(f"{purpose:<22}{command}", highlight=False, markup=False, soft_wrap=True)
-    files = "config.yaml, train.log, metrics.csv, metrics.json, tensorboard/, checkpoints/best.pt, checkpoints/last.pt"
-    say(f"\nWritten to {run.folder}: {files}")
+    say(f"\nWritten to {run.folder}: {', '.join(written(Path(run.folder)))}")
 
 
 def table_of(splits: "Mapping[str, Figures]", more: Mapping[str, Mapping[str, float | None]] | None = None) -> Table:
-    """A table with a row for each task and a column for each split's figures."""
-    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=0)
+    """A table with a row for each task's figure and a column for each split; `more` columns are of the task."""
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("task")
-    columns = {(s, name): None for s, figures in splits.items() for named in figures.values() for name in named}
-    for split, name in columns:
-        table.add_column(f" {split}\n {name}", justify="right")
-    for name in more or {}:
-        table.add_column("\n".join(f" {word}" for word in name.split()), justify="right")
+    table.add_column("figure")
+    for name in (*splits, *(more or {})):
+        table.add_column(name, justify="right")
     tasks = dict.fromkeys(task for figures in splits.values() for task in figures)
     for task in tasks:
-        values = [splits[split].get(task, {}).get(name) for split, name in columns]
-        values += [column.get(task) for column in (more or {}).values()]
-        table.add_row(task, *("" if value is None else f" {value:.4g}" for value in values))
+        names = dict.fromkeys(name for figures in list(splits.values())[::-1] for name in figures.get(task, {}))
+        for row, name in enumerate(names):
+            values = [splits[split].get(task, {}).get(name) for split in splits]
+            values += [column.get(task) if row == 0 else None for column in (more or {}).values()]
+            table.add_row(task if row == 0 else "", name, *("" if v is None else f"{v:.4g}" for v in values))
     return table
 
 
-def meaning(mean: float, below_zero: float) -> str:
+def written(folder: Path) -> list[str]:
+    """The files of the run, and the folder of its events."""
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return list(dict.fromkeys("tensorboard/" if f.parts[0] == "tensorboard" else str(f) for f in files))
+
+
+def meaning(mean: float, below_zero: float, steps: int) -> str:
     """One sentence on two tasks' gradients over the shared parameters."""
-    figures = f"mean cosine {mean:+.2f}, below zero in {below_zero:.0%} of the measured steps"
+    figures = f"mean cosine {mean:+.2f}, below zero in {below_zero:.0%} of {steps} measured steps"
+    if steps < FEW:
+        return f"{figures}: too few to say what that means; log.every=10 measures more often."
     if mean < -0.1:
         return f"{figures}: a step for one mostly undoes some of the other's; try a balancer, or separate models."
     if mean > 0.1:
@@ -174,13 +189,14 @@ def trust(run: Run) -> str:
 
 def next_steps(run: Run, folder: str) -> list[tuple[str, str]]:
     """Commands that go on from here, each with what it is for."""
-    given = " ".join(shlex.quote(override) for override in run.overrides)
-    commands = [
-        ("look", f"tensorboard --logdir {folder}"),
-        ("evaluate", f"python -m mtl.evaluate run={folder}"),
-    ]
+    given = " ".join(shlex.quote(argument) for argument in run.arguments)
+    commands = [("evaluate", f"python -m mtl.evaluate run={folder}")]
+    if (Path(run.folder) / "tensorboard").is_dir():
+        commands.insert(0, ("look", f"tensorboard --logdir {folder}"))
+    # A monitor that names a task can't go on without it.
+    monitor = " trainer.monitor=null" if run.config["trainer"]["monitor"] is not None else ""
     if len(run.tasks) > 1:
         for task in run.tasks[:4]:
             others = " ".join(shlex.quote(f"~tasks.{other}") for other in run.tasks if other != task)
-            commands.append((f"{task} alone", f"python -m mtl.train {given} {others}"))
+            commands.append((f"{task} alone", f"python -m mtl.train {given} {others}{monitor}"))
     return commands

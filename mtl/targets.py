@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any
 
-from mtl.errors import UserError, suggest
+from mtl.errors import UserError, suggest, told
 
 
 def make(node: Any, where: str, *args: Any, **kwargs: Any) -> Any:
@@ -39,6 +39,7 @@ def make(node: Any, where: str, *args: Any, **kwargs: Any) -> Any:
     return call(target, node["_target_"], where, *args, **{**built, **kwargs})
 
 
+PLAIN = (str, int, float, bool, list, tuple, NoneType)  # what is short enough for a message
 _OWN_KEYS = ("_target_", "_args_", "_partial_")
 
 
@@ -62,7 +63,7 @@ def find(name: Any, where: str) -> Callable[..., Any]:
                 if error.name != path:
                     raise UserError(f"{where}._target_: '{path}' can't be imported: {error}") from error
             except Exception as error:
-                raise UserError(f"{where}._target_: importing '{path}' failed: {_shown(error)}") from error
+                raise UserError(f"{where}._target_: importing '{path}' failed: {told(error)}") from error
         if not hasattr(found, part):
             public = [key for key in dir(found) if not key.startswith("_")]
             near = suggest(part, public).split(" (possible")[0] if len(public) > 20 else suggest(part, public)
@@ -95,7 +96,8 @@ def call(target: Callable[..., Any], name: str, where: str, *args: Any, **kwargs
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{where}: {name} failed: {_shown(error)}") from error
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if isinstance(value, PLAIN))
+        raise UserError(f"{where}: {name}({given}) failed: {told(error)}") from error
 
 
 def _import(module: str, where: str, name: str) -> Any:
@@ -109,8 +111,4 @@ def _import(module: str, where: str, name: str) -> Any:
             "looked for in the current folder and in the folder of --config-dir"
         ) from None
     except Exception as error:
-        raise UserError(f"{where}._target_: importing '{module}' failed: {_shown(error)}") from error
-
-
-def _shown(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+        raise UserError(f"{where}._target_: importing '{module}' failed: {told(error)}") from error

@@ -5,14 +5,18 @@ import logging
 import platform
 import shlex
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mtl import cli, schema
 from mtl.errors import UserError
+
+if TYPE_CHECKING:
+    from mtl.trainer import Trainer
 
 log = logging.getLogger("mtl")
 
@@ -23,13 +27,16 @@ def train(composed: DictConfig) -> float | None:
     Raises:
         UserError: for whatever is wrong in the config or goes wrong in the run.
     """
-    config = schema.check(composed)  # before torch is imported, which takes seconds
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        return run(config, folder)
+        return run(schema.check(composed), folder)  # checked before torch is imported, which takes seconds
     except UserError as error:
         log.error("%s", error)
         write_json(folder / "metrics.json", {"status": "failed", "error": str(error)})
+        raise
+    except Exception as error:
+        log.exception("a mistake that is none of the user's")
+        write_json(folder / "metrics.json", {"status": "failed", "error": f"{type(error).__name__}: {error}"})
         raise
 
 
@@ -76,53 +83,60 @@ def run(config: dict[str, Any], folder: Path) -> float | None:
 
     names = [task.name for task in tasks]
     mains = {task.name: next(iter(task.metrics)) for task in tasks if task.metrics}
-    loggers = [make(n, f"logger.{k}", folder, names) for k, n in (config["logger"] or {}).items()]
     callbacks = [make(node, f"callbacks.{key}") for key, node in (config["callbacks"] or {}).items()]
-    terminal = Terminal(console, names, mains, total_steps, config["trainer"]["max_epochs"])
-    trainer = Trainer(
-        step,
-        loaders["train"],
-        loaders.get("val"),
-        max_epochs=config["trainer"]["max_epochs"],
-        checkpoints=folder / "checkpoints",
-        log_every=config["log"]["every"],
-        monitor=config["trainer"]["monitor"],
-        patience=config["trainer"]["patience"],
-        loggers=[*loggers, terminal],
-        callbacks=[*callbacks, terminal],
-        saved={"config": config, "code_folders": code, "versions": versions()},
-    )
-    try:
-        trainer.fit()
-        test = {}
-        if "test" in loaders:
-            from mtl.validation import Validation
-
-            model.load_state_dict(checkpoint.load(folder / "checkpoints" / "best.pt")["model"])
-            test = Validation(model, tasks, step.autocast)(loaders["test"])
-            for logger in loggers:
-                logger.log(trainer.global_step, trainer.epoch, tags(test, "test"))
-    except Stopped:
-        terminal.close()
-        saved = folder_name(folder)
-        tell(
-            console,
-            f"Stopped at step {trainer.global_step}, in epoch {trainer.epoch}. Saved: {saved}/checkpoints/last.pt",
+    with ExitStack() as open_ones:
+        loggers = [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
+        terminal = Terminal(console, names, mains, total_steps, config["trainer"]["max_epochs"])
+        for logger in [*loggers, terminal]:
+            open_ones.enter_context(closing(logger))
+        trainer = Trainer(
+            step,
+            loaders["train"],
+            loaders.get("val"),
+            max_epochs=config["trainer"]["max_epochs"],
+            checkpoints=folder / "checkpoints",
+            log_every=config["log"]["every"],
+            monitor=config["trainer"]["monitor"],
+            patience=config["trainer"]["patience"],
+            loggers=[*loggers, terminal],
+            callbacks=[*callbacks, terminal],
+            saved={"config": config, "code_folders": code, "versions": versions()},
         )
-        tell(console, f"look      tensorboard --logdir {shlex.quote(saved)}")
-        tell(console, f"evaluate  python -m mtl.evaluate run={shlex.quote(saved)} checkpoint=last")
-        sys.exit(cli.INTERRUPTED)
-    finally:
-        for logger in [terminal, *loggers]:
-            logger.close()
+        try:
+            trainer.fit()
+            test = {}
+            if "test" in loaders:
+                from mtl.validation import Validation
 
-    finished = Run(trainer, splits, test, folder_name(folder), list(HydraConfig.get().overrides.task), config)
+                model.load_state_dict(checkpoint.load(folder / "checkpoints" / "best.pt")["model"])
+                test = Validation(model, tasks, step.autocast)(loaders["test"])
+                for logger in loggers:
+                    logger.log(trainer.global_step, trainer.epoch, tags(test, "test"))
+        except (Stopped, KeyboardInterrupt):
+            terminal.close()
+            stopped(console, trainer, folder)
+
+    finished = Run(trainer, splits, test, folder_name(folder), cli.arguments(), config)
     write_json(folder / "metrics.json", finished.figures() | {"torch": torch.__version__})
     console.print()
     summarise(console, finished)
     with (folder / "train.log").open("a", encoding="utf-8") as file:
         summarise(Console(file=file, width=120), finished)
     return trainer.best
+
+
+def stopped(console: Any, trainer: "Trainer", folder: Path) -> NoReturn:
+    """Says after Ctrl-C what was saved and how to look at it, and ends the process, a sweep's other jobs included."""
+    saved = folder_name(folder)
+    there = sorted(str(path) for path in Path(saved).glob("checkpoints/*.pt"))
+    place = {"steps": trainer.global_step, "epochs": trainer.epoch}
+    write_json(folder / "metrics.json", {"status": "stopped", **place})
+    at = f"at step {trainer.global_step}, in epoch {trainer.epoch}"
+    tell(console, f"Stopped {at}. Saved: {', '.join(there) or 'nothing yet'}")
+    if there:
+        tell(console, f"look      tensorboard --logdir {shlex.quote(saved)}")
+        tell(console, f"evaluate  python -m mtl.evaluate run={shlex.quote(saved)} checkpoint=last")
+    sys.exit(cli.INTERRUPTED)
 
 
 def tell(console: Any, line: str) -> None:

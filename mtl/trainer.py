@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mtl import checkpoint
 from mtl.data import Loader
-from mtl.errors import UserError
+from mtl.errors import UserError, told
+from mtl.model import size_of
 from mtl.step import Step, StepResult
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Trainer:
     Attributes:
         global_step: optimizer steps taken.
         epoch: the one under way, from 1.
-        skipped: steps that fp16 overflow kept from being taken.
+        tried: steps, those included that fp16 overflow kept from being taken.
         measured: the gradients' figures by tag, for each step in which they were measured.
         best, best_epoch, figures: the monitored value, the epoch and all of validation's figures when it was best.
         reach: from each parameter's name to the tasks that ever reached it.
@@ -77,6 +78,8 @@ class Trainer:
         callbacks: Sequence[Callable[["Trainer", StepResult], None]] = (),
         saved: Mapping[str, Any] | None = None,
     ) -> None:
+        if val is None and (monitor is not None or patience is not None):
+            raise UserError("trainer.monitor and trainer.patience need validation data, and data.val is null")
         self.step = step
         self.train = train
         self.val = val
@@ -88,7 +91,8 @@ class Trainer:
         self.callbacks = callbacks
         self.global_step = 0
         self.epoch = 0
-        self.skipped = 0
+        self.tried = 0
+        self._rates: list[float] = []  # the learning rates of the last step
         self.measured: list[dict[str, float]] = []
         self._read: list[list[float]] = []  # losses of the epoch's steps, a row each
         self.best: float | None = None
@@ -117,13 +121,13 @@ class Trainer:
             while self.epoch < self.max_epochs:
                 self.epoch += 1
                 self._train_epoch()
-                if self._stop:
-                    self._save("last")
-                    raise Stopped
-                self._validate()
+                if not self._stop:
+                    self._validate()
                 self._save("last")
                 if self.best_epoch == self.epoch:
                     self._save("best")
+                if self._stop:
+                    raise Stopped
                 if self.patience is not None and self.epoch - self.best_epoch >= self.patience:
                     break
 
@@ -134,23 +138,30 @@ class Trainer:
         return {task.name: fmean(column) for task, column in zip(self.step.tasks, columns, strict=True)}
 
     @property
-    def seconds_per_step(self) -> float:
-        """The mean over all steps but the first, in which much is done once."""
-        return self.seconds / max(self.global_step - 1, 1)
+    def seconds_per_step(self) -> float | None:
+        """The mean over all steps but the first, in which much is done once; None where there was no other."""
+        return self.seconds / (self.tried - 1) if self.tried > 1 else None
 
     def _train_epoch(self) -> None:
         start = self._clock = time.perf_counter()
         self._read.clear()
+        assert self.step.optimizer is not None
+        groups = self.step.optimizer.param_groups
         for batch in self.train.batches(self.epoch):
             number = self.global_step + 1
             measure = number == 1 or number % self.log_every == 0
+            self._rates = [float(group["lr"]) for group in groups]
             result = self.step(batch, measure=measure)
             self.global_step += result.taken
-            self.skipped += not result.taken
-            self._samples += len(batch[self.step.tasks[0].target])
+            self.tried += 1
+            self._samples += size_of(batch[self.step.tasks[0].target])
             self._window.append((number, result))
             for callback in self.callbacks:
-                callback(self, result)
+                try:
+                    callback(self, result)
+                except Exception as error:
+                    name = getattr(callback, "__name__", type(callback).__name__)
+                    raise UserError(f"callback {name} failed at step {number}: {told(error)}") from error
             if measure and result.taken:
                 self._log(result)
                 if number == 1:  # mistakes in metrics show now, and not after an epoch; importing them is slow
@@ -166,10 +177,17 @@ class Trainer:
         if not self._window:
             return
         tasks = [task.name for task in self.step.tasks]
-        tensors = [loss for _, step in self._window for loss in step.losses.values()]
-        read = torch.stack([t.double() for t in tensors]).view(-1, len(tasks)).tolist()
-        for (number, _), losses in zip(self._window, read, strict=True):
-            for task, loss in zip(tasks, losses, strict=True):
+        tensors = {f"weight/{task}": weight for task, weight in self._window[-1][1].weights.items()}
+        if result is not None:
+            tensors |= self._measured(result)
+        losses = [loss for _, step in self._window for loss in step.losses.values()]
+        values = torch.stack([tensor.double() for tensor in (*losses, *tensors.values())]).tolist()
+        read = [values[start : start + len(tasks)] for start in range(0, len(losses), len(tasks))]
+        scalars = dict(zip(tensors, values[len(losses) :], strict=True))
+        if result is not None:
+            self.measured.append(scalars.copy())
+        for (number, _), row in zip(self._window, read, strict=True):
+            for task, loss in zip(tasks, row, strict=True):
                 if not math.isfinite(loss):
                     raise UserError(
                         f"task '{task}': its loss is {loss} at step {number} (epoch {self.epoch}). Try a smaller "
@@ -177,35 +195,27 @@ class Trainer:
                     )
         self._read += read
         now = time.perf_counter()
-        scalars = {
-            f"loss/{task}/train": fmean(column) for task, column in zip(tasks, zip(*read, strict=True), strict=True)
-        }
-        scalars |= {f"weight/{task}": weight.item() for task, weight in self._window[-1][1].weights.items()}
+        scalars |= {f"loss/{task}/train": fmean(c) for task, c in zip(tasks, zip(*read, strict=True), strict=True)}
         assert self.step.optimizer is not None
-        groups = self.step.optimizer.param_groups
-        for index, group in enumerate(groups):
-            scalars[f"lr/{group.get('name', index if len(groups) > 1 else 'default')}"] = float(group["lr"])
+        for index, (group, rate) in enumerate(zip(self.step.optimizer.param_groups, self._rates, strict=True)):
+            scalars[f"lr/{group.get('name', index if len(self._rates) > 1 else 'default')}"] = rate
         scalars["speed/samples_per_second"] = self._samples / (now - self._clock)
-        if result is not None:
-            scalars |= self._measured(result)
         for logger in self.loggers:
             logger.log(self.global_step, self.epoch, scalars)
         self._window.clear()
         self._samples = 0
         self._clock = time.perf_counter()
 
-    def _measured(self, result: StepResult) -> dict[str, float]:
+    def _measured(self, result: StepResult) -> dict[str, Tensor]:
+        """What was measured in the step, by tag."""
         assert result.grad_norms is not None
         assert result.cosines is not None
         assert result.total_norm is not None
-        tensors: dict[str, Tensor] = {f"grad_norm/{task}": norm for task, norm in result.grad_norms.items()}
-        tensors["grad_norm/total"] = result.total_norm.double()
-        tensors |= {f"cosine/{a}~{b}": cosine for (a, b), cosine in result.cosines.items()}
-        values = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
-        self.measured.append(values)
         for name, tasks in (result.reach or {}).items():
             self.reach[name].update(tasks)
-        return values
+        tensors = {f"grad_norm/{task}": norm for task, norm in result.grad_norms.items()}
+        tensors["grad_norm/total"] = result.total_norm
+        return tensors | {f"cosine/{a}~{b}": cosine for (a, b), cosine in result.cosines.items()}
 
     def _prepare_validation(self) -> None:
         from mtl.monitor import Monitor

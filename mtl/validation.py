@@ -5,21 +5,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mtl.data import Loader
-from mtl.errors import UserError, first_line
-from mtl.model import MultiTaskModel, describe, is_out_of_memory
+from mtl.errors import UserError, told
+from mtl.model import MultiTaskModel, describe, is_out_of_memory, size_of
 from mtl.passes import Autocast, loss_of
 from mtl.task import Task
 
+NATS = (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 Figures = dict[str, dict[str, float]]  # by task, then by metric; `loss` is one of them
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a figure measures: whether up (`max`) or down (`min`) is better, None if neither, and its unit."""
+    """What a figure measures: whether up (`max`) or down (`min`) is better, None if neither, and its unit.
+
+    Only figures of one unit have a mean: shares, as accuracies are, of the same kind; cross-entropies, in nats. An
+    error or a loss of another kind is in the unit of its own target.
+    """
 
     mode: str | None
     unit: str
@@ -48,8 +53,10 @@ class Validation:
             for name, metric in self.metrics[task.name].items():
                 better = metric.higher_is_better
                 mode = None if better is None else "max" if better else "min"
-                kinds[f"{task.name}/{name}"] = Kind(mode, type(metric).__name__)
-            kinds[f"{task.name}/loss"] = Kind("min", type(task.loss).__name__)
+                kinds[f"{task.name}/{name}"] = Kind(mode, _unit(type(metric).__name__, metric.plot_upper_bound, task))
+            kinds[f"{task.name}/loss"] = Kind(
+                "min", "nats" if isinstance(task.loss, NATS) else f"loss of {task.target}"
+            )
         return kinds
 
     @torch.no_grad()
@@ -58,6 +65,7 @@ class Validation:
         training = self.model.training
         self.model.eval()
         sums: dict[str, Tensor] = {}
+        counts = {task.name: 0 for task in self.tasks}
         try:
             for batch in loader.batches():
                 features = None
@@ -67,14 +75,15 @@ class Validation:
                             features = self.model.features(batch, task.name)
                         prediction = self.model.predict(task.name, features)
                         loss = loss_of(task, prediction, batch)
-                    count = len(batch[task.target])
+                    count = size_of(batch[task.target])
                     sums[task.name] = sums.get(task.name, 0) + loss.double() * count
+                    counts[task.name] += count
                     for name, metric in self.metrics[task.name].items():
                         _update(task, name, metric, prediction, batch[task.target])
             return {
                 task.name: {
                     **{name: _number(task, name, metric) for name, metric in self.metrics[task.name].items()},
-                    "loss": float(sums[task.name]) / loader.num_samples,
+                    "loss": float(sums[task.name]) / counts[task.name],
                 }
                 for task in self.tasks
             }
@@ -83,6 +92,15 @@ class Validation:
                 for metric in metrics.values():
                     metric.reset()
             self.model.train(training)
+
+
+def _unit(metric: str, bound: float | None, task: Task) -> str:
+    """Accuracies are alike, whether of two classes or of many; an error without a bound is in its target's unit."""
+    if bound is None:
+        return f"{metric} of {task.target}"
+    for kind in ("Binary", "Multiclass", "Multilabel"):
+        metric = metric.removeprefix(kind)
+    return metric
 
 
 def _make(task: Task, name: str) -> Metric:
@@ -95,12 +113,12 @@ def _make(task: Task, name: str) -> Metric:
 def _update(task: Task, name: str, metric: Metric, prediction: Any, target: Any) -> None:
     try:
         metric.update(prediction, target)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:
         if is_out_of_memory(error):
             raise
         raise UserError(
             f"task '{task.name}': its metric '{name}' failed on a prediction {describe(prediction)} and the target "
-            f"'{task.target}' {describe(target)}: {first_line(error)}. Look at tasks.{task.name}.metrics.{name}"
+            f"'{task.target}' {describe(target)}: {told(error)}. Look at tasks.{task.name}.metrics.{name}"
         ) from error
 
 

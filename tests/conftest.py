@@ -79,7 +79,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 
 class Trunk(nn.Module):
-    """Two inputs' worth of everything that draws or keeps state: batch norm, dropout, spectral norm."""
+    """All that draws or keeps state: batch norm, dropout, spectral norm, a buffer that is replaced."""
 
     def __init__(self, *, momentum: float | None = 0.1, dropout: float = 0.3) -> None:
         super().__init__()
@@ -87,8 +87,11 @@ class Trunk(nn.Module):
         self.norm = nn.BatchNorm2d(4, momentum=momentum)
         self.dropout = nn.Dropout2d(dropout)
         self.linear = nn.utils.parametrizations.spectral_norm(nn.Linear(4 * 36, 16))
+        self.register_buffer("average", torch.zeros(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.average = 0.9 * self.average + 0.1 * x.detach().mean()  # a new tensor, not a change of the old one
         return torch.tanh(self.linear(self.dropout(torch.relu(self.norm(self.conv(x)))).flatten(1)))
 
 

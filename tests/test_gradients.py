@@ -116,6 +116,19 @@ def test_zero_gradient_has_no_cosine() -> None:
     assert result.grad_norms["b"] == 0
 
 
+def test_sparse_embeddings_are_measured() -> None:
+    norms = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        trunk = nn.Embedding(10, 3, sparse=sparse)
+        tasks = [mtl.Task(n, head=nn.Linear(3, 1), loss=nn.MSELoss(), target="y") for n in "ab"]
+        model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
+        step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1))
+        result = step({"x": torch.tensor([1, 1, 4]), "y": torch.randn(3, 1)}, measure=True)
+        norms.append([*result.grad_norms.values(), *result.cosines.values(), result.total_norm.double()])
+    torch.testing.assert_close(torch.stack(norms[1]), torch.stack(norms[0]), rtol=1e-6, atol=1e-7)
+
+
 def test_reentrant_checkpointing_is_an_error() -> None:
     layer, x = nn.Linear(3, 3), torch.randn(2, 3, requires_grad=True)
     with pytest.raises(mtl.UserError, match="use_reentrant=False"):

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 
 # A module may import those of the levels below its own. The trainer's helpers stand beside each other.
 LEVELS = [
-    {"errors"},
-    {"targets", "schema", "task", "balancers", "trunks", "heads", "checkpoint", "loggers", "data"},
+    {"errors", "balancers"},
+    {"targets", "schema", "task", "trunks", "heads", "checkpoint", "loggers", "data"},
     {"model", "gradients"},
     {"architectures", "passes"},
     {"step", "validation"},

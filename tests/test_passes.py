@@ -2,11 +2,13 @@
 
 import gc
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
 from conftest import Trunk, batches, problem
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import mtl
 from mtl.passes import PASSES
@@ -193,6 +195,57 @@ def test_head_that_changes_the_features_in_place_is_an_error(kind: str) -> None:
     model.freeze(["trunk"])
     with pytest.raises(mtl.UserError, match=r"task 'a': its head changes the features in place"):
         mtl.Step(model, tasks, passes=kind).backward(batch)
+
+
+class Checkpointed(nn.Module):
+    """Batch norm within activation checkpointing, whose backward runs its forward again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(lambda y: torch.tanh(self.norm(self.linear(y))), x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("balancer", [mtl.balancers.Equal, mtl.balancers.MGDA])
+@pytest.mark.parametrize("kind", KINDS)
+def test_measuring_leaves_checkpointed_statistics_alone(kind: str, balancer: type) -> None:
+    ends = []
+    for measure in (False, True):
+        torch.manual_seed(0)
+        tasks = [mtl.Task(n, head=nn.Linear(4, 1), loss=nn.MSELoss(), target="y") for n in "ab"]
+        model = mtl.MultiTaskModel(Checkpointed(), tasks, inputs=["x"])
+        step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), passes=kind, balancer=balancer())
+        for _ in range(3):
+            step({"x": torch.randn(6, 3), "y": torch.randn(6, 1)}, measure=measure)
+        ends.append(model.state_dict())
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@dataclass
+class Opaque:
+    features: torch.Tensor
+
+
+class GivesOpaque(nn.Linear):
+    def forward(self, x: torch.Tensor) -> Opaque:
+        return Opaque(super().forward(x))
+
+
+class ReadsOpaque(nn.Linear):
+    def forward(self, features: Opaque) -> torch.Tensor:
+        return super().forward(features.features)
+
+
+def test_features_that_cannot_be_looked_into() -> None:
+    tasks = [mtl.Task(n, head=ReadsOpaque(4, 1), loss=nn.MSELoss(), target="y") for n in "ab"]
+    model = mtl.MultiTaskModel(GivesOpaque(3, 4), tasks, inputs=["x"])
+    batch = {"x": torch.randn(6, 3), "y": torch.randn(6, 1)}
+    with pytest.raises(mtl.UserError, match="can't look into the trunk's features, a Opaque; .* passes=sequential"):
+        mtl.Step(model, tasks).backward(batch)
+    mtl.Step(model, tasks, passes="sequential").backward(batch)
+    assert model.trunk.weight.grad is not None
 
 
 class TwoMaps(nn.Module):

@@ -53,7 +53,7 @@ def test_config_that_is_explained_is_the_one_that_is_used() -> None:
 def test_lengths_that_are_promised() -> None:
     snippets = [text for kind, text in BLOCKS if kind == "python"]
     (loop,) = [text for text in snippets if "step(batch)" in text]
-    assert len(loop.split("import mtl\n")[1].strip().splitlines()) <= 12
+    assert len(loop.split("import mtl\n")[1].strip().splitlines()) <= 10
     (module,) = [text for text in snippets if "class Digits" in text]
     body = module.split("class Digits")[1].split("\n\n\n")[0]
     assert len([line for line in body.splitlines() if line.strip()]) <= 15

@@ -53,7 +53,7 @@ def test_documented_forms() -> None:
         ("precision", "fp8", "precision is 'fp8'; it must be one of fp32, bf16, fp16"),
         ("passes", "both", "passes is 'both'; it must be one of joint, sequential, shared, auto"),
         ("device", "gpu", "device is 'gpu'; it must be auto, cpu, cuda or cuda:N"),
-        ("trainer.clip_norm", 0, "trainer.clip_norm is 0; it must be a number above 0, or null"),
+        ("trainer.clip_norm", 0, "trainer.clip_norm is 0; it must be a finite number above 0, or null"),
         ("trainer.max_epochs", 1.5, "trainer.max_epochs is 1.5"),
         ("trainer", 3, "trainer is 3; it must be a mapping"),
         ("data.batch_size", 0, "data.batch_size is 0; it must be a whole number of at least 1"),
@@ -61,7 +61,7 @@ def test_documented_forms() -> None:
         ("model.inputs", "image", "model.inputs is 'image'; it must be a list of texts"),
         ("tasks", {}, "tasks: there are none; a problem needs at least one"),
         ("tasks", None, "tasks is None; it must be a mapping"),
-        ("tasks.digit.weight", -1, "tasks.digit.weight is -1; it must be a number of at least 0"),
+        ("tasks.digit.weight", -1, "tasks.digit.weight is -1; it must be a finite number of at least 0"),
         ("tasks.digit.weight", float("nan"), "tasks.digit.weight is nan"),
         ("tasks.digit.waight", 1, "tasks.digit.waight: there is no such key; did you mean 'weight'?"),
         ("tasks.digit", None, "tasks.digit is None; it must be a mapping with target"),
@@ -85,6 +85,7 @@ def test_messages(key: str, value: object, message: str) -> None:
 
 
 def test_siblings() -> None:
-    assert "trainer.max_epochs" in schema.siblings("trainer.max_epoch")
-    assert "tasks.digit.target" in schema.siblings("tasks.digit.targt")
-    assert "seed" in schema.siblings("sead")
+    assert schema.siblings("foo", "evaluate") == list(OmegaConf.load(ROOT / "configs" / "evaluate.yaml"))[1:-1]
+    assert "trainer.max_epochs" in schema.siblings("trainer.max_epoch", "train")
+    assert "tasks.digit.target" in schema.siblings("tasks.digit.targt", "train")
+    assert "seed" in schema.siblings("sead", "train")

@@ -39,7 +39,7 @@ def test_make() -> None:
         ({"_target_": "torch.nn.Linear", "in_featres": 2}, "it takes: in_features, out_features, bias, device, dtype"),
         (
             {"_target_": "torch.nn.Linear", "in_features": "a", "out_features": 1},
-            "here: torch.nn.Linear failed: TypeError",
+            "here: torch.nn.Linear(in_features='a', out_features=1) failed: TypeError",
         ),
         ({"a": [{"_target_": "torch.no"}]}, "here.a[0]._target_: 'torch' has no 'no'"),
     ],

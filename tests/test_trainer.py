@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,14 @@ class Remembers:
 
 
 def make(
-    folder: Path, *, count: int = 30, val: bool = True, seed: int = 0, **options: Any
+    folder: Path,
+    *,
+    count: int = 30,
+    val: bool = True,
+    seed: int = 0,
+    optimizer: Any = torch.optim.AdamW,
+    precision: str = "fp32",
+    **options: Any,
 ) -> tuple[Trainer, Remembers]:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(9)
@@ -46,7 +54,9 @@ def make(
     tasks = [mtl.Task(n, head=nn.Linear(8, 2), loss=nn.CrossEntropyLoss(), target=n, metrics=metrics) for n in "ab"]
     trunk = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2))
     model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
-    step = mtl.Step(model, tasks, torch.optim.AdamW(model.parameters(), lr=0.05))
+    chosen = optimizer(model.parameters(), lr=0.05)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(chosen, 0.9)
+    step = mtl.Step(model, tasks, chosen, scheduler=scheduler, precision=precision)
     logger = Remembers()
     defaults = {"max_epochs": 3, "log_every": 4, "checkpoints": folder, "loggers": [logger]}
     trainer = Trainer(
@@ -71,7 +81,8 @@ def test_a_run(tmp_path: Path) -> None:
     for (_, logged), (start, end) in zip(logger.of("loss/b/train"), windows, strict=True):
         assert logged == pytest.approx(sum(loss["b"] for loss in losses[start:end]) / (end - start), rel=1e-6)
     assert trainer.train_losses["a"] == pytest.approx(sum(loss["a"] for loss in losses[8:]) / 4, rel=1e-6)
-    assert dict(logger.of("lr/default")) == {1: 0.05, 4: 0.05, 8: 0.05, 12: 0.05}
+    # The rate that the step was taken with: n steps earlier the scheduler hadn't moved.
+    assert dict(logger.of("lr/default")) == {n: pytest.approx(0.05 * 0.9 ** (n - 1)) for n in (1, 4, 8, 12)}
     assert all(speed > 0 for _, speed in logger.of("speed/samples_per_second"))
     values = [value for _, value in logger.of("monitor/val")]
     assert trainer.best == max(values)
@@ -95,11 +106,14 @@ def test_what_is_logged_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_without_validation_the_last_parameters_are_the_best(tmp_path: Path) -> None:
-    trainer, _ = make(tmp_path, val=False, patience=1)
+    trainer, _ = make(tmp_path, val=False)
     trainer.fit()
     assert trainer.best is None
     assert trainer.epoch == 3
     assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 3
+    for option in ({"patience": 1}, {"monitor": {"a/accuracy": "max"}}):
+        with pytest.raises(mtl.UserError, match="need validation data, and data.val is null"):
+            make(tmp_path, val=False, **option)
 
 
 def test_patience(tmp_path: Path) -> None:
@@ -148,7 +162,8 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, seed: int) -> None:
 def test_no_tensor_is_read_between_logging_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading one would make the CPU wait for a GPU."""
     reads: list[int] = []
-    trainer, _ = make(tmp_path, log_every=10, val=False, max_epochs=4)
+    # SGD, since AdamW reads step counters of its own, which are on the CPU.
+    trainer, _ = make(tmp_path, log_every=10, val=False, max_epochs=4, optimizer=torch.optim.SGD)
     for name in ("item", "tolist", "__float__", "__bool__", "__int__", "numpy", "cpu"):
         original = getattr(torch.Tensor, name)
 
@@ -157,8 +172,82 @@ def test_no_tensor_is_read_between_logging_steps(tmp_path: Path, monkeypatch: py
             return original(self, *a, **k)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
-    trainer.step.optimizer = torch.optim.SGD(trainer.step.model.parameters(), lr=0.1)  # AdamW reads its CPU counters
     trainer.fit()
     # Read while step 1, step 10 or the ends of epochs (4, 8, 12, 16) are logged, and never else.
     assert set(reads) <= {0, 1, 4, 8, 10, 12, 16}
     assert {1, 4, 8, 10, 12, 16} <= set(reads)
+
+
+def test_every_epoch_has_an_order_of_its_own_and_the_model_is_in_training_mode(tmp_path: Path) -> None:
+    trainer, _ = make(tmp_path, max_epochs=2)
+    seen: list[tuple[int, bool, list[float]]] = []
+    trunk = trainer.step.model.trunk
+
+    def note(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if torch.is_grad_enabled():
+            seen.append((trainer.epoch, module.training, inputs[0][:, 0].tolist()))
+
+    trunk.register_forward_pre_hook(note)
+    trainer.step.model.eval()
+    trainer.fit()
+    assert all(training for _, training, _ in seen)
+    first, second = ([x for epoch, _, xs in seen if epoch == e for x in xs] for e in (1, 2))
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
+def test_steps_that_overflow_are_counted_and_not_logged(tmp_path: Path) -> None:
+    def overflow(trainer: Trainer, _: object) -> None:
+        trainer.train.dataset.fields["x"][:] = original if trainer.tried != 3 else float("inf")
+
+    trainer, logger = make(tmp_path, precision="fp16", callbacks=[overflow], max_epochs=3, val=False)
+    original = trainer.train.dataset.fields["x"].clone()
+    with pytest.raises(mtl.UserError, match="its loss is nan at step 4"):
+        trainer.fit()
+
+    class Overflows(torch.autograd.Function):
+        """A finite loss whose gradient isn't, as in fp16 before its scale is found."""
+
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+            return g * (float("inf") if trainer.tried == 3 else 1.0)
+
+    trainer, logger = make(tmp_path, precision="fp16", val=False)
+    trainer.step.model.trunk.register_forward_hook(lambda module, inputs, output: Overflows.apply(output))
+    trainer.fit()
+    assert (trainer.tried, trainer.global_step) == (12, 11)
+    assert 4 in dict(logger.of("grad_norm/a"))  # the fourth step is measured when it is taken
+    assert all(torch.tensor(list(values.values())).isfinite().all() for values in trainer.measured)
+
+
+def test_time_per_step_is_within_that_of_the_run(tmp_path: Path) -> None:
+    trainer, _ = make(tmp_path, callbacks=[lambda *_: time.sleep(0.01)])
+    start = time.perf_counter()
+    trainer.fit()
+    assert 0.01 < trainer.seconds_per_step < (time.perf_counter() - start) / 11
+    once, _ = make(tmp_path, count=5, max_epochs=1)
+    once.fit()
+    assert once.seconds_per_step is None
+
+
+@pytest.mark.parametrize("during", ["last epoch's validation", "first step"])
+def test_ctrl_c_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: str) -> None:
+    trainer, _ = make(tmp_path, max_epochs=2)
+    validate = trainer._validate
+
+    def interrupted() -> None:
+        validate()
+        if trainer.epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    if during == "first step":
+        trainer.callbacks = [lambda *_: os.kill(os.getpid(), signal.SIGINT)]
+    else:
+        monkeypatch.setattr(trainer, "_validate", interrupted)
+    with pytest.raises(Stopped):
+        trainer.fit()
+    assert checkpoint.load(tmp_path / "last.pt")["global_step"] == (1 if during == "first step" else 8)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from conftest import problem
 from torch import nn
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+from torch.utils.data import Dataset
+from torchmetrics import MeanAbsoluteError
+from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 import mtl
 from mtl.data import Fields, Loader
@@ -52,14 +54,46 @@ def test_figures_are_those_of_the_whole_split_at_once(batch_size: int) -> None:
         assert figures[task.name]["f1"] == pytest.approx(sum(f1) / len(f1), rel=1e-6)
 
 
+class Nested(Dataset):
+    """Targets that are dicts of tensors."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        x = torch.tensor([float(index), 1.0])
+        return {"x": x, "y": {"first": x[:1] * 2, "second": x[1:]}}
+
+
+@pytest.mark.parametrize("batch_size", [10, 4, 3])
+def test_targets_that_are_nests_are_counted_by_sample(batch_size: int) -> None:
+    loss = lambda p, y: (p[:, :1] - y["first"]).square().mean() + (p[:, 1:] - y["second"]).square().mean()  # noqa: E731
+    tasks = [mtl.Task("a", head=nn.Identity(), loss=loss, target="y")]
+    model = mtl.MultiTaskModel(nn.Linear(2, 2, bias=False), tasks, inputs=["x"])
+    nn.init.eye_(model.trunk.weight)
+    figures = Validation(model, tasks, nullcontext)(Loader(Nested(), batch_size=batch_size))
+    assert figures["a"]["loss"] == pytest.approx(sum(i * i for i in range(10)) / 10)
+
+
+def test_units() -> None:
+    model, tasks = problem(2)
+    tasks[0].metrics = {"accuracy": BinaryAccuracy, "error": MeanAbsoluteError}
+    tasks[1].metrics = {"accuracy": partial(MulticlassAccuracy, num_classes=5), "error": MeanAbsoluteError}
+    tasks[1].loss = nn.MSELoss()
+    kinds = Validation(model, tasks, nullcontext).kinds()
+    assert kinds["t0/accuracy"] == kinds["t1/accuracy"]  # shares, both
+    assert kinds["t0/error"] != kinds["t1/error"]  # metres and degrees, for all we know
+    assert (kinds["t0/loss"].unit, kinds["t1/loss"].unit) == ("nats", "loss of y1")
+
+
 def test_kinds() -> None:
     model, tasks = problem(2)
     tasks[0].metrics = METRICS
     assert Validation(model, tasks, nullcontext).kinds() == {
-        "t0/accuracy": Kind("max", "MulticlassAccuracy"),
-        "t0/f1": Kind("max", "MulticlassF1Score"),
-        "t0/loss": Kind("min", "CrossEntropyLoss"),
-        "t1/loss": Kind("min", "CrossEntropyLoss"),
+        "t0/accuracy": Kind("max", "Accuracy"),
+        "t0/f1": Kind("max", "F1Score"),
+        "t0/loss": Kind("min", "nats"),
+        "t1/loss": Kind("min", "nats"),
     }
 
 

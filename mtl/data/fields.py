@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mtl.errors import UserError
+from mtl.errors import UserError, told
 
 
 class Fields(Dataset[dict[str, Tensor]]):
@@ -57,13 +57,18 @@ class Splits:
     name: str = ""
 
     def __post_init__(self) -> None:
+        if self.train is None:
+            raise UserError("data.train is null; a problem needs training data")
         for split, dataset in self.items():
             if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
                 kind = type(dataset).__name__
                 raise UserError(f"data.{split}: {kind} is not a map-style dataset; it needs __len__ and __getitem__")
             if not len(dataset):
                 raise UserError(f"data.{split}: {type(dataset).__name__} has no samples")
-            sample = dataset[0]
+            try:
+                sample = dataset[0]
+            except Exception as error:
+                raise UserError(f"data.{split}: sample 0 of {type(dataset).__name__} fails: {told(error)}") from error
             if not isinstance(sample, Mapping):
                 raise UserError(
                     f"data.{split}: a sample of {type(dataset).__name__} is a {type(sample).__name__}; "

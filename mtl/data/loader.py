@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from mtl.data.fields import Fields
+from mtl.errors import UserError, told
 
 
 class Loader:
@@ -67,8 +68,20 @@ class Loader:
                 pin_memory=self.device.type == "cuda",
                 generator=generator,  # without one of its own a DataLoader draws from the global one
             )
-            for batch in loader:
+            for batch in self._loaded(loader):
                 yield tree_map(self._move, batch)
+
+    def _loaded(self, loader: DataLoader[Any]) -> Iterator[Any]:
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                name = type(self.dataset).__name__
+                raise UserError(f"data: a batch of {name} can't be loaded: {told(error)}") from error
+            yield batch
 
     def _move(self, value: Any) -> Any:
         return value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
 if TYPE_CHECKING:
@@ -42,9 +42,8 @@ class Terminal:
         if console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-                BarColumn(bar_width=10),
+                *([BarColumn(bar_width=10)] if console.width >= 100 else []),
                 MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
                 console=console,
                 auto_refresh=False,  # a thread that redraws would take time from the training
@@ -82,7 +81,8 @@ class Terminal:
         for task in self._tasks:
             part = f"{task} {self._scalars.get(f'loss/{task}/train', float('nan')):.4f}"
             metric = self._scalars.get(f"metric/{task}/{self._mains.get(task)}/val")
-            parts.append(part + (f" ({self._mains[task]} {metric:.3f})" if metric is not None else ""))
+            name = "" if self._progress is not None else f"{self._mains.get(task)} "  # the live line has to be short
+            parts.append(part + (f" ({name}{metric:.3f})" if metric is not None else ""))
         speed = self._scalars.get("speed/samples_per_second", 0.0)
         return f"{', '.join(parts)}, {speed:,.0f} samples/s"
 

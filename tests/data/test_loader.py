@@ -16,7 +16,8 @@ class Samples(Dataset):
         return len(FIELDS)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return FIELDS[index]
+        worker = torch.utils.data.get_worker_info()
+        return {**FIELDS[index], "in_worker": torch.tensor(worker is not None)}
 
 
 def order(loader: Loader, epoch: int) -> list[list[int]]:
@@ -51,4 +52,5 @@ def test_samples_through_a_dataloader_come_as_the_fields_do(num_workers: int) ->
         for expected, batch in zip(memory.batches(epoch), loaded.batches(epoch), strict=True):
             assert torch.equal(expected["x"], batch["x"])
             assert torch.equal(expected["y"], batch["y"])
+            assert batch["in_worker"].all() == (num_workers > 0)
     assert torch.equal(draws, torch.get_rng_state())  # nothing is drawn from the generator that training draws from

@@ -46,5 +46,5 @@ def test_live_line() -> None:
     terminal, file = shown(live=True)
     terminal.log(7, 2, SCALARS | {"metric/a/accuracy/val": 0.875})
     terminal.close()
-    for text in ("epoch 2/4", "7/20", "a 0.5000 (accuracy 0.875), b 0.2500", "1,234 samples/s"):
+    for text in ("epoch 2/4", "7/20", "a 0.5000 (0.875), b 0.2500", "1,234 samples/s"):
         assert text in file.getvalue()
