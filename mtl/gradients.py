@@ -77,6 +77,7 @@ class Rows:
         self._parameters = parameters
         self._scale = scale
         self._gradients: dict[str, dict[Tensor, Tensor]] = {}
+        self._gramian: Tensor | None = None  # of the rows there are, once it has been asked for
 
     def add(self, task: str, loss: Tensor, cuts: Mapping[Tensor, Tensor] | None = None) -> None:
         """Takes one task's row by `torch.autograd.grad`, beside the training's own backward passes.
@@ -90,6 +91,7 @@ class Rows:
         """
         gradients: dict[Tensor, Tensor] = {}
         self._gradients[task] = gradients
+        self._gramian = None
         features, at_features = [], []
         for leaf, gradient in _gradients_at([loss], [torch.full_like(loss, self._scale)]):
             if cuts and leaf in cuts:
@@ -103,6 +105,7 @@ class Rows:
     def take(self, task: str) -> None:
         """Takes what is in `.grad` as one task's row, and leaves `.grad` empty for the next."""
         self._gradients[task] = {p: p.grad for p in self._parameters.values() if p.grad is not None}
+        self._gramian = None
         for parameter in self._gradients[task]:
             parameter.grad = None
 
@@ -117,10 +120,13 @@ class Rows:
         Raises:
             UserError: where no parameter is shared.
         """
-        shared = self.shared()
-        if not shared:
-            raise UserError("the tasks share no parameter, so there is nothing to balance; take balancer=equal")
-        return gramian([[row.get(p) for p in shared] for row in self._gradients.values()]) / self._scale**2
+        if self._gramian is None:
+            shared = self.shared()
+            if not shared:
+                raise UserError("the tasks share no parameter, so there is nothing to balance; take balancer=equal")
+            pieces = [[row.get(p) for p in shared] for row in self._gradients.values()]
+            self._gramian = gramian(pieces) / self._scale**2
+        return self._gramian
 
     def combine(self, weights: Sequence[float], own: Sequence[float]) -> None:
         """Leaves the weighted sum of the rows in `.grad`, and gives up the rows.

@@ -10,8 +10,8 @@ trunk, head 1, loss 1, head 2, loss 2, …, and `sequential` makes each later tr
 and the buffers that the first one started from.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import NoneType
 from typing import Any, Protocol
 
@@ -69,14 +69,13 @@ def joint(
                 features = model.features(batch, task.name)
             losses.append(loss_of(task, model.predict(task.name, features), batch))
         if measure is not None:
-            with kept_buffers(model):
-                measure.add(task.name, losses[-1])
+            _measure(measure, model, task, losses[-1])
     if collect is None:
         backward(losses, weights)
     else:
         for task, loss, weight in zip(tasks, losses, weights, strict=True):
             more = task is not tasks[-1]
-            with kept_buffers(model) if more else nullcontext():
+            with kept_buffers(model, kept=more):
                 backward([loss], [weight], retain_graph=more)
             collect.take(task.name)
     return [loss.detach() for loss in losses]
@@ -112,8 +111,7 @@ def sequential(
                 features = model.features(batch, task.name)
             loss = loss_of(task, model.predict(task.name, features), batch)
         if measure is not None:
-            with kept_buffers(model):
-                measure.add(task.name, loss)
+            _measure(measure, model, task, loss)
         backward([loss], [weight])
         if collect is not None:
             collect.take(task.name)
@@ -152,14 +150,13 @@ def shared(
         with autocast():
             loss = loss_of(task, model.predict(task.name, cut_features), batch)
         if measure is not None:
-            with kept_buffers(model):
-                measure.add(task.name, loss, cuts={c: f for c, f in zip(cuts, features, strict=True) if is_cut(c)})
+            _measure(measure, model, task, loss, {c: f for c, f in zip(cuts, features, strict=True) if is_cut(c)})
         backward([loss], [weight])
         losses.append(loss.detach())
         del loss
         if collect is not None:
             more = task is not tasks[-1]
-            with kept_buffers(model) if more else nullcontext():
+            with kept_buffers(model, kept=more):
                 _trunk_backward(features, cuts, retain_graph=more)
             collect.take(task.name)
     if collect is None:
@@ -234,11 +231,20 @@ class Buffers:
 
 
 @contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
+def kept_buffers(model: nn.Module, *, kept: bool = True) -> Iterator[None]:
     """Undoes what a further backward pass does to buffers: activation checkpointing runs forward passes in it."""
-    buffers = Buffers(model)
+    buffers = Buffers(model) if kept else None
     yield
-    buffers.restore()
+    if buffers is not None:
+        buffers.restore()
+
+
+def _measure(
+    rows: Rows, model: nn.Module, task: Task, loss: Tensor, cuts: Mapping[Tensor, Tensor] | None = None
+) -> None:
+    """Takes the task's row beside the backward passes, and leaves buffers as they were."""
+    with kept_buffers(model):
+        rows.add(task.name, loss, cuts)
 
 
 def is_cut(value: Any) -> bool:

@@ -99,8 +99,8 @@ class Step:
         self.scheduler = scheduler
         self.clip_norm = clip_norm
         self.parameters = dict(model.named_parameters())
+        autocast_for(precision, self.device)  # an unknown precision is an error now, not in the first step
         self.precision = precision
-        autocast_for(precision, self.device)
         if optimizer is not None:
             optimizer.register_step_post_hook(self._count)
         self._taken = 0

@@ -100,6 +100,16 @@ def test_equal_weights_from_the_gramian_are_the_plain_sum(kind: str) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-14)
 
 
+def test_gramian_is_summed_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The balancer and the measured cosines take the same one."""
+    calls: list[int] = []
+    original = mtl.gradients.gramian
+    monkeypatch.setattr(mtl.gradients, "gramian", lambda rows: (calls.append(1), original(rows))[1])
+    model, tasks = problem()
+    mtl.Step(model, tasks, balancer=mtl.balancers.MGDA()).backward(batches(1)[0], measure=True)
+    assert len(calls) == 1
+
+
 def test_rows_are_not_copied() -> None:
     """What autograd wrote for the first task is what holds the combination in the end."""
     model, tasks = problem()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mtl.balancers.balancer import Balancer
+from mtl.balancers.bisector import bisector
 
 
 class ConflictFree(Balancer):
@@ -17,16 +18,6 @@ class ConflictFree(Balancer):
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, of either sign. Gradients that are zero get the weight 0."""
         assert gramian is not None
-        norms = gramian.diagonal().sqrt()
-        weights = torch.zeros_like(norms)
-        moving = norms > 0
-        if not moving.any():
-            return weights
-        lengths = norms[moving]
-        products = gramian[moving][:, moving]
-        cosines = products / torch.outer(lengths, lengths)
-        raw = (torch.linalg.pinv(cosines, rtol=1e-12, hermitian=True) @ torch.ones_like(lengths)) / lengths
-        square = raw @ products @ raw
-        if square > 0:
-            weights[moving] = raw * (products @ raw).sum() / square
-        return weights
+        raw = bisector(gramian)
+        square = raw @ gramian @ raw
+        return raw * (gramian @ raw).sum() / square if square > 0 else torch.zeros_like(raw)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mtl.balancers.balancer import Balancer
+from mtl.balancers.bisector import bisector
 
 
 class IMTLG(Balancer):
@@ -19,17 +20,9 @@ class IMTLG(Balancer):
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights; their sum is ±1 unless the direction was shortened. Gradients that are zero get the weight 0."""
         assert gramian is not None
-        norms = gramian.diagonal().sqrt()
-        weights = torch.zeros_like(norms)
-        moving = norms > 0
-        if not moving.any():
-            return weights
-        lengths = norms[moving]
-        cosines = gramian[moving][:, moving] / torch.outer(lengths, lengths)
-        raw = (torch.linalg.pinv(cosines, rtol=1e-12, hermitian=True) @ torch.ones_like(lengths)) / lengths
-        length = (raw @ gramian[moving][:, moving] @ raw).clamp(min=0).sqrt()
+        raw = bisector(gramian)
+        length = (raw @ gramian @ raw).clamp(min=0).sqrt()
+        longest = gramian.diagonal().max().sqrt()
         # Σα = 1 divides by the sum; the bound on the length divides by more where the sum is near zero.
-        divisor = torch.maximum(raw.sum().abs(), length / lengths.max())
-        if divisor > 0:
-            weights[moving] = raw / divisor
-        return weights
+        divisor = torch.maximum(raw.sum().abs(), length / longest)
+        return raw / divisor if divisor > 0 else torch.zeros_like(raw)
