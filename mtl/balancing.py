@@ -203,12 +203,8 @@ class Balancing:
             if self._all_finite(finite & rows.finite().cpu() if may_overflow else finite, may_overflow):
                 self._last = self._ask(known, gramian)
                 self._age = 0
-        self.combine(rows, at_hand)
-
-    def combine(self, rows: Rows, losses: Tensor) -> None:
-        """Leaves the combination of the rows, by the last weights there were, in `.grad`."""
         weights = self._own if self._last is None else self._last
-        rows.combine(weights.tolist(), (weights if self.balancer.scope == "all" else self._alone(losses)).tolist())
+        rows.combine(weights.tolist(), (weights if self.balancer.scope == "all" else self._alone(at_hand)).tolist())
 
     def _combine_rows(self, rows: Rows, losses: Tensor) -> None:
         own = self._own.to(losses.device)

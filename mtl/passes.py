@@ -179,21 +179,6 @@ def shared(
     return [loss.detach() for loss in losses]
 
 
-def look(model: MultiTaskModel, tasks: Sequence[Task], batch: Batch, autocast: Autocast) -> list[Tensor]:
-    """Each task's loss without gradients; random state and buffers are afterwards what they were before."""
-    generators = generators_of(model)
-    draws = [generator.get_state() for generator in generators]
-    losses = []
-    with kept_buffers(model), torch.no_grad(), autocast():
-        features = None
-        for task in tasks:
-            if features is None or not model.shares_trunk:
-                features = model.features(batch, task.name)
-            losses.append(loss_of(task, model.predict(task.name, features), batch))
-    set_states(generators, draws)
-    return losses
-
-
 PASSES = {"joint": joint, "sequential": sequential, "shared": shared}
 
 
@@ -234,6 +219,31 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
         shown = describe(loss) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise UserError(f"task '{task.name}': its loss must be a 0-dim tensor, a mean over the samples; it is {shown}")
     return loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss  # room for the scaler's factor
+
+
+def look(
+    model: MultiTaskModel,
+    tasks: Sequence[Task],
+    batch: Batch,
+    autocast: Autocast,
+    *,
+    take: Callable[[Task, Any, Batch], Any] = loss_of,
+) -> list[Any]:
+    """Each task's loss, or what else `take` makes of its prediction, without gradients.
+
+    Random state and buffers are afterwards what they were before.
+    """
+    generators = generators_of(model)
+    draws = [generator.get_state() for generator in generators]
+    taken = []
+    with kept_buffers(model), torch.no_grad(), autocast():
+        features = None
+        for task in tasks:
+            if features is None or not model.shares_trunk:
+                features = model.features(batch, task.name)
+            taken.append(take(task, model.predict(task.name, features), batch))
+    set_states(generators, draws)
+    return taken
 
 
 def _measure(

@@ -8,7 +8,7 @@ What happens between the first and the last line of `Step.__call__` is all there
 backward passes are arranged is in passes.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -231,20 +231,19 @@ class Step:
             self._losses_checked = True
         if callable(weights):
             weights = weights(self._look(parts, shares))
-        losses = [torch.zeros((), dtype=torch.float64, device=self.device) for _ in self.tasks]
-        for part, row in zip(parts, shares, strict=True):
-            present = [index for index, share in enumerate(row) if share]
+        known = weights
+
+        def passes(part: Batch, row: Sequence[float], present: Sequence[int]) -> Sequence[Tensor]:
             for rows in (measure, collect):
                 if rows is not None:
                     rows.shares = dict(zip(self._names, row, strict=True))
-            found = self._passes(
-                [self.tasks[i] for i in present], part, [weights[i] * row[i] for i in present], measure, collect
-            )
-            for index, loss in zip(present, found, strict=True):
-                losses[index] = losses[index] + row[index] * loss
+            tasks = [self.tasks[i] for i in present]
+            losses = self._passes(tasks, part, [known[i] * row[i] for i in present], measure, collect)
             if collect is not None:
                 collect.settle()
-        return losses
+            return losses
+
+        return self._summed(parts, shares, passes)
 
     def _parts_of(self, batch: Batch | list[Batch]) -> tuple[list[Batch], list[list[float]]]:
         """The batch's micro-batches, and each one's share in each task's loss."""
@@ -258,11 +257,23 @@ class Step:
 
     def _look(self, parts: Sequence[Batch], shares: Sequence[Sequence[float]]) -> list[Tensor]:
         """The whole batch's losses without gradients; random state and buffers stay as they are."""
+
+        def looked(part: Batch, row: Sequence[float], present: Sequence[int]) -> Sequence[Tensor]:
+            return look(self.model, [self.tasks[i] for i in present], part, self.autocast)
+
+        return self._summed(parts, shares, looked)
+
+    def _summed(
+        self,
+        parts: Sequence[Batch],
+        shares: Sequence[Sequence[float]],
+        take: Callable[[Batch, Sequence[float], Sequence[int]], Sequence[Tensor]],
+    ) -> list[Tensor]:
+        """The whole batch's losses: those that `take` gives for each part and the tasks present in it, by its share."""
         losses = [torch.zeros((), dtype=torch.float64, device=self.device) for _ in self.tasks]
         for part, row in zip(parts, shares, strict=True):
             present = [index for index, share in enumerate(row) if share]
-            found = look(self.model, [self.tasks[i] for i in present], part, self.autocast)
-            for index, loss in zip(present, found, strict=True):
+            for index, loss in zip(present, take(part, row, present), strict=True):
                 losses[index] = losses[index] + row[index] * loss
         return losses
 
@@ -294,15 +305,9 @@ class Step:
             if self.scheduler is not None and result.taken:
                 part = self.scheduler
                 part.step()
-        except (
-            TypeError,
-            ValueError,
-            ZeroDivisionError,
-            OverflowError,
-        ) as error:  # an argument that it can't work with
-            raise UserError(
-                f"{type(part).__name__} failed in its step: {told(error)}. Look at its arguments"
-            ) from error
+        except (TypeError, ValueError, ArithmeticError) as error:
+            name = type(part).__name__
+            raise UserError(f"{name} failed in its step: {told(error)}. Look at its arguments") from error
 
     def after(self, batch: Batch | list[Batch]) -> None:
         """What a balancer does after the parameters have moved: some look at the losses again."""

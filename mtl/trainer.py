@@ -256,11 +256,10 @@ class Trainer:
                         "optimizer.lr, trainer.clip_norm=1.0, or look for such values in the data"
                     )
         self._pending += read
-        if self._window:
-            self.weights = dict(zip(tensors, values[len(losses) :], strict=True))
-            self.weights = {tag: value for tag, value in self.weights.items() if tag.startswith("weight/")}
+        figures = dict(zip(tensors, values[len(losses) :], strict=True))
+        self.weights |= {tag: value for tag, value in figures.items() if tag.startswith("weight/")}
         self._window.clear()
-        return self.weights | dict(zip(tensors, values[len(losses) :], strict=True))
+        return self.weights | figures
 
     def _measured(self, result: StepResult) -> dict[str, Tensor]:
         """What was measured in the step, by tag."""
