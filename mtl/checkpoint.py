@@ -8,13 +8,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor
 
 from mtl.errors import UserError, first_line
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 Job = tuple[str, dict[str, Any]]
 
@@ -103,6 +104,10 @@ def load(path: Path) -> dict[str, Any]:
         known = _manifest(path.parent)
         if known and not any(_checksum(path) in checksums for checksums in known.values()):
             raise UserError(f"the checkpoint {path} is damaged: its checksum is not in {MANIFEST}")
+        if not known:  # the file's own checksums, of its members
+            with ZipFile(path) as archive:
+                if (name := archive.testzip()) is not None:
+                    raise UserError(f"the checkpoint {path} is damaged: the checksum of {name} in it is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(f"there is no checkpoint {path}") from None

@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mtl.balancers import Balancer
-from mtl.data import Loader, Splits
+from mtl.data import Fields, Loader, Splits
 from mtl.errors import UserError
+from mtl.labels import there
 from mtl.model import MultiTaskModel, match
 from mtl.step import Step
 from mtl.targets import find, make
@@ -55,6 +56,7 @@ def build_splits(config: Config) -> Splits:
     for split, dataset in splits.items():
         fields = list(dataset[0])
         wanted = {f"task '{name}': target": task["target"] for name, task in config["tasks"].items()}
+        wanted |= {f"task '{name}': mask": task["mask"] for name, task in config["tasks"].items() if task.get("mask")}
         for where, field in [*wanted.items(), *(("model.inputs:", field) for field in config["model"]["inputs"])]:
             if field not in fields:
                 named = "the dataset" if split == "train" else f"the {split} dataset"
@@ -79,8 +81,11 @@ def build_loaders(config: Config, splits: Splits, device: torch.device) -> dict[
     }
 
 
-def build_tasks(config: Config) -> list[Task]:
-    """The tasks, in the config's order."""
+def build_tasks(config: Config, splits: Splits | None = None) -> list[Task]:
+    """The tasks, in the config's order.
+
+    Where a task's `missing` is `auto`, labels may be missing unless the splits are in memory and all labels are there.
+    """
     tasks = []
     for name, node in config["tasks"].items():
         where = f"tasks.{name}"
@@ -94,9 +99,22 @@ def build_tasks(config: Config) -> list[Task]:
                 metrics={key: partial(make, metric, f"{where}.metrics.{key}") for key, metric in metrics.items()},
                 weight=float(node.get("weight", 1.0)),
                 count=make(node["count"], f"{where}.count") if node.get("count") else None,
+                mask=node.get("mask"),
+                missing=bool(node.get("missing", "auto")),
+                whole_batch=node.get("whole_batch", False),
             )
         )
+        if node.get("missing", "auto") == "auto" and splits is not None:
+            tasks[-1].missing = not _complete(tasks[-1], splits)
     return tasks
+
+
+def _complete(task: Task, splits: Splits) -> bool:
+    """Whether it is known that every label is there."""
+    if task.mask is not None or not all(isinstance(dataset, Fields) for _, dataset in splits.items()):
+        return False
+    found = [there(task, dataset.fields) for _, dataset in splits.items()]
+    return all(labels is None or bool(labels.all()) for labels in found)
 
 
 def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:
@@ -185,6 +203,7 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
         scheduler=build_scheduler(config, optimizer, total_steps),
         clip_norm=config["trainer"]["clip_norm"],
         precision=config["precision"],
+        on_nonfinite=config["on_nonfinite"],
     )
 
 

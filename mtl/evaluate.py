@@ -43,7 +43,7 @@ def evaluate(composed: DictConfig) -> None:
     seed_all(config["seed"])  # data may be drawn when they are built, so in the same order as in training
     splits = build.build_splits(config)
     loaders = build.build_loaders(config, splits, device)
-    tasks = build.build_tasks(config)
+    tasks = build.build_tasks(config, splits)
     model = build.build_model(config, tasks).to(device)
     if options["split"] not in loaders:
         raise UserError(f"split: the data have no '{options['split']}'; they have {', '.join(loaders)}")

@@ -1,16 +1,15 @@
 """The model: a trunk that all tasks share, and a head for each task."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from mtl.batch import Batch, describe, field
 from mtl.errors import UserError, told
 from mtl.task import Task
-
-Batch = Mapping[str, Any]
 
 
 class MultiTaskModel(nn.Module):
@@ -132,10 +131,7 @@ class MultiTaskModel(nn.Module):
         return self
 
     def _inputs_of(self, batch: Batch) -> list[Any]:
-        try:
-            return [batch[name] for name in self.inputs]
-        except KeyError as error:
-            raise missing_field("model.inputs:", error.args[0], batch) from None
+        return [field(batch, name, "model.inputs:") for name in self.inputs]
 
 
 _IN_PLACE = (
@@ -171,22 +167,6 @@ def match(model: nn.Module, patterns: Iterable[str], where: str) -> list[str]:
     return [name for name in first.values() if name in found]
 
 
-def missing_field(where: str, name: str, batch: Batch) -> UserError:
-    """The error for a field that isn't in the batch."""
-    return UserError(f"{where} '{name}' not in batch; the dataset gives: {', '.join(map(str, batch))}")
-
-
-def size_of(value: Any) -> int:
-    """How many samples a field of the batch holds: the first dimension of its first tensor."""
-    return next((len(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.ndim), 1)
-
-
-def describe(value: Any) -> str:
-    """Shapes of a nest of tensors, for messages."""
-    shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in tree_leaves(value)]
-    return f"of shape {shapes[0]}" if len(shapes) == 1 else f"of shapes {', '.join(map(str, shapes))}"
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device's or the machine's memory ran out."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from mtl.batch import Batch, describe, field
 from mtl.buffers import Buffers, kept_buffers
 from mtl.errors import UserError, told
 from mtl.features import AtFeatures
 from mtl.gradients import Rows
-from mtl.model import Batch, MultiTaskModel, describe, is_out_of_memory, missing_field
+from mtl.labels import select
+from mtl.model import MultiTaskModel, is_out_of_memory
 from mtl.task import Task
 
 PLAIN = (Tensor, str, int, float, NoneType)  # what features may be made of, in tuples, lists and dicts
@@ -104,7 +106,7 @@ def sequential(
     Where the weights depend on the losses, a look without gradients comes first.
     """
     if callable(weights):
-        weights = weights(look(model, tasks, batch, autocast))
+        weights = weights(look(model, [(tasks, batch)], autocast)[0])
     repeats = model.shares_trunk and len(tasks) > 1
     if repeats:
         generators = generators_of(model)
@@ -203,9 +205,9 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
     Raises:
         UserError: for a target that isn't in the batch, and for a loss that fails or isn't a scalar.
     """
-    if task.target not in batch:
-        raise missing_field(f"task '{task.name}': target", task.target, batch)
-    target = batch[task.target]
+    target = field(batch, task.target, f"task '{task.name}': target")
+    if task.missing:
+        prediction, target = select(task, prediction, batch)
     try:
         loss = task.loss(prediction, target)
     except Exception as error:
@@ -223,27 +225,30 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
 
 def look(
     model: MultiTaskModel,
-    tasks: Sequence[Task],
-    batch: Batch,
+    parts: Sequence[tuple[Sequence[Task], Batch]],
     autocast: Autocast,
     *,
     take: Callable[[Task, Any, Batch], Any] = loss_of,
-) -> list[Any]:
-    """Each task's loss, or what else `take` makes of its prediction, without gradients.
+) -> list[list[Any]]:
+    """By part and task, the loss, or what else `take` makes of the prediction, without gradients.
 
-    Random state and buffers are afterwards what they were before.
+    The parts, of which each is the tasks in it and their batch, draw one after the other, as their passes would; random
+    state and buffers are afterwards what they were before.
     """
     generators = generators_of(model)
     draws = [generator.get_state() for generator in generators]
-    taken = []
+    found = []
     with kept_buffers(model), torch.no_grad(), autocast():
-        features = None
-        for task in tasks:
-            if features is None or not model.shares_trunk:
-                features = model.features(batch, task.name)
-            taken.append(take(task, model.predict(task.name, features), batch))
+        for tasks, batch in parts:
+            features = None
+            taken = []
+            for task in tasks:
+                if features is None or not model.shares_trunk:
+                    features = model.features(batch, task.name)
+                taken.append(take(task, model.predict(task.name, features), batch))
+            found.append(taken)
     set_states(generators, draws)
-    return taken
+    return found
 
 
 def _measure(

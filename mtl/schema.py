@@ -61,6 +61,7 @@ SCHEMA: dict[str, Check] = {
     "deterministic": _FLAG,
     "device": _DEVICE,
     "precision": _one_of("fp32", "bf16", "fp16"),
+    "on_nonfinite": _one_of("error", "skip_task", "skip_step"),
     "passes": _one_of("joint", "sequential", "shared", "auto"),
     "tasks": _MAPPING,
     "callbacks": _NODES,
@@ -108,8 +109,14 @@ TASK: dict[str, Check] = {
     "loss": _NODE,
     "metrics": _NODES,
     "count": _or_null(_NODE),
+    "mask": _or_null(_TEXT),
+    "missing": (lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
+    "whole_batch": _FLAG,
 }
-OPTIONAL = {"num_outputs", "metrics", "count", "model.freeze", "optimizer.groups", "weight"}
+OPTIONAL = {
+    *("num_outputs", "metrics", "count", "mask", "missing", "whole_batch", "weight"),
+    *("model.freeze", "optimizer.groups"),
+}
 
 
 def check(config: DictConfig) -> dict[str, Any]:

@@ -8,11 +8,12 @@ What happens between the first and the last line of `Step.__call__` is all there
 backward passes are arranged is in passes.py.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,17 +21,21 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mtl.accumulation import check_losses, cut
-from mtl.accumulation import shares as shares_of
+from mtl.accumulation import Look, Shares, check_losses, summed
 from mtl.balancers import Balancer, Equal
 from mtl.balancing import Balancing
-from mtl.errors import UserError, told
+from mtl.batch import Batch, cut
+from mtl.before import Before
+from mtl.errors import NotFinite, UserError, told
 from mtl.features import AtFeatures
 from mtl.gradients import Rows
-from mtl.model import Batch, MultiTaskModel
-from mtl.passes import PASSES, Autocast, Weigh, Weights, choose, generators_of, look, set_states
+from mtl.labels import shares as shares_of
+from mtl.model import MultiTaskModel
+from mtl.passes import PASSES, Autocast, Weigh, Weights, choose, generators_of, set_states
 from mtl.task import Task
 
+StepBatch = Batch | list[Batch]
+ON_NONFINITE = ("error", "skip_task", "skip_step")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,14 +44,16 @@ class StepResult:
     """What one step did: 0-dim tensors on the model's device, by task name; None where it wasn't measured.
 
     Attributes:
-        losses: each task's loss, before its weight.
+        losses: each task's loss, before its weight; a task without labels in the step isn't there.
         weights: what each task's gradient, over the shared parameters where the balancer's scope is these, was
             multiplied by, the task's own weight included.
         grad_norms: the norm of each unweighted loss's gradient over all the parameters it reaches.
         cosines: by pair of names, between the two tasks' gradients over the shared parameters.
         total_norm: of the summed gradient that the optimizer was to get, before clipping.
         reach: from each parameter's name to the tasks that reach it.
-        taken: whether the parameters moved; False where fp16 gradients overflowed.
+        taken: whether the parameters moved; False where fp16 gradients overflowed, the step was skipped, or no task had
+            labels in it.
+        nonfinite: from the names of tasks that were left out of the step to what wasn't finite.
     """
 
     losses: dict[str, Tensor]
@@ -56,6 +63,7 @@ class StepResult:
     total_norm: Tensor | None = None
     reach: dict[str, tuple[str, ...]] | None = None
     taken: bool = True
+    nonfinite: dict[str, str] = field(default_factory=dict)
 
 
 class Step:
@@ -76,6 +84,10 @@ class Step:
         scheduler: steps once after each optimizer step.
         clip_norm: the norm that the summed gradient is clipped to.
         precision: `fp32`, or forward passes under autocast in `bf16` or, with gradient scaling, `fp16`.
+        on_nonfinite: what is done about a loss or gradient that isn't finite. `error` where a balancer looks at them;
+            otherwise they go into the parameters, and it is for whoever reads the losses to see. `skip_step` moves
+            nothing: parameters, optimizer, balancer, buffers, random state. `skip_task` makes the step as if the task
+            had no labels in it. The skips look at every step, which makes the CPU wait for a GPU.
 
     Raises:
         UserError: for an unknown kind of passes, source or precision, for a balancer that this step can't serve, and
@@ -97,6 +109,7 @@ class Step:
         scheduler: LRScheduler | None = None,
         clip_norm: float | None = None,
         precision: str = "fp32",
+        on_nonfinite: str = "error",
     ) -> None:
         if not tasks:
             raise UserError("a step needs at least one task")
@@ -124,7 +137,10 @@ class Step:
             every=every,
             at_once=micro_batch_size is None and num_micro_batches in (None, 1),
         )
-        self._losses_checked = False
+        if on_nonfinite not in ON_NONFINITE:
+            raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
+        self.on_nonfinite = on_nonfinite
+        self._checked: set[str] = set()  # tasks whose losses can be taken in parts
         self.scheduler = scheduler
         self.clip_norm = clip_norm
         self.parameters = dict(model.named_parameters())
@@ -133,10 +149,11 @@ class Step:
         if optimizer is not None:
             optimizer.register_step_post_hook(self._count)
         _keep_compiled_graphs(model)
-        self._taken = 0
+        self.num_taken = 0
         self._names = [task.name for task in self.tasks]
-        self._draws: list[Tensor] = []  # the random state that the step began with
-        self._losses: Sequence[Tensor] = ()
+        self._before: Before | None = None
+        self._losses: Sequence[Tensor] = ()  # the last step's, of the tasks in it
+        self._shares: Shares = ()
         self._starts: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
     @property
@@ -154,11 +171,12 @@ class Step:
         """What keeps fp16 gradients from underflowing; made when it is first needed, where the model is by then."""
         return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
 
-    def __call__(self, batch: Batch | list[Batch], *, measure: bool = False) -> StepResult:
+    def __call__(self, batch: StepBatch, *, measure: bool = False) -> StepResult:
         """One whole step on one batch.
 
         Args:
-            batch: inputs and targets by name, on the model's device; or a list of micro-batches.
+            batch: inputs and targets by name, on the model's device; by task name a batch each, where they have their
+                own; or a list of micro-batches.
             measure: also measure gradient norms, cosines and reach; the parameters move the same way.
         """
         result = self.backward(batch, measure=measure)
@@ -167,31 +185,48 @@ class Step:
             self.after(batch)
         return result
 
-    def backward(self, batch: Batch | list[Batch], *, measure: bool = False) -> StepResult:
+    def backward(self, batch: StepBatch, *, measure: bool = False) -> StepResult:
         """Clears the gradients and leaves the weighted sum of the tasks' gradients in `.grad`.
 
         For loops that clip and step by themselves; in fp16 the gradients are still scaled, and `update` is the way to
         go on. Arguments as for a whole step.
         """
+        parts, members = self._parts_of(batch)
+        shares = shares_of(self.tasks, parts, members)
+        self._before = Before(self.model, self.balancing, kept=self.on_nonfinite != "error")
+        if self.on_nonfinite == "error":
+            return self._take(parts, shares, measure)
+        return self._take_what_is_finite(parts, shares, measure)
+
+    def undo(self) -> None:
+        """Puts back random state and buffers as they were when the last step began, and clears the gradients.
+
+        The parameters are not touched: it is for a step that didn't get to move them.
+        """
+        if self._before is not None:
+            self._before.restore()
         for parameter in self.parameters.values():
             parameter.grad = None
-        parts, shares = self._parts_of(batch)
+
+    def _take(self, parts: Sequence[Batch], shares: Shares, measure: bool) -> StepResult:
+        """The passes of the tasks that have labels in the step, and their balance."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        here = [index for index in range(len(self.tasks)) if any(row[index] for row in shares)]
+        if not here:
+            return StepResult({}, {}, taken=False)
+        names = [self.tasks[index].name for index in here]
         balancing = self.balancing
+        balancing.begin(here)
         scale = self.scaler.get_scale() if self.scaler and (measure or balancing.collects) else 1.0
-        rows: Any = self._rows(scale, at_once=len(parts) == 1) if balancing.collects else None
+        rows: Any = self._rows(names, scale, at_once=len(parts) == 1) if balancing.collects else None
         beside = None
         if measure and (rows is None or not balancing.fresh or balancing.source == "representation"):
             # Beside the training's own passes, which the scaler looks after, a smaller factor leaves half losses room.
-            beside = Rows(self.parameters, self._names, scale=min(scale, 2.0**12))
-        if balancing.balancer.looks_back:
-            self._draws = [generator.get_state() for generator in generators_of(self.model)]
-        weights = balancing.loss_weights(self.device)
-        if len(parts) == 1:
-            losses = self._passes(self.tasks, parts[0], weights, beside, rows)
-        else:
-            losses = self._accumulate(parts, shares, weights, beside, rows)
-        self._losses = losses
-        result = StepResult(dict(zip(self._names, losses, strict=True)), {})
+            beside = Rows(self.parameters, names, scale=min(scale, 2.0**12))
+        losses = self._run(here, parts, shares, balancing.loss_weights(self.device), beside, rows)
+        self._losses, self._shares = losses, shares
+        result = StepResult(dict(zip(names, losses, strict=True)), {})
         if measure:
             measured = beside or rows
             result.grad_norms, result.cosines, result.reach = measured.norms(), measured.cosines(), measured.reach()
@@ -201,6 +236,75 @@ class Step:
         if measure:
             result.total_norm = self._total_norm() / scale
         return result
+
+    def _take_what_is_finite(self, parts: Sequence[Batch], shares: Shares, measure: bool) -> StepResult:
+        """The same without the tasks whose loss or gradient isn't finite, or, to skip the step, not at all."""
+        found: dict[str, str] = {}
+        while True:
+            try:
+                result = self._take(parts, shares, measure)
+                more = self._not_finite(result, parts, shares)
+            except NotFinite as error:
+                more = error.found
+            if not more:
+                result.nonfinite = found
+                return result
+            self.undo()
+            found |= more
+            shares = [[0.0 if name in found else x for name, x in zip(self._names, row, strict=True)] for row in shares]
+            if self.on_nonfinite == "skip_step":
+                return StepResult({}, {}, nonfinite=found, taken=False)
+
+    def _not_finite(self, result: StepResult, parts: Sequence[Batch], shares: Shares) -> dict[str, str]:
+        """By task, what isn't finite in the step; gradients that overflow in fp16 are the scaler's business."""
+        if not result.losses:
+            return {}
+        at_hand = [*result.losses.values(), self._total_norm()]
+        *losses, norm = torch.stack([tensor.double() for tensor in at_hand]).tolist()
+        found = {n: f"its loss is {x}" for n, x in zip(result.losses, losses, strict=True) if not math.isfinite(x)}
+        if found or self.scaler or math.isfinite(norm):
+            return found
+        self.undo()
+        here = [index for index, task in enumerate(self.tasks) if task.name in result.losses]
+        rows = Rows(self.parameters, list(result.losses))
+        self._run(here, parts, shares, [1.0] * len(here), rows, None)
+        norms = dict(zip(result.losses, torch.stack(list(rows.norms().values())).tolist(), strict=True))
+        named = [name for name, norm in norms.items() if not math.isfinite(norm)] or list(norms)
+        return dict.fromkeys(named, "its gradient is not finite")
+
+    def _run(
+        self,
+        here: Sequence[int],
+        parts: Sequence[Batch],
+        shares: Shares,
+        weights: Weights | Weigh,
+        measure: Rows | None,
+        collect: Any,
+    ) -> list[Tensor]:
+        """The passes of all parts, of the tasks that are here; each one's loss over all of them."""
+        tasks = [self.tasks[index] for index in here]
+        if len(parts) == 1:
+            return self._passes(tasks, parts[0], weights, measure, collect)
+        shares = [[row[index] for index in here] for row in shares]
+        self._check_losses(tasks, parts, shares)
+        ahead = None
+        if callable(weights) or any(task.whole_batch for task in tasks):
+            ahead = Look(self.model, tasks, parts, shares, self.autocast)
+        known = weights(ahead.losses) if callable(weights) and ahead else cast(Weights, weights)
+
+        def run(number: int, there: list[int]) -> Sequence[Tensor]:
+            row = shares[number]
+            for rows in (measure, collect):
+                if rows is not None:
+                    rows.shares = {tasks[i].name: row[i] for i in there}
+            now = ahead.tasks_of(number, there) if ahead else [tasks[i] for i in there]
+            losses = self._passes(now, parts[number], [known[i] * row[i] for i in there], measure, collect)
+            if collect is not None:
+                collect.settle()
+            return losses
+
+        losses = summed(tasks, parts, shares, run, self.device)
+        return ahead.corrected(losses) if ahead else losses
 
     def _passes(
         self, tasks: Sequence[Task], batch: Batch, weights: Weights | Weigh, measure: Rows | None, collect: Any
@@ -216,76 +320,54 @@ class Step:
             collect=collect,
         )
 
-    def _accumulate(
-        self,
-        parts: Sequence[Batch],
-        shares: Sequence[Sequence[float]],
-        weights: Weights | Weigh,
-        measure: Rows | None,
-        collect: Rows | None,
-    ) -> list[Tensor]:
-        """The passes of one micro-batch after the other, each loss times its part's share; the whole batch's losses."""
-        if not self._losses_checked:
-            for part in parts:
-                check_losses(self.model, self.tasks, part, self.autocast)
-            self._losses_checked = True
-        if callable(weights):
-            weights = weights(self._look(parts, shares))
-        known = weights
-
-        def passes(part: Batch, row: Sequence[float], present: Sequence[int]) -> Sequence[Tensor]:
-            for rows in (measure, collect):
-                if rows is not None:
-                    rows.shares = dict(zip(self._names, row, strict=True))
-            tasks = [self.tasks[i] for i in present]
-            losses = self._passes(tasks, part, [known[i] * row[i] for i in present], measure, collect)
-            if collect is not None:
-                collect.settle()
-            return losses
-
-        return self._summed(parts, shares, passes)
-
-    def _parts_of(self, batch: Batch | list[Batch]) -> tuple[list[Batch], list[list[float]]]:
-        """The batch's micro-batches, and each one's share in each task's loss."""
-        if isinstance(batch, list):
-            parts = batch
-        elif self.micro_batch_size is not None or self.num_micro_batches is not None:
-            parts = cut(batch, size=self.micro_batch_size, count=self.num_micro_batches)
-        else:
-            parts = [batch]
-        return parts, shares_of(self.tasks, parts) if len(parts) > 1 else [[1.0] * len(self.tasks)]
-
-    def _look(self, parts: Sequence[Batch], shares: Sequence[Sequence[float]]) -> list[Tensor]:
-        """The whole batch's losses without gradients; random state and buffers stay as they are."""
-
-        def looked(part: Batch, row: Sequence[float], present: Sequence[int]) -> Sequence[Tensor]:
-            return look(self.model, [self.tasks[i] for i in present], part, self.autocast)
-
-        return self._summed(parts, shares, looked)
-
-    def _summed(
-        self,
-        parts: Sequence[Batch],
-        shares: Sequence[Sequence[float]],
-        take: Callable[[Batch, Sequence[float], Sequence[int]], Sequence[Tensor]],
-    ) -> list[Tensor]:
-        """The whole batch's losses: those that `take` gives for each part and the tasks present in it, by its share."""
-        losses = [torch.zeros((), dtype=torch.float64, device=self.device) for _ in self.tasks]
+    def _check_losses(self, tasks: Sequence[Task], parts: Sequence[Batch], shares: Shares) -> None:
+        """Puts losses to the test before the first step in which they are taken in parts."""
+        unknown = [task for task in tasks if task.name not in self._checked]
+        if not unknown:
+            return
         for part, row in zip(parts, shares, strict=True):
-            present = [index for index, share in enumerate(row) if share]
-            for index, loss in zip(present, take(part, row, present), strict=True):
-                losses[index] = losses[index] + row[index] * loss
-        return losses
+            here = [task for task, share in zip(tasks, row, strict=True) if share and share != 1 and task in unknown]
+            check_losses(self.model, here, part, self.autocast)
+        self._checked |= {task.name for task in unknown}
 
-    def _rows(self, scale: float, *, at_once: bool) -> Rows:
+    def _parts_of(self, batch: StepBatch) -> tuple[list[Batch], list[list[int]]]:
+        """The step's micro-batches, and for each which tasks it is for."""
+        parts: list[Batch] = []
+        members: list[list[int]] = []
+        for given in batch if isinstance(batch, list) else [batch]:
+            for whole, tasks in self._by_tasks(given):
+                if not isinstance(batch, list) and (self.micro_batch_size or self.num_micro_batches):
+                    pieces = cut(whole, size=self.micro_batch_size, count=self.num_micro_batches)
+                else:
+                    pieces = [whole]
+                parts += pieces
+                members += [tasks] * len(pieces)
+        return parts, members
+
+    def _by_tasks(self, batch: Batch) -> list[tuple[Batch, list[int]]]:
+        """The batches in a batch by task name, with the tasks for which each is; else the one with all tasks."""
+        if not batch or not set(batch) <= set(self._names) or not all(isinstance(b, Mapping) for b in batch.values()):
+            return [(batch, list(range(len(self.tasks))))]
+        found: dict[int, tuple[Batch, list[int]]] = {}
+        for index, name in enumerate(self._names):
+            if name in batch:
+                found.setdefault(id(batch[name]), (batch[name], []))[1].append(index)
+        return list(found.values())
+
+    def _rows(self, names: Sequence[str], scale: float, *, at_once: bool) -> Rows:
         if self.passes == "shared":
             source = self.balancing.source if at_once else self.balancing.source_in_parts()
-            return AtFeatures(self.model, self._names, source=source, scale=scale)
-        return Rows(self.parameters, self._names, scale=scale)
+            return AtFeatures(self.model, names, source=source, scale=scale)
+        return Rows(self.parameters, names, scale=scale)
 
     def update(self, result: StepResult) -> None:
-        """Unscales, clips, and steps optimizer and scheduler, each once. A step that overflowed moves nothing."""
+        """Unscales, clips, and steps optimizer and scheduler, each once.
+
+        A step that overflowed, was skipped, or in which no task took part moves nothing.
+        """
         assert self.optimizer is not None, "a Step without an optimizer has backward and after only"
+        if not result.losses:
+            return
         scaler = self.scaler if any(p.grad is not None for p in self.parameters.values()) else None
         if scaler:
             scaler.unscale_(self.optimizer)
@@ -293,7 +375,7 @@ class Step:
             total = self._total_norm()
             clip_grads_with_norm_(self.parameters.values(), self.clip_norm, total)
             result.total_norm = total
-        before = self._taken
+        before = self.num_taken
         part: Any = self.optimizer
         try:
             if scaler:
@@ -301,7 +383,7 @@ class Step:
                 scaler.update()
             else:
                 self.optimizer.step()
-            result.taken = self._taken > before
+            result.taken = self.num_taken > before
             if self.scheduler is not None and result.taken:
                 part = self.scheduler
                 part.step()
@@ -309,7 +391,7 @@ class Step:
             name = type(part).__name__
             raise UserError(f"{name} failed in its step: {told(error)}. Look at its arguments") from error
 
-    def after(self, batch: Batch | list[Batch]) -> None:
+    def after(self, batch: StepBatch) -> None:
         """What a balancer does after the parameters have moved: some look at the losses again."""
         self.balancing.after(self._losses, lambda: self._look_again(batch))
 
@@ -317,18 +399,22 @@ class Step:
         """Tells the balancer that an epoch is over: some compare epochs, and do nothing unless this is called."""
         self.balancing.balancer.epoch_end()
 
-    def _look_again(self, batch: Batch | list[Batch]) -> Sequence[Tensor]:
+    def _look_again(self, batch: StepBatch) -> Sequence[Tensor]:
         """The losses now, with the draws that the step began with: what they change by is the step's doing alone."""
+        assert self._before is not None
         generators = generators_of(self.model)
         draws = [generator.get_state() for generator in generators]
-        set_states(generators, self._draws)
-        losses = self._look(*self._parts_of(batch))
+        set_states(generators, self._before.draws)
+        parts, _ = self._parts_of(batch)
+        here = [index for index in range(len(self.tasks)) if any(row[index] for row in self._shares)]
+        shares = [[row[index] for index in here] for row in self._shares]
+        losses = Look(self.model, [self.tasks[index] for index in here], parts, shares, self.autocast).losses
         set_states(generators, draws)
         return losses
 
     def _count(self, *_: Any) -> None:
         """Called by the optimizer when it has stepped; a scaler doesn't say that it skipped a step."""
-        self._taken += 1
+        self.num_taken += 1
 
     def _backward(self, losses: Sequence[Tensor], weights: Weights, *, retain_graph: bool = False) -> None:
         """Takes the weighted losses backward: a weight is the gradient that a loss's backward starts from."""

@@ -34,6 +34,8 @@ class Seeded(Dataset[Any]):
         try:
             seed_all(int(np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0]))
             return self.dataset[index]
+        except Exception as error:
+            raise UserError(f"sample {index}: {told(error)}") from error
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])
@@ -82,14 +84,23 @@ class Loader:
         """Batches in an epoch."""
         return -(-self.num_samples // self.batch_size)
 
+    def samples(self, epoch: int, position: int) -> list[int]:
+        """The numbers of the samples in the epoch's batch with this number."""
+        start = position * self.batch_size
+        return self._order(epoch)[0][start : min(start + self.batch_size, self.num_samples)].tolist()
+
+    def _order(self, epoch: int) -> tuple[Tensor, torch.Generator]:
+        """The epoch's order, and the generator that it was drawn from."""
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
+        total = len(self.dataset)  # type: ignore[arg-type]
+        return torch.randperm(total, generator=generator) if self.shuffle else torch.arange(total), generator
+
     def batches(self, epoch: int = 0, *, start: int = 0) -> Iterator[dict[str, Any]]:
         """The epoch's batches, dicts of fields, from the one with number `start` on.
 
         What a data set draws for a sample depends on seed, epoch and sample alone.
         """
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
-        total = len(self.dataset)  # type: ignore[arg-type]
-        order = torch.randperm(total, generator=generator) if self.shuffle else torch.arange(total)
+        order, generator = self._order(epoch)
         order = order[start * self.batch_size : self.num_samples]
         if not len(order):
             return
@@ -117,7 +128,12 @@ class Loader:
                 return
             except Exception as error:
                 name = type(self.dataset).__name__
-                raise UserError(f"data: a batch of {name} can't be loaded: {told(error)}") from error
+                # What comes out of a worker process has its traceback in the message, whose last line says what was.
+                lines = str(error).strip().splitlines() or [""]
+                text = lines[-1] if lines[0].startswith("Caught ") else told(error)
+                raise UserError(
+                    f"data: a batch of {name} can't be loaded: {text.partition('UserError: ')[2] or text}"
+                ) from error
             yield batch
 
     def _move(self, value: Any) -> Any:
