@@ -71,6 +71,10 @@ def test_stch_of_tasks_whose_warm_ups_end_apart_by_hand() -> None:
     expected = torch.cat([divided, tensor(5 / 8)]) / losses
     torch.testing.assert_close(stch.weights(losses, None), expected)
     torch.testing.assert_close(told(stch, [2]).weights(tensor(7.0), None), tensor(1 / 7))
+    told(stch, [0, 1, 2]).after(tensor(1.0, 5.0, 3.0), None)
+    stch.epoch_end()
+    divided = (tensor(1 * 1 / 4, 2 * 2 / 8, 5 * 7 / 3).log() / 0.5).softmax(0)  # the first two nadirs stay
+    torch.testing.assert_close(stch.weights(losses, None), divided / losses)
 
 
 def test_weights_that_have_a_sum_keep_it_over_all_tasks() -> None:
