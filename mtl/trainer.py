@@ -180,6 +180,8 @@ class Trainer:
                 self.position = None
                 if self.best_epoch == self.epoch:
                     self._save("best")  # first: whoever goes on from last.pt finds what it calls best
+            if self._stop:
+                self.writer.wait()  # what was asked for before is there too, should the last one be damaged
             self._save("last")
             if self._stop:
                 raise Stopped(self._stop)
