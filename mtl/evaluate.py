@@ -30,8 +30,8 @@ def evaluate(composed: DictConfig) -> None:
 
     from mtl import config as build
     from mtl import runs
+    from mtl.precision import autocast_for
     from mtl.seeding import seed_all
-    from mtl.step import autocast_for
     from mtl.summary import table_of
     from mtl.validation import Validation
 

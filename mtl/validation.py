@@ -14,7 +14,8 @@ from mtl.data import Loader
 from mtl.errors import UserError, told
 from mtl.labels import denominator, select_for_metric
 from mtl.model import MultiTaskModel, is_out_of_memory
-from mtl.passes import Autocast, loss_of
+from mtl.passes import loss_of
+from mtl.precision import Autocast
 from mtl.task import Task
 
 NATS = (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCELoss, nn.BCEWithLogitsLoss)

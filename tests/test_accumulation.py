@@ -104,9 +104,7 @@ def test_parts_move_as_the_whole_does(kind: str, how: dict[str, int]) -> None:
 def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the mean of means it does."""
     whole, _ = trained("shared")
-    monkeypatch.setattr(
-        "mtl.step.shares_of", lambda tasks, parts, members: [[1 / len(parts)] * len(tasks)] * len(parts)
-    )
+    monkeypatch.setattr("mtl.parts.shares", lambda tasks, parts, members: [[1 / len(parts)] * len(tasks)] * len(parts))
     monkeypatch.setattr("mtl.step.check_losses", lambda *_: None)
     model, tasks = uneven()
     step = mtl.Step(model, tasks[2:5], torch.optim.AdamW(model.parameters(), lr=1e-3), micro_batch_size=4)

@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 LEVELS = [
     {"errors", "balancers"},
     {"seeding"},
-    {"batch", "targets", "schema", "task", "trunks", "heads", "checkpoint", "loggers", "data"},
+    {"batch", "precision", "schedule", "targets", "schema", "task", "trunks", "heads", "checkpoint", "loggers", "data"},
     {"labels", "model", "gradients", "layerwise", "buffers"},
-    {"architectures", "features"},
+    {"architectures", "features", "parts"},
     {"passes", "balancing"},
     {"accumulation", "before"},
     {"step", "validation"},
