@@ -1,8 +1,9 @@
 """From a checked config to objects."""
 
 import inspect
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -60,6 +61,57 @@ def build_splits(config: Config) -> Splits:
                 named = "the dataset" if split == "train" else f"the {split} dataset"
                 raise UserError(f"{where} '{field}' not in batch; {named} gives: {', '.join(map(str, fields))}")
     return splits
+
+
+def fill_from_data(config: Config, splits: Splits) -> Config:
+    """The config with each value `from_data` of model and tasks replaced by the fact of the data that its key names.
+
+    Raises:
+        UserError: for a fact that the data don't have.
+    """
+    return {**config, **{group: _filled(config[group], group, splits.facts) for group in ("model", "tasks")}}
+
+
+def _filled(node: Any, where: str, facts: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_filled(item, f"{where}[{index}]", facts) for index, item in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    for key, value in node.items():
+        if value == "from_data" and key not in facts:
+            there = ", ".join(facts) or "none"
+            raise UserError(f"{where}.{key}: from_data, but the data have no fact '{key}'; they have: {there}")
+    return {
+        key: facts[key] if value == "from_data" else _filled(value, f"{where}.{key}", facts)
+        for key, value in node.items()
+    }
+
+
+def check_facts(splits: Splits, trained_on: Mapping[str, Any]) -> None:
+    """Refuses data that aren't those a model was trained on: codes and classes would mean something else.
+
+    Raises:
+        UserError: for the first fact that differs.
+    """
+    different = _difference(trained_on, splits.facts)
+    if different:
+        where, before, now = different
+        raise UserError(
+            f"data: they aren't what this run was trained on: {where} was {before!r} and is {now!r}. Give the files as "
+            "they were, or train anew"
+        )
+
+
+def _difference(before: Any, now: Any, where: str = "") -> tuple[str, Any, Any] | None:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        found = (
+            _difference(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+            for key in dict.fromkeys([*before, *now])
+        )
+        return next(filter(None, found), None)
+    numbers = isinstance(before, float) and isinstance(now, float)
+    same = math.isclose(before, now, rel_tol=1e-6, abs_tol=1e-12) if numbers else before == now
+    return None if same else (where, before, now)  # sums differ in the last digits from machine to machine
 
 
 def build_loaders(config: Config, splits: Splits, device: torch.device) -> dict[str, Loader]:

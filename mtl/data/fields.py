@@ -1,7 +1,7 @@
 """Data as named fields: in memory, and in splits."""
 
 from collections.abc import Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,6 +46,8 @@ class Splits:
     Args:
         train, val, test: map-style data sets whose samples are dicts of fields.
         name: what is said of the data at the start of a run.
+        facts: what a model may have to know of the data, as plain values: vocabularies, means, numbers of classes. A
+            value `from_data` in a model's config stands for the fact that its key names.
 
     Raises:
         UserError: where a split has no length or no samples, or its samples aren't dicts.
@@ -55,6 +57,7 @@ class Splits:
     val: Dataset[Any] | None = None
     test: Dataset[Any] | None = None
     name: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.train is None:
@@ -67,6 +70,8 @@ class Splits:
                 raise UserError(f"data.{split}: {type(dataset).__name__} has no samples")
             try:
                 sample = dataset[0]
+            except UserError as error:
+                raise UserError(f"data.{split}: {error}") from error
             except Exception as error:
                 raise UserError(f"data.{split}: sample 0 of {type(dataset).__name__} fails: {told(error)}") from error
             if not isinstance(sample, Mapping):
