@@ -3,7 +3,7 @@
 import inspect
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,14 +14,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mtl.balancers import Balancer
 from mtl.data import Loader, Splits
-from mtl.errors import UserError
+from mtl.errors import UserError, told
 from mtl.model import MultiTaskModel, match
 from mtl.step import Step
 from mtl.targets import find, make
 from mtl.task import Task
 
 Config = dict[str, Any]
-LOADER_KEYS = ("batch_size", "eval_batch_size", "num_workers")
+LOADER_KEYS = ("batch_size", "eval_batch_size", "num_workers", "collate")
 
 
 def add_code_folders(folders: Iterable[str]) -> None:
@@ -53,14 +53,41 @@ def build_splits(config: Config) -> Splits:
     splits = make(node, "data")
     if not isinstance(splits, Splits):
         raise UserError(f"data: {node['_target_']} gives a {type(splits).__name__}, not mtl.data.Splits")
+    collate = build_collate(config)
     for split, dataset in splits.items():
-        fields = list(dataset[0])
+        fields = list(dataset[0] if collate is None else _collated(dataset[0], collate))
         wanted = {f"task '{name}': target": task["target"] for name, task in config["tasks"].items()}
         for where, field in [*wanted.items(), *(("model.inputs:", field) for field in config["model"]["inputs"])]:
             if field not in fields:
                 named = "the dataset" if split == "train" else f"the {split} dataset"
                 raise UserError(f"{where} '{field}' not in batch; {named} gives: {', '.join(map(str, fields))}")
     return splits
+
+
+def _collated(sample: Any, collate: Callable[[list[Any]], Any]) -> Mapping[str, Any]:
+    try:
+        batch = collate([sample])
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"data.collate fails on a list of one sample: {told(error)}") from error
+    if not isinstance(batch, Mapping):
+        raise UserError(f"data.collate gives a {type(batch).__name__}; a batch must be a dict of fields")
+    return batch
+
+
+def build_collate(config: Config) -> Callable[[list[Any]], Any] | None:
+    """What makes a batch of a list of samples, None for PyTorch's own.
+
+    Raises:
+        UserError: where the target gives nothing that can be called.
+    """
+    node = config["data"].get("collate")
+    collate = make(node, "data.collate")
+    if not callable(collate) and node is not None:
+        kind = type(collate).__name__
+        raise UserError(f"data.collate: {node['_target_']} gives a {kind}; for a function add _partial_: true")
+    return collate  # type: ignore[no-any-return]
 
 
 def fill_from_data(config: Config, splits: Splits) -> Config:
@@ -125,6 +152,7 @@ def build_loaders(config: Config, splits: Splits, device: torch.device) -> dict[
             shuffle=split == "train",
             drop_last=split == "train" and config["trainer"]["tail"] == "drop",
             num_workers=data["num_workers"],
+            collate=build_collate(config),
             device=device,
         )
         for split, dataset in splits.items()

@@ -79,6 +79,7 @@ SCHEMA: dict[str, Check] = {
     "data.batch_size": _whole(1),
     "data.eval_batch_size": _whole(1),
     "data.num_workers": _whole(0),
+    "data.collate": _or_null(_NODE),
     "model": _NODE,
     "model.trunk": _NODE,
     "model.inputs": _TEXTS,
@@ -109,7 +110,7 @@ TASK: dict[str, Check] = {
     "metrics": _NODES,
     "count": _or_null(_NODE),
 }
-OPTIONAL = {"num_outputs", "metrics", "count", "model.freeze", "optimizer.groups", "weight"}
+OPTIONAL = {"num_outputs", "metrics", "count", "data.collate", "model.freeze", "optimizer.groups", "weight"}
 
 
 def check(config: DictConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from mtl.data.fields import Fields, Splits
 from mtl.data.loader import Loader
 from mtl.data.mnist import mnist
 from mtl.data.multi_mnist import multi_mnist
+from mtl.data.named import Named, datasets
 from mtl.data.table import table
 
-__all__ = ["Fields", "Loader", "Splits", "mnist", "multi_mnist", "table"]
+__all__ = ["Fields", "Loader", "Named", "Splits", "datasets", "mnist", "multi_mnist", "table"]

@@ -1,7 +1,7 @@
 """Batches of a data set, in an order that depends on seed and epoch alone."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ class Loader:
         drop_last: whether an incomplete last batch is left out.
         num_workers: processes that load samples, where the data aren't in memory.
         device: where batches are put.
+        collate: from a list of samples to a batch, a dict of fields; by default what PyTorch does.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Loader:
         drop_last: bool = False,
         num_workers: int = 0,
         device: torch.device | str = "cpu",
+        collate: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.dataset = dataset.to(self.device) if isinstance(dataset, Fields) else dataset
@@ -77,6 +79,7 @@ class Loader:
         self.seed = seed
         self.shuffle = shuffle
         self.num_workers = num_workers
+        self.collate = collate
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -93,7 +96,7 @@ class Loader:
         order = order[start * self.batch_size : self.num_samples]
         if not len(order):
             return
-        if isinstance(self.dataset, Fields):
+        if isinstance(self.dataset, Fields) and self.collate is None:
             for indices in torch.split(order.to(self.device), self.batch_size):
                 yield self.dataset.take(indices)
         else:
@@ -102,6 +105,7 @@ class Loader:
                 self.batch_size,
                 sampler=order.tolist(),
                 num_workers=self.num_workers,
+                collate_fn=self.collate,
                 pin_memory=self.device.type == "cuda",
                 generator=generator,  # without one of its own a DataLoader draws from the global one
             )
@@ -117,8 +121,17 @@ class Loader:
                 return
             except Exception as error:
                 name = type(self.dataset).__name__
-                raise UserError(f"data: a batch of {name} can't be loaded: {told(error)}") from error
+                reason = _from_worker(error) or (str(error) if isinstance(error, UserError) else told(error))
+                raise UserError(f"data: a batch of {name} can't be loaded: {reason}") from error
+            if not isinstance(batch, Mapping):
+                raise UserError(f"data.collate gives a {type(batch).__name__}; a batch must be a dict of fields")
             yield batch
 
     def _move(self, value: Any) -> Any:
         return value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def _from_worker(error: Exception) -> str | None:
+    """What a worker process says of its error: the end of the traceback that PyTorch makes the message of."""
+    text = str(error).strip()
+    return text.splitlines()[-1].removeprefix("mtl.errors.UserError: ") if "DataLoader worker" in text else None

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+import mtl
 from mtl.data import Fields, Loader
 
 FIELDS = Fields({"x": torch.arange(10.0).view(10, 1), "y": torch.arange(10)})
@@ -54,3 +55,34 @@ def test_samples_through_a_dataloader_come_as_the_fields_do(num_workers: int) ->
             assert torch.equal(expected["y"], batch["y"])
             assert batch["in_worker"].all() == (num_workers > 0)
     assert torch.equal(draws, torch.get_rng_state())  # nothing is drawn from the generator that training draws from
+
+
+def test_collate_makes_the_batches() -> None:
+    def flat(samples: list[dict[str, torch.Tensor]]) -> dict[str, object]:
+        return {"rows": torch.cat([sample["x"] for sample in samples]), "names": [int(s["y"]) for s in samples]}
+
+    for dataset in (FIELDS, Samples()):
+        batches = list(Loader(dataset, batch_size=4, collate=flat).batches())
+        assert [batch["names"] for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+        assert batches[2]["rows"].tolist() == [8, 9]
+    with pytest.raises(mtl.UserError, match=r"data\.collate gives a list; a batch must be a dict of fields"):
+        list(Loader(Samples(), batch_size=4, collate=list).batches())
+
+
+class Broken(Samples):
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if index == 7:
+            raise self.error
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_went_wrong_in_a_worker_is_told(num_workers: int) -> None:
+    with pytest.raises(mtl.UserError) as error:
+        list(Loader(Broken(mtl.UserError("7.jpg is damaged")), batch_size=4, num_workers=num_workers).batches())
+    assert str(error.value) == "data: a batch of Broken can't be loaded: 7.jpg is damaged"
+    with pytest.raises(mtl.UserError, match=r"a batch of Broken can't be loaded: RuntimeError: no more"):
+        list(Loader(Broken(RuntimeError("no more")), batch_size=4, num_workers=num_workers).batches())
