@@ -94,14 +94,18 @@ def read_parts(
 ) -> dict[str, Part]:
     """The rows of each split, of one file drawn at random, or of a file for each; see `table`."""
     if not isinstance(path, Mapping):
-        whole = cells.read(path, wanted)
-        return {name: whole.take(indices) for name, indices in random_parts(len(whole.rows), split, seed).items()}
+        return at_random(cells.read(path, wanted), split, seed)
     for name in path:
         if name not in NAMES:
             raise UserError(f"data.path.{name}: there is no such split" + suggest(str(name), NAMES))
     if not path.get("train"):
         raise UserError("data.path.train: a file is needed here; none is given")
     return {name: cells.read(path[name], wanted) for name in NAMES if path.get(name)}
+
+
+def at_random(whole: Part, split: Sequence[float], seed: int) -> dict[str, Part]:
+    """The rows of each split, drawn; see `random_parts`."""
+    return {name: whole.take(indices) for name, indices in random_parts(len(whole.rows), split, seed).items()}
 
 
 def input_columns(parts: dict[str, Part], names: Sequence[str], categories: Sequence[str]) -> tuple[Columns, Facts]:
