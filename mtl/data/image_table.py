@@ -8,7 +8,7 @@ import torch
 from mtl.data import cells
 from mtl.data.cells import Part
 from mtl.data.fields import Splits
-from mtl.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, transform
+from mtl.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, Transform
 from mtl.data.splitting import NAMES
 from mtl.data.table import at_random, check_names, target_columns
 from mtl.errors import UserError
@@ -36,7 +36,7 @@ def image_table(
         labels: a CSV or Parquet file with a row for each picture.
         targets, classes, standardize_targets: as for `mtl.data.table`, and so is the fact `targets`.
         file: the column with the picture's file, as seen from the folder.
-        size, mean, std: see `mtl.data.images.transform`.
+        size, mean, std: see `mtl.data.images.Transform`.
         split, seed: shares of training, validation and test, and the seed of the draw; see `random_parts`.
         split_column: a column that says train, val or test; then nothing is drawn.
 
@@ -50,7 +50,7 @@ def image_table(
     whole = cells.read(labels, wanted)
     parts = _by_column(whole, split_column) if split_column else at_random(whole, split, seed)
     fields, facts = target_columns(parts, targets, classes, standardize_targets)
-    prepare = transform(size, mean, std)
+    prepare = Transform(size, mean, std)
     data = {name: Images(_files(images, part, file), fields[name], prepare) for name, part in parts.items()}
     drawn = f"by '{split_column}'" if split_column else f"at random (data.seed={seed})"
     return Splits(**data, name=f"pictures of {whole.file}, split {drawn}", facts={"targets": facts})

@@ -36,3 +36,15 @@ def random_parts(count: int, split: Sequence[float], seed: int) -> dict[str, Ten
         if share:
             parts[name] = order[start:end].sort().values
     return parts
+
+
+def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The samples that stay for training and those held out for validation, drawn at random, ascending.
+
+    Raises:
+        UserError: for a share that isn't one, or leaves no sample for either.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"data.validation is {share!r}; it must be a share of the training images, such as 0.1")
+    parts = random_parts(count, [1 - share, share, 0], seed)
+    return parts["train"], parts["val"]

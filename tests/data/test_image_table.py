@@ -10,7 +10,7 @@ from PIL import Image
 
 import mtl
 from mtl.data import Loader, image_table
-from mtl.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, transform
+from mtl.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, Transform
 
 ROWS = """\
 file,kind,age,sharp,part
@@ -99,7 +99,7 @@ def test_random_splits_depend_on_the_seed_alone(folder: Path) -> None:
 def test_augmented_pictures_are_parts_of_the_picture_and_mirrored(folder: Path) -> None:
     ramp = np.tile(np.arange(0, 240, 12, dtype=np.uint8)[None, :, None], (20, 1, 3))
     Image.fromarray(ramp).save(folder / "a.png")
-    dataset = Images([str(folder / "a.png")], {}, transform(16, [0, 0, 0], [1, 1, 1], augment=True))
+    dataset = Images([str(folder / "a.png")], {}, Transform(16, [0, 0, 0], [1, 1, 1], augment=True))
     slopes, lowest = [], []
     for seed in range(20):
         torch.manual_seed(seed)
