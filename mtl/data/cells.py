@@ -133,9 +133,11 @@ def _parsed(cells: Any) -> tuple[Any, Any]:
     """The cells as float64, NaN where they are no numbers; and which are empty."""
     import pandas
 
-    empty = cells.isna() | cells.astype(str).str.strip().str.lower().isin(EMPTY)
     values = pandas.to_numeric(cells, errors="coerce").to_numpy(dtype=float, na_value=float("nan"))
-    return pandas.Series(values, index=cells.index), empty
+    values = pandas.Series(values, index=cells.index)
+    empty = values.isna()
+    empty[empty] = cells[empty].isna() | cells[empty].astype(str).str.strip().str.lower().isin(EMPTY)
+    return values, empty
 
 
 def _not_a_number(part: Part, name: str, key: str, wrong: Any) -> UserError:
