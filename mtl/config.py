@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mtl.balancers import Balancer
 from mtl.data import Loader, Splits
+from mtl.data.fields import first
 from mtl.errors import UserError, told
 from mtl.model import MultiTaskModel, match
 from mtl.step import Step
@@ -55,7 +56,8 @@ def build_splits(config: Config) -> Splits:
         raise UserError(f"data: {node['_target_']} gives a {type(splits).__name__}, not mtl.data.Splits")
     collate = build_collate(config)
     for split, dataset in splits.items():
-        fields = list(dataset[0] if collate is None else _collated(dataset[0], collate))
+        sample = first(dataset)
+        fields = list(sample if collate is None else _collated(sample, collate))
         wanted = {f"task '{name}': target": task["target"] for name, task in config["tasks"].items()}
         for where, field in [*wanted.items(), *(("model.inputs:", field) for field in config["model"]["inputs"])]:
             if field not in fields:

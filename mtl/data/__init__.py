@@ -7,7 +7,7 @@ from mtl.data.image_table import image_table
 from mtl.data.loader import Loader
 from mtl.data.mnist import mnist
 from mtl.data.multi_mnist import multi_mnist
-from mtl.data.named import Named, datasets
+from mtl.data.named import Named, Stream, datasets
 from mtl.data.office import office_domain
 from mtl.data.pets import pets
 from mtl.data.table import table
@@ -17,6 +17,7 @@ __all__ = [
     "Loader",
     "Named",
     "Splits",
+    "Stream",
     "celeba",
     "cifar100",
     "datasets",

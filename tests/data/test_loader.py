@@ -1,11 +1,15 @@
 """Batches: their order depends on seed and epoch alone, and they are the same however they are loaded."""
 
+import gc
+import random
+
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 import mtl
-from mtl.data import Fields, Loader
+from mtl.data import Fields, Loader, Stream
 
 FIELDS = Fields({"x": torch.arange(10.0).view(10, 1), "y": torch.arange(10)})
 
@@ -79,10 +83,58 @@ class Broken(Samples):
         return super().__getitem__(index)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_what_went_wrong_in_a_worker_is_told(num_workers: int) -> None:
+def said(dataset: Dataset, num_workers: int) -> str:
     with pytest.raises(mtl.UserError) as error:
-        list(Loader(Broken(mtl.UserError("7.jpg is damaged")), batch_size=4, num_workers=num_workers).batches())
-    assert str(error.value) == "data: a batch of Broken can't be loaded: 7.jpg is damaged"
-    with pytest.raises(mtl.UserError, match=r"a batch of Broken can't be loaded: RuntimeError: no more"):
-        list(Loader(Broken(RuntimeError("no more")), batch_size=4, num_workers=num_workers).batches())
+        list(Loader(dataset, batch_size=4, num_workers=num_workers).batches())
+    text = str(error.value)
+    del error
+    gc.collect()  # ends the workers here, while they are waited for only briefly
+    return text
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_went_wrong_in_a_worker_is_told(num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    damaged = said(Broken(mtl.UserError("7.jpg is damaged")), num_workers)
+    assert damaged == "data: a batch of Broken can't be loaded: 7.jpg is damaged"
+    other = said(Broken(RuntimeError("no more")), num_workers)
+    assert other.startswith("data: a batch of Broken can't be loaded: RuntimeError: no more")
+
+
+class Draws(IterableDataset):
+    """Counts, and draws from all three generators."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __iter__(self):
+        for index in range(12):
+            drawn = torch.tensor([torch.rand(()).item(), random.random(), np.random.rand()])
+            yield {"y": index, "drawn": drawn}
+
+
+def test_iterable_data_sets() -> None:
+    outside = torch.get_rng_state(), random.getstate()
+    epochs = {}
+    for num_workers in (0, 1, 3):
+        loader = Loader(Draws(), batch_size=4, seed=3, shuffle=True, num_workers=num_workers)
+        assert len(loader) == 3
+        for epoch in (1, 2):
+            batches = list(loader.batches(epoch))
+            assert [batch["y"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+            drawn = torch.cat([batch["drawn"] for batch in batches])
+            assert len(drawn.unique()) == 30
+            assert torch.equal(epochs.setdefault(epoch, drawn), drawn)  # whatever the number of workers
+            for start in range(4):
+                rest = [batch["drawn"] for batch in loader.batches(epoch, start=start)] if num_workers < 3 else []
+                assert num_workers == 3 or torch.equal(torch.cat([*rest, drawn[:0]]), drawn[4 * start :])
+    assert not torch.equal(epochs[1], epochs[2])
+    assert torch.equal(outside[0], torch.get_rng_state())
+    assert outside[1] == random.getstate()
+    assert [len(batch["y"]) for batch in Loader(Draws(), batch_size=4, drop_last=True).batches()] == [4, 4]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_iterable_data_set_that_ends_too_early(num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    assert said(Stream(Draws(), 15), num_workers).endswith("Stream ends after 12 samples; its length is said to be 15")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import command
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 import mtl
-from mtl.data import Loader, Named, datasets
+from mtl.data import Loader, Named, Stream, datasets
 
 PAIRS = TensorDataset(torch.arange(6.0).view(3, 2), torch.tensor([5, 6, 7]))
 
@@ -42,6 +42,26 @@ def test_dicts_by_key() -> None:
         "digit": [0, 1, 2],
     }
     assert datasets(Rows()).fields() == ["img", "label", "id"]
+
+
+class Lines(IterableDataset):
+    """Three tuples, one after the other."""
+
+    def __iter__(self):
+        return iter([(torch.tensor([float(index)]), index % 2) for index in range(3)])
+
+
+def test_streams() -> None:
+    splits = datasets(Stream(Lines(), 2), Stream(Lines(), 3), fields=["x", "y"])
+    assert splits.summary() == "Stream: 2 train, 3 val; fields: x, y"
+    assert [batch["y"].tolist() for batch in Loader(splits.val, batch_size=2).batches()] == [[0, 1], [0]]
+    assert next(iter(Stream(Lines(), 2, {"odd": 1}))) == {"odd": 0}
+    with pytest.raises(mtl.UserError, match=r"data\.train: Lines doesn't say how many samples an epoch has; give it a"):
+        datasets(Lines())
+    with pytest.raises(
+        mtl.UserError, match=r"data\.val: data\.fields names the 1 values of a tuple, x; one of Lines is"
+    ):
+        datasets(Named(PAIRS, ["x", "y"]), Stream(Lines(), 2, ["x"]))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +156,22 @@ def test_padded_words_with_their_mask(sentences: list[str], num_workers: int) ->
     ended = command("train", *sentences, f"data.num_workers={num_workers}")
     assert ended.code == 0, ended.err
     assert "Sentences: 20 train, 8 val; fields: words, odd" in ended.out
+
+
+def test_a_stream_from_its_config_trains_as_its_samples_do(sentences: list[str]) -> None:
+    whole = command("train", *sentences)
+    text = TASK.replace(
+        "{_target_: sentences.Sentences, count: 20}",
+        "{_target_: mtl.data.Stream, length: 20, dataset: {_target_: sentences.Sentences, count: 30}}",
+    )
+    Path("mine/task/stream.yaml").write_text(text)
+    ended = command("train", "--config-dir", "mine", "task=stream")
+    assert ended.code == 0, ended.err
+    assert ended.metrics["steps"] == whole.metrics["steps"] == 4
+    assert ended.metrics["data"] == "Stream: 20 train, 8 val; fields: words, odd"
+    again = command("train", "--config-dir", "mine", "task=stream", f"resume={ended.run}", "trainer.max_epochs=2")
+    assert again.code == 0, again.err
+    assert ended.metrics["steps"] == 8
 
 
 def test_collate_messages(sentences: list[str]) -> None:
