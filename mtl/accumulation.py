@@ -1,86 +1,120 @@
-"""A step's batch in several micro-batches: how it is cut, and how much each part counts for each task.
+"""A step made in several parts, micro-batches or batches of some tasks' own: what is known of the whole beforehand.
 
 A task's loss is a mean over what it counts, samples or elements or the weights of classes. With D counted on each
-micro-batch, Σ L_mb · D_mb / Σ D_mb is the loss of the whole batch, whatever the sizes of the parts; a plain mean of
-means isn't.
+part, Σ L_part · D_part / Σ D_part is the loss of the whole, whatever the sizes of the parts; a plain mean of means
+isn't. A loss that is no mean at all, such as an RMSE, is taken of all parts' predictions together: a look without
+gradients gives these, and then each part is taken forward again, with its slice of the loss's gradient at them.
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from mtl.batch import Batch, joined, part_of, size_of
 from mtl.errors import UserError
-from mtl.model import Batch, MultiTaskModel, size_of
-from mtl.passes import Autocast, look, loss_of
+from mtl.labels import denominator
+from mtl.model import MultiTaskModel
+from mtl.parts import Parts
+from mtl.passes import look, loss_of
+from mtl.precision import Autocast
 from mtl.task import Task
 
-BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
-BY_ELEMENT = (
-    *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss),
-    *(nn.PoissonNLLLoss, nn.GaussianNLLLoss, nn.KLDivLoss),
-)
+
+def summed(parts: Parts, take: Callable[[int, list[int]], Sequence[Tensor]], device: torch.device) -> list[Tensor]:
+    """Each task's loss over all parts: what `take` gives for a part's number and the tasks in it, by their shares."""
+    losses = [torch.zeros((), dtype=torch.float64, device=device) for _ in parts.tasks]
+    for number, row in enumerate(parts.shares):
+        here = parts.in_part(number)
+        for index, loss in zip(here, take(number, here) if here else (), strict=True):
+            losses[index] = losses[index] + row[index] * loss
+    return losses
 
 
-def cut(batch: Batch, *, size: int | None = None, count: int | None = None) -> list[Batch]:
-    """The batch in micro-batches of `size` samples, the last one maybe smaller, or in `count` of nearly equal sizes.
+class Look:
+    """All parts' losses, taken without moving anything: random state and buffers are afterwards what they were.
 
-    Tensors and lists whose length is the number of samples are cut; anything else goes into each part as it is.
+    Args:
+        model, parts, autocast: what is looked at.
+
+    Attributes:
+        losses: of all parts together, by task, 0-dim float64.
     """
-    total = max((size_of(value) for value in batch.values()), default=1)
-    if size is None:
-        assert count is not None
-        bounds = [total * part // min(count, total) for part in range(min(count, total) + 1)]
-    else:
-        bounds = [*range(0, total, size), total]
-    return [_part(batch, total, start, end) for start, end in pairwise(bounds)]
+
+    def __init__(self, model: MultiTaskModel, parts: Parts, autocast: Autocast) -> None:
+        self._parts = parts
+        self._replays: list[dict[int, Replay]] = [{} for _ in parts.batches]
+        self._wholes: dict[int, Tensor] = {}
+        here = [parts.in_part(number) for number in range(len(parts))]
+        together = [([parts.tasks[i] for i in its], batch) for its, batch in zip(here, parts.batches, strict=True)]
+        taken = look(model, together, autocast, take=_prediction_or_loss)
+        for index, task in enumerate(parts.tasks):
+            if task.whole_batch:
+                numbers = [number for number, its in enumerate(here) if index in its]
+                predictions = [taken[number][here[number].index(index)] for number in numbers]
+                self._take_whole(index, numbers, predictions, autocast)
+        device = next(model.parameters()).device
+        zero = torch.zeros((), device=device)
+
+        def losses_of(number: int, its: list[int]) -> list[Tensor]:
+            return [zero if parts.tasks[i].whole_batch else x for i, x in zip(its, taken[number], strict=True)]
+
+        self.losses = self.corrected(summed(parts, losses_of, device))
+
+    def tasks_of(self, number: int) -> list[Task]:
+        """The tasks in a part, with stand-ins for losses that can't be taken of it alone."""
+        tasks, replays = self._parts.tasks, self._replays[number]
+        its = self._parts.in_part(number)
+        return [replace(tasks[i], **_STAND_IN, loss=replays[i]) if i in replays else tasks[i] for i in its]
+
+    def corrected(self, losses: list[Tensor]) -> list[Tensor]:
+        """Losses by task, those of the stand-ins replaced by what they stand for."""
+        return [self._wholes.get(index, loss) for index, loss in enumerate(losses)]
+
+    def _take_whole(self, index: int, numbers: list[int], predictions: list[Any], autocast: Autocast) -> None:
+        task = self._parts.tasks[index]
+        parts = [self._parts.batches[number] for number in numbers]
+        sizes = [size_of(part[task.target]) for part in parts]
+        leaves, structure = tree_flatten(joined(predictions, sizes))
+        leaves = [_precise(leaf.detach()).requires_grad_() if _differs(leaf) else leaf for leaf in leaves]
+        cuts = [leaf for leaf in leaves if _differs(leaf)]
+        own = [p for p in task.loss.parameters() if p.requires_grad] if isinstance(task.loss, nn.Module) else []
+        with torch.enable_grad(), autocast():
+            loss = loss_of(task, tree_unflatten(leaves, structure), joined(parts, sizes))
+        found = torch.autograd.grad(loss, [*cuts, *own], allow_unused=True)
+        self._wholes[index] = loss.detach().double()
+        start = 0
+        for number, size in zip(numbers, sizes, strict=True):
+            gradients = [None if g is None else part_of(g, sum(sizes), start, start + size) for g in found[: len(cuts)]]
+            first = list(zip(own, found[len(cuts) :], strict=True)) if number == numbers[0] else []
+            self._replays[number][index] = Replay(gradients, first)
+            start += size
 
 
-def _part(value: Any, total: int, start: int, end: int) -> Any:
-    def sliced(leaf: Any) -> Any:
-        return leaf[start:end] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == total else leaf
+class Replay:
+    """A stand-in for a loss, with a gradient that is known: Σ prediction · gradient.
 
-    if isinstance(value, list) and len(value) == total:
-        return value[start:end]
-    if isinstance(value, dict):
-        return {key: _part(each, total, start, end) for key, each in value.items()}
-    return tree_map(sliced, value)
-
-
-def denominator(task: Task, batch: Batch) -> Tensor | int:
-    """What the task's mean divides by on this batch: valid targets' class weights, or their number; elements; samples.
-
-    Cross-entropy and negative log-likelihood of classes leave out `ignore_index`. Losses of other kinds count samples,
-    or what the task's own `count(target)` says.
+    Args:
+        gradients: one for each floating tensor in the prediction, None where it has none.
+        own: pairs of a parameter of the loss and its gradient.
     """
-    target = batch[task.target]
-    if task.count is not None:
-        counted: Tensor | int = task.count(target)
-        return counted
-    loss = task.loss
-    if not isinstance(target, Tensor):
-        return size_of(target)
-    if isinstance(loss, BY_CLASS) and not target.is_floating_point():
-        valid = target != loss.ignore_index
-        return valid.sum() if loss.weight is None else (loss.weight[target.where(valid, 0)] * valid).sum()
-    if isinstance(loss, BY_ELEMENT) and loss.reduction == "mean":
-        return target.numel()
-    return target.numel() // target.shape[1] if isinstance(loss, BY_CLASS) and target.ndim > 1 else len(target)
+
+    def __init__(self, gradients: Sequence[Tensor | None], own: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+        self._gradients = gradients
+        self._own = own
+
+    def __call__(self, prediction: Any, target: Any) -> Tensor:
+        """A 0-dim tensor; its value means nothing."""
+        values = [leaf for leaf in tree_leaves(prediction) if _differs(leaf)]
+        pairs = [*zip(values, self._gradients, strict=True), *self._own]
+        total: Tensor = sum((v.to(g.dtype) * g).sum() for v, g in pairs if g is not None)
+        return total
 
 
-def shares(tasks: Sequence[Task], batches: Sequence[Batch]) -> list[list[float]]:
-    """By micro-batch and task, D of the part over D of the whole; 0 where the task has nothing there."""
-    counted = [[denominator(task, batch) for task in tasks] for batch in batches]
-    flat = [value for row in counted for value in row]
-    on_device = [value.double() for value in flat if isinstance(value, Tensor)]
-    read = iter(torch.stack(on_device).tolist() if on_device else ())  # one wait for the device
-    numbers = [next(read) if isinstance(value, Tensor) else float(value) for value in flat]
-    rows = [numbers[start : start + len(tasks)] for start in range(0, len(numbers), len(tasks))]
-    totals = [sum(column) for column in zip(*rows, strict=True)]
-    return [[value / total if total else 0.0 for value, total in zip(row, totals, strict=True)] for row in rows]
+_STAND_IN: dict[str, Any] = {"whole_batch": False, "missing": False, "mask": None}
 
 
 def check_losses(model: MultiTaskModel, tasks: Sequence[Task], batch: Batch, autocast: Autocast) -> None:
@@ -89,29 +123,43 @@ def check_losses(model: MultiTaskModel, tasks: Sequence[Task], batch: Batch, aut
     Random state and buffers are afterwards what they were before.
 
     Raises:
-        UserError: for a loss that isn't a mean over what `denominator` counts.
+        UserError: for a loss that isn't a mean over what `mtl.labels.denominator` counts.
     """
-    total = size_of(batch[tasks[0].target])
+    tasks = [task for task in tasks if not task.whole_batch and not task.objective]
+    total = size_of(batch[tasks[0].target]) if tasks else 0
     if total < 2:
         return
     halves = ((0, total // 2), (total // 2, total))
-    for task, prediction in zip(tasks, look(model, tasks, batch, autocast, take=_prediction), strict=True):
+    (predictions,) = look(model, [(tasks, batch)], autocast, take=lambda task, prediction, batch: prediction)
+    for task, prediction in zip(tasks, predictions, strict=True):
+        if not float(denominator(task, batch)):
+            continue
         whole = loss_of(task, prediction, batch).double()
-        summed, weight = torch.zeros_like(whole), 0.0
+        sum_, weight = torch.zeros_like(whole), 0.0
         for start, end in halves:
-            part = _part(batch, total, start, end)
+            part = part_of(batch, total, start, end)
             count = float(denominator(task, part))
             if count:
-                summed += loss_of(task, _part(prediction, total, start, end), part).double() * count
+                sum_ += loss_of(task, part_of(prediction, total, start, end), part).double() * count
                 weight += count
-        if weight and not torch.isclose(summed / weight, whole, rtol=1e-3, atol=1e-6, equal_nan=True):
+        if weight and not torch.isclose(sum_ / weight, whole, rtol=1e-3, atol=1e-6, equal_nan=True):
             raise UserError(
                 f"task '{task.name}': its loss can't be taken in micro-batches: on {total} samples it is "
-                f"{whole.item():.6g}, and {(summed / weight).item():.6g} from two halves by what they count. Let it be "
-                f"a mean over its samples, or give tasks.{task.name}.count, a function of the target that says what "
-                "the mean divides by; or train without trainer.micro_batch_size"
+                f"{whole.item():.6g}, and {(sum_ / weight).item():.6g} from two halves by what they count. Either let "
+                f"it be a mean over its samples, or give tasks.{task.name}.count, a function of the target that says "
+                f"what the mean divides by; or set tasks.{task.name}.whole_batch=true: then the loss is taken of the "
+                "whole batch's predictions, and each micro-batch goes forward twice"
             )
 
 
-def _prediction(task: Task, prediction: Any, batch: Batch) -> Any:
-    return prediction
+def _prediction_or_loss(task: Task, prediction: Any, batch: Batch) -> Any:
+    return prediction if task.whole_batch else loss_of(task, prediction, batch)
+
+
+def _precise(leaf: Tensor) -> Tensor:
+    return leaf.float() if leaf.dtype in (torch.float16, torch.bfloat16) else leaf
+
+
+def _differs(leaf: Any) -> bool:
+    """Whether a part of a prediction can have a gradient."""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()

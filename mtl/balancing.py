@@ -1,5 +1,6 @@
 """What a step does with its balancer: what it is asked, when, and what its weights multiply."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl.balancers import Balancer
-from mtl.errors import UserError, told
+from mtl.errors import NotFinite, UserError, told
 from mtl.gradients import Rows
 from mtl.task import Task
 
@@ -43,20 +44,68 @@ class Balancing:
         self.balancer = balancer
         self.needs = balancer.needs if len(tasks) > 1 else "nothing"
         self.collects = self.needs in ("gramian", "rows")
-        self._names = [task.name for task in tasks]
-        self._own = torch.tensor([task.weight for task in tasks], dtype=torch.float64)
+        self._all_names = [task.name for task in tasks]
+        self._tasks = list(tasks)
+        self._scheduled = any(callable(task.weight) for task in tasks)
+        self._all_own = self._own_at(0)
+        self._here: list[int] | None = None  # the tasks that take part in the step; None for all
         self.every = every
         self._asked = source
         self._check(every)
         self.source = self._choose(source, passes, at_once=at_once)
         self._give_preference()
-        constant = torch.ones_like(self._own)
+        self._constant = torch.ones_like(self._own)
         if self.needs == "nothing" and len(tasks) > 1:
-            constant = balancer.weights(torch.full_like(self._own, torch.nan), None)
-        self._fixed = (self._own * constant).tolist()
-        self._last: Tensor | None = None  # the last weights that the balancer gave, the tasks' own included
+            self._constant = balancer.weights(torch.full_like(self._own, torch.nan), None)
+        self._fixed = (self._own * self._constant).tolist()
+        self._last = torch.full_like(self._own, torch.nan)  # what the balancer gave last, the tasks' own included
         self._age = 0  # steps taken with them
+        self._applied: Tensor | None = None  # the weights of the step at hand
         self._on_device: tuple[torch.device, dict[str, Tensor]] | None = None
+
+    @property
+    def _names(self) -> list[str]:
+        return self._all_names if self._here is None else [self._all_names[index] for index in self._here]
+
+    @property
+    def _own(self) -> Tensor:
+        return self._all_own if self._here is None else self._all_own[self._here]
+
+    def _own_at(self, step: int) -> Tensor:
+        return torch.tensor([task.weight_at(step) for task in self._tasks], dtype=torch.float64)
+
+    def begin(self, present: Sequence[int], step: int) -> None:
+        """Says which tasks take part in the step that begins. The others' weights and state stay as they are.
+
+        Args:
+            present: their numbers.
+            step: optimizer steps taken; tasks' own weights may follow it.
+        """
+        if self._scheduled:
+            self._all_own = self._own_at(step)
+            self._here = None
+            self._fixed = (self._own * self._constant).tolist()
+            self._on_device = None
+            self._give_preference()
+        everyone = len(present) == len(self._all_names)
+        self._here = None if everyone else list(present)
+        self._applied = None
+        self.balancer.num_tasks = len(self._all_names)
+        self.balancer.present = None if everyone else torch.tensor(present)
+
+    @property
+    def weights(self) -> Tensor:
+        """The present tasks' last weights, (P,), float64; their own where there are none yet."""
+        last = self._last if self._here is None else self._last[self._here]
+        return last.where(~last.isnan(), self._own.to(last.device))
+
+    def _keep(self, weights: Tensor) -> None:
+        self._applied = weights
+        if self._here is None:
+            self._last = weights
+        else:
+            self._last = self._last.to(weights).clone()
+            self._last[self._here] = weights
 
     def _check(self, every: int) -> None:
         name = type(self.balancer).__name__
@@ -114,7 +163,7 @@ class Balancing:
     @property
     def fresh(self) -> bool:
         """Whether this step is one that asks for new weights."""
-        return self._last is None or self._age % self.every == 0
+        return self._age % self.every == 0 or bool(self._last[self._here or slice(None)].isnan().any())
 
     def loss_weights(self, device: torch.device) -> Sequence[float | Tensor] | Callable[..., Sequence[Tensor]]:
         """What the losses are multiplied by before they go backward, or what says so when the losses are known."""
@@ -122,12 +171,15 @@ class Balancing:
             return self._weigh
         if self.needs == "past":
             return self._weigh([torch.tensor(torch.nan, device=device)] * len(self._names))
-        return [1.0] * len(self._names) if self.collects else self._fixed
+        if self.collects:
+            return [1.0] * len(self._names)
+        return self._fixed if self._here is None else [self._fixed[index] for index in self._here]
 
     def _weigh(self, losses: Sequence[Tensor]) -> Sequence[Tensor]:
         at_hand = torch.stack(list(losses)).detach().double()
-        self._last = self._ask(at_hand)
-        return list(self._last.unbind())
+        weights = self._ask(at_hand)
+        self._keep(weights)
+        return list(weights.unbind())
 
     def _ask(self, losses: Tensor, gramian: Tensor | None = None) -> Tensor:
         """The balancer's weights, with the tasks' own in them as it wants it."""
@@ -156,11 +208,8 @@ class Balancing:
         """Raises a UserError for losses that aren't finite, where looking doesn't mean to wait for a device."""
         if losses.device.type != "cpu" or losses.isfinite().all():
             return
-        index = int((~losses.isfinite()).nonzero()[0])
-        raise UserError(
-            f"task '{self._names[index]}': its loss is {float(losses[index])}, so the tasks can't be balanced. Try a "
-            "smaller optimizer.lr, trainer.clip_norm=1.0, or look for such values in the data"
-        )
+        named = zip(self._names, losses.tolist(), strict=True)
+        raise NotFinite({name: f"its loss is {loss}" for name, loss in named if not math.isfinite(loss)})
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -181,9 +230,13 @@ class Balancing:
             may_overflow: gradients that aren't finite are left to a scaler, which will skip the step.
 
         Raises:
-            UserError: for gradients that aren't finite.
+            NotFinite: for gradients that aren't.
         """
         at_hand = torch.stack(list(losses)).double()
+        if len(self._names) == 1 and len(self._all_names) > 1:  # by itself in this step, a gradient stays as it is
+            self._applied = self._alone(at_hand)
+            rows.combine(self._applied.tolist(), self._applied.tolist())
+            return
         if self.needs == "rows":
             rows.settle()
             if not may_overflow:
@@ -201,9 +254,9 @@ class Balancing:
             small = gramian.diagonal() < max(1e-70, 1e-50 * float(gramian.diagonal().max()))
             gramian[small], gramian[:, small] = 0.0, 0.0  # a gradient this short is none, and its weight had no room
             if self._all_finite(finite & rows.finite().cpu() if may_overflow else finite, may_overflow):
-                self._last = self._ask(known, gramian)
+                self._keep(self._ask(known, gramian))
                 self._age = 0
-        weights = self._own if self._last is None else self._last
+        weights = self.weights
         rows.combine(weights.tolist(), (weights if self.balancer.scope == "all" else self._alone(at_hand)).tolist())
 
     def _combine_rows(self, rows: Rows, losses: Tensor) -> None:
@@ -214,8 +267,9 @@ class Balancing:
             weights, direction = self.balancer.combine(
                 losses if steered else own * losses, rows.stacked([1.0] * len(own) if steered else own.tolist())
             )
-        self._last = weights if steered else own * weights.to(own)
-        rows.place(direction, (self._last if self.balancer.scope == "all" else alone).tolist())
+        weights = weights if steered else own * weights.to(own)
+        self._keep(weights)
+        rows.place(direction, (weights if self.balancer.scope == "all" else alone).tolist())
 
     def _alone(self, losses: Tensor) -> Tensor:
         return self._own * self.balancer.alone(losses).cpu()
@@ -225,11 +279,8 @@ class Balancing:
             return True
         if may_overflow:
             return False
-        named = ", ".join(f"'{name}'" for name, right in zip(self._names, finite.tolist(), strict=True) if not right)
-        raise UserError(
-            f"the gradient of task {named} is not finite, so the tasks can't be balanced. Try a smaller optimizer.lr, "
-            "trainer.clip_norm=1.0, or look for roots and divisions whose slope is infinite"
-        )
+        named = zip(self._names, finite.tolist(), strict=True)
+        raise NotFinite({name: "its gradient is not finite" for name, right in named if not right})
 
     def after(self, losses: Sequence[Tensor], look: Callable[[], Sequence[Tensor]]) -> None:
         """Tells the balancer that the parameters have moved.
@@ -249,11 +300,11 @@ class Balancing:
     def applied(self, device: torch.device) -> dict[str, Tensor]:
         """The weights of the step that was made, by task, 0-dim float32."""
         if self.needs != "nothing":
-            weights = self._own if self._last is None else self._last
-            return dict(zip(self._names, weights.to(device, torch.float32).unbind(), strict=True))
+            weights = (self.weights if self._applied is None else self._applied).to(device, torch.float32)
+            return dict(zip(self._names, weights.unbind(), strict=True))
         if self._on_device is None or self._on_device[0] != device:
-            self._on_device = device, dict(zip(self._names, torch.tensor(self._fixed, device=device), strict=True))
-        return self._on_device[1].copy()
+            self._on_device = device, dict(zip(self._all_names, torch.tensor(self._fixed, device=device), strict=True))
+        return {name: self._on_device[1][name] for name in self._names}
 
     def state_dict(self) -> dict[str, Any]:
         """The balancer's state, and the weights that serve until the next Gramian."""

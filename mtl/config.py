@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mtl.balancers import Balancer
-from mtl.data import Loader, Splits
+from mtl.data import Fields, Loader, Splits
 from mtl.data.fields import first
 from mtl.errors import UserError, told
+from mtl.labels import there
 from mtl.model import MultiTaskModel, match
 from mtl.step import Step
 from mtl.targets import find, make
@@ -58,7 +59,10 @@ def build_splits(config: Config) -> Splits:
     for split, dataset in splits.items():
         sample = first(dataset)
         fields = list(sample if collate is None else _collated(sample, collate))
-        wanted = {f"task '{name}': target": task["target"] for name, task in config["tasks"].items()}
+        wanted = {
+            f"task '{n}': target": task["target"] for n, task in config["tasks"].items() if not task.get("objective")
+        }
+        wanted |= {f"task '{name}': mask": task["mask"] for name, task in config["tasks"].items() if task.get("mask")}
         for where, field in [*wanted.items(), *(("model.inputs:", field) for field in config["model"]["inputs"])]:
             if field not in fields:
                 named = "the dataset" if split == "train" else f"the {split} dataset"
@@ -161,8 +165,11 @@ def build_loaders(config: Config, splits: Splits, device: torch.device) -> dict[
     }
 
 
-def build_tasks(config: Config) -> list[Task]:
-    """The tasks, in the config's order."""
+def build_tasks(config: Config, splits: Splits | None = None) -> list[Task]:
+    """The tasks, in the config's order.
+
+    Where a task's `missing` is `auto`, labels may be missing unless the splits are in memory and all labels are there.
+    """
     tasks = []
     for name, node in config["tasks"].items():
         where = f"tasks.{name}"
@@ -170,25 +177,51 @@ def build_tasks(config: Config) -> list[Task]:
         tasks.append(
             Task(
                 name,
-                head=_module(node["head"], f"{where}.head"),
-                loss=make(node["loss"], f"{where}.loss"),
-                target=node["target"],
+                **_own_parts(node, where),
                 metrics={key: partial(make, metric, f"{where}.metrics.{key}") for key, metric in metrics.items()},
-                weight=float(node.get("weight", 1.0)),
+                weight=make(node.get("weight", 1.0), f"{where}.weight"),
                 count=make(node["count"], f"{where}.count") if node.get("count") else None,
+                mask=node.get("mask"),
+                missing=bool(node.get("missing", "auto")) and not node.get("objective"),
+                whole_batch=node.get("whole_batch", False),
             )
         )
+        if node.get("missing", "auto") == "auto" and splits is not None and not node.get("objective"):
+            tasks[-1].missing = not _complete(tasks[-1], splits)
     return tasks
+
+
+def _own_parts(node: Config, where: str) -> dict[str, Any]:
+    """What a task has of head, loss, target and objective."""
+    parts: dict[str, Any] = {}
+    if node.get("head"):
+        parts["head"] = _module(node["head"], f"{where}.head")
+    for key in ("loss", "objective"):
+        if node.get(key):
+            parts[key] = make(node[key], f"{where}.{key}")
+    if node.get("target"):
+        parts["target"] = node["target"]
+    return parts
+
+
+def _complete(task: Task, splits: Splits) -> bool:
+    """Whether it is known that every label is there."""
+    if task.mask is not None or not all(isinstance(dataset, Fields) for _, dataset in splits.items()):
+        return False
+    found = [there(task, dataset.fields) for _, dataset in splits.items()]
+    return all(labels is None or bool(labels.all()) for labels in found)
 
 
 def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:
     """The model, with what is frozen frozen."""
-    node = {key: value for key, value in config["model"].items() if key not in ("freeze", "trunk")}
+    node = {key: value for key, value in config["model"].items() if key not in ("freeze", "freeze_until", "trunk")}
     trunk_node = config["model"]["trunk"]
     trunk = make(trunk_node, "model.trunk") if trunk_node.get("_partial_") else _module(trunk_node, "model.trunk")
     model = make(node, "model", trunk=trunk, tasks=tasks)
     if not isinstance(model, MultiTaskModel):
         raise UserError(f"model: {node['_target_']} is a {type(model).__name__}, not a mtl.MultiTaskModel")
+    for pattern, until in (config["model"].get("freeze_until") or {}).items():
+        model.freeze([pattern], until=until)
     model.freeze(config["model"].get("freeze") or [])
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("model.freeze takes every parameter out of the training; there is nothing to train")
@@ -267,6 +300,7 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
         scheduler=build_scheduler(config, optimizer, total_steps),
         clip_norm=config["trainer"]["clip_norm"],
         precision=config["precision"],
+        on_nonfinite=config["on_nonfinite"],
     )
 
 

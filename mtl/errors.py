@@ -1,6 +1,6 @@
 """The one exception that is meant for the person at the keyboard."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from os.path import basename
 from traceback import extract_tb
@@ -8,6 +8,22 @@ from traceback import extract_tb
 
 class UserError(ValueError):
     """A mistake that the user can mend. Its message says what is wrong, where, and what is possible instead."""
+
+
+class NotFinite(UserError):
+    """A loss or a gradient that isn't finite.
+
+    Attributes:
+        found: from the task's name to what was found, such as `its loss is nan`.
+    """
+
+    def __init__(self, found: Mapping[str, str]) -> None:
+        self.found = dict(found)
+        told = "; ".join(f"task '{name}': {what}" for name, what in found.items())
+        super().__init__(
+            f"{told}. Try a smaller optimizer.lr, trainer.clip_norm=1.0, on_nonfinite=skip_step or skip_task; or look "
+            "for such values in the data, and for roots and divisions by zero"
+        )
 
 
 def first_line(error: BaseException) -> str:

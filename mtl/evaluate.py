@@ -30,8 +30,8 @@ def evaluate(composed: DictConfig) -> None:
 
     from mtl import config as build
     from mtl import runs
+    from mtl.precision import autocast_for
     from mtl.seeding import seed_all
-    from mtl.step import autocast_for
     from mtl.summary import table_of
     from mtl.validation import Validation
 
@@ -44,7 +44,7 @@ def evaluate(composed: DictConfig) -> None:
     splits = build.build_splits(config)
     build.check_facts(splits, state.get("facts", {}))
     loaders = build.build_loaders(config, splits, device)
-    tasks = build.build_tasks(config)
+    tasks = build.build_tasks(config, splits)
     model = build.build_model(config, tasks).to(device)
     if options["split"] not in loaders:
         raise UserError(f"split: the data have no '{options['split']}'; they have {', '.join(loaders)}")

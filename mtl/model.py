@@ -1,23 +1,22 @@
 """The model: a trunk that all tasks share, and a head for each task."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from mtl.batch import Batch, describe, field
 from mtl.errors import UserError, told
 from mtl.task import Task
-
-Batch = Mapping[str, Any]
 
 
 class MultiTaskModel(nn.Module):
     """Hard parameter sharing: every task goes through one trunk, then through a head of its own.
 
-    The heads are `model.heads[task.name]`; losses that are modules are `model.losses[task.name]`, so that their
-    buffers and parameters move, train and are saved with the model.
+    The heads are `model.heads[task.name]`; losses and objectives that are modules are `model.losses[task.name]`, so
+    that their buffers and parameters move, train and are saved with the model.
 
     Args:
         trunk: called with the input fields in order; gives the features, a tensor or a nest of tensors.
@@ -41,9 +40,11 @@ class MultiTaskModel(nn.Module):
             raise UserError(f"model.inputs: give a list of one or more fields of the batch, not {inputs!r}")
         self.trunk = trunk
         self.heads = nn.ModuleDict({task.name: task.head for task in tasks})
-        self.losses = nn.ModuleDict({task.name: task.loss for task in tasks if isinstance(task.loss, nn.Module)})
+        losses = {task.name: task.objective or task.loss for task in tasks}
+        self.losses = nn.ModuleDict({name: loss for name, loss in losses.items() if isinstance(loss, nn.Module)})
         self.inputs = tuple(inputs)
         self._frozen: list[nn.Module] = []
+        self._thaws: list[tuple[int, list[str]]] = []
 
     def features(self, batch: Batch, task: str) -> Any:
         """What the trunk makes of the batch's input fields, for this task.
@@ -101,21 +102,39 @@ class MultiTaskModel(nn.Module):
             predictions[task] = self.predict(task, features)
         return predictions
 
-    def freeze(self, patterns: Iterable[str]) -> list[str]:
+    def freeze(self, patterns: Iterable[str], *, until: int | None = None) -> list[str]:
         """Takes parameters out of the training; gives the names of those that were frozen.
 
         Modules whose parameters are all frozen stay in eval mode, since batch norm's statistics would move on.
 
         Args:
             patterns: see `match`.
+            until: optimizer steps after which they are trained, see `thaw`; None for never.
 
         Raises:
             UserError: for a pattern that no parameter matches.
         """
-        names = match(self, patterns, "model.freeze")
+        names = match(self, patterns, "model.freeze" if until is None else "model.freeze_until")
         for name, parameter in self.named_parameters():
             if name in names:
                 parameter.requires_grad_(False)
+        if until is not None:
+            self._thaws.append((until, names))
+        self._keep_in_eval_mode()
+        return names
+
+    def thaw(self, step: int) -> None:
+        """Takes those parameters into the training that were frozen until so many optimizer steps had been taken."""
+        due = [names for until, names in self._thaws if until <= step]
+        if not due:
+            return
+        self._thaws = [(until, names) for until, names in self._thaws if until > step]
+        parameters = dict(self.named_parameters())
+        for name in (name for names in due for name in names):
+            parameters[name].requires_grad_(True)
+        self._keep_in_eval_mode()
+
+    def _keep_in_eval_mode(self) -> None:
         self._frozen = [
             module
             for module in self.modules()
@@ -124,7 +143,6 @@ class MultiTaskModel(nn.Module):
             and not any(p.requires_grad for p in module.parameters())
         ]
         self.train(self.training)
-        return names
 
     def train(self, mode: bool = True) -> "MultiTaskModel":
         """Sets training mode, in which frozen modules stay in eval mode."""
@@ -134,10 +152,7 @@ class MultiTaskModel(nn.Module):
         return self
 
     def _inputs_of(self, batch: Batch) -> list[Any]:
-        try:
-            return [batch[name] for name in self.inputs]
-        except KeyError as error:
-            raise missing_field("model.inputs:", error.args[0], batch) from None
+        return [field(batch, name, "model.inputs:") for name in self.inputs]
 
 
 _IN_PLACE = (
@@ -173,22 +188,6 @@ def match(model: nn.Module, patterns: Iterable[str], where: str) -> list[str]:
     return [name for name in first.values() if name in found]
 
 
-def missing_field(where: str, name: str, batch: Batch) -> UserError:
-    """The error for a field that isn't in the batch."""
-    return UserError(f"{where} '{name}' not in batch; the dataset gives: {', '.join(map(str, batch))}")
-
-
-def size_of(value: Any) -> int:
-    """How many samples a field of the batch holds: the first dimension of its first tensor."""
-    return next((len(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.ndim), 1)
-
-
-def describe(value: Any) -> str:
-    """Shapes of a nest of tensors, for messages."""
-    shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in tree_leaves(value)]
-    return f"of shape {shapes[0]}" if len(shapes) == 1 else f"of shapes {', '.join(map(str, shapes))}"
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device's or the machine's memory ran out."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)

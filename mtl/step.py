@@ -8,11 +8,11 @@ What happens between the first and the last line of `Step.__call__` is all there
 backward passes are arranged is in passes.py.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,18 +20,21 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mtl.accumulation import check_losses, cut
-from mtl.accumulation import shares as shares_of
+from mtl.accumulation import Look, check_losses, summed
 from mtl.balancers import Balancer, Equal
 from mtl.balancing import Balancing
-from mtl.errors import UserError, told
+from mtl.batch import Batch
+from mtl.before import Before
+from mtl.errors import NotFinite, UserError, told
 from mtl.features import AtFeatures
 from mtl.gradients import Rows
-from mtl.model import Batch, MultiTaskModel
-from mtl.passes import PASSES, Autocast, Weigh, Weights, choose, generators_of, look, set_states
+from mtl.model import MultiTaskModel
+from mtl.parts import Parts, StepBatch
+from mtl.passes import PASSES, Weigh, Weights, choose, generators_of, set_states
+from mtl.precision import Autocast, autocast_for
 from mtl.task import Task
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+ON_NONFINITE = ("error", "skip_task", "skip_step")
 
 
 @dataclass
@@ -39,14 +42,16 @@ class StepResult:
     """What one step did: 0-dim tensors on the model's device, by task name; None where it wasn't measured.
 
     Attributes:
-        losses: each task's loss, before its weight.
+        losses: each task's loss, before its weight; a task without labels in the step isn't there.
         weights: what each task's gradient, over the shared parameters where the balancer's scope is these, was
             multiplied by, the task's own weight included.
         grad_norms: the norm of each unweighted loss's gradient over all the parameters it reaches.
         cosines: by pair of names, between the two tasks' gradients over the shared parameters.
         total_norm: of the summed gradient that the optimizer was to get, before clipping.
         reach: from each parameter's name to the tasks that reach it.
-        taken: whether the parameters moved; False where fp16 gradients overflowed.
+        taken: whether the parameters moved; False where fp16 gradients overflowed, the step was skipped, or no task had
+            labels in it.
+        nonfinite: from the names of tasks that were left out of the step to what wasn't finite.
     """
 
     losses: dict[str, Tensor]
@@ -56,6 +61,7 @@ class StepResult:
     total_norm: Tensor | None = None
     reach: dict[str, tuple[str, ...]] | None = None
     taken: bool = True
+    nonfinite: dict[str, str] = field(default_factory=dict)
 
 
 class Step:
@@ -76,6 +82,10 @@ class Step:
         scheduler: steps once after each optimizer step.
         clip_norm: the norm that the summed gradient is clipped to.
         precision: `fp32`, or forward passes under autocast in `bf16` or, with gradient scaling, `fp16`.
+        on_nonfinite: what is done about a loss or gradient that isn't finite. `error` where a balancer looks at them;
+            otherwise they go into the parameters, and it is for whoever reads the losses to see. `skip_step` moves
+            nothing: parameters, optimizer, balancer, buffers, random state. `skip_task` makes the step as if the task
+            had no labels in it. The skips look at every step, which makes the CPU wait for a GPU.
 
     Raises:
         UserError: for an unknown kind of passes, source or precision, for a balancer that this step can't serve, and
@@ -97,10 +107,11 @@ class Step:
         scheduler: LRScheduler | None = None,
         clip_norm: float | None = None,
         precision: str = "fp32",
+        on_nonfinite: str = "error",
     ) -> None:
         if not tasks:
             raise UserError("a step needs at least one task")
-        strangers = [task.name for task in tasks if task.name not in model.heads]
+        strangers = [task.name for task in tasks if task.head is not None and task.name not in model.heads]
         if strangers:
             raise UserError(f"the model has no task '{strangers[0]}'; it has: {', '.join(model.heads)}")
         self.model = model
@@ -124,7 +135,10 @@ class Step:
             every=every,
             at_once=micro_batch_size is None and num_micro_batches in (None, 1),
         )
-        self._losses_checked = False
+        if on_nonfinite not in ON_NONFINITE:
+            raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
+        self.on_nonfinite = on_nonfinite
+        self._checked: set[str] = set()  # tasks whose losses can be taken in parts
         self.scheduler = scheduler
         self.clip_norm = clip_norm
         self.parameters = dict(model.named_parameters())
@@ -133,10 +147,12 @@ class Step:
         if optimizer is not None:
             optimizer.register_step_post_hook(self._count)
         _keep_compiled_graphs(model)
-        self._taken = 0
+        self.num_taken = 0
         self._names = [task.name for task in self.tasks]
-        self._draws: list[Tensor] = []  # the random state that the step began with
-        self._losses: Sequence[Tensor] = ()
+        self._before: Before | None = None
+        self._losses: Sequence[Tensor] = ()  # the last step's, of the tasks in it
+        self._took_part: Sequence[Task] = ()
+        self._shares: Sequence[Sequence[float]] = ()
         self._starts: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
     @property
@@ -154,11 +170,12 @@ class Step:
         """What keeps fp16 gradients from underflowing; made when it is first needed, where the model is by then."""
         return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
 
-    def __call__(self, batch: Batch | list[Batch], *, measure: bool = False) -> StepResult:
+    def __call__(self, batch: StepBatch, *, measure: bool = False) -> StepResult:
         """One whole step on one batch.
 
         Args:
-            batch: inputs and targets by name, on the model's device; or a list of micro-batches.
+            batch: inputs and targets by name, on the model's device; by task name a batch each, where they have their
+                own; or a list of micro-batches.
             measure: also measure gradient norms, cosines and reach; the parameters move the same way.
         """
         result = self.backward(batch, measure=measure)
@@ -167,31 +184,48 @@ class Step:
             self.after(batch)
         return result
 
-    def backward(self, batch: Batch | list[Batch], *, measure: bool = False) -> StepResult:
+    def backward(self, batch: StepBatch, *, measure: bool = False) -> StepResult:
         """Clears the gradients and leaves the weighted sum of the tasks' gradients in `.grad`.
 
         For loops that clip and step by themselves; in fp16 the gradients are still scaled, and `update` is the way to
         go on. Arguments as for a whole step.
         """
+        self.model.thaw(self.num_taken)
+        parts = self._parts_of(batch)
+        self._before = Before(self.model, self.balancing, kept=self.on_nonfinite != "error")
+        if self.on_nonfinite == "error":
+            return self._take(parts, measure)
+        return self._take_what_is_finite(parts, measure)
+
+    def undo(self) -> None:
+        """Puts back random state and buffers as they were when the last step began, and clears the gradients.
+
+        The parameters are not touched: it is for a step that didn't get to move them.
+        """
+        if self._before is not None:
+            self._before.restore()
         for parameter in self.parameters.values():
             parameter.grad = None
-        parts, shares = self._parts_of(batch)
+
+    def _take(self, parts: Parts, measure: bool) -> StepResult:
+        """The passes of the tasks that have labels in the step, and their balance."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        here = parts.present()
+        if not here:
+            return StepResult({}, {}, taken=False)
+        parts = parts.of_tasks(here)
         balancing = self.balancing
+        balancing.begin(here, self.num_taken)
         scale = self.scaler.get_scale() if self.scaler and (measure or balancing.collects) else 1.0
-        rows: Any = self._rows(scale, at_once=len(parts) == 1) if balancing.collects else None
+        rows: Any = self._rows(parts.names, scale, at_once=len(parts) == 1) if balancing.collects else None
         beside = None
         if measure and (rows is None or not balancing.fresh or balancing.source == "representation"):
             # Beside the training's own passes, which the scaler looks after, a smaller factor leaves half losses room.
-            beside = Rows(self.parameters, self._names, scale=min(scale, 2.0**12))
-        if balancing.balancer.looks_back:
-            self._draws = [generator.get_state() for generator in generators_of(self.model)]
-        weights = balancing.loss_weights(self.device)
-        if len(parts) == 1:
-            losses = self._passes(self.tasks, parts[0], weights, beside, rows)
-        else:
-            losses = self._accumulate(parts, shares, weights, beside, rows)
-        self._losses = losses
-        result = StepResult(dict(zip(self._names, losses, strict=True)), {})
+            beside = Rows(self.parameters, parts.names, scale=min(scale, 2.0**12))
+        losses = self._run(parts, balancing.loss_weights(self.device), beside, rows)
+        self._losses, self._took_part, self._shares = losses, parts.tasks, parts.shares
+        result = StepResult(dict(zip(parts.names, losses, strict=True)), {})
         if measure:
             measured = beside or rows
             result.grad_norms, result.cosines, result.reach = measured.norms(), measured.cosines(), measured.reach()
@@ -202,10 +236,70 @@ class Step:
             result.total_norm = self._total_norm() / scale
         return result
 
+    def _take_what_is_finite(self, parts: Parts, measure: bool) -> StepResult:
+        """The same without the tasks whose loss or gradient isn't finite, or, to skip the step, not at all."""
+        found: dict[str, str] = {}
+        while True:
+            try:
+                result = self._take(parts, measure)
+                more = self._not_finite(result, parts)
+            except NotFinite as error:
+                more = error.found
+            if not more:
+                result.nonfinite = found
+                return result
+            self.undo()
+            found |= more
+            parts = parts.without(found)
+            if self.on_nonfinite == "skip_step":
+                return StepResult({}, {}, nonfinite=found, taken=False)
+
+    def _not_finite(self, result: StepResult, parts: Parts) -> dict[str, str]:
+        """By task, what isn't finite in the step; gradients that overflow in fp16 are the scaler's business."""
+        if not result.losses:
+            return {}
+        at_hand = [*result.losses.values(), self._total_norm()]
+        *losses, norm = torch.stack([tensor.double() for tensor in at_hand]).tolist()
+        found = {n: f"its loss is {x}" for n, x in zip(result.losses, losses, strict=True) if not math.isfinite(x)}
+        if found or self.scaler or math.isfinite(norm):
+            return found
+        self.undo()
+        rows = Rows(self.parameters, list(result.losses))
+        parts = parts.of_tasks(parts.present())
+        self._run(parts, [1.0] * len(parts.tasks), rows, None)
+        norms = dict(zip(result.losses, torch.stack(list(rows.norms().values())).tolist(), strict=True))
+        named = [name for name, norm in norms.items() if not math.isfinite(norm)] or list(norms)
+        return dict.fromkeys(named, "its gradient is not finite")
+
+    def _run(self, parts: Parts, weights: Weights | Weigh, measure: Rows | None, collect: Any) -> list[Tensor]:
+        """The passes of all parts; each task's loss over all of them."""
+        if len(parts) == 1:
+            return self._passes(parts.tasks, parts.batches[0], weights, measure, collect)
+        self._check_losses(parts)
+        ahead = None
+        if callable(weights) or any(task.whole_batch for task in parts.tasks):
+            ahead = Look(self.model, parts, self.autocast)
+        known = weights(ahead.losses) if callable(weights) and ahead else cast(Weights, weights)
+
+        def run(number: int, here: list[int]) -> Sequence[Tensor]:
+            row = parts.shares[number]
+            for rows in (measure, collect):
+                if rows is not None:
+                    rows.shares = {parts.tasks[i].name: row[i] for i in here}
+            tasks = ahead.tasks_of(number) if ahead else [parts.tasks[i] for i in here]
+            losses = self._passes(tasks, parts.batches[number], [known[i] * row[i] for i in here], measure, collect)
+            if collect is not None:
+                collect.settle()
+            return losses
+
+        losses = summed(parts, run, self.device)
+        return ahead.corrected(losses) if ahead else losses
+
     def _passes(
         self, tasks: Sequence[Task], batch: Batch, weights: Weights | Weigh, measure: Rows | None, collect: Any
     ) -> list[Tensor]:
-        return PASSES[self.passes](
+        alone = any(task.objective for task in tasks)  # it is the only one in its part
+        return PASSES["sequential" if alone else self.passes](
             self.model,
             tasks,
             batch,
@@ -216,76 +310,34 @@ class Step:
             collect=collect,
         )
 
-    def _accumulate(
-        self,
-        parts: Sequence[Batch],
-        shares: Sequence[Sequence[float]],
-        weights: Weights | Weigh,
-        measure: Rows | None,
-        collect: Rows | None,
-    ) -> list[Tensor]:
-        """The passes of one micro-batch after the other, each loss times its part's share; the whole batch's losses."""
-        if not self._losses_checked:
-            for part in parts:
-                check_losses(self.model, self.tasks, part, self.autocast)
-            self._losses_checked = True
-        if callable(weights):
-            weights = weights(self._look(parts, shares))
-        known = weights
+    def _check_losses(self, parts: Parts) -> None:
+        """Puts losses to the test before the first step in which they are taken in parts."""
+        unknown = [task for task in parts.tasks if task.name not in self._checked]
+        if not unknown:
+            return
+        for number, batch in enumerate(parts.batches):
+            row = parts.shares[number]
+            here = [parts.tasks[i] for i in parts.in_part(number) if row[i] != 1 and parts.tasks[i] in unknown]
+            check_losses(self.model, here, batch, self.autocast)
+        self._checked |= {task.name for task in unknown}
 
-        def passes(part: Batch, row: Sequence[float], present: Sequence[int]) -> Sequence[Tensor]:
-            for rows in (measure, collect):
-                if rows is not None:
-                    rows.shares = dict(zip(self._names, row, strict=True))
-            tasks = [self.tasks[i] for i in present]
-            losses = self._passes(tasks, part, [known[i] * row[i] for i in present], measure, collect)
-            if collect is not None:
-                collect.settle()
-            return losses
+    def _parts_of(self, batch: StepBatch) -> Parts:
+        return Parts.of(self.tasks, batch, size=self.micro_batch_size, count=self.num_micro_batches)
 
-        return self._summed(parts, shares, passes)
-
-    def _parts_of(self, batch: Batch | list[Batch]) -> tuple[list[Batch], list[list[float]]]:
-        """The batch's micro-batches, and each one's share in each task's loss."""
-        if isinstance(batch, list):
-            parts = batch
-        elif self.micro_batch_size is not None or self.num_micro_batches is not None:
-            parts = cut(batch, size=self.micro_batch_size, count=self.num_micro_batches)
-        else:
-            parts = [batch]
-        return parts, shares_of(self.tasks, parts) if len(parts) > 1 else [[1.0] * len(self.tasks)]
-
-    def _look(self, parts: Sequence[Batch], shares: Sequence[Sequence[float]]) -> list[Tensor]:
-        """The whole batch's losses without gradients; random state and buffers stay as they are."""
-
-        def looked(part: Batch, row: Sequence[float], present: Sequence[int]) -> Sequence[Tensor]:
-            return look(self.model, [self.tasks[i] for i in present], part, self.autocast)
-
-        return self._summed(parts, shares, looked)
-
-    def _summed(
-        self,
-        parts: Sequence[Batch],
-        shares: Sequence[Sequence[float]],
-        take: Callable[[Batch, Sequence[float], Sequence[int]], Sequence[Tensor]],
-    ) -> list[Tensor]:
-        """The whole batch's losses: those that `take` gives for each part and the tasks present in it, by its share."""
-        losses = [torch.zeros((), dtype=torch.float64, device=self.device) for _ in self.tasks]
-        for part, row in zip(parts, shares, strict=True):
-            present = [index for index, share in enumerate(row) if share]
-            for index, loss in zip(present, take(part, row, present), strict=True):
-                losses[index] = losses[index] + row[index] * loss
-        return losses
-
-    def _rows(self, scale: float, *, at_once: bool) -> Rows:
+    def _rows(self, names: Sequence[str], scale: float, *, at_once: bool) -> Rows:
         if self.passes == "shared":
             source = self.balancing.source if at_once else self.balancing.source_in_parts()
-            return AtFeatures(self.model, self._names, source=source, scale=scale)
-        return Rows(self.parameters, self._names, scale=scale)
+            return AtFeatures(self.model, names, source=source, scale=scale)
+        return Rows(self.parameters, names, scale=scale)
 
     def update(self, result: StepResult) -> None:
-        """Unscales, clips, and steps optimizer and scheduler, each once. A step that overflowed moves nothing."""
+        """Unscales, clips, and steps optimizer and scheduler, each once.
+
+        A step that overflowed, was skipped, or in which no task took part moves nothing.
+        """
         assert self.optimizer is not None, "a Step without an optimizer has backward and after only"
+        if not result.losses:
+            return
         scaler = self.scaler if any(p.grad is not None for p in self.parameters.values()) else None
         if scaler:
             scaler.unscale_(self.optimizer)
@@ -293,7 +345,7 @@ class Step:
             total = self._total_norm()
             clip_grads_with_norm_(self.parameters.values(), self.clip_norm, total)
             result.total_norm = total
-        before = self._taken
+        before = self.num_taken
         part: Any = self.optimizer
         try:
             if scaler:
@@ -301,7 +353,7 @@ class Step:
                 scaler.update()
             else:
                 self.optimizer.step()
-            result.taken = self._taken > before
+            result.taken = self.num_taken > before
             if self.scheduler is not None and result.taken:
                 part = self.scheduler
                 part.step()
@@ -309,7 +361,7 @@ class Step:
             name = type(part).__name__
             raise UserError(f"{name} failed in its step: {told(error)}. Look at its arguments") from error
 
-    def after(self, batch: Batch | list[Batch]) -> None:
+    def after(self, batch: StepBatch) -> None:
         """What a balancer does after the parameters have moved: some look at the losses again."""
         self.balancing.after(self._losses, lambda: self._look_again(batch))
 
@@ -317,18 +369,20 @@ class Step:
         """Tells the balancer that an epoch is over: some compare epochs, and do nothing unless this is called."""
         self.balancing.balancer.epoch_end()
 
-    def _look_again(self, batch: Batch | list[Batch]) -> Sequence[Tensor]:
+    def _look_again(self, batch: StepBatch) -> Sequence[Tensor]:
         """The losses now, with the draws that the step began with: what they change by is the step's doing alone."""
+        assert self._before is not None
         generators = generators_of(self.model)
         draws = [generator.get_state() for generator in generators]
-        set_states(generators, self._draws)
-        losses = self._look(*self._parts_of(batch))
+        set_states(generators, self._before.draws)
+        parts = Parts(self._took_part, self._parts_of(batch).batches, self._shares)
+        losses = Look(self.model, parts, self.autocast).losses
         set_states(generators, draws)
         return losses
 
     def _count(self, *_: Any) -> None:
         """Called by the optimizer when it has stepped; a scaler doesn't say that it skipped a step."""
-        self._taken += 1
+        self.num_taken += 1
 
     def _backward(self, losses: Sequence[Tensor], weights: Weights, *, retain_graph: bool = False) -> None:
         """Takes the weighted losses backward: a weight is the gradient that a loss's backward starts from."""
@@ -358,13 +412,14 @@ class Step:
         return get_total_norm(gradients) if gradients else torch.zeros((), device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """States of optimizer, scheduler, scaler and balancer, and the weights that serve until the next Gramian."""
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        """The steps taken, states of optimizer, scheduler, scaler and balancer, and weights that serve on."""
+        return {"num_taken": self.num_taken, **{name: part.state_dict() for name, part in self._parts().items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The counterpart of `state_dict`."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        self.num_taken = state["num_taken"]
 
     def _parts(self) -> dict[str, Any]:
         parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
@@ -377,15 +432,3 @@ def _keep_compiled_graphs(model: MultiTaskModel) -> None:
         import torch._functorch.config as compilation
 
         compilation.donated_buffer = False
-
-
-def autocast_for(precision: str, device: torch.device) -> Autocast:
-    """Makes the context that forward passes of this precision run in.
-
-    Raises:
-        UserError: for an unknown precision.
-    """
-    if precision not in PRECISIONS:
-        raise UserError(f"precision: '{precision}' is not one of {', '.join(PRECISIONS)}")
-    dtype = PRECISIONS[precision]
-    return partial(torch.autocast, device.type, dtype) if dtype else nullcontext

@@ -85,8 +85,9 @@ def _run(config: dict[str, Any], folder: Path) -> float | None:
         except UserError as error:
             raise cli.Refused(f"resume: {error}") from error
     config = build.fill_from_data(config, splits)
+    seed_all(config["seed"])  # what the data drew, validation's too, makes no other model
     loaders = build.build_loaders(config, splits, device)
-    tasks = build.build_tasks(config)
+    tasks = build.build_tasks(config, splits)
     model = build.build_model(config, tasks)
     model.to(device)
     if config["init_from"] is not None:
@@ -132,21 +133,21 @@ def _run(config: dict[str, Any], folder: Path) -> float | None:
             save_every_minutes=config["checkpoint"]["every_minutes"],
             keep=config["checkpoint"]["keep"],
             tell=lambda line: tell(console, line),
+            faults=folder / "nonfinite.jsonl",
         )
         try:
             if state is not None:
                 trainer.load_state_dict(state)
                 build.reset_optimizer(step.optimizer, config, config["resume_allow"])
                 tell(console, f"resume   from step {trainer.global_step}, epoch {trainer.epoch}")
-            fit(trainer, folder)
+            fit(trainer, folder, console)
             test = {}
             if "test" in loaders:
                 from mtl.validation import Validation
 
                 model.load_state_dict(checkpoint.load(folder / "checkpoints" / "best.pt")["model"])
                 test = Validation(model, tasks, step.autocast)(loaders["test"])
-                for logger in loggers:
-                    logger.log(trainer.global_step, trainer.epoch, tags(test, "test"))
+                trainer.hand_out(tags(test, "test"))
         except (Stopped, KeyboardInterrupt) as stop:
             terminal.close()
             stopped(console, trainer, folder, 128 + getattr(stop, "signal", signal.SIGINT))
@@ -160,25 +161,25 @@ def _run(config: dict[str, Any], folder: Path) -> float | None:
     return trainer.best
 
 
-def fit(trainer: "Trainer", folder: Path) -> None:
-    """Trains, and says in a sentence where memory ran out or an operation isn't deterministic.
+def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
+    """Trains; says in a sentence what ended it, memory or an operation that isn't deterministic too, and how to go on.
 
     Raises:
-        UserError: for both.
+        UserError: for these and all others that are for the user.
     """
     from mtl.model import is_out_of_memory
 
     try:
         trainer.fit()
-    except RuntimeError as error:
+    except (UserError, RuntimeError, MemoryError) as error:
+        if trainer.saved_step:
+            again = f"resume={shlex.quote(folder_name(folder))}"
+            tell(console, f"saved    step {trainer.saved_step}; when it is mended, go on with {again}")
         place = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"
         if is_out_of_memory(error):
-            there = list(folder.glob("checkpoints/last.pt"))
-            again = f", and go on with resume={folder_name(folder)}" if there else ""
-            raise UserError(
-                f"out of memory {place}: {first_line(error)}. Cut the batch with trainer.micro_batch_size{again}"
-            ) from error
-        if "deterministic" in str(error):
+            line = f"out of memory {place}: {first_line(error)}. Cut the batch with trainer.micro_batch_size"
+            raise UserError(line) from error
+        if "deterministic" in str(error) and not isinstance(error, UserError):
             raise UserError(f"deterministic=true {place}: {first_line(error)}") from error
         raise
 

@@ -1,11 +1,12 @@
 """The loop: steps, logging, validation, checkpoints, stopping."""
 
+import json
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,15 +15,18 @@ import torch
 from torch import Tensor
 
 from mtl import checkpoint
+from mtl.batch import size_of
 from mtl.data import Loader
-from mtl.errors import UserError, told
-from mtl.model import size_of
+from mtl.errors import NotFinite, UserError, first_line, told
 from mtl.seeding import random_state, set_random_state
 from mtl.step import Step, StepResult
 
 if TYPE_CHECKING:
     from mtl.monitor import Monitor
     from mtl.validation import Figures, Validation
+
+
+TOO_MANY = 10  # steps in a row in which something isn't finite: it won't get better by itself
 
 
 class Logger(Protocol):
@@ -58,6 +62,8 @@ class Trainer:
         save_every_steps, save_every_minutes: last.pt is saved then too.
         keep: how many of the newest last.pt there are to be.
         tell: is given a line for what went wrong without ending the training.
+        faults: the file that says, a line of JSON each, in which steps a loss or gradient wasn't finite: which tasks,
+            and the numbers of the batch's samples.
         log_every: steps from one line of the log to the next; gradients are measured in those steps, and in the first.
         monitor: what decides which parameters are best, see `mtl.monitor.Monitor`.
         patience: stop after so many validations without a better one.
@@ -73,6 +79,7 @@ class Trainer:
         best, best_epoch, figures: the monitored value, the epoch and all of validation's figures when it was best.
         reach: from each parameter's name to the tasks that ever reached it.
         weights: the last steps' weights by tag, as far as they have been read.
+        saved_step: the one after which last.pt was saved last; 0 for none.
         seconds: spent in training steps and logging after the first step; validation and saving are left out.
     """
 
@@ -94,6 +101,7 @@ class Trainer:
         save_every_minutes: float | None = None,
         keep: int = 2,
         tell: Callable[[str], None] = print,
+        faults: Path | None = None,
     ) -> None:
         if val is None and (monitor is not None or patience is not None):
             raise UserError("trainer.monitor and trainer.patience need validation data, and data.val is null")
@@ -101,6 +109,7 @@ class Trainer:
         self.train = train
         self.val = val
         self.max_epochs = max_epochs
+        self.tell = tell
         self.writer = checkpoint.Writer(checkpoints, keep=keep, tell=tell)
         self.save_every_steps = save_every_steps
         self.save_every_minutes = save_every_minutes
@@ -114,7 +123,7 @@ class Trainer:
         self.tried = 0
         self._rates: list[float] = []  # the learning rates of the last step
         self.measured: list[dict[str, float]] = []
-        self._read: list[list[float]] = []  # losses of the epoch's steps, a row each
+        self._read: list[dict[str, float]] = []  # losses of the epoch's steps, by task
         self.best: float | None = None
         self.best_epoch = 0
         self.figures: Figures = {}
@@ -124,25 +133,38 @@ class Trainer:
         self._monitor_terms = monitor
         self._saved = dict(saved or {})
         self._validation: Validation | None = None
-        self._pending: list[list[float]] = []  # losses that have been read, and not yet logged
+        self._pending: list[dict[str, float]] = []  # losses that have been read, and not yet logged
         self.weights: dict[str, float] = {}  # the last that have been read, by tag
-        self._window: list[tuple[int, StepResult]] = []  # steps whose losses haven't been read yet
+        self._window: list[tuple[int, int, StepResult]] = []  # number, batch and result of steps that haven't been read
+        self._in_a_row = 0  # steps with something that wasn't finite
+        self._intact = True  # whether parameters and counters are of one step
+        self._silent: set[int] = set()  # loggers that have failed
         self._samples = 0
         self._clock = 0.0
         self._stop = 0  # the number of the signal that asked for it
         self._saved_at = time.monotonic()
+        self.saved_step = 0
+        self.faults = faults
 
     def fit(self) -> None:
         """Trains until the epochs are over or patience is.
 
         Raises:
             Stopped: after Ctrl-C, when the state is saved.
-            UserError: for a loss that isn't finite, and for mistakes that show only now.
+            UserError: for a loss that isn't finite, and for mistakes that show only now. The state as it was after the
+                last whole step is saved.
         """
         self.step.model.train()
         try:
             with self._stops_after_the_step():
                 self._train()
+        except Stopped:
+            raise
+        except Exception:
+            if self._intact and self.global_step > self.saved_step:
+                with suppress(UserError):  # what isn't finite isn't saved
+                    self._save("last")
+            raise
         finally:
             self.writer.wait()
 
@@ -158,6 +180,8 @@ class Trainer:
                 self.position = None
                 if self.best_epoch == self.epoch:
                     self._save("best")  # first: whoever goes on from last.pt finds what it calls best
+            if self._stop:
+                self.writer.wait()  # what was asked for before is there too, should the last one be damaged
             self._save("last")
             if self._stop:
                 raise Stopped(self._stop)
@@ -169,8 +193,7 @@ class Trainer:
     @property
     def train_losses(self) -> dict[str, float]:
         """By task, the mean loss over the epoch's steps so far."""
-        columns = zip(*self._read, strict=True)
-        return {task.name: fmean(column) for task, column in zip(self.step.tasks, columns, strict=True)}
+        return _means(self._read)
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -186,12 +209,15 @@ class Trainer:
             number = self.global_step + 1
             measure = number == 1 or number % self.log_every == 0
             self._rates = [float(group["lr"]) for group in groups]
-            result = self.step(batch, measure=measure)
+            result = self._step(batch, number, measure)
             self.global_step += result.taken
             self.tried += 1
             self.position += 1
+            self._intact = True
             self._samples += size_of(batch[self.step.tasks[0].target])
-            self._window.append((number, result))
+            if result.losses:
+                self._window.append((number, self.position - 1, result))
+            self._look_for_faults(number, result)
             for callback in self.callbacks:
                 try:
                     callback(self, result)
@@ -205,18 +231,57 @@ class Trainer:
                     start = self._clock = time.perf_counter()
             if self._stop:
                 break
-            if self._time_to_save():
+            if result.taken and self._time_to_save():
                 self._save("last")
         if not self._stop:
             self.step.epoch_end()
             self._log()
         self.seconds += time.perf_counter() - start
 
+    def _step(self, batch: Any, number: int, measure: bool) -> StepResult:
+        """The step; one that fails before it moves the parameters leaves everything as it was before it."""
+        before = self.step.num_taken
+        try:
+            return self.step(batch, measure=measure)
+        except Exception as error:
+            self._intact = self.step.num_taken == before
+            if self._intact:
+                self.step.undo()
+            if isinstance(error, NotFinite):
+                assert self.position is not None
+                raise self._fault(number, self.position, error.found, "ended the run") from error
+            raise
+
+    def _look_for_faults(self, number: int, result: StepResult) -> None:
+        """Says what was skipped, and ends a run in which nothing else happens.
+
+        Raises:
+            UserError: for too many in a row.
+        """
+        self._in_a_row = self._in_a_row + 1 if result.nonfinite else 0
+        if not result.nonfinite:
+            return
+        done = "left out of the step" if result.taken else "the step was skipped"
+        assert self.position is not None
+        error = self._fault(number, self.position - 1, result.nonfinite, done)
+        if self._in_a_row >= TOO_MANY:
+            raise UserError(f"{TOO_MANY} steps in a row: {error}")
+        self.tell(f"warning  {'; '.join(f'task {n!r}: {what}' for n, what in error.found.items())}; {done}")
+
+    def _fault(self, number: int, position: int, found: Mapping[str, str], done: str) -> NotFinite:
+        """Notes in which batch something wasn't finite; gives the error that says so."""
+        samples = self.train.samples(self.epoch, position)
+        if self.faults is not None:
+            line = {"step": number, "epoch": self.epoch, "tasks": dict(found), "done": done, "samples": samples}
+            with self.faults.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        place = f"at step {number} (epoch {self.epoch}, samples {_shortened(samples)})"
+        return NotFinite({name: f"{what} {place}" for name, what in found.items()})
+
     def _log(self, result: StepResult | None = None) -> None:
         """Reads what has gathered on the device since the last time, in one go, and hands it to the loggers."""
         if not self._window and not self._pending:
             return
-        tasks = [task.name for task in self.step.tasks]
         scalars = self._gather({} if result is None else self._measured(result))
         scalars = {tag: v for tag, v in scalars.items() if not (tag.startswith("weight/") and math.isnan(v))}
         if result is not None:
@@ -224,13 +289,12 @@ class Trainer:
         read, self._pending = self._pending, []
         self._read += read
         now = time.perf_counter()
-        scalars |= {f"loss/{task}/train": fmean(c) for task, c in zip(tasks, zip(*read, strict=True), strict=True)}
+        scalars |= {f"loss/{task}/train": mean for task, mean in _means(read).items()}
         assert self.step.optimizer is not None
         for index, (group, rate) in enumerate(zip(self.step.optimizer.param_groups, self._rates, strict=True)):
             scalars[f"lr/{group.get('name', index if len(self._rates) > 1 else 'default')}"] = rate
         scalars["speed/samples_per_second"] = self._samples / (now - self._clock)
-        for logger in self.loggers:
-            logger.log(self.global_step, self.epoch, scalars)
+        self.hand_out(scalars)
         self._samples = 0
         self._clock = time.perf_counter()
 
@@ -240,23 +304,19 @@ class Trainer:
         Raises:
             UserError: for a loss that isn't finite.
         """
-        tasks = [task.name for task in self.step.tasks]
-        if self._window:
-            weights = self._window[-1][1].weights
-            tensors = {f"weight/{task}": weight for task, weight in weights.items()} | dict(tensors)
-        losses = [loss for _, step in self._window for loss in step.losses.values()]
+        for _, _, step in self._window:
+            tensors = {**tensors, **{f"weight/{task}": weight for task, weight in step.weights.items()}}
+        losses = [loss for _, _, step in self._window for loss in step.losses.values()]
         at_hand = [tensor.double() for tensor in (*losses, *tensors.values())]
-        values = torch.stack(at_hand).tolist() if at_hand else []
-        read = [values[start : start + len(tasks)] for start in range(0, len(losses), len(tasks))]
-        for (number, _), row in zip(self._window, read, strict=True):
-            for task, loss in zip(tasks, row, strict=True):
-                if not math.isfinite(loss):
-                    raise UserError(
-                        f"task '{task}': its loss is {loss} at step {number} (epoch {self.epoch}). Try a smaller "
-                        "optimizer.lr, trainer.clip_norm=1.0, or look for such values in the data"
-                    )
-        self._pending += read
-        figures = dict(zip(tensors, values[len(losses) :], strict=True))
+        values = iter(torch.stack(at_hand).tolist() if at_hand else ())
+        rows = [{task: next(values) for task in step.losses} for _, _, step in self._window]
+        for (number, position, _), row in zip(self._window, rows, strict=True):
+            found = {task: f"its loss is {loss}" for task, loss in row.items() if not math.isfinite(loss)}
+            if found:
+                self._intact = False  # the parameters may have gone too
+                raise self._fault(number, position, found, "ended the run")
+        self._pending += rows
+        figures = dict(zip(tensors, values, strict=True))
         self.weights |= {tag: value for tag, value in figures.items() if tag.startswith("weight/")}
         self._window.clear()
         return self.weights | figures
@@ -290,8 +350,17 @@ class Trainer:
         if self.monitor.better(value, self.best) or not self.best_epoch:
             self.best, self.best_epoch, self.figures = value, self.epoch, figures
         scalars = tags(figures, "val") | {"monitor/val": value}
+        self.hand_out(scalars)
+
+    def hand_out(self, scalars: Mapping[str, float]) -> None:
+        """Gives the loggers their figures; one that can't write them is told of once, and training goes on."""
         for logger in self.loggers:
-            logger.log(self.global_step, self.epoch, scalars)
+            try:
+                logger.log(self.global_step, self.epoch, scalars)
+            except OSError as error:
+                if id(logger) not in self._silent:
+                    self.tell(f"error    {type(logger).__name__} can't write: {first_line(error)}. Training goes on")
+                self._silent.add(id(logger))
 
     def _time_to_save(self) -> bool:
         by_steps = self.save_every_steps is not None and self.global_step % self.save_every_steps == 0
@@ -300,8 +369,14 @@ class Trainer:
 
     def _save(self, name: str) -> None:
         self._gather({})
+        parameters = self.step.parameters
+        finite = torch.stack([p.detach().isfinite().all() for p in parameters.values()])
+        if not finite.all():
+            broken = ", ".join(n for n, right in zip(parameters, finite.tolist(), strict=True) if not right)
+            raise UserError(f"parameters aren't finite after step {self.global_step}, and are not saved: {broken}")
         self.writer.save(name, {**self._saved, **self.state_dict()})
         self._saved_at = time.monotonic()
+        self.saved_step = self.global_step
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the training depends on, in plain types and tensors."""
@@ -326,6 +401,7 @@ class Trainer:
         for name in _COUNTERS:
             setattr(self, name, state[name])
         set_random_state(state["random"])
+        self.saved_step = self.global_step
 
     @contextmanager
     def _stops_after_the_step(self) -> Iterator[None]:
@@ -348,8 +424,22 @@ class Trainer:
 
 _COUNTERS = (
     *("global_step", "epoch", "position", "tried", "best", "best_epoch", "figures", "measured", "seconds"),
-    *("_read", "_pending", "_samples", "weights", "_rates"),
+    *("_read", "_pending", "_samples", "weights", "_rates", "_in_a_row"),
 )
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """By task, the mean over the steps that it took part in."""
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for task, loss in row.items():
+            columns.setdefault(task, []).append(loss)
+    return {task: fmean(column) for task, column in columns.items()}
+
+
+def _shortened(samples: Sequence[int]) -> str:
+    shown = ", ".join(map(str, samples[:8]))
+    return f"{shown} …" if len(samples) > 8 else shown
 
 
 def tags(figures: "Figures", split: str) -> dict[str, float]:

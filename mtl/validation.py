@@ -1,5 +1,6 @@
 """Losses and metrics over a whole split."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from mtl.batch import Batch, describe, size_of
 from mtl.data import Loader
 from mtl.errors import UserError, told
-from mtl.model import MultiTaskModel, describe, is_out_of_memory, size_of
-from mtl.passes import Autocast, loss_of
+from mtl.labels import denominator, select_for_metric
+from mtl.model import MultiTaskModel, is_out_of_memory
+from mtl.passes import loss_of
+from mtl.precision import Autocast
 from mtl.task import Task
 
 NATS = (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
@@ -61,11 +65,16 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, loader: Loader) -> Figures:
-        """Every task's figures over all of the loader's samples: the loss a mean over samples, not over batches."""
+        """Every task's figures over all of the loader's samples: the loss a mean over what it counts, not over batches.
+
+        Labels that are missing don't count; without any, a figure is NaN. A loss that is taken of whole batches is
+        their mean, by samples.
+        """
         training = self.model.training
         self.model.eval()
-        sums: dict[str, Tensor] = {}
-        counts = {task.name: 0 for task in self.tasks}
+        zero = torch.zeros((), dtype=torch.float64, device=next(self.model.parameters()).device)
+        sums = {task.name: zero.clone() for task in self.tasks}
+        counts = {task.name: zero.clone() for task in self.tasks}
         try:
             for batch in loader.batches():
                 features = None
@@ -74,16 +83,19 @@ class Validation:
                         if features is None or not self.model.shares_trunk:
                             features = self.model.features(batch, task.name)
                         prediction = self.model.predict(task.name, features)
+                    count = size_of(batch[task.target]) if task.whole_batch else denominator(task, batch)
+                    if task.missing and not count:
+                        continue
+                    with self.autocast():
                         loss = loss_of(task, prediction, batch)
-                    count = size_of(batch[task.target])
-                    sums[task.name] = sums.get(task.name, 0) + loss.double() * count
+                    sums[task.name] += loss.double() * count
                     counts[task.name] += count
                     for name, metric in self.metrics[task.name].items():
-                        _update(task, name, metric, prediction, batch[task.target])
+                        _update(task, name, metric, prediction, batch)
             return {
                 task.name: {
                     **{name: _number(task, name, metric) for name, metric in self.metrics[task.name].items()},
-                    "loss": float(sums[task.name]) / counts[task.name],
+                    "loss": float(sums[task.name] / counts[task.name]),
                 }
                 for task in self.tasks
             }
@@ -110,9 +122,15 @@ def _make(task: Task, name: str) -> Metric:
     return metric
 
 
-def _update(task: Task, name: str, metric: Metric, prediction: Any, target: Any) -> None:
+def _update(task: Task, name: str, metric: Metric, prediction: Any, batch: Batch) -> None:
+    target = batch[task.target]
     try:
-        metric.update(prediction, target)
+        if task.missing:
+            prediction, target = select_for_metric(
+                task, prediction, batch, ignored=getattr(metric, "ignore_index", None)
+            )
+        if size_of(target):
+            metric.update(prediction, target)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -123,6 +141,8 @@ def _update(task: Task, name: str, metric: Metric, prediction: Any, target: Any)
 
 
 def _number(task: Task, name: str, metric: Metric) -> float:
+    if not metric.update_called:
+        return math.nan
     value = metric.compute()
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UserError(f"task '{task.name}': metric '{name}' gives {describe(value)}, not one number; set its average")

@@ -236,7 +236,9 @@ def test_a_gradient_that_turns_infinite_in_the_trunk_is_named(name: str, kind: s
     torch.manual_seed(0)
     tasks = [mtl.Task(f"t{i}", head=nn.Linear(16, 5), loss=nn.CrossEntropyLoss(), target=f"y{i}") for i in range(2)]
     model = mtl.MultiTaskModel(Cliff(), tasks, inputs=["x"]).double()
-    with pytest.raises(mtl.UserError, match="the gradient of task 't0', 't1' is not finite"):
+    with pytest.raises(
+        mtl.UserError, match="task 't0': its gradient is not finite; task 't1': its gradient is not finite"
+    ):
         mtl.Step(model, tasks, balancer=made(name), passes=kind).backward(batches(1, 2)[0])
 
 

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import command
+from test_resume import assert_same
+
+from mtl import checkpoint
 
 FAST = ["task=mnist_two_head", "trainer.max_epochs=2", "data.batch_size=500"]
 
@@ -37,10 +40,11 @@ def test_out_of_memory_says_where_and_what_to_do(own: list[str], here: Path) -> 
     assert ended.code == 1
     assert "Traceback" not in ended.err
     assert "out of memory at step 12, in epoch 2: CUDA out of memory" in ended.err
-    assert "trainer.micro_batch_size, and go on with resume=outputs/mnist_two_head/" in ended.err
+    assert "Cut the batch with trainer.micro_batch_size" in ended.err
+    assert "saved    step 11; when it is mended, go on with resume=outputs/mnist_two_head/" in ended.out
     again = command("train", *own, "model.trunk._target_=trunks.Full", "resume=auto")
     assert again.code == 0, again.err
-    assert "resume   from step 8" in again.out
+    assert "resume   from step 11" in again.out
 
 
 def test_deterministic_names_the_operation_that_is_not(own: list[str], here: Path) -> None:
@@ -57,3 +61,115 @@ def test_deterministic_names_the_operation_that_is_not(own: list[str], here: Pat
         assert not torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def points(here: Path) -> list[str]:
+    """Data that go through worker processes, and fail at a sample if they are told to."""
+    (here / "mine/task").mkdir(parents=True)
+    (here / "mine/points.py").write_text(
+        "import os, random, signal, torch\n"
+        "class Points(torch.utils.data.Dataset):\n"
+        "    def __init__(self, count, fails=None):\n"
+        "        self.count, self.fails = count, fails\n"
+        "        self.x = torch.randn(count, 4, generator=torch.Generator().manual_seed(count))\n"
+        "    def __len__(self): return self.count\n"
+        "    def __getitem__(self, index):\n"
+        "        if self.fails is not None and index == 77:\n"
+        "            if self.fails == 'dies': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "            raise OSError('picture 77.png is cut short')\n"
+        "        x = self.x[index] + 0.1 * torch.randn(4) + 0.1 * random.random()\n"
+        "        return {'x': x, 'sign': (self.x[index, 0] > 0).long()}\n"
+        "class Trunk(torch.nn.Sequential):\n"
+        "    def __init__(self, num_features):\n"
+        "        super().__init__(torch.nn.Linear(4, num_features), torch.nn.ReLU(), torch.nn.Dropout(0.1))\n"
+    )
+    (here / "mine/task/points.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n"
+        "  - /objective@tasks.sign: classification\n"
+        "  - /objective@tasks.again: classification\n"
+        "  - _self_\n"
+        "  - override /data: datasets\n"
+        "  - override /model: hard_sharing\n"
+        "  - override /model/trunk: custom\n"
+        "model: {inputs: [x], trunk: {_target_: points.Trunk, num_features: 8}}\n"
+        "tasks: {sign: {target: sign, num_outputs: 2}, again: {target: sign, num_outputs: 2}}\n"
+        "data:\n"
+        "  train: {_target_: points.Points, count: 200}\n"
+        "  val: {_target_: points.Points, count: 50}\n"
+        "  batch_size: 20\n"
+        "trainer: {max_epochs: 2}\n"
+    )
+    return ["--config-dir", "mine", "task=points"]
+
+
+@pytest.mark.parametrize(("fails", "workers"), [("dies", 1), ("raises", 1), ("raises", 0)])
+def test_samples_that_cannot_be_had(points: list[str], fails: str, workers: int) -> None:
+    ended = command("train", *points, f"+data.train.fails={fails}", f"data.num_workers={workers}")
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    (error, _) = ended.err.splitlines()
+    if fails == "dies":
+        assert "data: a batch of Points can't be loaded: RuntimeError: DataLoader worker (pid" in error
+    else:
+        told = (
+            "data: a batch of Points can't be loaded: sample 77: OSError: picture 77.png is cut short (points.py, line"
+        )
+        assert told in error
+    # What had been trained by then is saved, and goes on when it is mended.
+    if "saved    step" in ended.out:
+        assert ended.metrics["status"] == "failed"
+        run = f"resume={ended.run}"
+        more = command("train", *points, f"data.num_workers={workers}", run, "resume_allow=[data.train.fails]")
+        assert more.code == 0, more.err
+        whole = command("train", *points)
+        assert_same_parameters(ended.run, whole.run)
+
+
+def assert_same_parameters(mine: Path, its: Path) -> None:
+    states = [checkpoint.load(run / "checkpoints/last.pt") for run in (mine, its)]
+    for key in ("model", "step", "random"):
+        assert_same(states[0][key], states[1][key], key)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than there are cores
+def test_workers_logs_and_validation_do_not_change_a_bit(points: list[str]) -> None:
+    plain = command("train", *points)
+    assert plain.code == 0, plain.err
+    for other in (["data.num_workers=1"], ["data.num_workers=4"], ["log.every=1"], ["log.every=7"], ["data.val=null"]):
+        ended = command("train", *points, *other)
+        assert ended.code == 0, ended.err
+        assert_same_parameters(ended.run, plain.run)
+    seeded = command("train", *points, "seed=1")
+    with pytest.raises(AssertionError):
+        assert_same_parameters(seeded.run, plain.run)
+
+
+def test_a_folder_that_goes_away_stops_nothing(own: list[str], here: Path) -> None:
+    (here / "mine/gone.py").write_text(
+        "import pathlib, shutil\n"
+        "class Gone:\n"
+        "    def __call__(self, trainer, result):\n"
+        "        if trainer.global_step == 9:\n"
+        "            trainer.writer.wait()\n"
+        "            shutil.rmtree(trainer.writer.folder)\n"
+        "            trainer.writer.folder.write_text('a file in its place')\n"
+        "        if trainer.global_step == 14: trainer.writer.wait(); trainer.writer.folder.unlink()\n"
+    )
+    options = ["checkpoint.every_steps=3", "+callbacks.gone._target_=gone.Gone"]
+    ended = command("train", *own, *options)
+    assert ended.code == 0, ended.err
+    assert ended.out.count("last.pt could not be written") == 2  # after steps 9 and 12; after 15 it could
+    assert ended.metrics["status"] == "finished"
+    assert ended.metrics["steps"] == 16
+
+
+def test_a_full_disk_under_the_logs_stops_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mtl.loggers.CsvLogger.log", full)
+    ended = command("train", *FAST, "log.every=2")
+    assert ended.code == 0, ended.err
+    assert ended.out.count("error    CsvLogger can't write: [Errno 28] No space left on device. Training goes on") == 1

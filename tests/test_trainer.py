@@ -135,7 +135,7 @@ def test_nan_is_named_with_task_and_step(tmp_path: Path) -> None:
         return loss(prediction, target) * (float("nan") if len(calls) == 7 else 1.0)
 
     trainer.step.tasks[1].loss = turns_nan
-    with pytest.raises(mtl.UserError, match=r"task 'b': its loss is nan at step 7 \(epoch 2\)"):
+    with pytest.raises(mtl.UserError, match=r"task 'b': its loss is nan at step 7 \(epoch 2, samples "):
         trainer.fit()
     saved = checkpoint.load(tmp_path / "last.pt")
     assert saved["epoch"] == 1

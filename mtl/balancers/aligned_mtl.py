@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer
+from mtl.balancers.balancer import TINY, Balancer
 
 
 class AlignedMTL(Balancer):
@@ -26,6 +26,6 @@ class AlignedMTL(Balancer):
             return torch.zeros_like(values)
         values, vectors = values[kept], vectors[:, kept]
         preferences = self.preferences(len(gramian))
-        mean = (vectors * preferences.unsqueeze(1)).sum(0) / preferences.sum()
+        mean = (vectors * preferences.unsqueeze(1)).sum(0) / preferences.sum().clamp(min=TINY)
         weights: Tensor = vectors @ ((values.min() / values).sqrt() * mean)
         return weights

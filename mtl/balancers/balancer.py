@@ -1,5 +1,6 @@
 """What every balancer is: from the tasks' losses and gradients to a weight for each task."""
 
+import copy
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,10 @@ class Balancer:
 
     A subclass has `weights`, or `combine` where it needs the rows. What it keeps from step to step is in the attributes
     that `kept` names.
+
+    A task that has nothing in a step is absent from it: a method is applied to the P tasks that are present as if there
+    were no others. What is kept is of all T tasks, an absent one's part stays as it is, bit by bit, and a task that is
+    present for the first time begins as in a first step. `begun`, `of_present` and `put` serve such states.
 
     Attributes:
         needs: what the weights of a step depend on. `nothing`: they are the same in all steps. `past`: on earlier steps
@@ -24,6 +29,9 @@ class Balancer:
             weights in `own`, and its result includes them. `none`: it can't be told what is preferred.
         looks_back: whether `after` is to be given the losses once more, as they are after the step.
         own: the tasks' own weights, (T,), float64, on the CPU, where `preference` is `steer`.
+        num_tasks: T, of which a step may lack some; `None`: as many as there are in the step. Set by the caller, once.
+        present: which of the T tasks are in the step, (P,), int64, ascending, on the CPU; `None`: all of them. Set by
+            the caller before each step, and left until `after` is over.
         kept: names of attributes that a checkpoint has to hold: numbers, tensors, nests of them, generators, and
             objects that have a `state_dict`.
     """
@@ -34,14 +42,16 @@ class Balancer:
     kept: ClassVar[tuple[str, ...]] = ()
     scope: str = "shared"
     own: Tensor | None = None
+    num_tasks: int | None = None
+    present: Tensor | None = None
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, shape (T,).
+        """The weights, shape (P,).
 
         Args:
-            losses: (T,), float64: with the Gramian on the CPU, else on the model's device. NaN where the weights
+            losses: (P,), float64: with the Gramian on the CPU, else on the model's device. NaN where the weights
                 depend on nothing, in which case this is called once, and on the past: they aren't known yet.
-            gramian: (T, T), float64, on the CPU, where it is needed.
+            gramian: (P, P), float64, on the CPU, where it is needed.
         """
         raise NotImplementedError
 
@@ -49,23 +59,23 @@ class Balancer:
         """The direction over the shared parameters, for balancers that need the rows.
 
         Args:
-            losses: (T,), float64, on the device.
-            rows: by parameter (T, *shape), a task's gradient a row. They are the balancer's to change.
+            losses: (P,), float64, on the device.
+            rows: by parameter (P, *shape), a task's gradient a row. They are the balancer's to change and keep.
 
         Returns:
-            What each task's gradient was multiplied by, (T,), for the log; the direction by parameter.
+            What each task's gradient was multiplied by, (P,), for the log; the direction by parameter.
         """
         raise NotImplementedError
 
     def alone(self, losses: Tensor) -> Tensor:
-        """What multiplies gradients that one task alone reaches, (T,), besides its own weight; `losses` as above."""
+        """What multiplies gradients that one task alone reaches, (P,), besides its own weight; `losses` as above."""
         return torch.ones_like(losses)
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
         """Called when the parameters have moved.
 
         Args:
-            losses: the step's, (T,), float64, on their device.
+            losses: the step's, (P,), float64, on their device.
             again: where `looks_back`, the same after the step: same batch, same random draws.
         """
 
@@ -73,8 +83,29 @@ class Balancer:
         """Called after each epoch's last step."""
 
     def preferences(self, count: int) -> Tensor:
-        """The tasks' own weights where `preference` is `steer`, ones where none were given; (T,), float64, CPU."""
-        return torch.ones(count, dtype=torch.float64) if self.own is None else self.own
+        """The present tasks' own weights where `preference` is `steer`, ones where none were given.
+
+        Shape (P,), of which `count` is the P; float64, on the CPU.
+        """
+        return torch.ones(count, dtype=torch.float64) if self.own is None else self.of_present(self.own)
+
+    def begun(self, state: Tensor | None, like: Tensor, value: float = 0.0) -> Tensor:
+        """A state (T, ...), on the device of `like`, (P, ...); filled with the value where there is none yet."""
+        if state is None or state.shape[1:] != like.shape[1:]:
+            return like.new_full((self.num_tasks or len(like), *like.shape[1:]), value)
+        return state.to(like.device)
+
+    def of_present(self, state: Tensor) -> Tensor:
+        """The present tasks' part, (P, ...), of a state (T, ...): a copy, or the state itself where all are present."""
+        return state if self.present is None else state[self._at(state.device, self.present)]
+
+    def put(self, state: Tensor, part: Tensor) -> Tensor:
+        """The state with this as the present tasks' part, which is written into it; the part itself where all are."""
+        return part if self.present is None else state.index_copy_(0, self._at(state.device, self.present), part)
+
+    @staticmethod
+    def _at(device: torch.device, present: Tensor) -> Tensor:
+        return present.to(device, non_blocking=True)  # or the CPU would wait until a GPU has done all that came before
 
     def state_dict(self) -> dict[str, Any]:
         """What is kept from step to step."""
@@ -89,7 +120,8 @@ class Balancer:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The counterpart of `state_dict`."""
+        """The counterpart of `state_dict`; what is loaded is copied, since states are written into."""
+        state = copy.deepcopy(state)
         for name in self.kept:
             value = getattr(self, name)
             if isinstance(value, torch.Generator):

@@ -13,8 +13,8 @@ class FAMO(Balancer):
 
     w_t = c·z_t/L_t, c = 1/Σ(z_t/L_t); the lower bound b of the losses, which the paper takes off, is 0 here. After the
     step the losses of the same batch are taken once more, without gradients; ξ moves by Adam down Jᵀ(log L − log L'), J
-    the softmax's Jacobian. The scale of a task's loss makes no difference, and there is no preference in the method.
-    The paper also clips the gradient's norm at 1: trainer.clip_norm.
+    the softmax's Jacobian. The softmax is over the tasks present. The scale of a task's loss makes no difference, and
+    there is no preference in the method. The paper also clips the gradient's norm at 1: trainer.clip_norm.
 
     Args:
         lr: learning rate of ξ.
@@ -33,12 +33,15 @@ class FAMO(Balancer):
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, at least 0; their sum is 1. Needs losses of at least 0."""
-        ratios = self.learned.at(len(losses), losses.device).softmax(0) * inverse(losses)
+        ratios = self._shares(losses) * inverse(losses)
         return ratios / ratios.sum().clamp(min=TINY)
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
         """Moves ξ by the change of the log-losses."""
         assert again is not None
-        z = self.learned.at(len(losses), losses.device).softmax(0)
+        z = self._shares(losses)
         change = losses.clamp(min=TINY).log() - again.clamp(min=TINY).log()
-        self.learned.step(z * (change - z @ change))
+        self.learned.step(z * (change - z @ change), self.present)
+
+    def _shares(self, losses: Tensor) -> Tensor:
+        return self.of_present(self.learned.at(self.num_tasks or len(losses), losses.device)).softmax(0)

@@ -18,7 +18,8 @@ class GradNorm(Balancer):
     and keeps its sum.
 
     Beyond the paper the gradient is divided by Ḡ, so that its scale makes no difference to Adam; w stays above 0; and a
-    task whose gradient is zero is left out of it all for the step: the others' weight would go over to it.
+    task whose gradient is zero is left out of it all for the step: the others' weight would go over to it. Of the tasks
+    present, too, the weights keep their sum.
 
     Args:
         alpha: α, at least 0: how strongly slow tasks are furthered; at 0 all gradients become equally long.
@@ -40,7 +41,7 @@ class GradNorm(Balancer):
         self.alpha = alpha
         self.scope = scope
         self.learned = Learned(lr=lr, initial=1.0)  # w over the own weights
-        self.initial: Tensor | None = None  # L_t(0)
+        self.initial: Tensor | None = None  # L_t(0); 0 where there is none yet
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights learned so far, at least 0, with the sum of the tasks' own; then it learns.
@@ -52,18 +53,22 @@ class GradNorm(Balancer):
         if (losses < 0).any():
             raise ArithmeticError(f"training rates are ratios of losses, none of them below 0, but {losses.tolist()}")
         # The rate of a task that began at zero, as with a batch that has nothing for it, is from where it isn't zero.
-        self.initial = losses.clone() if self.initial is None else torch.where(self.initial > 0, self.initial, losses)
+        self.initial = self.begun(self.initial, losses)
+        initial = self.of_present(self.initial)
+        initial = torch.where(initial > 0, initial, losses)
+        self.initial = self.put(self.initial, initial)
         own = self.preferences(len(losses))
-        learned = self.learned.at(len(losses), losses.device)
+        learned = self.of_present(self.learned.at(self.num_tasks or len(losses), losses.device))
         lengths = own * learned * gramian.diagonal().sqrt()
-        rates = torch.where(self.initial > 0, losses / self.initial, 1.0)
+        rates = torch.where(initial > 0, losses / initial, 1.0)
         moving = lengths > 0
         if rates[moving].any():
             excess = _relative(lengths, moving) - _relative(rates, moving) ** self.alpha * _relative(own, moving)
-            self.learned.step(torch.where(moving, excess.sign() * _relative(lengths, moving) / learned, 0.0))
-            moved = self.learned.values.clamp(min=SMALLEST)
+            slope = torch.where(moving, excess.sign() * _relative(lengths, moving) / learned, 0.0)
+            self.learned.step(slope, self.present)
+            moved = self.of_present(self.learned.values).clamp(min=SMALLEST)
             kept = (own * learned)[moving].sum() / (own * moved)[moving].sum()
-            self.learned.values = torch.where(moving, moved * kept, learned)
+            self.learned.values = self.put(self.learned.values, torch.where(moving, moved * kept, learned))
         return own * learned
 
 

@@ -20,7 +20,7 @@ class GradVac(Balancer):
     coefficients of the gradients, for which the Gramian is enough.
 
     A gained gradient is 1/√(1−φ̂²) times as long at most; targets count as no more than 1 − 1e-6. The paper has targets
-    by layer as well; here they are of all shared parameters together.
+    by layer as well; here they are of all shared parameters together. A pair's target moves in steps that have both.
 
     Args:
         beta: of the averages, in [0, 1].
@@ -45,8 +45,11 @@ class GradVac(Balancer):
         count = len(gramian)
         matrix = gramian.numpy()
         norms = gramian.diagonal().sqrt().numpy()
-        targets = torch.zeros_like(gramian) if self.targets is None else self.targets.clone()
-        aims = targets.numpy()
+        total = self.num_tasks or count
+        targets = gramian.new_zeros(total, total) if self.targets is None else self.targets.clone()
+        present = torch.arange(count) if self.present is None else self.present
+        pairs = (present.unsqueeze(1), present)
+        aims = targets[pairs].numpy()  # a copy
         turned = torch.eye(count, dtype=torch.float64)
         for i, row in enumerate(turned.numpy()):
             products = matrix[i].copy()  # of what g_i has become with every original gradient
@@ -61,5 +64,6 @@ class GradVac(Balancer):
                     row[j] += length / norms[j] * turn
                     products += length / norms[j] * turn * matrix[j]
                 aims[i, j] += self.beta * (cosine - aims[i, j])
+        targets[pairs] = torch.from_numpy(aims)
         self.targets = targets
         return turned.sum(0)

@@ -27,10 +27,11 @@ class IMTLL(Balancer):
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, above 0."""
-        s = self.learned.at(len(losses), losses.device)
+        s = self.of_present(self.learned.at(self.num_tasks or len(losses), losses.device))
         return self.preferences(len(losses)).to(losses.device) * s.exp()
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
         """Moves s down its gradient, p(e^s L − 1)."""
-        s = self.learned.at(len(losses), losses.device)
-        self.learned.step(self.preferences(len(losses)).to(losses.device) * (s.exp() * losses - 1))
+        s = self.of_present(self.learned.at(self.num_tasks or len(losses), losses.device))
+        own = self.preferences(len(losses)).to(losses.device)
+        self.learned.step(own * (s.exp() * losses - 1), self.present)

@@ -7,7 +7,9 @@ from mtl.balancers.balancer import Balancer, generator
 
 
 class RLW(Balancer):
-    """Weights drawn anew in each step: w = T·softmax(z), z ~ N(0, I). A baseline that is hard to beat.
+    """Weights drawn anew in each step: w = P·softmax(z), z ~ N(0, I), for the P tasks present.
+
+    A baseline that is hard to beat.
 
     Args:
         seed: of the draws.
@@ -23,8 +25,8 @@ class RLW(Balancer):
         self.drawn: Tensor | None = None  # for this step, until it is taken
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, above 0; their sum is T."""
-        if self.drawn is None:
+        """The weights, above 0; their sum is P."""
+        if self.drawn is None or len(self.drawn) != len(losses):  # a step that wasn't taken may have had other tasks
             self.drawn = torch.randn(len(losses), generator=self.generator, dtype=torch.float64)
         return len(losses) * self.drawn.softmax(0).to(losses.device)
 

@@ -1,15 +1,17 @@
 """STCH: a smooth maximum of the losses, each relative to where it began."""
 
+import torch
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer, inverse
+from mtl.balancers.balancer import TINY, Balancer, inverse
 
 
 class STCH(Balancer):
     """Weights that make the step go down μ·log Σ exp(log(p_t L_t/nadir_t)/μ), p the tasks' own weights.
 
     w_t = softmax(log(p L/nadir)/μ)_t / L_t. The nadir is the mean training loss of the last epoch of a warm-up; until
-    then the step goes down Σ p_t log L_t / Σp.
+    then the step goes down Σ p_t log L_t / Σp. A task's epochs are those that had it, and its mean is of the steps that
+    had it: one that is still in its warm-up keeps its share p_t/Σp, and the others divide what is left.
 
     Args:
         mu: μ, above 0; the smaller, the more the largest relative loss alone counts.
@@ -21,7 +23,7 @@ class STCH(Balancer):
 
     needs = "losses"
     preference = "steer"
-    kept = ("nadir", "total", "count", "epoch")
+    kept = ("nadir", "total", "count", "epochs")
 
     def __init__(self, *, mu: float = 1.0, warmup_epochs: int = 4) -> None:
         if not mu > 0:
@@ -30,30 +32,33 @@ class STCH(Balancer):
             raise ValueError(f"warmup_epochs is {warmup_epochs}; it must be at least 1")
         self.mu = mu
         self.warmup_epochs = warmup_epochs
-        self.nadir: Tensor | None = None
+        self.nadir: Tensor | None = None  # 0 where there is none yet
         self.total: Tensor | None = None  # of the losses in this epoch
-        self.count = 0
-        self.epoch = 0  # epochs that are over
+        self.count: Tensor | None = None  # of the steps in it that each task was present in
+        self.epochs: Tensor | None = None  # that are over and had the task
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, at least 0. Needs losses of at least 0."""
         preferences = self.preferences(len(losses)).to(losses.device)
-        if self.nadir is None:
-            share = preferences / preferences.sum()
-        else:
-            share = ((preferences * losses / self.nadir.to(losses.device)).log() / self.mu).softmax(0)
+        share = preferences / preferences.sum().clamp(min=TINY)
+        if self.nadir is not None:
+            nadir = self.of_present(self.nadir.to(losses.device))
+            relative = torch.where(nadir > 0, preferences * losses / nadir, 0.0)
+            divided = (relative.log() / self.mu).softmax(0).nan_to_num()  # all of them may be 0
+            share = torch.where(nadir > 0, divided * torch.where(nadir > 0, share, 0.0).sum(), share)
         return share * inverse(losses)
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
         """Adds the step's losses to the epoch's."""
-        if self.nadir is None:
-            self.total = losses.clone() if self.total is None else self.total.to(losses.device) + losses
-            self.count += 1
+        self.total, self.count = self.begun(self.total, losses), self.begun(self.count, losses)
+        self.total = self.put(self.total, self.of_present(self.total) + losses)
+        self.count = self.put(self.count, self.of_present(self.count) + 1)
 
     def epoch_end(self) -> None:
-        """Takes the nadir at the end of the warm-up."""
-        self.epoch += 1
-        if self.nadir is None and self.total is not None:
-            if self.epoch >= self.warmup_epochs:
-                self.nadir = self.total / self.count
-            self.total, self.count = None, 0
+        """Takes the nadir of each task whose warm-up ends."""
+        if self.total is not None and self.count is not None:
+            seen = self.count > 0
+            self.nadir, self.epochs = self.begun(self.nadir, self.total), self.begun(self.epochs, self.total) + seen
+            ends = seen & (self.epochs >= self.warmup_epochs) & (self.nadir == 0)
+            self.nadir = torch.where(ends, self.total / self.count, self.nadir)
+            self.total = self.count = None

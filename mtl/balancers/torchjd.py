@@ -13,7 +13,10 @@ PLAIN = (bool, int, float, str, tuple, type(None))  # what counters and the like
 
 
 class TorchJD(Balancer):
-    """Combines the gradients by an aggregator of TorchJD, over their matrix (T, P).
+    """Combines the gradients by an aggregator of TorchJD, over the matrix that has a row for each task present.
+
+    An aggregator that keeps something from step to step keeps it by the row's number, or begins anew when the number of
+    rows changes: it needs the same tasks in all steps. So do the arguments that have a number for each task.
 
     Args:
         aggregator: the name of a class in `torchjd.aggregation`.
@@ -22,10 +25,12 @@ class TorchJD(Balancer):
     Raises:
         ImportError: without TorchJD: pip install "mtl-train[torchjd]".
         ValueError: for a name that isn't that of an aggregator.
+
+    `combine` raises an ArithmeticError when the tasks change under an aggregator that has a state.
     """
 
     needs = "rows"
-    kept = ("aggregator",)
+    kept = ("aggregator", "tasks")
 
     def __init__(self, *, aggregator: str, **arguments: Any) -> None:
         try:
@@ -40,9 +45,19 @@ class TorchJD(Balancer):
         if aggregator not in kinds:
             raise ValueError(f"aggregator: '{aggregator}' is not one of {', '.join(sorted(kinds))}")
         self.aggregator = _Aggregator(getattr(aggregation, aggregator)(**arguments))
+        self.tasks: list[int] | None = None  # those of the first step, where the aggregator has a state
 
     def combine(self, losses: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The aggregator's weights, NaN if it has none, and the direction."""
+        if self.aggregator.stateful:
+            tasks = list(range(len(losses))) if self.present is None else self.present.tolist()
+            self.tasks = self.tasks or tasks
+            if tasks != self.tasks:
+                name = type(self.aggregator.module).__name__
+                raise ArithmeticError(
+                    f"TorchJD's {name} has a state for the tasks number {self.tasks}, and can't go on with a step that "
+                    f"has {tasks}; take a balancer of mtl's own, or see to it that no batch lacks a task"
+                )
         matrix = torch.cat([row.flatten(1) for row in rows.values()], dim=1)
         shapes = {name: row.shape[1:] for name, row in rows.items()}
         rows.clear()
@@ -56,7 +71,10 @@ class _Aggregator:
     """An aggregator with its last weights, and its state: its own doesn't load before the first call."""
 
     def __init__(self, module: nn.Module) -> None:
+        from torchjd import Stateful
+
         self.module = module
+        self.stateful = any(isinstance(part, Stateful) for part in module.modules())
         self.weights: Tensor | None = None
         weighting = getattr(module, "gramian_weighting", None) or getattr(module, "weighting", None)
         if weighting is not None:

@@ -27,10 +27,11 @@ class UW(Balancer):
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, above 0."""
-        s = self.learned.at(len(losses), losses.device)
+        s = self.of_present(self.learned.at(self.num_tasks or len(losses), losses.device))
         return 0.5 * self.preferences(len(losses)).to(losses.device) * (-s).exp()
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
         """Moves s down its gradient, ½p(1 − e^(−s) L)."""
-        s = self.learned.at(len(losses), losses.device)
-        self.learned.step(0.5 * self.preferences(len(losses)).to(losses.device) * (1 - (-s).exp() * losses))
+        s = self.of_present(self.learned.at(self.num_tasks or len(losses), losses.device))
+        own = self.preferences(len(losses)).to(losses.device)
+        self.learned.step(0.5 * own * (1 - (-s).exp() * losses), self.present)

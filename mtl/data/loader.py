@@ -34,6 +34,10 @@ class Seeded(Dataset[Any]):
         try:
             seed_all(_seed(self.seed, self.epoch, index))
             return self.dataset[index]
+        except UserError as error:
+            raise UserError(f"sample {index}: {error}") from error
+        except Exception as error:
+            raise UserError(f"sample {index}: {told(error)}") from error
         finally:
             _set_generators(before)
 
@@ -115,24 +119,32 @@ class Loader:
         """Batches in an epoch."""
         return -(-self.num_samples // self.batch_size)
 
+    def samples(self, epoch: int, position: int) -> list[int]:
+        """The numbers of the samples in the epoch's batch with this number."""
+        start = position * self.batch_size
+        return self._order(epoch)[0][start : min(start + self.batch_size, self.num_samples)].tolist()
+
+    def _order(self, epoch: int) -> tuple[Tensor, torch.Generator]:
+        """The epoch's order, and the generator that it was drawn from."""
+        generator = torch.Generator().manual_seed(_seed(self.seed, epoch))
+        total = len(self.dataset)  # type: ignore[arg-type]
+        drawn = self.shuffle and not isinstance(self.dataset, IterableDataset)
+        return torch.randperm(total, generator=generator) if drawn else torch.arange(total), generator
+
     def batches(self, epoch: int = 0, *, start: int = 0) -> Iterator[dict[str, Any]]:
         """The epoch's batches, dicts of fields, from the one with number `start` on.
 
         What a data set draws for a sample depends on seed, epoch and sample alone.
         """
-        generator = torch.Generator().manual_seed(_seed(self.seed, epoch))
+        order, generator = self._order(epoch)
         first = start * self.batch_size
-        if isinstance(self.dataset, IterableDataset):
-            if first < self.num_samples:
-                stream = SeededStream(self.dataset, self.seed, epoch, first, self.num_samples)
-                yield from self._loaded(stream, generator, num_workers=min(self.num_workers, 1))
-            return
-        total = len(self.dataset)  # type: ignore[arg-type]
-        order = torch.randperm(total, generator=generator) if self.shuffle else torch.arange(total)
         order = order[first : self.num_samples]
         if not len(order):
             return
-        if isinstance(self.dataset, Fields) and self.collate is None:
+        if isinstance(self.dataset, IterableDataset):
+            stream = SeededStream(self.dataset, self.seed, epoch, first, self.num_samples)
+            yield from self._loaded(stream, generator, num_workers=min(self.num_workers, 1))
+        elif isinstance(self.dataset, Fields) and self.collate is None:
             for indices in torch.split(order.to(self.device), self.batch_size):
                 yield self.dataset.take(indices)
         else:
@@ -158,20 +170,18 @@ class Loader:
                 return
             except Exception as error:
                 name = type(self.dataset).__name__
-                reason = _from_worker(error) or (str(error) if isinstance(error, UserError) else told(error))
-                raise UserError(f"data: a batch of {name} can't be loaded: {reason}") from error
+                # What comes out of a worker process has its traceback in the message, whose last line says what was.
+                lines = str(error).strip().splitlines() or [""]
+                text = lines[-1] if lines[0].startswith("Caught ") else told(error)
+                raise UserError(
+                    f"data: a batch of {name} can't be loaded: {text.partition('UserError: ')[2] or text}"
+                ) from error
             if not isinstance(batch, Mapping):
                 raise UserError(f"data.collate gives a {type(batch).__name__}; a batch must be a dict of fields")
             yield tree_map(self._move, batch)
 
     def _move(self, value: Any) -> Any:
         return value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-
-
-def _from_worker(error: Exception) -> str | None:
-    """What a worker process says of its error: the end of the traceback that PyTorch makes the message of."""
-    text = str(error).strip()
-    return text.splitlines()[-1].removeprefix("mtl.errors.UserError: ") if "DataLoader worker" in text else None
 
 
 def _seed(*numbers: int) -> int:

@@ -96,9 +96,9 @@ def said(dataset: Dataset, num_workers: int) -> str:
 def test_what_went_wrong_in_a_worker_is_told(num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     damaged = said(Broken(mtl.UserError("7.jpg is damaged")), num_workers)
-    assert damaged == "data: a batch of Broken can't be loaded: 7.jpg is damaged"
+    assert damaged == "data: a batch of Broken can't be loaded: sample 7: 7.jpg is damaged"
     other = said(Broken(RuntimeError("no more")), num_workers)
-    assert other.startswith("data: a batch of Broken can't be loaded: RuntimeError: no more")
+    assert other.startswith("data: a batch of Broken can't be loaded: sample 7: RuntimeError: no more")
 
 
 class Draws(IterableDataset):

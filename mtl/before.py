@@ -1,0 +1,34 @@
+"""What a step changes before it moves the parameters, to be put back if it doesn't get to."""
+
+import copy
+
+from mtl.balancing import Balancing
+from mtl.buffers import Buffers
+from mtl.model import MultiTaskModel
+from mtl.passes import generators_of, set_states
+
+
+class Before:
+    """Random state and buffers as they are now, and the balancer's state where that is asked for.
+
+    Args:
+        model: whose forward passes draw and change buffers.
+        balancing: the balancer at work.
+        kept: whether its state is kept too; that of a balancer on rows never is: it is as large as the rows, and
+            changes only when these are known to be finite.
+    """
+
+    def __init__(self, model: MultiTaskModel, balancing: Balancing, *, kept: bool) -> None:
+        self._generators = generators_of(model)
+        self.draws = [generator.get_state() for generator in self._generators]
+        self._buffers = Buffers(model)
+        self._balancing = balancing
+        small = balancing.needs not in ("nothing", "rows")
+        self._state = copy.deepcopy(balancing.state_dict()) if kept and small else None
+
+    def restore(self) -> None:
+        """Puts it all back."""
+        set_states(self._generators, self.draws)
+        self._buffers.restore()
+        if self._state is not None:
+            self._balancing.load_state_dict(copy.deepcopy(self._state))

@@ -1,0 +1,182 @@
+"""Which of a task's labels are there in a batch, and what a mean over them divides by.
+
+A label is missing where a floating target is NaN, where a class number is the loss's `ignore_index`, and where the
+field that `task.mask` names is false. Missing labels are taken out before the loss is: a `where` would let their NaN
+into the gradient.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from mtl.batch import Batch, field, size_of
+from mtl.errors import UserError
+from mtl.task import Task
+
+BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
+BY_ELEMENT = (
+    *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss),
+    *(nn.PoissonNLLLoss, nn.GaussianNLLLoss, nn.KLDivLoss),
+)
+
+
+def there(task: Task, batch: Batch) -> Tensor | None:
+    """Which labels are there: bool, (N,) or of the target's shape; None where the target's kind knows no missing ones.
+
+    Raises:
+        UserError: for a mask that isn't in the batch or doesn't fit the target.
+    """
+    target = field(batch, task.target, f"task '{task.name}': target")
+    found: Tensor | None = None
+    if isinstance(target, Tensor) and target.is_floating_point():
+        found = ~target.isnan()
+    elif isinstance(target, Tensor) and isinstance(task.loss, BY_CLASS):
+        found = target != task.loss.ignore_index
+    if task.mask is None:
+        return found
+    mask: Tensor = field(batch, task.mask, f"task '{task.name}': mask").bool()
+    if found is None:
+        return mask
+    if mask.ndim > found.ndim or found.shape[: mask.ndim] != mask.shape:
+        raise UserError(
+            f"task '{task.name}': its mask '{task.mask}' is of shape {tuple(mask.shape)} and its target "
+            f"'{task.target}' of shape {tuple(found.shape)}; a mask has the target's shape or one value a sample"
+        )
+    both: Tensor = found & mask.view(*mask.shape, *[1] * (found.ndim - mask.ndim))
+    return both
+
+
+def select(task: Task, prediction: Any, batch: Batch) -> tuple[Any, Any]:
+    """The prediction and the target where labels are there, for the task's loss. May wait for the device.
+
+    Class numbers that a mask takes out become the loss's `ignore_index`; samples without a label are left out; of
+    losses that are means over elements single elements are.
+
+    Raises:
+        UserError: as `there`, and where a loss of another kind would be given samples with half of a label.
+    """
+    target = batch[task.target]
+    found = there(task, batch)
+    if found is None or (task.mask is None and _ignores(task, target)) or found.all():
+        return prediction, target
+    if _ignores(task, target):
+        return prediction, target.masked_fill(~found, task.loss.ignore_index)  # type: ignore[attr-defined]
+    return _taken(task, prediction, target, found, by_element=_by_element(task))
+
+
+def select_for_metric(task: Task, prediction: Any, batch: Batch, *, ignored: int | None = None) -> tuple[Any, Any]:
+    """The same for a metric. One that knows an ignored value gets the whole target, that value for missing labels."""
+    target = batch[task.target]
+    found = there(task, batch)
+    if found is None or found.all():
+        return prediction, target
+    if ignored is not None and found.shape == target.shape:
+        return prediction, target.masked_fill(~found, ignored)
+    if isinstance(prediction, Tensor) and _ignores(task, target) and target.ndim > 1:
+        return prediction.movedim(1, -1)[found], target[found]  # classes are the second dimension
+    by_element = isinstance(prediction, Tensor) and prediction.shape == target.shape
+    return _taken(task, prediction, target, found, by_element=by_element)
+
+
+def denominator(task: Task, batch: Batch) -> Tensor | int:
+    """What the task's mean divides by on this batch: valid targets' class weights, or their number; elements; samples.
+
+    Losses of kinds that aren't known count samples, or what the task's own `count(target)` says.
+
+    Raises:
+        UserError: as `there`.
+    """
+    if task.objective is not None:
+        number: Tensor | int = task.count(batch) if task.count else max(map(size_of, batch.values()), default=1)
+        return number
+    target = field(batch, task.target, f"task '{task.name}': target")
+    found = there(task, batch) if task.missing or _ignores(task, target) else None
+    if task.count is not None:
+        if found is not None and not found.all():
+            target = _picked(target, _rows(task, found))
+        counted: Tensor | int = task.count(target)
+        return counted
+    if found is not None and _ignores(task, target):
+        weight = task.loss.weight  # type: ignore[attr-defined]
+        return found.sum() if weight is None else (weight[target.where(found, 0)] * found).sum()
+    if found is not None:
+        by_element = _by_element(task)
+        return found.expand_as(target).sum() if by_element else _rows(task, found).sum()
+    if not isinstance(target, Tensor):
+        return size_of(target)
+    if _by_element(task):
+        return target.numel()
+    return target.numel() // target.shape[1] if isinstance(task.loss, BY_CLASS) and target.ndim > 1 else len(target)
+
+
+def shares(tasks: Sequence[Task], parts: Sequence[Batch], members: Sequence[Sequence[int]]) -> list[list[float]]:
+    """By part and task, D of the part over D of the whole step; 0 where the task has nothing there.
+
+    Args:
+        tasks: all of the step's.
+        parts: its batches, or micro-batches of them.
+        members: by part, which tasks it is for. Those that have one part only are counted if labels may be missing.
+    """
+    parts_of = [sum(index in each for each in members) for index in range(len(tasks))]
+    counted: list[list[Tensor | int]] = [
+        [
+            0 if index not in here else denominator(task, part) if task.missing or parts_of[index] > 1 else 1
+            for index, task in enumerate(tasks)
+        ]
+        for part, here in zip(parts, members, strict=True)
+    ]
+    on_device = [value.double() for row in counted for value in row if isinstance(value, Tensor)]
+    read = iter(torch.stack(on_device).tolist() if on_device else ())  # one wait for the device
+    rows = [[next(read) if isinstance(value, Tensor) else float(value) for value in row] for row in counted]
+    totals = [sum(column) for column in zip(*rows, strict=True)]
+    found = [[value / total if total else 0.0 for value, total in zip(row, totals, strict=True)] for row in rows]
+    # A loss that is taken of the whole batch counts fully in each of its parts, see accumulation.py.
+    return [[float(x > 0) if task.whole_batch else x for task, x in zip(tasks, row, strict=True)] for row in found]
+
+
+def _ignores(task: Task, target: Any) -> bool:
+    """Whether the loss itself leaves out missing labels: they are class numbers."""
+    return isinstance(task.loss, BY_CLASS) and isinstance(target, Tensor) and not target.is_floating_point()
+
+
+def _by_element(task: Task) -> bool:
+    return isinstance(task.loss, BY_ELEMENT) and task.loss.reduction == "mean"
+
+
+def _taken(task: Task, prediction: Any, target: Any, found: Tensor, *, by_element: bool) -> tuple[Any, Any]:
+    if by_element and found.ndim > 1:
+        if not isinstance(prediction, Tensor) or prediction.shape != target.shape:
+            shown = tuple(prediction.shape) if isinstance(prediction, Tensor) else type(prediction).__name__
+            raise UserError(
+                f"task '{task.name}': single elements of its target '{task.target}' {tuple(target.shape)} are missing, "
+                f"and its prediction, {shown}, isn't of the same shape"
+            )
+        found = found.expand_as(target)
+        return prediction[found], target[found]
+    rows = _rows(task, found)
+    return _picked(prediction, rows), _picked(target, rows)
+
+
+def _rows(task: Task, found: Tensor) -> Tensor:
+    """Which samples have their label, (N,)."""
+    if found.ndim == 1:
+        return found
+    whole, some = found.flatten(1).all(1), found.flatten(1).any(1)
+    if not torch.equal(whole, some):
+        raise UserError(
+            f"task '{task.name}': some samples have a part of their target '{task.target}' only, and of its loss it "
+            "isn't known that it is a mean over elements. Take a loss that is, such as torch.nn.MSELoss, or a mask "
+            "with one value a sample"
+        )
+    return whole
+
+
+def _picked(value: Any, rows: Tensor) -> Any:
+    if isinstance(value, list) and len(value) == len(rows):
+        return [each for each, wanted in zip(value, rows.tolist(), strict=True) if wanted]
+    return tree_map(
+        lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == len(rows) else leaf, value
+    )
