@@ -1,8 +1,9 @@
 """From a checked config to objects."""
 
 import inspect
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mtl.balancers import Balancer
 from mtl.data import Fields, Loader, Splits
-from mtl.errors import UserError
+from mtl.data.fields import first
+from mtl.errors import UserError, told
 from mtl.labels import there
 from mtl.model import MultiTaskModel, match
 from mtl.step import Step
@@ -21,7 +23,7 @@ from mtl.targets import find, make
 from mtl.task import Task
 
 Config = dict[str, Any]
-LOADER_KEYS = ("batch_size", "eval_batch_size", "num_workers")
+LOADER_KEYS = ("batch_size", "eval_batch_size", "num_workers", "collate")
 
 
 def add_code_folders(folders: Iterable[str]) -> None:
@@ -53,8 +55,10 @@ def build_splits(config: Config) -> Splits:
     splits = make(node, "data")
     if not isinstance(splits, Splits):
         raise UserError(f"data: {node['_target_']} gives a {type(splits).__name__}, not mtl.data.Splits")
+    collate = build_collate(config)
     for split, dataset in splits.items():
-        fields = list(dataset[0])
+        sample = first(dataset)
+        fields = list(sample if collate is None else _collated(sample, collate))
         wanted = {
             f"task '{n}': target": task["target"] for n, task in config["tasks"].items() if not task.get("objective")
         }
@@ -64,6 +68,83 @@ def build_splits(config: Config) -> Splits:
                 named = "the dataset" if split == "train" else f"the {split} dataset"
                 raise UserError(f"{where} '{field}' not in batch; {named} gives: {', '.join(map(str, fields))}")
     return splits
+
+
+def _collated(sample: Any, collate: Callable[[list[Any]], Any]) -> Mapping[str, Any]:
+    try:
+        batch = collate([sample])
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"data.collate fails on a list of one sample: {told(error)}") from error
+    if not isinstance(batch, Mapping):
+        raise UserError(f"data.collate gives a {type(batch).__name__}; a batch must be a dict of fields")
+    return batch
+
+
+def build_collate(config: Config) -> Callable[[list[Any]], Any] | None:
+    """What makes a batch of a list of samples, None for PyTorch's own.
+
+    Raises:
+        UserError: where the target gives nothing that can be called.
+    """
+    node = config["data"].get("collate")
+    collate = make(node, "data.collate")
+    if not callable(collate) and node is not None:
+        kind = type(collate).__name__
+        raise UserError(f"data.collate: {node['_target_']} gives a {kind}; for a function add _partial_: true")
+    return collate  # type: ignore[no-any-return]
+
+
+def fill_from_data(config: Config, splits: Splits) -> Config:
+    """The config with each value `from_data` of model and tasks replaced by the fact of the data that its key names.
+
+    Raises:
+        UserError: for a fact that the data don't have.
+    """
+    return {**config, **{group: _filled(config[group], group, splits.facts) for group in ("model", "tasks")}}
+
+
+def _filled(node: Any, where: str, facts: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_filled(item, f"{where}[{index}]", facts) for index, item in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    for key, value in node.items():
+        if value == "from_data" and key not in facts:
+            there = ", ".join(facts) or "none"
+            raise UserError(f"{where}.{key}: from_data, but the data have no fact '{key}'; they have: {there}")
+    return {
+        key: facts[key] if value == "from_data" else _filled(value, f"{where}.{key}", facts)
+        for key, value in node.items()
+    }
+
+
+def check_facts(splits: Splits, trained_on: Mapping[str, Any]) -> None:
+    """Refuses data that aren't those a model was trained on: codes and classes would mean something else.
+
+    Raises:
+        UserError: for the first fact that differs.
+    """
+    different = _difference(trained_on, splits.facts)
+    if different:
+        where, before, now = different
+        raise UserError(
+            f"data: they aren't what this run was trained on: {where} was {before!r} and is {now!r}. Give the files as "
+            "they were, or train anew"
+        )
+
+
+def _difference(before: Any, now: Any, where: str = "") -> tuple[str, Any, Any] | None:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        found = (
+            _difference(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+            for key in dict.fromkeys([*before, *now])
+        )
+        return next(filter(None, found), None)
+    numbers = isinstance(before, float) and isinstance(now, float)
+    same = math.isclose(before, now, rel_tol=1e-6, abs_tol=1e-12) if numbers else before == now
+    return None if same else (where, before, now)  # sums differ in the last digits from machine to machine
 
 
 def build_loaders(config: Config, splits: Splits, device: torch.device) -> dict[str, Loader]:
@@ -77,6 +158,7 @@ def build_loaders(config: Config, splits: Splits, device: torch.device) -> dict[
             shuffle=split == "train",
             drop_last=split == "train" and config["trainer"]["tail"] == "drop",
             num_workers=data["num_workers"],
+            collate=build_collate(config),
             device=device,
         )
         for split, dataset in splits.items()

@@ -42,6 +42,7 @@ def evaluate(composed: DictConfig) -> None:
     device = build.choose_device(options["device"] or config["device"])
     seed_all(config["seed"])  # data may be drawn when they are built, so in the same order as in training
     splits = build.build_splits(config)
+    build.check_facts(splits, state.get("facts", {}))
     loaders = build.build_loaders(config, splits, device)
     tasks = build.build_tasks(config, splits)
     model = build.build_model(config, tasks).to(device)

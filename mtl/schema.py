@@ -80,6 +80,7 @@ SCHEMA: dict[str, Check] = {
     "data.batch_size": _whole(1),
     "data.eval_batch_size": _whole(1),
     "data.num_workers": _whole(0),
+    "data.collate": _or_null(_NODE),
     "model": _NODE,
     "model.trunk": _NODE,
     "model.inputs": _TEXTS,
@@ -120,7 +121,7 @@ TASK: dict[str, Check] = {
 }
 OPTIONAL = {
     *("num_outputs", "metrics", "count", "mask", "missing", "whole_batch", "weight", "objective"),
-    *("model.freeze", "model.freeze_until", "optimizer.groups"),
+    *("data.collate", "model.freeze", "model.freeze_until", "optimizer.groups"),
 }
 
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 # A module may import those of the levels below its own. The trainer's helpers stand beside each other.
 LEVELS = [
     {"errors", "balancers"},
-    {"seeding"},
+    {"seeding", "columns"},
     {"batch", "precision", "schedule", "targets", "schema", "task", "trunks", "heads", "checkpoint", "loggers", "data"},
     {"labels", "model", "gradients", "layerwise", "buffers"},
     {"architectures", "features", "parts"},
@@ -73,11 +73,11 @@ def test_hydra_is_in_the_entry_points_alone() -> None:
         ("import mtl.train, mtl.evaluate, mtl.schema", ["torch", "rich", "numpy"]),
         (
             "import mtl.trainer, mtl.config, mtl.loggers",
-            ["torchvision", "torchmetrics", "tensorboard", "matplotlib", "hydra"],
+            ["torchvision", "pandas", "pyarrow", "PIL", "torchmetrics", "tensorboard", "matplotlib", "hydra"],
         ),
         (
             "import mtl; mtl.Step, mtl.Task, mtl.load",
-            ["torchvision", "torchmetrics", "tensorboard", "matplotlib", "hydra"],
+            ["torchvision", "pandas", "pyarrow", "PIL", "torchmetrics", "tensorboard", "matplotlib", "hydra"],
         ),
     ],
 )
