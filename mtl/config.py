@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mtl.balancers import Balancer
-from mtl.data import Fields, Loader, Splits
+from mtl.data import Fields, Loader, Mix, Sources, Splits
 from mtl.data.fields import first
 from mtl.errors import UserError, told
 from mtl.labels import there
@@ -23,6 +24,7 @@ from mtl.targets import find, make
 from mtl.task import Task
 
 Config = dict[str, Any]
+Data = Splits | Sources
 LOADER_KEYS = ("batch_size", "eval_batch_size", "num_workers", "collate")
 
 
@@ -45,29 +47,33 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def build_splits(config: Config) -> Splits:
+def build_splits(config: Config) -> Data:
     """The data, whose samples have the fields that model and tasks ask for.
 
     Raises:
         UserError: where a field is missing, or the target doesn't give splits.
     """
     node = {key: value for key, value in config["data"].items() if key not in LOADER_KEYS}
-    splits = make(node, "data")
-    if not isinstance(splits, Splits):
-        raise UserError(f"data: {node['_target_']} gives a {type(splits).__name__}, not mtl.data.Splits")
+    data = make(node, "data")
+    if not isinstance(data, Splits | Sources):
+        raise UserError(f"data: {node['_target_']} gives a {type(data).__name__}, not mtl.data.Splits")
     collate = build_collate(config)
-    for split, dataset in splits.items():
-        sample = first(dataset)
-        fields = list(sample if collate is None else _collated(sample, collate))
-        wanted = {
-            f"task '{n}': target": task["target"] for n, task in config["tasks"].items() if not task.get("objective")
-        }
-        wanted |= {f"task '{name}': mask": task["mask"] for name, task in config["tasks"].items() if task.get("mask")}
-        for where, field in [*wanted.items(), *(("model.inputs:", field) for field in config["model"]["inputs"])]:
-            if field not in fields:
-                named = "the dataset" if split == "train" else f"the {split} dataset"
-                raise UserError(f"{where} '{field}' not in batch; {named} gives: {', '.join(map(str, fields))}")
-    return splits
+    fields: dict[int, list[Any]] = {}
+    for name, task in config["tasks"].items():
+        wanted = {"mask": task.get("mask")} if task.get("objective") else {k: task.get(k) for k in ("target", "mask")}
+        asked = [(f"task '{name}': {key}", field) for key, field in wanted.items() if field]
+        if not task.get("objective"):
+            asked += [("model.inputs:", field) for field in config["model"]["inputs"]]
+        for split, dataset in data.of_task(name, task.get("source")).items():
+            if id(dataset) not in fields:
+                sample = first(dataset)
+                fields[id(dataset)] = list(sample if collate is None else _collated(sample, collate))
+            for where, field in asked:
+                if field not in fields[id(dataset)]:
+                    named = "the dataset" if split == "train" else f"the {split} dataset"
+                    there = ", ".join(map(str, fields[id(dataset)]))
+                    raise UserError(f"{where} '{field}' not in batch; {named} gives: {there}")
+    return data
 
 
 def _collated(sample: Any, collate: Callable[[list[Any]], Any]) -> Mapping[str, Any]:
@@ -96,7 +102,7 @@ def build_collate(config: Config) -> Callable[[list[Any]], Any] | None:
     return collate  # type: ignore[no-any-return]
 
 
-def fill_from_data(config: Config, splits: Splits) -> Config:
+def fill_from_data(config: Config, splits: Data) -> Config:
     """The config with each value `from_data` of model and tasks replaced by the fact of the data that its key names.
 
     Raises:
@@ -120,7 +126,7 @@ def _filled(node: Any, where: str, facts: Mapping[str, Any]) -> Any:
     }
 
 
-def check_facts(splits: Splits, trained_on: Mapping[str, Any]) -> None:
+def check_facts(splits: Data, trained_on: Mapping[str, Any]) -> None:
     """Refuses data that aren't those a model was trained on: codes and classes would mean something else.
 
     Raises:
@@ -147,25 +153,56 @@ def _difference(before: Any, now: Any, where: str = "") -> tuple[str, Any, Any] 
     return None if same else (where, before, now)  # sums differ in the last digits from machine to machine
 
 
-def build_loaders(config: Config, splits: Splits, device: torch.device) -> dict[str, Loader]:
+def build_loaders(config: Config, data: Data, device: torch.device) -> dict[str, Loader | Mix]:
     """A loader for each split; the training's is shuffled."""
-    data = config["data"]
-    return {
-        split: Loader(
-            dataset,
-            batch_size=data["batch_size" if split == "train" else "eval_batch_size"],
-            seed=config["seed"],
-            shuffle=split == "train",
-            drop_last=split == "train" and config["trainer"]["tail"] == "drop",
-            num_workers=data["num_workers"],
-            collate=build_collate(config),
-            device=device,
-        )
-        for split, dataset in splits.items()
-    }
+    if isinstance(data, Splits):
+        return {split: _loader(config, split, dataset, device, None) for split, dataset in data.items()}
+    found: dict[str, Loader | Mix] = {}
+    tasks = {name: task["source"] for name, task in config["tasks"].items()}
+    for split in ("train", "val", "test"):
+        loaders = {
+            name: _loader(config, split, dataset, device, name)
+            for name, splits in data.sources.items()
+            for kind, dataset in splits.items()
+            if kind == split and name in tasks.values()
+        }
+        its = {task: source for task, source in tasks.items() if source in loaders}
+        if split == "train":
+            found[split] = Mix(
+                loaders,
+                its,
+                sampling=data.sampling,
+                temperature=data.temperature,
+                epoch=data.epoch,
+                seed=config["seed"],
+            )
+        elif loaders:
+            found[split] = Mix(loaders, its)
+    return found
 
 
-def build_tasks(config: Config, splits: Splits | None = None) -> list[Task]:
+def _loader(config: Config, split: str, dataset: Any, device: torch.device, source: str | None) -> Loader:
+    node = config["data"]
+    size = node["batch_size" if split == "train" else "eval_batch_size"]
+    if isinstance(size, Mapping):
+        if source not in size:
+            raise UserError(f"data.batch_size: it has {', '.join(size)}, and no number for the source '{source}'")
+        size = size[source]
+    # Sources of one length would otherwise be gone through in one order.
+    seed = config["seed"] if source is None else (config["seed"] << 32) + crc32(source.encode())
+    return Loader(
+        dataset,
+        batch_size=size,
+        seed=seed,
+        shuffle=split == "train",
+        drop_last=split == "train" and config["trainer"]["tail"] == "drop",
+        num_workers=node["num_workers"],
+        device=device,
+        collate=build_collate(config),
+    )
+
+
+def build_tasks(config: Config, splits: Data | None = None) -> list[Task]:
     """The tasks, in the config's order.
 
     Where a task's `missing` is `auto`, labels may be missing unless the splits are in memory and all labels are there.
@@ -187,7 +224,7 @@ def build_tasks(config: Config, splits: Splits | None = None) -> list[Task]:
             )
         )
         if node.get("missing", "auto") == "auto" and splits is not None and not node.get("objective"):
-            tasks[-1].missing = not _complete(tasks[-1], splits)
+            tasks[-1].missing = not _complete(tasks[-1], splits.of_task(name, node.get("source")))
     return tasks
 
 

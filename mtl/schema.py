@@ -77,7 +77,10 @@ SCHEMA: dict[str, Check] = {
     "log": _MAPPING,
     "log.every": _whole(1),
     "data": _NODE,
-    "data.batch_size": _whole(1),
+    "data.batch_size": (
+        lambda v: _whole(1)[0](v) or (isinstance(v, Mapping) and bool(v) and all(_whole(1)[0](n) for n in v.values())),
+        f"{_whole(1)[1]}, or such a number for each of data.sources",
+    ),
     "data.eval_batch_size": _whole(1),
     "data.num_workers": _whole(0),
     "data.collate": _or_null(_NODE),
@@ -116,11 +119,12 @@ TASK: dict[str, Check] = {
     "metrics": _NODES,
     "count": _or_null(_NODE),
     "mask": _or_null(_TEXT),
+    "source": _or_null(_TEXT),
     "missing": (lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
     "whole_batch": _FLAG,
 }
 OPTIONAL = {
-    *("num_outputs", "metrics", "count", "mask", "missing", "whole_batch", "weight", "objective"),
+    *("num_outputs", "metrics", "count", "mask", "source", "missing", "whole_batch", "weight", "objective"),
     *("data.collate", "model.freeze", "model.freeze_until", "optimizer.groups"),
 }
 

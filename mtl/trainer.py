@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mtl import checkpoint
-from mtl.batch import size_of
-from mtl.data import Loader
+from mtl.batch import num_samples
+from mtl.data import Loader, Mix
 from mtl.errors import NotFinite, UserError, first_line, told
 from mtl.seeding import random_state, set_random_state
 from mtl.step import Step, StepResult
@@ -86,8 +86,8 @@ class Trainer:
     def __init__(
         self,
         step: Step,
-        train: Loader,
-        val: Loader | None = None,
+        train: Loader | Mix,
+        val: Loader | Mix | None = None,
         *,
         max_epochs: int,
         checkpoints: Path,
@@ -214,7 +214,7 @@ class Trainer:
             self.tried += 1
             self.position += 1
             self._intact = True
-            self._samples += size_of(batch[self.step.tasks[0].target])
+            self._samples += num_samples(batch)
             if result.losses:
                 self._window.append((number, self.position - 1, result))
             self._look_for_faults(number, result)
@@ -337,7 +337,9 @@ class Trainer:
         from mtl.validation import Validation
 
         if self.val is not None and self._validation is None:
-            self._validation = Validation(self.step.model, self.step.tasks, self.step.autocast)
+            named = [names for _, names in self.val.parts()]
+            tasks = [t for t in self.step.tasks if any(names is None or t.name in names for names in named)]
+            self._validation = Validation(self.step.model, tasks, self.step.autocast)
             self.monitor = Monitor(self._monitor_terms, self._validation.kinds())
 
     def _validate(self) -> None:
@@ -386,6 +388,7 @@ class Trainer:
             "step": self.step.state_dict(),
             "random": random_state(),
             "loggers": loggers,
+            "data": self.train.progress(self.epoch, self.position or 0),
             "reach": {name: sorted(tasks) for name, tasks in self.reach.items()},
             **{name: getattr(self, name) for name in _COUNTERS},
         }
@@ -400,6 +403,9 @@ class Trainer:
         self.reach = {name: set(tasks) for name, tasks in state["reach"].items()}
         for name in _COUNTERS:
             setattr(self, name, state[name])
+        there, here = state["data"], self.train.progress(self.epoch, self.position or 0)
+        if there != here:
+            raise UserError(f"the training data aren't those of the run: it was at {there}, which would be {here} here")
         set_random_state(state["random"])
         self.saved_step = self.global_step
 
@@ -437,7 +443,9 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {task: fmean(column) for task, column in columns.items()}
 
 
-def _shortened(samples: Sequence[int]) -> str:
+def _shortened(samples: Sequence[int] | Mapping[str, Sequence[int]]) -> str:
+    if isinstance(samples, Mapping):
+        return "; ".join(f"of {source}: {_shortened(its)}" for source, its in samples.items())
     shown = ", ".join(map(str, samples[:8]))
     return f"{shown} …" if len(samples) > 8 else shown
 

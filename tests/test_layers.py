@@ -16,7 +16,7 @@ LEVELS = [
     {"batch", "precision", "schedule", "targets", "schema", "task", "trunks", "heads", "checkpoint", "loggers", "data"},
     {"labels", "model", "gradients", "layerwise", "buffers"},
     {"architectures", "features", "parts"},
-    {"passes", "balancing"},
+    {"passes", "balancing", "problems"},
     {"accumulation", "before"},
     {"step", "validation"},
     {"monitor"},

@@ -96,6 +96,16 @@ class Splits:
         named = {"train": self.train, "val": self.val, "test": self.test}
         return [(split, dataset) for split, dataset in named.items() if dataset is not None]
 
+    def of_task(self, task: str, source: str | None) -> "Splits":
+        """Itself: there is one source for all tasks.
+
+        Raises:
+            UserError: for a task that names another.
+        """
+        if source is not None:
+            raise UserError(f"tasks.{task}.source: the data have one source; several are: override /data: sources")
+        return self
+
     def fields(self) -> list[str]:
         """The names of a training sample's fields."""
         return list(first(self.train))

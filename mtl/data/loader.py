@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
 from mtl.errors import UserError, told
 from mtl.seeding import seed_all
@@ -124,6 +125,14 @@ class Loader:
         start = position * self.batch_size
         return self._order(epoch)[0][start : min(start + self.batch_size, self.num_samples)].tolist()
 
+    def progress(self, epoch: int, position: int) -> dict[str, Any]:
+        """How far the data have been gone through after so many batches of the epoch, in plain types."""
+        return {"epoch": epoch, "batches": position, "of samples": self.num_samples}
+
+    def parts(self) -> list[tuple["Loader", list[str] | None]]:
+        """Itself, for all tasks: how validation goes over it."""
+        return [(self, None)]
+
     def _order(self, epoch: int) -> tuple[Tensor, torch.Generator]:
         """The epoch's order, and the generator that it was drawn from."""
         generator = torch.Generator().manual_seed(_seed(self.seed, epoch))
@@ -141,7 +150,12 @@ class Loader:
         order = order[first : self.num_samples]
         if not len(order):
             return
-        if isinstance(self.dataset, IterableDataset):
+        if isinstance(self.dataset, Drawn):
+            for number in range(start, len(self)):
+                drawn_from = torch.Generator().manual_seed(_seed(self.seed, epoch, number))
+                count = min(self.batch_size, self.num_samples - number * self.batch_size)
+                yield tree_map(self._move, self.dataset.draw(drawn_from, count))
+        elif isinstance(self.dataset, IterableDataset):
             stream = SeededStream(self.dataset, self.seed, epoch, first, self.num_samples)
             yield from self._loaded(stream, generator, num_workers=min(self.num_workers, 1))
         elif isinstance(self.dataset, Fields) and self.collate is None:
