@@ -173,7 +173,7 @@ class Balancing:
             return self._weigh([torch.tensor(torch.nan, device=device)] * len(self._names))
         if self.collects:
             return [1.0] * len(self._names)
-        return self._fixed if self._here is None else [self._fixed[index] for index in self._here]
+        return self.current()
 
     def _weigh(self, losses: Sequence[Tensor]) -> Sequence[Tensor]:
         at_hand = torch.stack(list(losses)).detach().double()
@@ -296,6 +296,13 @@ class Balancing:
         known = torch.stack(list(losses)).double()
         own = self._own.to(known.device) if self.balancer.preference == "scale" else 1.0
         self.balancer.after(own * known, None if again is None else own * again)
+
+    def current(self) -> list[float]:
+        """The weights of the step that was made, of the tasks in it, the tasks' own included."""
+        if self.needs == "nothing":
+            return self._fixed if self._here is None else [self._fixed[index] for index in self._here]
+        weights: list[float] = (self.weights if self._applied is None else self._applied).tolist()
+        return weights
 
     def applied(self, device: torch.device) -> dict[str, Tensor]:
         """The weights of the step that was made, by task, 0-dim float32."""

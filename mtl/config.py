@@ -271,7 +271,7 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
     Raises:
         UserError: for a pattern that nothing matches, and for a parameter in two groups.
     """
-    node = {key: value for key, value in config["optimizer"].items() if key != "groups"}
+    node = {key: value for key, value in config["optimizer"].items() if key not in ("groups", "then")}
     named = dict(model.named_parameters())
     groups: list[dict[str, Any]] = []
     taken: dict[str, str] = {}
@@ -294,6 +294,18 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer: {node['_target_']} gives a {type(optimizer).__name__}, not a torch Optimizer")
     return optimizer
+
+
+def build_then(config: Config, model: nn.Module) -> tuple[int, Optimizer] | None:
+    """From how many steps on which other optimizer is to take over, None for never."""
+    node = config["optimizer"].get("then")
+    if node is None:
+        return None
+    kept = {key: value for key, value in node.items() if key != "after"}
+    optimizer = make(kept, "optimizer.then", list(model.parameters()))
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"optimizer.then: {node['_target_']} gives a {type(optimizer).__name__}, not a torch Optimizer")
+    return node["after"], optimizer
 
 
 def reset_optimizer(optimizer: Optimizer | None, config: Config, allowed: Iterable[str]) -> None:
@@ -320,6 +332,7 @@ def build_scheduler(config: Config, optimizer: Optimizer, total_steps: int) -> L
 def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_steps: int) -> Step:
     """The step, with balancer, optimizer and scheduler."""
     optimizer = build_optimizer(config, model)
+    then = build_then(config, model)
     balancer = make(config["balancer"], "balancer")
     if not isinstance(balancer, Balancer):
         target = config["balancer"]["_target_"]
@@ -334,10 +347,11 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
         every=config["gradients"]["every"],
         micro_batch_size=config["trainer"]["micro_batch_size"],
         num_micro_batches=config["trainer"]["num_micro_batches"],
-        scheduler=build_scheduler(config, optimizer, total_steps),
+        scheduler=build_scheduler(config, optimizer, min(total_steps, then[0]) if then else total_steps),
         clip_norm=config["trainer"]["clip_norm"],
         precision=config["precision"],
         on_nonfinite=config["on_nonfinite"],
+        then=then,
     )
 
 

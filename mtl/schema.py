@@ -98,6 +98,10 @@ SCHEMA: dict[str, Check] = {
     "gradients.every": _whole(1),
     "optimizer": _NODE,
     "optimizer.groups": _or_null(_MAPPINGS),
+    "optimizer.then": (
+        lambda v: v is None or (_NODE[0](v) and _whole(1)[0](v.get("after"))),
+        "a mapping with a _target_ and `after`, a whole number of steps of at least 1, or null",
+    ),
     "scheduler": _or_null(_NODE),
     "trainer": _MAPPING,
     "trainer.max_epochs": _whole(1),
@@ -125,7 +129,7 @@ TASK: dict[str, Check] = {
 }
 OPTIONAL = {
     *("num_outputs", "metrics", "count", "mask", "source", "missing", "whole_batch", "weight", "objective"),
-    *("data.collate", "model.freeze", "model.freeze_until", "optimizer.groups"),
+    *("data.collate", "model.freeze", "model.freeze_until", "optimizer.then", "optimizer.groups"),
 }
 
 

@@ -11,13 +11,13 @@ backward passes are arranged is in passes.py.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mtl.accumulation import Look, check_losses, summed
@@ -25,6 +25,7 @@ from mtl.balancers import Balancer, Equal
 from mtl.balancing import Balancing
 from mtl.batch import Batch
 from mtl.before import Before
+from mtl.buffers import kept_buffers
 from mtl.errors import NotFinite, UserError, told
 from mtl.features import AtFeatures
 from mtl.gradients import Rows
@@ -86,6 +87,8 @@ class Step:
             otherwise they go into the parameters, and it is for whoever reads the losses to see. `skip_step` moves
             nothing: parameters, optimizer, balancer, buffers, random state. `skip_task` makes the step as if the task
             had no labels in it. The skips look at every step, which makes the CPU wait for a GPU.
+        then: from how many steps on which other optimizer takes over, without scheduler and clipping. It may be
+            `torch.optim.LBFGS`, whose line search looks at the batch's loss again and again, the weights held fixed.
 
     Raises:
         UserError: for an unknown kind of passes, source or precision, for a balancer that this step can't serve, and
@@ -108,6 +111,7 @@ class Step:
         clip_norm: float | None = None,
         precision: str = "fp32",
         on_nonfinite: str = "error",
+        then: tuple[int, Optimizer] | None = None,
     ) -> None:
         if not tasks:
             raise UserError("a step needs at least one task")
@@ -139,19 +143,25 @@ class Step:
             raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
         self.on_nonfinite = on_nonfinite
         self._checked: set[str] = set()  # tasks whose losses can be taken in parts
-        self.scheduler = scheduler
+        self.scheduler = self._scheduler = scheduler
         self.clip_norm = clip_norm
         self.parameters = dict(model.named_parameters())
         autocast_for(precision, self.device)  # an unknown precision is an error now, not in the first step
         self.precision = precision
-        if optimizer is not None:
-            optimizer.register_step_post_hook(self._count)
+        self._first = optimizer
+        self._then = then
+        for each in (optimizer, then[1] if then else None):
+            if each is not None:
+                each.register_step_post_hook(self._count)
+            if isinstance(each, LBFGS):
+                self._check_search(each)
         _keep_compiled_graphs(model)
         self.num_taken = 0
         self._names = [task.name for task in self.tasks]
         self._before: Before | None = None
         self._losses: Sequence[Tensor] = ()  # the last step's, of the tasks in it
         self._took_part: Sequence[Task] = ()
+        self._searched: Parts | None = None  # what a line search looks at
         self._shares: Sequence[Sequence[float]] = ()
         self._starts: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
@@ -191,6 +201,7 @@ class Step:
         go on. Arguments as for a whole step.
         """
         self.model.thaw(self.num_taken)
+        self._take_over()
         parts = self._parts_of(batch)
         self._before = Before(self.model, self.balancing, kept=self.on_nonfinite != "error")
         if self.on_nonfinite == "error":
@@ -225,6 +236,7 @@ class Step:
             beside = Rows(self.parameters, parts.names, scale=min(scale, 2.0**12))
         losses = self._run(parts, balancing.loss_weights(self.device), beside, rows)
         self._losses, self._took_part, self._shares = losses, parts.tasks, parts.shares
+        self._searched = parts if isinstance(self.optimizer, LBFGS) else None
         result = StepResult(dict(zip(parts.names, losses, strict=True)), {})
         if measure:
             measured = beside or rows
@@ -341,7 +353,7 @@ class Step:
         scaler = self.scaler if any(p.grad is not None for p in self.parameters.values()) else None
         if scaler:
             scaler.unscale_(self.optimizer)
-        if self.clip_norm is not None:
+        if self.clip_norm is not None and self._searched is None:
             total = self._total_norm()
             clip_grads_with_norm_(self.parameters.values(), self.clip_norm, total)
             result.total_norm = total
@@ -351,6 +363,8 @@ class Step:
             if scaler:
                 scaler.step(self.optimizer)
                 scaler.update()
+            elif self._searched is not None:
+                self.optimizer.step(partial(self._search, self._searched, self.balancing.current()))
             else:
                 self.optimizer.step()
             result.taken = self.num_taken > before
@@ -379,6 +393,34 @@ class Step:
         losses = Look(self.model, parts, self.autocast).losses
         set_states(generators, draws)
         return losses
+
+    def _search(self, parts: Parts, weights: Sequence[float]) -> Any:
+        """The weighted loss as the parameters are now, with its gradient in `.grad`; a line search asks for both."""
+        assert self._before is not None
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        set_states(generators_of(self.model), self._before.draws)
+        with kept_buffers(self.model):
+            losses = self._run(parts, list(weights), None, None)
+        return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+
+    def _check_search(self, optimizer: Optimizer) -> None:
+        name = type(self.balancing.balancer).__name__
+        if self.balancing.needs == "rows":
+            raise UserError(
+                f"optimizer: {type(optimizer).__name__} searches along the weighted loss, and the balancer {name} "
+                "works on the gradients themselves; take one that gives weights"
+            )
+        if self.precision == "fp16":
+            raise UserError(
+                f"precision: fp16 scales gradients, and {type(optimizer).__name__} can't be told; take bf16"
+            )
+
+    def _take_over(self) -> None:
+        """Puts the other optimizer in the place of the first, once it is time."""
+        if self._then is not None and self.num_taken >= self._then[0] and self.optimizer is not self._then[1]:
+            self.optimizer = self._then[1]
+            self.scheduler = None
 
     def _count(self, *_: Any) -> None:
         """Called by the optimizer when it has stepped; a scaler doesn't say that it skipped a step."""
@@ -422,7 +464,8 @@ class Step:
         self.num_taken = state["num_taken"]
 
     def _parts(self) -> dict[str, Any]:
-        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
+        then = self._then[1] if self._then else None
+        parts = {"optimizer": self._first, "then": then, "scheduler": self._scheduler, "scaler": self.scaler}
         return {name: part for name, part in {**parts, "balancing": self.balancing}.items() if part is not None}
 
 

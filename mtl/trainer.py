@@ -204,11 +204,10 @@ class Trainer:
         start = self._clock = time.perf_counter()
         assert self.position is not None
         assert self.step.optimizer is not None
-        groups = self.step.optimizer.param_groups
         for batch in self.train.batches(self.epoch, start=self.position):
             number = self.global_step + 1
             measure = number == 1 or number % self.log_every == 0
-            self._rates = [float(group["lr"]) for group in groups]
+            self._rates = [float(group["lr"]) for group in self.step.optimizer.param_groups]
             result = self._step(batch, number, measure)
             self.global_step += result.taken
             self.tried += 1
@@ -291,7 +290,7 @@ class Trainer:
         now = time.perf_counter()
         scalars |= {f"loss/{task}/train": mean for task, mean in _means(read).items()}
         assert self.step.optimizer is not None
-        for index, (group, rate) in enumerate(zip(self.step.optimizer.param_groups, self._rates, strict=True)):
+        for index, (group, rate) in enumerate(zip(self.step.optimizer.param_groups, self._rates, strict=False)):
             scalars[f"lr/{group.get('name', index if len(self._rates) > 1 else 'default')}"] = rate
         scalars["speed/samples_per_second"] = self._samples / (now - self._clock)
         self.hand_out(scalars)
