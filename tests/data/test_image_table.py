@@ -136,5 +136,7 @@ def test_messages(folder: Path) -> None:
 
 def test_damaged_picture_is_named_when_it_is_opened(folder: Path) -> None:
     (folder / "more" / "b.jpg").write_bytes(b"not a picture")
-    with pytest.raises(mtl.UserError, match=r"a batch of Images can't be loaded: sample 1: the picture .*more/b\.jpg is damaged"):
+    with pytest.raises(
+        mtl.UserError, match=r"a batch of Images can't be loaded: sample 1: the picture .*more/b\.jpg is damaged"
+    ):
         list(Loader(made(folder).train, batch_size=2).batches())
