@@ -1,11 +1,12 @@
 """A problem on a table from its config alone: what models know of their data, and predictions from raw rows."""
 
+import re
 from pathlib import Path
 
 import pandas
 import pytest
 import torch
-from conftest import command
+from conftest import ROOT, command
 from omegaconf import OmegaConf
 
 import mtl
@@ -13,35 +14,7 @@ from mtl import config as build
 from mtl import runs
 from mtl.data import Fields, Splits, table
 
-TASK = """\
-# @package _global_
-defaults:
-  - /objective@tasks.smoker: classification
-  - _self_
-  - override /data: table
-  - override /model: hard_sharing
-  - override /model/trunk: table
-
-model:
-  inputs: ${data.inputs}
-  trunk: {num_features: 8, hidden: [16]}
-tasks:
-  smoker: {target: smoker, num_outputs: 2}
-  income:
-    target: income
-    head: {_target_: torch.nn.Sequential, _args_: [{_target_: torch.nn.Linear, _args_: [8, 1]}, {_target_: torch.nn.Flatten, start_dim: 0}]}
-    loss: {_target_: torch.nn.MSELoss}
-    metrics: {error: {_target_: torchmetrics.MeanAbsoluteError}}
-data:
-  path: people.csv
-  inputs: [age, city]
-  targets: [income, smoker]
-  standardize_targets: [income]
-  batch_size: 16
-trainer:
-  max_epochs: 2
-  monitor: {smoker/accuracy: max}
-"""
+(TASK,) = re.findall(r"```yaml\n(# @package.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture
@@ -95,6 +68,26 @@ def test_raw_rows_are_predicted_as_the_datas_fields_are(problem: Path) -> None:
     assert torch.equal(unknown, known)
     with pytest.raises(mtl.UserError, match="'age': 'old' is not a finite number"):
         model({"age": ["old"], "city": ["Bern"]})
+
+
+def test_empty_cells_of_targets_do_not_count(problem: Path) -> None:
+    frame = pandas.read_csv("people.csv")
+    frame.loc[::3, "smoker"] = None
+    frame.loc[1::4, "income"] = None
+    frame.to_csv("people.csv", index=False)
+    ended = train()
+    assert ended.code == 0, ended.err
+    test = table(
+        "people.csv", inputs=["age", "city"], targets=["smoker", "income"], standardize_targets=["income"]
+    ).test
+    predictions, fields = mtl.load(ended.run)(test.fields), test.fields
+    known, measured = fields["smoker"] != -100, ~fields["income"].isnan()
+    assert 0 < known.sum() < len(known)
+    assert 0 < measured.sum() < len(measured)
+    right = (predictions["smoker"].argmax(1) == fields["smoker"])[known].float().mean()
+    error = (predictions["income"] - fields["income"]).abs()[measured].mean()
+    assert ended.metrics["test"]["smoker"]["accuracy"] == pytest.approx(right.item())
+    assert ended.metrics["test"]["income"]["error"] == pytest.approx(error.item(), rel=1e-5)
 
 
 def test_resume_and_evaluate_refuse_other_data(problem: Path) -> None:
