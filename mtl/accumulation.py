@@ -6,20 +6,21 @@ isn't. A loss that is no mean at all, such as an RMSE, is taken of all parts' pr
 gradients gives these, and then each part is taken forward again, with its slice of the loss's gradient at them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from mtl.batch import Batch, joined, part_of, size_of
+from mtl.batch import Batch, chosen, joined, part_of, size_of
 from mtl.errors import UserError
 from mtl.labels import denominator
 from mtl.model import MultiTaskModel
 from mtl.parts import Parts
-from mtl.passes import look, loss_of
+from mtl.passes import generators_of, look, loss_of, set_states
 from mtl.precision import Autocast
 from mtl.task import Task
 
@@ -117,39 +118,70 @@ class Replay:
 _STAND_IN: dict[str, Any] = {"whole_batch": False, "missing": False, "mask": None}
 
 
-def check_losses(model: MultiTaskModel, tasks: Sequence[Task], batch: Batch, autocast: Autocast) -> None:
-    """Puts each loss to the test: on the predictions for this batch, cut in two, it must be the mean of the halves.
+def check_losses(model: MultiTaskModel, parts: Parts, autocast: Autocast) -> list[str]:
+    """Puts each loss to the test: on predictions for the step's samples, cut in two, it must be the mean of the halves.
 
-    Random state and buffers are afterwards what they were before.
+    Up to 64 samples that have labels serve; those with the smaller losses are one half, so that a loss that is no mean
+    differs by much. Random state and buffers are afterwards what they were before.
+
+    Returns:
+        The tasks that were put to it; others had no two labels.
 
     Raises:
         UserError: for a loss that isn't a mean over what `mtl.labels.denominator` counts.
     """
-    tasks = [task for task in tasks if not task.whole_batch and not task.objective]
-    total = size_of(batch[tasks[0].target]) if tasks else 0
-    if total < 2:
-        return
-    halves = ((0, total // 2), (total // 2, total))
-    (predictions,) = look(model, [(tasks, batch)], autocast, take=lambda task, prediction, batch: prediction)
-    for task, prediction in zip(tasks, predictions, strict=True):
-        if not float(denominator(task, batch)):
+    here = [[i for i in parts.in_part(n) if not parts.tasks[i].whole_batch] for n in range(len(parts))]
+    here = [[i for i in its if not parts.tasks[i].objective] for its in here]
+    together = [([parts.tasks[i] for i in its], batch) for its, batch in zip(here, parts.batches, strict=True)]
+    generators = generators_of(model)
+    draws = [generator.get_state() for generator in generators]
+    taken = look(model, together, autocast, take=lambda task, prediction, batch: prediction)
+    tested = []
+    for index, task in enumerate(parts.tasks):
+        numbers = [number for number, its in enumerate(here) if index in its]
+        sizes = [size_of(parts.batches[number][task.target]) for number in numbers]
+        if sum(sizes) < 2:
             continue
-        whole = loss_of(task, prediction, batch).double()
-        sum_, weight = torch.zeros_like(whole), 0.0
-        for start, end in halves:
-            part = part_of(batch, total, start, end)
-            count = float(denominator(task, part))
-            if count:
-                sum_ += loss_of(task, part_of(prediction, total, start, end), part).double() * count
-                weight += count
-        if weight and not torch.isclose(sum_ / weight, whole, rtol=1e-3, atol=1e-6, equal_nan=True):
-            raise UserError(
-                f"task '{task.name}': its loss can't be taken in micro-batches: on {total} samples it is "
-                f"{whole.item():.6g}, and {(sum_ / weight).item():.6g} from two halves by what they count. Either let "
-                f"it be a mean over its samples, or give tasks.{task.name}.count, a function of the target that says "
-                f"what the mean divides by; or set tasks.{task.name}.whole_batch=true: then the loss is taken of the "
-                "whole batch's predictions, and each micro-batch goes forward twice"
-            )
+        prediction = joined([taken[number][here[number].index(index)] for number in numbers], sizes)
+        batch = joined([parts.batches[number] for number in numbers], sizes)
+        prediction = tree_map(lambda leaf: _precise(leaf) if _differs(leaf) else leaf, prediction)
+        if _is_mean(task, prediction, batch, sum(sizes)):
+            tested.append(task.name)
+    set_states(generators, draws)
+    return tested
+
+
+def _is_mean(task: Task, prediction: Any, batch: Batch, total: int) -> bool:
+    """Raises a UserError if the loss is no mean; whether there were labels enough to say."""
+
+    def counted(indices: list[int]) -> tuple[float, float]:
+        part = {name: chosen(value, total, indices) for name, value in batch.items()}
+        count = float(denominator(task, part))
+        return count, float(loss_of(task, chosen(prediction, total, indices), part)) if count else 0.0
+
+    labelled: list[tuple[float, int]] = []
+    for index in range(total):
+        if len(labelled) == 64:
+            break
+        count, loss = counted([index])
+        if count:
+            labelled.append((loss if math.isfinite(loss) else math.inf, index))
+    order = [index for _, index in sorted(labelled)]
+    if len(order) < 2:
+        return False
+    middle = len(order) // 2
+    weight, whole = counted(order)
+    halves = [counted(order[:middle]), counted(order[middle:])]
+    mean = sum(count * loss for count, loss in halves) / sum(count for count, _ in halves)
+    if math.isfinite(whole) and not math.isclose(mean, whole, rel_tol=1e-4, abs_tol=1e-7):
+        raise UserError(
+            f"task '{task.name}': its loss can't be taken in micro-batches: on {len(order)} samples it is "
+            f"{whole:.6g}, and {mean:.6g} from two halves by what they count. Either let it be a mean over its "
+            f"samples, or give tasks.{task.name}.count, a function of the target that says what the mean divides by; "
+            f"or set tasks.{task.name}.whole_batch=true: then the loss is taken of the whole batch's predictions, and "
+            "each micro-batch goes forward twice"
+        )
+    return weight > 0
 
 
 def _prediction_or_loss(task: Task, prediction: Any, batch: Batch) -> Any:

@@ -61,6 +61,7 @@ class Balancing:
         self._last = torch.full_like(self._own, torch.nan)  # what the balancer gave last, the tasks' own included
         self._age = 0  # steps taken with them
         self._applied: Tensor | None = None  # the weights of the step at hand
+        self.answered = False  # whether the balancer has been asked in it
         self._on_device: tuple[torch.device, dict[str, Tensor]] | None = None
 
     @property
@@ -90,6 +91,7 @@ class Balancing:
         everyone = len(present) == len(self._all_names)
         self._here = None if everyone else list(present)
         self._applied = None
+        self.answered = False
         self.balancer.num_tasks = len(self._all_names)
         self.balancer.present = None if everyone else torch.tensor(present)
 
@@ -263,6 +265,7 @@ class Balancing:
         own = self._own.to(losses.device)
         steered = self.balancer.preference == "steer"
         alone = self._alone(losses)
+        self.answered = True
         with self._told():
             weights, direction = self.balancer.combine(
                 losses if steered else own * losses, rows.stacked([1.0] * len(own) if steered else own.tolist())

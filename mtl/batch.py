@@ -69,6 +69,18 @@ def part_of(value: Any, total: int, start: int, end: int) -> Any:
     return tree_map(sliced, value)
 
 
+def chosen(value: Any, total: int, indices: Sequence[int]) -> Any:
+    """The samples with these numbers of a field, or a prediction, of `total` samples."""
+    if isinstance(value, list) and len(value) == total:
+        return [value[index] for index in indices]
+    if isinstance(value, Mapping):
+        return {key: chosen(each, total, indices) for key, each in value.items()}
+    return tree_map(
+        lambda leaf: leaf[list(indices)] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == total else leaf,
+        value,
+    )
+
+
 def joined(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
     """The counterpart of `cut`: micro-batches of these sizes, or predictions for them, in one."""
     first = parts[0]

@@ -9,22 +9,23 @@ from mtl.passes import generators_of, set_states
 
 
 class Before:
-    """Random state and buffers as they are now, and the balancer's state where that is asked for.
+    """Random state, buffers and the balancer's state as they are now.
+
+    The state of a balancer on rows isn't kept: it is as large as the rows, and changes only when these are known to be
+    finite.
 
     Args:
         model: whose forward passes draw and change buffers.
         balancing: the balancer at work.
-        kept: whether its state is kept too; that of a balancer on rows never is: it is as large as the rows, and
-            changes only when these are known to be finite.
     """
 
-    def __init__(self, model: MultiTaskModel, balancing: Balancing, *, kept: bool) -> None:
+    def __init__(self, model: MultiTaskModel, balancing: Balancing) -> None:
         self._generators = generators_of(model)
         self.draws = [generator.get_state() for generator in self._generators]
         self._buffers = Buffers(model)
         self._balancing = balancing
         small = balancing.needs not in ("nothing", "rows")
-        self._state = copy.deepcopy(balancing.state_dict()) if kept and small else None
+        self._state = copy.deepcopy(balancing.state_dict()) if small else None
 
     def restore(self) -> None:
         """Puts it all back."""

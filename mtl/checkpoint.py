@@ -6,6 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mtl.errors import UserError, first_line
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 Job = tuple[str, dict[str, Any]]
 
@@ -40,22 +41,30 @@ class Writer:
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None  # there while there is something to write
+        self.failed: dict[str, dict[str, Any]] = {}  # by name, the newest state if it couldn't be written
+        self.written: dict[str, int] = {}  # by name, the `global_step` of the last that was
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Copies the state, plain types and tensors, and returns; it is written while training goes on."""
-        job = name, _copied(state)
+        self._begin((name, _copied(state)))
+
+    def wait(self) -> None:
+        """Returns when all is written that can be; what failed before is tried once more."""
+        for again in (True, False):
+            with self._changed:
+                self._changed.wait_for(lambda: self._thread is None)
+            if again:
+                for name, state in sorted(self.failed.items()):  # best first
+                    self._begin((name, state))
+
+    def _begin(self, job: Job) -> None:
         with self._changed:
-            if self._jobs and self._jobs[-1][0] == name:
+            if self._jobs and self._jobs[-1][0] == job[0]:
                 self._jobs.pop()
             self._jobs.append(job)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
                 self._thread.start()
-
-    def wait(self) -> None:
-        """Returns when all is written."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._thread is None)
 
     def _work(self) -> None:
         while True:
@@ -67,11 +76,15 @@ class Writer:
                 name, state = self._jobs.popleft()
             try:
                 save(self.folder / f"{name}.pt", state, keep=self.keep if name == "last" else 1)
+                self.failed.pop(name, None)
+                self.written[name] = state.get("global_step", 0)
             except Exception as error:  # torch's own writer raises a RuntimeError on a full disk
-                self.tell(
-                    f"error    the checkpoint {self.folder / name}.pt could not be written: {first_line(error)}. "
-                    "Training goes on; what was saved before is still there"
-                )
+                self.failed[name] = state
+                with suppress(Exception):  # the screen may be gone as well
+                    self.tell(
+                        f"error    the checkpoint {self.folder / name}.pt could not be written: {first_line(error)}. "
+                        "Training goes on; what was saved before is still there"
+                    )
 
 
 def save(path: Path, state: dict[str, Any], *, keep: int = 1) -> None:
@@ -88,14 +101,18 @@ def save(path: Path, state: dict[str, Any], *, keep: int = 1) -> None:
         torch.save({"format": FORMAT, **state}, file)
         file.flush()
         os.fsync(file.fileno())
-    # The checksum is known before the file is there: whenever the process is killed, each file in place has one.
-    _note(path.parent, _checksum(temporary), path.name, keep=keep + 1)
+    # The checksum is known before the file is there: whenever the process is killed, each file in place has one. More
+    # are kept than there are files, since a process that was killed in between has noted one without a file.
+    _note(path.parent, _checksum(temporary), path.name, keep=keep + 50)
     for number in range(keep - 1, 0, -1):
         older = path.with_stem(f"{path.stem}-{number}")
         newer = path.with_stem(f"{path.stem}-{number - 1}") if number > 1 else path
         if newer.exists():
             _replace_by_copy(newer, older)
     temporary.replace(path)
+    for older, number in _numbered(path):
+        if number >= keep:
+            older.unlink()
     if os.name == "posix":  # elsewhere a folder can't be opened
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -137,7 +154,7 @@ def newest(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     Raises:
         UserError: where there is none.
     """
-    paths = [folder / "last.pt", *sorted(folder.glob("last-*.pt"))]
+    paths = [folder / "last.pt", *(path for path, _ in _numbered(folder / "last.pt"))]
     problems = []
     for path in paths:
         try:
@@ -146,6 +163,16 @@ def newest(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
             problems.append(str(error))
             tell(f"warning  {error}")
     raise UserError(f"there is no checkpoint to go on from in {folder}: {'; '.join(problems)}")
+
+
+def _numbered(path: Path) -> list[tuple[Path, int]]:
+    """The older files of this name with their numbers, newest first."""
+    found = []
+    for older in path.parent.glob(f"{path.stem}-*{path.suffix}"):
+        number = older.stem.removeprefix(f"{path.stem}-")
+        if number.isdigit():
+            found.append((older, int(number)))
+    return sorted(found, key=lambda pair: pair[1])
 
 
 def _copied(value: Any) -> Any:
@@ -176,7 +203,10 @@ def _note(folder: Path, checksum: str, name: str, *, keep: int) -> None:
     known = _manifest(folder)
     known[name] = [*known.get(name, []), checksum][-keep:]
     temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps({"format": FORMAT, "sha256": known}, indent=2) + "\n", encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"format": FORMAT, "sha256": known}, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(folder / MANIFEST)
 
 

@@ -1,6 +1,5 @@
 """What the entry points have in common: Hydra, run folders, and errors for a person."""
 
-import json
 import logging
 import os
 import re
@@ -9,8 +8,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from yaml import YAMLError
 
 from mtl import schema
 from mtl.errors import UserError, suggest
+from mtl.resume import newest_unfinished
 
 # In a wheel the configs are inside the package, in a checkout beside it.
 CONFIG_DIR = next(
@@ -33,15 +32,7 @@ CONFIG_DIR = next(
     if (folder / "train.yaml").is_file()
 )
 REPLACED = ("trainer.monitor", "optimizer.groups")  # mappings whose keys are the user's
-IRRELEVANT = {  # what may differ between a run and its continuation
-    *("resume", "resume_allow", "checkpoint", "output_root", "debug", "log", "logger", "callbacks"),
-    *("data.num_workers", "data.eval_batch_size"),
-}
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
-
-
-class Refused(UserError):
-    """A run that is there can't go on like this; nothing in its folder is touched."""
 
 
 def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
@@ -69,6 +60,8 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     def guarded(config: DictConfig) -> float | None:
         nonlocal failed
         outcome = "failed"
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        there_before = (folder / "config.yaml").exists()
         try:
             value = job(config)
             outcome = "done" if value is None else f"{value:.4f}"
@@ -78,8 +71,9 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
             failed = True
             return float("nan")
         finally:
-            jobs.append((Path(HydraConfig.get().runtime.output_dir), outcome))
-            _forget_what_never_began()
+            jobs.append((folder, outcome))
+            if not there_before:
+                _forget_what_never_began(folder)
 
     try:
         hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(guarded)()
@@ -175,10 +169,9 @@ def _show(error: Exception, full: bool, config_name: str) -> None:
     print(f"error: {text}\n(debug=true or HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
 
 
-def _forget_what_never_began() -> None:
-    """Removes the folder of a run that failed before anything was trained; in a sweep it stays, to say so."""
+def _forget_what_never_began(folder: Path) -> None:
+    """Removes the folder of a new run that failed before anything was trained; in a sweep it stays, to say so."""
     hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
     kept = {path.name for path in folder.iterdir()} - {"train.log", "metrics.json", "config.yaml"}
     if hydra_config.mode == RunMode.RUN and hydra_config.job.config_name == "train" and not kept:
         for handler in logging.getLogger().handlers:
@@ -202,62 +195,14 @@ def _run_dir(folder: str, resume: str | None, *, _root_: DictConfig) -> str:
     if resume is None:
         return f"{folder}/{_run_id()}"
     if resume == "auto":
-        found = _unfinished(Path(folder), _root_)
+        ours: Any = OmegaConf.to_container(
+            OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"]), resolve=True
+        )
+        found = newest_unfinished(Path(folder), ours)
         return str(found) if found else f"{folder}/{_run_id()}"
     if not (Path(resume) / "config.yaml").is_file():
         raise UserError(f"resume: '{resume}' is not the folder of a run; it would hold a config.yaml")
     return resume
-
-
-def _unfinished(folder: Path, root: DictConfig) -> Path | None:
-    """The newest run in the folder with this config that isn't finished, and that nobody is working on."""
-    wanted = OmegaConf.to_container(
-        OmegaConf.masked_copy(root, [str(key) for key in root if key != "hydra"]), resolve=True
-    )
-    for path in sorted(folder.glob("*/config.yaml"), reverse=True):
-        run = path.parent
-        metrics = run / "metrics.json"
-        try:
-            finished = metrics.is_file() and json.loads(metrics.read_text()).get("status") == "finished"
-        except ValueError:
-            finished = False
-        if not finished and not list(differences(OmegaConf.to_container(OmegaConf.load(path)), wanted)):
-            with locked(run) as free:
-                if free:
-                    return run
-    return None
-
-
-def differences(theirs: Any, ours: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """What differs between two configs and has to do with the numbers: key, value there, value here."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in dict.fromkeys([*theirs, *ours]):
-            inner = f"{where}.{key}" if where else str(key)
-            if inner not in IRRELEVANT:
-                yield from differences(theirs.get(key), ours.get(key), inner)
-    elif theirs != ours:
-        yield where, theirs, ours
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Holds the folder for this process; gives False if another one does. Where folders can't be locked nobody does."""
-    try:
-        import fcntl
-    except ImportError:  # not a Unix
-        yield True
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            free = False
-        else:
-            free = True
-        yield free
-    finally:
-        os.close(handle)
 
 
 @cache

@@ -308,15 +308,6 @@ def build_then(config: Config, model: nn.Module) -> tuple[int, Optimizer] | None
     return node["after"], optimizer
 
 
-def reset_optimizer(optimizer: Optimizer | None, config: Config, allowed: Iterable[str]) -> None:
-    """Gives an optimizer whose state was loaded those of the config's options that were allowed to change."""
-    for key in allowed:
-        group, _, name = key.partition(".")
-        if optimizer is not None and group == "optimizer" and name in config["optimizer"]:
-            for options in optimizer.param_groups:
-                options[name] = config["optimizer"][name]
-
-
 def build_scheduler(config: Config, optimizer: Optimizer, total_steps: int) -> LRScheduler | None:
     """The learning-rate scheduler, or None; in its arguments the word `total_steps` stands for that number."""
     node = config["scheduler"]

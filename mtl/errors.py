@@ -13,16 +13,21 @@ class UserError(ValueError):
 class NotFinite(UserError):
     """A loss or a gradient that isn't finite.
 
-    Attributes:
+    Args:
         found: from the task's name to what was found, such as `its loss is nan`.
+        place: where, to be added to that.
+
+    Attributes:
+        found: as given.
+        told: what was found where, without advice.
     """
 
-    def __init__(self, found: Mapping[str, str]) -> None:
+    def __init__(self, found: Mapping[str, str], place: str = "") -> None:
         self.found = dict(found)
-        told = "; ".join(f"task '{name}': {what}" for name, what in found.items())
+        self.told = "; ".join(f"task '{name}': {what}" for name, what in found.items()) + place
         super().__init__(
-            f"{told}. Try a smaller optimizer.lr, trainer.clip_norm=1.0, on_nonfinite=skip_step or skip_task; or look "
-            "for such values in the data, and for roots and divisions by zero"
+            f"{self.told}. Try a smaller optimizer.lr, trainer.clip_norm=1.0, on_nonfinite=skip_step or skip_task; "
+            "or look for such values in the data, and for roots and divisions by zero"
         )
 
 

@@ -15,6 +15,13 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_cpu(seed: int) -> None:
+    """The same without the generators of GPUs, from which a training in this process may be drawing."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
 def use_deterministic_algorithms(wanted: bool) -> None:
     """Makes operations deterministic, or errors where they can't be; on a GPU before the first of them."""
     if wanted:

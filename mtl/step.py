@@ -158,6 +158,7 @@ class Step:
         _keep_compiled_graphs(model)
         self.num_taken = 0
         self._names = [task.name for task in self.tasks]
+        self._moving = False  # whether the step at hand may have changed the parameters
         self._before: Before | None = None
         self._losses: Sequence[Tensor] = ()  # the last step's, of the tasks in it
         self._took_part: Sequence[Task] = ()
@@ -200,23 +201,33 @@ class Step:
         For loops that clip and step by themselves; in fp16 the gradients are still scaled, and `update` is the way to
         go on. Arguments as for a whole step.
         """
+        self._moving = False
         self.model.thaw(self.num_taken)
         self._take_over()
         parts = self._parts_of(batch)
-        self._before = Before(self.model, self.balancing, kept=self.on_nonfinite != "error")
+        self._before = Before(self.model, self.balancing)
         if self.on_nonfinite == "error":
             return self._take(parts, measure)
         return self._take_what_is_finite(parts, measure)
 
-    def undo(self) -> None:
-        """Puts back random state and buffers as they were when the last step began, and clears the gradients.
+    def undo(self) -> bool:
+        """Puts back what the last step changed before it moved the parameters, for one that didn't get to move them.
 
-        The parameters are not touched: it is for a step that didn't get to move them.
+        Returns:
+            Whether everything is now as it was before the step: not where parameters may have moved, or a balancer
+            that works on rows has taken these in.
         """
-        if self._before is not None:
-            self._before.restore()
         for parameter in self.parameters.values():
             parameter.grad = None
+        if self._before is None or self._moving:
+            return False
+        self._before.restore()
+        return not (self.balancing.needs == "rows" and self.balancing.answered)
+
+    def param_groups(self, *, first: bool = False) -> list[dict[str, Any]]:
+        """Those of the optimizer at work, or of the first one."""
+        optimizer = self._first if first else self.optimizer
+        return [] if optimizer is None else optimizer.param_groups
 
     def _take(self, parts: Parts, measure: bool) -> StepResult:
         """The passes of the tasks that have labels in the step, and their balance."""
@@ -324,14 +335,10 @@ class Step:
 
     def _check_losses(self, parts: Parts) -> None:
         """Puts losses to the test before the first step in which they are taken in parts."""
-        unknown = [task for task in parts.tasks if task.name not in self._checked]
-        if not unknown:
-            return
-        for number, batch in enumerate(parts.batches):
-            row = parts.shares[number]
-            here = [parts.tasks[i] for i in parts.in_part(number) if row[i] != 1 and parts.tasks[i] in unknown]
-            check_losses(self.model, here, batch, self.autocast)
-        self._checked |= {task.name for task in unknown}
+        split = [i for i in range(len(parts.tasks)) if any(0 < row[i] < 1 for row in parts.shares)]
+        unknown = [i for i in split if parts.tasks[i].name not in self._checked]
+        if unknown:
+            self._checked |= set(check_losses(self.model, parts.of_tasks(unknown), self.autocast))
 
     def _parts_of(self, batch: StepBatch) -> Parts:
         return Parts.of(self.tasks, batch, size=self.micro_batch_size, count=self.num_micro_batches)
@@ -359,6 +366,7 @@ class Step:
             result.total_norm = total
         before = self.num_taken
         part: Any = self.optimizer
+        self._moving = True
         try:
             if scaler:
                 scaler.step(self.optimizer)
@@ -455,13 +463,15 @@ class Step:
 
     def state_dict(self) -> dict[str, Any]:
         """The steps taken, states of optimizer, scheduler, scaler and balancer, and weights that serve on."""
-        return {"num_taken": self.num_taken, **{name: part.state_dict() for name, part in self._parts().items()}}
+        counters = {"num_taken": self.num_taken, "checked": sorted(self._checked)}
+        return {**counters, **{name: part.state_dict() for name, part in self._parts().items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The counterpart of `state_dict`."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.num_taken = state["num_taken"]
+        self._checked = set(state["checked"])
 
     def _parts(self) -> dict[str, Any]:
         then = self._then[1] if self._then else None

@@ -6,7 +6,7 @@ import platform
 import shlex
 import signal
 import sys
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,7 +15,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mtl import cli, schema
-from mtl.errors import UserError, first_line
+from mtl import resume as taking_up
+from mtl.errors import UserError, first_line, told
+from mtl.resume import Refused, locked, write_whole
 
 if TYPE_CHECKING:
     from mtl.trainer import Trainer
@@ -30,36 +32,43 @@ def train(composed: DictConfig) -> float | None:
         UserError: for whatever is wrong in the config or goes wrong in the run.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
+    began = [] if (folder / "config.yaml").exists() else [folder]  # the runs whose end is this process's to write down
     try:
-        return run(schema.check(composed), folder)  # checked before torch is imported, which takes seconds
-    except cli.Refused:
+        return run(schema.check(composed), folder, began)  # checked before torch is imported, which takes seconds
+    except Refused:
         raise  # and leave the run as it is
     except UserError as error:
         log.error("%s", error)
-        write_json(folder / "metrics.json", {"status": "failed", "error": str(error)})
+        failed(began, str(error))
         raise
     except Exception as error:
         log.exception("a mistake that is none of the user's")
-        write_json(folder / "metrics.json", {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+        failed(began, f"{type(error).__name__}: {error}")
         raise
 
 
-def run(config: dict[str, Any], folder: Path) -> float | None:
+def failed(began: list[Path], error: str) -> None:
+    """Writes down that the run failed, if it is this process's."""
+    for folder in began:
+        with suppress(OSError):  # what went wrong is told all the same
+            write_json(folder / "metrics.json", {"status": "failed", "error": error})
+
+
+def run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None:
     """Trains in the folder, which this process then has for itself."""
     if config["resume"] is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise UserError("resume: a sweep's jobs can't be taken up again; resume each by itself, with its own overrides")
-    with cli.locked(folder) as free:
+    with locked(folder) as free:
         if not free:
-            raise cli.Refused(f"another process is at work in {folder_name(folder)}")
-        return _run(config, folder)
+            raise Refused(f"another process is at work in {folder_name(folder)}")
+        return _run(config, folder, began)
 
 
-def _run(config: dict[str, Any], folder: Path) -> float | None:
+def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None:
     """Builds everything, trains, measures the best parameters on the test split, and writes and shows the results."""
     import torch
     from rich.console import Console
 
-    from mtl import checkpoint
     from mtl import config as build
     from mtl.loggers import Terminal
     from mtl.seeding import seed_all, use_deterministic_algorithms
@@ -71,7 +80,9 @@ def _run(config: dict[str, Any], folder: Path) -> float | None:
     code = cli.code_folders()
     build.add_code_folders(code)
     state = resumed(console, config, folder)
-    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    composed = config
+    if state is None:
+        write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     for path in cli.shadowed():
         tell(console, f"warning  {path} is not read: mtl's own file of that name comes first; rename yours")
 
@@ -83,7 +94,7 @@ def _run(config: dict[str, Any], folder: Path) -> float | None:
         try:
             build.check_facts(splits, state.get("facts", {}))
         except UserError as error:
-            raise cli.Refused(f"resume: {error}") from error
+            raise Refused(f"resume: {error}") from error
     config = build.fill_from_data(config, splits)
     seed_all(config["seed"])  # what the data drew, validation's too, makes no other model
     loaders = build.build_loaders(config, splits, device)
@@ -116,7 +127,7 @@ def _run(config: dict[str, Any], folder: Path) -> float | None:
         loggers = [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
         terminal = Terminal(console, names, mains, total_steps, config["trainer"]["max_epochs"])
         for logger in [*loggers, terminal]:
-            open_ones.enter_context(closing(logger))
+            open_ones.callback(close, logger, console)
         trainer = Trainer(
             step,
             loaders["train"],
@@ -128,7 +139,13 @@ def _run(config: dict[str, Any], folder: Path) -> float | None:
             patience=config["trainer"]["patience"],
             loggers=[*loggers, terminal],
             callbacks=[*callbacks, terminal],
-            saved={"config": config, "facts": dict(splits.facts), "code_folders": code, "versions": versions()},
+            saved={
+                "config": config,
+                "composed": composed,
+                "facts": dict(splits.facts),
+                "code_folders": code,
+                "versions": versions(),
+            },
             save_every_steps=config["checkpoint"]["every_steps"],
             save_every_minutes=config["checkpoint"]["every_minutes"],
             keep=config["checkpoint"]["keep"],
@@ -137,15 +154,17 @@ def _run(config: dict[str, Any], folder: Path) -> float | None:
         )
         try:
             if state is not None:
-                trainer.load_state_dict(state)
-                build.reset_optimizer(step.optimizer, config, config["resume_allow"])
+                take_up(trainer, state, config)
+                write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(composed)))
                 tell(console, f"resume   from step {trainer.global_step}, epoch {trainer.epoch}")
+            began[:] = [folder]
+            write_json(folder / "metrics.json", {"status": "running"})
             fit(trainer, folder, console)
             test = {}
             if "test" in loaders:
                 from mtl.validation import Validation
 
-                model.load_state_dict(checkpoint.load(folder / "checkpoints" / "best.pt")["model"])
+                model.load_state_dict(best(trainer, folder))
                 test = Validation(model, tasks, step.autocast)(loaders["test"])
                 trainer.hand_out(tags(test, "test"))
         except (Stopped, KeyboardInterrupt) as stop:
@@ -153,9 +172,9 @@ def _run(config: dict[str, Any], folder: Path) -> float | None:
             stopped(console, trainer, folder, 128 + getattr(stop, "signal", signal.SIGINT))
 
     finished = Run(trainer, splits, test, folder_name(folder), cli.arguments(), config)
-    write_json(folder / "metrics.json", finished.figures() | {"torch": torch.__version__})
     console.print()
     summarise(console, finished)
+    write_json(folder / "metrics.json", finished.figures() | {"torch": torch.__version__})
     with (folder / "train.log").open("a", encoding="utf-8") as file:
         summarise(Console(file=file, width=120), finished)
     return trainer.best
@@ -184,6 +203,38 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
         raise
 
 
+def best(trainer: "Trainer", folder: Path) -> Any:
+    """The best parameters.
+
+    Raises:
+        UserError: where they couldn't be written.
+    """
+    from mtl import checkpoint
+
+    path = folder / "checkpoints" / "best.pt"
+    if trainer.writer.failed:
+        raise UserError(f"{path} could not be written, so there are no test figures; the disk may be full")
+    return checkpoint.load(path)["model"]
+
+
+def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -> None:
+    """Loads the state, and gives the optimizer what may have changed.
+
+    Raises:
+        Refused: where the state doesn't fit.
+    """
+    optimizer = trainer.step.optimizer
+    assert optimizer is not None
+    fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    try:
+        trainer.load_state_dict(state)
+    except UserError as error:
+        raise Refused(f"resume: {error}") from error
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise Refused(f"resume: the state that was saved doesn't fit this config: {told(error)}") from error
+    taking_up.reset_options(trainer.step.param_groups(first=True), fresh, config["resume_allow"])
+
+
 def resumed(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """The state to go on from, None for a new run.
 
@@ -198,32 +249,12 @@ def resumed(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any
         if config["resume"] != "auto":
             tell(console, f"warning  {folder_name(folder)} has no checkpoint yet: it begins anew")
         return None
-    theirs = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    allowed = config["resume_allow"]
-    found = [
-        (key, there, here)
-        for key, there, here in cli.differences(theirs, config)
-        if not any(key == name or key.startswith(f"{name}.") for name in allowed)
-    ]
-    longer = [key for key, there, here in found if key == "trainer.max_epochs" and here > there]
-    horizon = "total_steps" in (config["scheduler"] or {}).values()
-    if longer and not horizon:
-        found = [difference for difference in found if difference[0] not in longer]
-    if found:
-        lines = "".join(f"\n  {key}: {there!r} there, {here!r} here" for key, there, here in found)
-        reason = "\nThe learning rate's schedule is laid out for that number of epochs." if longer and horizon else ""
-        raise cli.Refused(
-            f"resume: {folder_name(folder)} was trained with another config:{lines}{reason}\n"
-            f"Give the same, or allow it: 'resume_allow=[{','.join(key for key, *_ in found)}]'"
-        )
-    state = checkpoint.newest(folder / "checkpoints", lambda line: tell(console, line))
-    before, now = state["versions"], versions()
-    for name in now:
-        if before.get(name) != now[name]:
-            tell(
-                console,
-                f"warning  {name} was {before.get(name)} and is {now[name]}: the numbers may differ in the last digits",
-            )
+    try:
+        state = checkpoint.newest(folder / "checkpoints", lambda line: tell(console, line))
+    except UserError as error:
+        raise Refused(str(error)) from error
+    taking_up.check(state["composed"], config, folder_name(folder))
+    taking_up.changed_versions(state["versions"], versions(), lambda line: tell(console, line))
     return state
 
 
@@ -232,15 +263,25 @@ def stopped(console: Any, trainer: "Trainer", folder: Path, code: int) -> NoRetu
     saved = folder_name(folder)
     there = sorted(str(path) for path in Path(saved).glob("checkpoints/*.pt"))
     place = {"steps": trainer.global_step, "epochs": trainer.epoch}
-    write_json(folder / "metrics.json", {"status": "stopped", **place})
+    with suppress(OSError):
+        write_json(folder / "metrics.json", {"status": "stopped", **place})
     at = f"at step {trainer.global_step}, in epoch {trainer.epoch}"
-    tell(console, f"Stopped {at}. Saved: {', '.join(there) or 'nothing yet'}")
+    older = "" if trainer.saved_step == trainer.global_step else f" (of step {trainer.saved_step})"
+    tell(console, f"Stopped {at}. Saved: {', '.join(there) or 'nothing yet'}{older if there else ''}")
     if there:
-        again = [argument for argument in cli.arguments() if not argument.startswith("resume=")]
+        again = [argument for argument in cli.arguments() if not argument.lstrip("+").startswith("resume=")]
         tell(console, f"go on     python -m mtl.train {shlex.join(again)} resume={shlex.quote(saved)}")
         tell(console, f"look      tensorboard --logdir {shlex.quote(saved)}")
         tell(console, f"evaluate  python -m mtl.evaluate run={shlex.quote(saved)} checkpoint=last")
     sys.exit(code)
+
+
+def close(logger: Any, console: Any) -> None:
+    """Closes the logger; what it can't write any more is told, and ends nothing."""
+    try:
+        logger.close()
+    except OSError as error:
+        tell(console, f"error    {type(logger).__name__} can't write: {first_line(error)}")
 
 
 def tell(console: Any, line: str) -> None:
@@ -256,6 +297,7 @@ def folder_name(folder: Path) -> str:
 
 def versions() -> dict[str, Any]:
     """What the numbers may depend on besides the config."""
+    import numpy
     import torch
 
     import mtl
@@ -263,14 +305,16 @@ def versions() -> dict[str, Any]:
     return {
         "mtl": mtl.__version__,
         "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
     }
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes the value for people and programs to read."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
 if __name__ == "__main__":

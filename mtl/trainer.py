@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 TOO_MANY = 10  # steps in a row in which something isn't finite: it won't get better by itself
+TOO_MANY_OVERFLOWS = 60  # halving the scale so often makes 1 of 2^60
 
 
 class Logger(Protocol):
@@ -79,7 +80,6 @@ class Trainer:
         best, best_epoch, figures: the monitored value, the epoch and all of validation's figures when it was best.
         reach: from each parameter's name to the tasks that ever reached it.
         weights: the last steps' weights by tag, as far as they have been read.
-        saved_step: the one after which last.pt was saved last; 0 for none.
         seconds: spent in training steps and logging after the first step; validation and saving are left out.
     """
 
@@ -143,7 +143,10 @@ class Trainer:
         self._clock = 0.0
         self._stop = 0  # the number of the signal that asked for it
         self._saved_at = time.monotonic()
-        self.saved_step = 0
+        self._queued = 0  # the step of the last state that was given to the writer
+        self._loaded = 0  # the step that the run was taken up at
+        self._overflows = 0  # steps in a row that fp16 overflow kept from being taken
+        self._ended = 0  # the last epoch of which the balancer was told that it is over
         self.faults = faults
 
     def fit(self) -> None:
@@ -161,7 +164,7 @@ class Trainer:
         except Stopped:
             raise
         except Exception:
-            if self._intact and self.global_step > self.saved_step:
+            if self._intact and self.global_step > self._queued:
                 with suppress(UserError):  # what isn't finite isn't saved
                     self._save("last")
             raise
@@ -191,6 +194,11 @@ class Trainer:
         return self.epoch < self.max_epochs and patient
 
     @property
+    def saved_step(self) -> int:
+        """The step after which the newest last.pt was saved; 0 for none."""
+        return self.writer.written.get("last", self._loaded)
+
+    @property
     def train_losses(self) -> dict[str, float]:
         """By task, the mean loss over the epoch's steps so far."""
         return _means(self._read)
@@ -216,6 +224,11 @@ class Trainer:
             self._samples += num_samples(batch)
             if result.losses:
                 self._window.append((number, self.position - 1, result))
+            if measure and result.taken:
+                self._log(result)
+                if number == 1:  # mistakes in metrics show now, and not after an epoch; importing them is slow
+                    self._prepare_validation()
+                    start = self._clock = time.perf_counter()
             self._look_for_faults(number, result)
             for callback in self.callbacks:
                 try:
@@ -223,29 +236,23 @@ class Trainer:
                 except Exception as error:
                     name = getattr(callback, "__name__", type(callback).__name__)
                     raise UserError(f"callback {name} failed at step {number}: {told(error)}") from error
-            if measure and result.taken:
-                self._log(result)
-                if number == 1:  # mistakes in metrics show now, and not after an epoch; importing them is slow
-                    self._prepare_validation()
-                    start = self._clock = time.perf_counter()
             if self._stop:
                 break
             if result.taken and self._time_to_save():
                 self._save("last")
         if not self._stop:
-            self.step.epoch_end()
+            if self._ended < self.epoch:  # not again in a run that was taken up between here and the validation's end
+                self.step.epoch_end()
+                self._ended = self.epoch
             self._log()
         self.seconds += time.perf_counter() - start
 
     def _step(self, batch: Any, number: int, measure: bool) -> StepResult:
         """The step; one that fails before it moves the parameters leaves everything as it was before it."""
-        before = self.step.num_taken
         try:
             return self.step(batch, measure=measure)
         except Exception as error:
-            self._intact = self.step.num_taken == before
-            if self._intact:
-                self.step.undo()
+            self._intact = self.step.undo()
             if isinstance(error, NotFinite):
                 assert self.position is not None
                 raise self._fault(number, self.position, error.found, "ended the run") from error
@@ -258,6 +265,12 @@ class Trainer:
             UserError: for too many in a row.
         """
         self._in_a_row = self._in_a_row + 1 if result.nonfinite else 0
+        self._overflows = self._overflows + 1 if result.losses and not result.taken else 0
+        if self._overflows >= TOO_MANY_OVERFLOWS:
+            raise UserError(
+                f"precision: {self._overflows} steps in a row gave no finite gradient in fp16, whatever the scale (at "
+                f"step {number}, epoch {self.epoch}); look for infinite slopes in the losses, or take bf16"
+            )
         if not result.nonfinite:
             return
         done = "left out of the step" if result.taken else "the step was skipped"
@@ -265,17 +278,25 @@ class Trainer:
         error = self._fault(number, self.position - 1, result.nonfinite, done)
         if self._in_a_row >= TOO_MANY:
             raise UserError(f"{TOO_MANY} steps in a row: {error}")
-        self.tell(f"warning  {'; '.join(f'task {n!r}: {what}' for n, what in error.found.items())}; {done}")
+        self.tell(f"warning  {error.told}; {done}")
 
-    def _fault(self, number: int, position: int, found: Mapping[str, str], done: str) -> NotFinite:
+    def _fault(
+        self, number: int, position: int, found: Mapping[str, str], done: str, *, all_at_once: bool = False
+    ) -> NotFinite:
         """Notes in which batch something wasn't finite; gives the error that says so."""
         samples = self.train.samples(self.epoch, position)
         if self.faults is not None:
             line = {"step": number, "epoch": self.epoch, "tasks": dict(found), "done": done, "samples": samples}
-            with self.faults.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with self.faults.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                self.tell(f"error    {self.faults} can't be written: {first_line(error)}")
         place = f"at step {number} (epoch {self.epoch}, samples {_shortened(samples)})"
-        return NotFinite({name: f"{what} {place}" for name, what in found.items()})
+        if all_at_once and position > 0:  # one batch's data seldom spoil all tasks
+            before = _shortened(self.train.samples(self.epoch, position - 1))
+            place += f"; maybe by the gradient of the step before, samples {before}"
+        return NotFinite(found, f" {place}")
 
     def _log(self, result: StepResult | None = None) -> None:
         """Reads what has gathered on the device since the last time, in one go, and hands it to the loggers."""
@@ -313,7 +334,7 @@ class Trainer:
             found = {task: f"its loss is {loss}" for task, loss in row.items() if not math.isfinite(loss)}
             if found:
                 self._intact = False  # the parameters may have gone too
-                raise self._fault(number, position, found, "ended the run")
+                raise self._fault(number, position, found, "ended the run", all_at_once=len(found) == len(row))
         self._pending += rows
         figures = dict(zip(tensors, values, strict=True))
         self.weights |= {tag: value for tag, value in figures.items() if tag.startswith("weight/")}
@@ -359,9 +380,12 @@ class Trainer:
             try:
                 logger.log(self.global_step, self.epoch, scalars)
             except OSError as error:
-                if id(logger) not in self._silent:
-                    self.tell(f"error    {type(logger).__name__} can't write: {first_line(error)}. Training goes on")
-                self._silent.add(id(logger))
+                self._silence(logger, error)
+
+    def _silence(self, logger: Logger, error: OSError) -> None:
+        if id(logger) not in self._silent:
+            self.tell(f"error    {type(logger).__name__} can't write: {first_line(error)}. Training goes on")
+        self._silent.add(id(logger))
 
     def _time_to_save(self) -> bool:
         by_steps = self.save_every_steps is not None and self.global_step % self.save_every_steps == 0
@@ -377,16 +401,24 @@ class Trainer:
             raise UserError(f"parameters aren't finite after step {self.global_step}, and are not saved: {broken}")
         self.writer.save(name, {**self._saved, **self.state_dict()})
         self._saved_at = time.monotonic()
-        self.saved_step = self.global_step
+        self._queued = self.global_step
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the training depends on, in plain types and tensors."""
-        loggers = {type(logger).__name__: logger.state() for logger in self.loggers if hasattr(logger, "state")}
+        loggers = {}
+        for logger in self.loggers:
+            if hasattr(logger, "state"):
+                try:
+                    loggers[type(logger).__name__] = logger.state()
+                except OSError as error:
+                    self._silence(logger, error)
+        faults = self.faults.stat().st_size if self.faults is not None and self.faults.exists() else 0
         return {
             "model": self.step.model.state_dict(),
             "step": self.step.state_dict(),
             "random": random_state(),
             "loggers": loggers,
+            "faults": faults,
             "data": self.train.progress(self.epoch, self.position or 0),
             "reach": {name: sorted(tasks) for name, tasks in self.reach.items()},
             **{name: getattr(self, name) for name in _COUNTERS},
@@ -394,19 +426,23 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The counterpart of `state_dict`; the random states are set as well."""
+        epoch, position = state["epoch"], state["position"] or 0
+        there, here = state["data"], self.train.progress(epoch, position)
+        if there != here:
+            raise UserError(f"the training data aren't those of the run: it was at {there}, which would be {here} here")
         self.step.model.load_state_dict(state["model"])
         self.step.load_state_dict(state["step"])
-        for logger in self.loggers:
-            if type(logger).__name__ in state["loggers"]:
-                logger.resume(state["loggers"][type(logger).__name__])  # type: ignore[attr-defined]
         self.reach = {name: set(tasks) for name, tasks in state["reach"].items()}
         for name in _COUNTERS:
             setattr(self, name, state[name])
-        there, here = state["data"], self.train.progress(self.epoch, self.position or 0)
-        if there != here:
-            raise UserError(f"the training data aren't those of the run: it was at {there}, which would be {here} here")
         set_random_state(state["random"])
-        self.saved_step = self.global_step
+        self._loaded = self._queued = self.global_step
+        for logger in self.loggers:  # last, since it can't be undone
+            if type(logger).__name__ in state["loggers"]:
+                logger.resume(state["loggers"][type(logger).__name__])  # type: ignore[attr-defined]
+        if self.faults is not None and self.faults.exists():
+            with self.faults.open("r+b") as file:
+                file.truncate(state["faults"])
 
     @contextmanager
     def _stops_after_the_step(self) -> Iterator[None]:
@@ -429,7 +465,7 @@ class Trainer:
 
 _COUNTERS = (
     *("global_step", "epoch", "position", "tried", "best", "best_epoch", "figures", "measured", "seconds"),
-    *("_read", "_pending", "_samples", "weights", "_rates", "_in_a_row"),
+    *("_read", "_pending", "_samples", "weights", "_rates", "_in_a_row", "_overflows", "_ended"),
 )
 
 

@@ -108,7 +108,7 @@ class Validation:
                     prediction = self.model.predict(task.name, features)
             whole = task.whole_batch and task.objective is None
             count = size_of(batch[task.target]) if whole else denominator(task, batch)
-            if task.missing and not count:
+            if not count:
                 continue
             if task.objective is not None:
                 with torch.enable_grad():  # it may differentiate by itself

@@ -103,14 +103,18 @@ def test_parts_move_as_the_whole_does(kind: str, how: dict[str, int]) -> None:
 
 def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the mean of means it does."""
-    whole, _ = trained("shared")
+
+    def moved(how: dict[str, int]) -> torch.Tensor:
+        model, tasks = uneven()
+        step = mtl.Step(model, tasks[2:5], torch.optim.AdamW(model.parameters(), lr=1e-3), **how)
+        for seed in range(5):
+            step(uneven_batch(seed))
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    whole = moved({})
+    assert (moved({"micro_batch_size": 4}) - whole).abs().max() < 1e-12
     monkeypatch.setattr("mtl.parts.shares", lambda tasks, parts, members: [[1 / len(parts)] * len(tasks)] * len(parts))
-    monkeypatch.setattr("mtl.step.check_losses", lambda *_: None)
-    model, tasks = uneven()
-    step = mtl.Step(model, tasks[2:5], torch.optim.AdamW(model.parameters(), lr=1e-3), micro_batch_size=4)
-    for seed in range(5):
-        step(uneven_batch(seed))
-    assert (torch.cat([p.detach().flatten() for p in model.parameters()]) - whole).abs().max() > 1e-5
+    assert (moved({"micro_batch_size": 4}) - whole).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("kind", list(PASSES))
@@ -189,14 +193,31 @@ def test_sources_that_need_the_whole_graph_are_refused_before_the_first_step(sou
     ],
 )
 def test_a_loss_that_is_no_mean_is_refused_by_name(loss, name: str) -> None:
+    for size, part in ((11, 4), (11, 1), (256, 64), (1000, 250)):
+        torch.manual_seed(0)
+        tasks = [mtl.Task(name, head=nn.Linear(16, 3), loss=loss, target="vector")]
+        model = mtl.MultiTaskModel(Plain(), tasks, inputs=["x"]).double()
+        step = mtl.Step(model, tasks, micro_batch_size=part)
+        draws = torch.get_rng_state()
+        with pytest.raises(mtl.UserError, match=f"task '{name}': its loss can't be taken in micro-batches"):
+            step.backward(uneven_batch(0, size=size))
+        assert torch.equal(draws, torch.get_rng_state())
+
+
+def test_a_loss_is_put_to_the_test_when_it_has_labels_in_two_parts() -> None:
     torch.manual_seed(0)
-    tasks = [mtl.Task(name, head=nn.Linear(16, 3), loss=loss, target="vector")]
+
+    def rmse(p: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (p - y).square().mean().sqrt()
+
+    tasks = [mtl.Task("rmse", head=Squeezed(1), loss=rmse, target="missing", missing=True)]
     model = mtl.MultiTaskModel(Plain(), tasks, inputs=["x"]).double()
-    step = mtl.Step(model, tasks, micro_batch_size=4)
-    draws = torch.get_rng_state()
-    with pytest.raises(mtl.UserError, match=f"task '{name}': its loss can't be taken in micro-batches"):
-        step.backward(uneven_batch(0))
-    assert torch.equal(draws, torch.get_rng_state())
+    step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), micro_batch_size=4)
+    batch = uneven_batch(0)
+    batch["missing"][4:] = torch.nan
+    step(batch)  # all labels are in the first part
+    with pytest.raises(mtl.UserError, match="task 'rmse': its loss can't be taken in micro-batches"):
+        step(uneven_batch(1))
 
 
 class Scaled(nn.Module):

@@ -23,6 +23,7 @@ LEVELS = [
     {"trainer"},
     {"config"},
     {"runs", "summary"},
+    {"resume"},
     {"cli"},
     {"train", "evaluate"},
     {"__init__", "__main__"},

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
 from mtl.errors import UserError, told
-from mtl.seeding import seed_all
+from mtl.seeding import seed_cpu
 
 
 class Seeded(Dataset[Any]):
@@ -33,7 +33,7 @@ class Seeded(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         before = _generators()
         try:
-            seed_all(_seed(self.seed, self.epoch, index))
+            seed_cpu(_seed(self.seed, self.epoch, index))
             return self.dataset[index]
         except UserError as error:
             raise UserError(f"sample {index}: {error}") from error
@@ -59,7 +59,7 @@ class SeededStream(IterableDataset[Any]):
             before = _generators()
             try:
                 if inside is None:
-                    seed_all(_seed(self.seed, self.epoch))
+                    seed_cpu(_seed(self.seed, self.epoch))
                     samples = iter(self.dataset)
                 else:
                     _set_generators(inside)

@@ -1,5 +1,6 @@
 """All figures as TensorBoard events."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -48,6 +49,8 @@ class TensorBoardLogger:
         from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
         from tensorboard.summary.writer.record_writer import RecordWriter
 
+        whole = self._folder / "whole.tmp"  # none of the events' names, should the process be killed here
+        whole.unlink(missing_ok=True)
         files = sorted(self._folder.glob("events.out.tfevents.*"))
         kept: list[bytes] = []
         for path in files:
@@ -56,15 +59,15 @@ class TensorBoardLogger:
                     kept.append(record)
         self._records = len(kept)
         if files:
-            whole = files[0].with_suffix(".tmp")
             with whole.open("wb") as file:
                 writer = RecordWriter(file)
                 for record in kept:
                     writer.write(record)
                 writer.flush()
-            for path in files[1:]:
-                path.unlink()
+                os.fsync(file.fileno())
             whole.replace(files[0])
+            for path in files[1:]:  # a rest that stays behind is cut off the next time: its records come after these
+                path.unlink()
 
     def close(self) -> None:
         """Writes out what the writer holds back."""

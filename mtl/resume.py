@@ -1,0 +1,150 @@
+"""Going on with a run: which one, whether its config allows it, and that nobody else is at it."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mtl.errors import UserError
+
+log = logging.getLogger("mtl")
+
+IRRELEVANT = {  # what may differ between a run and its continuation
+    *("resume", "resume_allow", "checkpoint", "output_root", "debug", "log", "logger", "callbacks"),
+    *("data.num_workers", "data.eval_batch_size"),
+}
+PATIENCE = 1.5  # seconds: loader processes of a run that was killed hold its folder for a moment longer
+
+
+class Refused(UserError):
+    """A run that is there can't go on like this; nothing in its folder is touched."""
+
+
+def differences(theirs: Any, ours: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """What differs between two configs and has to do with the numbers: key, value there, value here."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in dict.fromkeys([*theirs, *ours]):
+            inner = f"{where}.{key}" if where else str(key)
+            if inner not in IRRELEVANT:
+                yield from differences(theirs.get(key), ours.get(key), inner)
+    elif theirs != ours:
+        yield where, theirs, ours
+
+
+def forbidden(theirs: Any, ours: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The differences that `resume_allow` doesn't name, and those that it can't: another class has another state.
+
+    More epochs are allowed by themselves where the learning rate's schedule isn't laid out for their number.
+    """
+    allowed = [str(name) for name in ours.get("resume_allow") or []]
+    longer = "total_steps" not in (ours.get("scheduler") or {}).values()
+    return [
+        (key, there, here)
+        for key, there, here in differences(theirs, ours)
+        if not (longer and key == "trainer.max_epochs" and here > there)
+        and not (any(key == name or key.startswith(f"{name}.") for name in allowed) and not key.endswith("_target_"))
+    ]
+
+
+def check(theirs: Any, ours: dict[str, Any], name: str) -> None:
+    """Raises a Refused that lists what is forbidden, if anything is.
+
+    Args:
+        theirs: the config that the run was trained with.
+        ours: the one that it is to go on with.
+        name: of the run's folder.
+    """
+    found = forbidden(theirs, ours)
+    if not found:
+        return
+    lines = "".join(f"\n  {key}: {there!r} there, {here!r} here" for key, there, here in found)
+    horizon = any(key == "trainer.max_epochs" for key, *_ in found)
+    reason = "\nThe learning rate's schedule is laid out for that number of epochs." if horizon else ""
+    others = [key for key, *_ in found if not key.endswith("_target_")]
+    allow = f", or allow it: 'resume_allow=[{','.join(others)}]'" if others else ""
+    raise Refused(f"resume: {name} was trained with another config:{lines}{reason}\nGive the same{allow}")
+
+
+def newest_unfinished(folder: Path, ours: dict[str, Any]) -> Path | None:
+    """The newest run in the folder with this config that isn't finished, and that nobody is working on."""
+    for path in sorted(folder.glob("*/config.yaml"), reverse=True):
+        run = path.parent
+        try:
+            theirs = OmegaConf.to_container(OmegaConf.load(path))
+            metrics = run / "metrics.json"
+            finished = metrics.is_file() and json.loads(metrics.read_text()).get("status") == "finished"
+        except Exception as error:  # a file that was cut or changed fails in many ways
+            log.warning("%s is passed over: its config.yaml or metrics.json can't be read: %s", run, error)
+            continue
+        if not finished and isinstance(theirs, dict) and not forbidden(theirs, ours):
+            with locked(run) as free:
+                if free:
+                    return run
+    return None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Holds the folder for this process; gives False if another one does. Where folders can't be locked nobody does."""
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        yield True
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        free = False
+        end = time.monotonic() + PATIENCE
+        while not free:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free = True
+            except OSError:
+                if time.monotonic() > end:
+                    break
+                time.sleep(0.1)
+        yield free
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes the file so that it is there whole or as it was before."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def changed_versions(before: dict[str, Any], now: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """Tells what the numbers may depend on and has changed."""
+    for name in now:
+        if before.get(name) != now[name]:
+            tell(
+                f"warning  {name} was {before.get(name)} and is {now[name]}: the numbers may differ in the last digits"
+            )
+
+
+def reset_options(groups: Sequence[dict[str, Any]], fresh: Sequence[dict[str, Any]], allowed: Sequence[str]) -> None:
+    """Gives an optimizer whose state was loaded those options that were allowed to change, group by group.
+
+    Args:
+        groups: the optimizer's, with what was loaded.
+        fresh: their options as the config has them.
+        allowed: `resume_allow`.
+    """
+    names = [name.split(".") for name in allowed if name.split(".")[0] == "optimizer"]
+    everything = any(len(parts) == 1 or parts[1] == "groups" for parts in names)
+    chosen = {parts[1] for parts in names if len(parts) > 1}
+    for group, options in zip(groups, fresh, strict=True):
+        for key, value in options.items():
+            if everything or key in chosen:
+                group[key] = value
