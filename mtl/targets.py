@@ -10,7 +10,7 @@ from typing import Any
 from mtl.errors import UserError, suggest, told
 
 
-def make(node: Any, where: str, *args: Any, **kwargs: Any) -> Any:
+def make(node: Any, where: str, /, *args: Any, **kwargs: Any) -> Any:
     """Builds what the node describes: calls its `_target_` with its other keys, nodes inside it first.
 
     The keys are those of Hydra's instantiate: `_target_` is a dotted name, `_args_` a list of positional arguments,
@@ -75,7 +75,7 @@ def find(name: Any, where: str) -> Callable[..., Any]:
     return result
 
 
-def call(target: Callable[..., Any], name: str, where: str, *args: Any, **kwargs: Any) -> Any:
+def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwargs: Any) -> Any:
     """Calls the target.
 
     Raises:

@@ -65,3 +65,10 @@ def test_modules_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(mtl.UserError, match=message):
             make({"_target_": target}, "here")
     assert "is_broken" not in sys.modules
+
+
+def test_arguments_of_any_name() -> None:
+    node = {"_target_": "builtins.dict", "name": "a", "where": "b", "target": "c", "node": "d"}
+    expected = {"name": "a", "where": "b", "target": "c", "node": "d"}
+    assert make(node, "x") == expected
+    assert make({**node, "_partial_": True}, "x")() == expected
