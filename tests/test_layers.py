@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 LEVELS = [
     {"errors", "balancers"},
     {"seeding"},
-    {"batch", "targets", "schema", "task", "trunks", "heads", "checkpoint", "loggers", "data"},
+    {"batch", "targets", "schema", "task", "trunks", "heads", "losses", "checkpoint", "loggers", "data"},
     {"labels", "model", "gradients", "layerwise", "buffers"},
     {"architectures", "features"},
     {"passes", "balancing"},
