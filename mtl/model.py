@@ -53,6 +53,8 @@ class MultiTaskModel(nn.Module):
         inputs = self._inputs_of(batch)
         try:
             return self.trunk_of(task)(*inputs)
+        except UserError:
+            raise
         except Exception as error:
             if is_out_of_memory(error):
                 raise
