@@ -42,7 +42,7 @@ def test_what_a_run_writes(trained: Ended) -> None:
         "manifest.json",
     }
     config = OmegaConf.load(trained.run / "config.yaml")
-    assert config.tasks.digit.head.in_features == 20
+    assert config.tasks.digit.metrics.accuracy.num_classes == 10
     assert "hydra" not in config
     assert "${" not in (trained.run / "config.yaml").read_text()
     log = (trained.run / "train.log").read_text()
@@ -311,7 +311,11 @@ def test_mistakes_of_evaluate(trained: Ended, here: Path) -> None:
 def test_help_needs_no_task(here: Path) -> None:
     ended = command("train", "--help")
     assert ended.code == 0
-    for text in ("task: mnist_two_head, mnist_two_model", "optimizer: adamw, sgd", "trainer.max_epochs"):
+    for text in (
+        "task: mnist_reconstruct, mnist_two_head, mnist_two_model",
+        "optimizer: adamw, sgd",
+        "trainer.max_epochs",
+    ):
         assert text in ended.out
 
 
