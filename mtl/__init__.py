@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from mtl.errors import UserError
     from mtl.model import MultiTaskModel
     from mtl.runs import load
+    from mtl.schedule import Schedule
     from mtl.step import Step, StepResult
     from mtl.task import Task
 
 __all__ = [
     "MultiTaskModel",
+    "Schedule",
     "Step",
     "StepResult",
     "Task",
@@ -32,6 +34,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "MultiTaskModel": "mtl.model",
+    "Schedule": "mtl.schedule",
     "Step": "mtl.step",
     "StepResult": "mtl.step",
     "Task": "mtl.task",

@@ -18,28 +18,17 @@ from mtl.batch import Batch, joined, part_of, size_of
 from mtl.errors import UserError
 from mtl.labels import denominator
 from mtl.model import MultiTaskModel
-from mtl.passes import Autocast, look, loss_of
+from mtl.parts import Parts
+from mtl.passes import look, loss_of
+from mtl.precision import Autocast
 from mtl.task import Task
 
-Shares = Sequence[Sequence[float]]  # by part and task
 
-
-def present(row: Sequence[float]) -> list[int]:
-    """The tasks that have something in a part, by its shares in their losses."""
-    return [index for index, share in enumerate(row) if share]
-
-
-def summed(
-    tasks: Sequence[Task],
-    parts: Sequence[Batch],
-    shares: Shares,
-    take: Callable[[int, list[int]], Sequence[Tensor]],
-    device: torch.device,
-) -> list[Tensor]:
+def summed(parts: Parts, take: Callable[[int, list[int]], Sequence[Tensor]], device: torch.device) -> list[Tensor]:
     """Each task's loss over all parts: what `take` gives for a part's number and the tasks in it, by their shares."""
-    losses = [torch.zeros((), dtype=torch.float64, device=device) for _ in tasks]
-    for number, row in enumerate(shares):
-        here = present(row)
+    losses = [torch.zeros((), dtype=torch.float64, device=device) for _ in parts.tasks]
+    for number, row in enumerate(parts.shares):
+        here = parts.in_part(number)
         for index, loss in zip(here, take(number, here) if here else (), strict=True):
             losses[index] = losses[index] + row[index] * loss
     return losses
@@ -49,46 +38,45 @@ class Look:
     """All parts' losses, taken without moving anything: random state and buffers are afterwards what they were.
 
     Args:
-        model, tasks, parts, autocast: what is looked at.
-        shares: of each part in each task's loss.
+        model, parts, autocast: what is looked at.
 
     Attributes:
         losses: of all parts together, by task, 0-dim float64.
     """
 
-    def __init__(
-        self, model: MultiTaskModel, tasks: Sequence[Task], parts: Sequence[Batch], shares: Shares, autocast: Autocast
-    ) -> None:
-        self._tasks = tasks
-        self._replays: list[dict[int, Replay]] = [{} for _ in parts]
+    def __init__(self, model: MultiTaskModel, parts: Parts, autocast: Autocast) -> None:
+        self._parts = parts
+        self._replays: list[dict[int, Replay]] = [{} for _ in parts.batches]
         self._wholes: dict[int, Tensor] = {}
-        together = [([tasks[index] for index in present(row)], part) for part, row in zip(parts, shares, strict=True)]
+        here = [parts.in_part(number) for number in range(len(parts))]
+        together = [([parts.tasks[i] for i in its], batch) for its, batch in zip(here, parts.batches, strict=True)]
         taken = look(model, together, autocast, take=_prediction_or_loss)
-        for index, task in enumerate(tasks):
-            if task.whole_batch and any(row[index] for row in shares):
-                numbers = [number for number, row in enumerate(shares) if row[index]]
-                predictions = [taken[number][present(shares[number]).index(index)] for number in numbers]
-                self._take_whole(index, task, numbers, [parts[number] for number in numbers], predictions, autocast)
+        for index, task in enumerate(parts.tasks):
+            if task.whole_batch:
+                numbers = [number for number, its in enumerate(here) if index in its]
+                predictions = [taken[number][here[number].index(index)] for number in numbers]
+                self._take_whole(index, numbers, predictions, autocast)
         device = next(model.parameters()).device
+        zero = torch.zeros((), device=device)
 
-        def losses_of(number: int, here: list[int]) -> list[Tensor]:
-            zero = torch.zeros((), device=device)
-            return [zero if tasks[i].whole_batch else loss for i, loss in zip(here, taken[number], strict=True)]
+        def losses_of(number: int, its: list[int]) -> list[Tensor]:
+            return [zero if parts.tasks[i].whole_batch else x for i, x in zip(its, taken[number], strict=True)]
 
-        self.losses = self.corrected(summed(tasks, parts, shares, losses_of, device))
+        self.losses = self.corrected(summed(parts, losses_of, device))
 
-    def tasks_of(self, number: int, here: Sequence[int]) -> list[Task]:
+    def tasks_of(self, number: int) -> list[Task]:
         """The tasks in a part, with stand-ins for losses that can't be taken of it alone."""
-        replays = self._replays[number]
-        return [replace(self._tasks[i], **_STAND_IN, loss=replays[i]) if i in replays else self._tasks[i] for i in here]
+        tasks, replays = self._parts.tasks, self._replays[number]
+        its = self._parts.in_part(number)
+        return [replace(tasks[i], **_STAND_IN, loss=replays[i]) if i in replays else tasks[i] for i in its]
 
     def corrected(self, losses: list[Tensor]) -> list[Tensor]:
         """Losses by task, those of the stand-ins replaced by what they stand for."""
         return [self._wholes.get(index, loss) for index, loss in enumerate(losses)]
 
-    def _take_whole(
-        self, index: int, task: Task, numbers: list[int], parts: list[Batch], predictions: list[Any], autocast: Autocast
-    ) -> None:
+    def _take_whole(self, index: int, numbers: list[int], predictions: list[Any], autocast: Autocast) -> None:
+        task = self._parts.tasks[index]
+        parts = [self._parts.batches[number] for number in numbers]
         sizes = [size_of(part[task.target]) for part in parts]
         leaves, structure = tree_flatten(joined(predictions, sizes))
         leaves = [_precise(leaf.detach()).requires_grad_() if _differs(leaf) else leaf for leaf in leaves]
@@ -137,7 +125,7 @@ def check_losses(model: MultiTaskModel, tasks: Sequence[Task], batch: Batch, aut
     Raises:
         UserError: for a loss that isn't a mean over what `mtl.labels.denominator` counts.
     """
-    tasks = [task for task in tasks if not task.whole_batch]
+    tasks = [task for task in tasks if not task.whole_batch and not task.objective]
     total = size_of(batch[tasks[0].target]) if tasks else 0
     if total < 2:
         return

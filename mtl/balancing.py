@@ -45,17 +45,19 @@ class Balancing:
         self.needs = balancer.needs if len(tasks) > 1 else "nothing"
         self.collects = self.needs in ("gramian", "rows")
         self._all_names = [task.name for task in tasks]
-        self._all_own = torch.tensor([task.weight for task in tasks], dtype=torch.float64)
+        self._tasks = list(tasks)
+        self._scheduled = any(callable(task.weight) for task in tasks)
+        self._all_own = self._own_at(0)
         self._here: list[int] | None = None  # the tasks that take part in the step; None for all
         self.every = every
         self._asked = source
         self._check(every)
         self.source = self._choose(source, passes, at_once=at_once)
         self._give_preference()
-        constant = torch.ones_like(self._own)
+        self._constant = torch.ones_like(self._own)
         if self.needs == "nothing" and len(tasks) > 1:
-            constant = balancer.weights(torch.full_like(self._own, torch.nan), None)
-        self._fixed = (self._own * constant).tolist()
+            self._constant = balancer.weights(torch.full_like(self._own, torch.nan), None)
+        self._fixed = (self._own * self._constant).tolist()
         self._last = torch.full_like(self._own, torch.nan)  # what the balancer gave last, the tasks' own included
         self._age = 0  # steps taken with them
         self._applied: Tensor | None = None  # the weights of the step at hand
@@ -69,8 +71,22 @@ class Balancing:
     def _own(self) -> Tensor:
         return self._all_own if self._here is None else self._all_own[self._here]
 
-    def begin(self, present: Sequence[int]) -> None:
-        """Says which tasks take part in the step that begins. The others' weights and state stay as they are."""
+    def _own_at(self, step: int) -> Tensor:
+        return torch.tensor([task.weight_at(step) for task in self._tasks], dtype=torch.float64)
+
+    def begin(self, present: Sequence[int], step: int) -> None:
+        """Says which tasks take part in the step that begins. The others' weights and state stay as they are.
+
+        Args:
+            present: their numbers.
+            step: optimizer steps taken; tasks' own weights may follow it.
+        """
+        if self._scheduled:
+            self._all_own = self._own_at(step)
+            self._here = None
+            self._fixed = (self._own * self._constant).tolist()
+            self._on_device = None
+            self._give_preference()
         everyone = len(present) == len(self._all_names)
         self._here = None if everyone else list(present)
         self._applied = None
@@ -157,7 +173,7 @@ class Balancing:
             return self._weigh([torch.tensor(torch.nan, device=device)] * len(self._names))
         if self.collects:
             return [1.0] * len(self._names)
-        return self._fixed if self._here is None else [self._fixed[index] for index in self._here]
+        return self.current()
 
     def _weigh(self, losses: Sequence[Tensor]) -> Sequence[Tensor]:
         at_hand = torch.stack(list(losses)).detach().double()
@@ -280,6 +296,13 @@ class Balancing:
         known = torch.stack(list(losses)).double()
         own = self._own.to(known.device) if self.balancer.preference == "scale" else 1.0
         self.balancer.after(own * known, None if again is None else own * again)
+
+    def current(self) -> list[float]:
+        """The weights of the step that was made, of the tasks in it, the tasks' own included."""
+        if self.needs == "nothing":
+            return self._fixed if self._here is None else [self._fixed[index] for index in self._here]
+        weights: list[float] = (self.weights if self._applied is None else self._applied).tolist()
+        return weights
 
     def applied(self, device: torch.device) -> dict[str, Tensor]:
         """The weights of the step that was made, by task, 0-dim float32."""

@@ -29,6 +29,13 @@ def size_of(value: Any) -> int:
     return next((len(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.ndim), 1)
 
 
+def num_samples(batch: Batch) -> int:
+    """How many samples a batch has, or the different ones in a dict of batches by task name together."""
+    if batch and all(isinstance(each, Mapping) for each in batch.values()):
+        return sum(num_samples(each) for each in {id(each): each for each in batch.values()}.values())
+    return max(map(size_of, batch.values()), default=0)
+
+
 def describe(value: Any) -> str:
     """Shapes of a nest of tensors, for messages."""
     shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in tree_leaves(value)]

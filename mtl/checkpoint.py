@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ Job = tuple[str, dict[str, Any]]
 class Writer:
     """Writes states into a folder in a thread of its own, in the order in which they come.
 
-    A write that fails is told and costs nothing but itself: the files that are there stay, and the next is tried.
+    A write that fails is told and costs nothing but itself: the files that are there stay, and the next is tried. Where
+    states come faster than they can be written, a newer one takes the place of the last one that waits, so that nobody
+    waits for the disk.
 
     Args:
         folder: for the checkpoints.
@@ -35,29 +37,37 @@ class Writer:
         self.folder = folder
         self.keep = keep
         self.tell = tell
-        self._jobs: queue.Queue[Job | None] = queue.Queue(maxsize=2)
-        self._thread: threading.Thread | None = None
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None  # there while there is something to write
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Copies the state, plain types and tensors, and returns; it is written while training goes on."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
-            self._thread.start()
-        self._jobs.put((name, _copied(state)))
+        job = name, _copied(state)
+        with self._changed:
+            if self._jobs and self._jobs[-1][0] == name:
+                self._jobs.pop()
+            self._jobs.append(job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+                self._thread.start()
 
     def wait(self) -> None:
         """Returns when all is written."""
-        if self._thread is not None:
-            self._jobs.put(None)
-            self._thread.join()
-            self._thread = None
+        with self._changed:
+            self._changed.wait_for(lambda: self._thread is None)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            name, state = job
+        while True:
+            with self._changed:
+                if not self._jobs:
+                    self._thread = None
+                    self._changed.notify_all()
+                    return
+                name, state = self._jobs.popleft()
             try:
                 save(self.folder / f"{name}.pt", state, keep=self.keep if name == "last" else 1)
-            except (OSError, RuntimeError) as error:  # torch's own writer raises the latter on a full disk
+            except Exception as error:  # torch's own writer raises a RuntimeError on a full disk
                 self.tell(
                     f"error    the checkpoint {self.folder / name}.pt could not be written: {first_line(error)}. "
                     "Training goes on; what was saved before is still there"

@@ -1,10 +1,12 @@
 """From a checked config to objects."""
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import nn
@@ -12,8 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mtl.balancers import Balancer
-from mtl.data import Fields, Loader, Splits
-from mtl.errors import UserError
+from mtl.data import Fields, Loader, Mix, Sources, Splits
+from mtl.data.fields import first
+from mtl.errors import UserError, told
 from mtl.labels import there
 from mtl.model import MultiTaskModel, match
 from mtl.step import Step
@@ -21,7 +24,8 @@ from mtl.targets import find, make
 from mtl.task import Task
 
 Config = dict[str, Any]
-LOADER_KEYS = ("batch_size", "eval_batch_size", "num_workers")
+Data = Splits | Sources
+LOADER_KEYS = ("batch_size", "eval_batch_size", "num_workers", "collate")
 
 
 def add_code_folders(folders: Iterable[str]) -> None:
@@ -43,49 +47,166 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def build_splits(config: Config) -> Splits:
+def build_splits(config: Config) -> Data:
     """The data, whose samples have the fields that model and tasks ask for.
 
     Raises:
         UserError: where a field is missing, or the target doesn't give splits.
     """
     node = {key: value for key, value in config["data"].items() if key not in LOADER_KEYS}
-    splits = make(node, "data")
-    if not isinstance(splits, Splits):
-        raise UserError(f"data: {node['_target_']} gives a {type(splits).__name__}, not mtl.data.Splits")
-    for split, dataset in splits.items():
-        fields = list(dataset[0])
-        wanted = {f"task '{name}': target": task["target"] for name, task in config["tasks"].items()}
-        wanted |= {f"task '{name}': mask": task["mask"] for name, task in config["tasks"].items() if task.get("mask")}
-        for where, field in [*wanted.items(), *(("model.inputs:", field) for field in config["model"]["inputs"])]:
-            if field not in fields:
-                named = "the dataset" if split == "train" else f"the {split} dataset"
-                raise UserError(f"{where} '{field}' not in batch; {named} gives: {', '.join(map(str, fields))}")
-    return splits
+    data = make(node, "data")
+    if not isinstance(data, Splits | Sources):
+        raise UserError(f"data: {node['_target_']} gives a {type(data).__name__}, not mtl.data.Splits")
+    collate = build_collate(config)
+    fields: dict[int, list[Any]] = {}
+    for name, task in config["tasks"].items():
+        wanted = {"mask": task.get("mask")} if task.get("objective") else {k: task.get(k) for k in ("target", "mask")}
+        asked = [(f"task '{name}': {key}", field) for key, field in wanted.items() if field]
+        if not task.get("objective"):
+            asked += [("model.inputs:", field) for field in config["model"]["inputs"]]
+        for split, dataset in data.of_task(name, task.get("source")).items():
+            if id(dataset) not in fields:
+                sample = first(dataset)
+                fields[id(dataset)] = list(sample if collate is None else _collated(sample, collate))
+            for where, field in asked:
+                if field not in fields[id(dataset)]:
+                    named = "the dataset" if split == "train" else f"the {split} dataset"
+                    there = ", ".join(map(str, fields[id(dataset)]))
+                    raise UserError(f"{where} '{field}' not in batch; {named} gives: {there}")
+    return data
 
 
-def build_loaders(config: Config, splits: Splits, device: torch.device) -> dict[str, Loader]:
-    """A loader for each split; the training's is shuffled."""
-    data = config["data"]
+def _collated(sample: Any, collate: Callable[[list[Any]], Any]) -> Mapping[str, Any]:
+    try:
+        batch = collate([sample])
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"data.collate fails on a list of one sample: {told(error)}") from error
+    if not isinstance(batch, Mapping):
+        raise UserError(f"data.collate gives a {type(batch).__name__}; a batch must be a dict of fields")
+    return batch
+
+
+def build_collate(config: Config) -> Callable[[list[Any]], Any] | None:
+    """What makes a batch of a list of samples, None for PyTorch's own.
+
+    Raises:
+        UserError: where the target gives nothing that can be called.
+    """
+    node = config["data"].get("collate")
+    collate = make(node, "data.collate")
+    if not callable(collate) and node is not None:
+        kind = type(collate).__name__
+        raise UserError(f"data.collate: {node['_target_']} gives a {kind}; for a function add _partial_: true")
+    return collate  # type: ignore[no-any-return]
+
+
+def fill_from_data(config: Config, splits: Data) -> Config:
+    """The config with each value `from_data` of model and tasks replaced by the fact of the data that its key names.
+
+    Raises:
+        UserError: for a fact that the data don't have.
+    """
+    return {**config, **{group: _filled(config[group], group, splits.facts) for group in ("model", "tasks")}}
+
+
+def _filled(node: Any, where: str, facts: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_filled(item, f"{where}[{index}]", facts) for index, item in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    for key, value in node.items():
+        if value == "from_data" and key not in facts:
+            there = ", ".join(facts) or "none"
+            raise UserError(f"{where}.{key}: from_data, but the data have no fact '{key}'; they have: {there}")
     return {
-        split: Loader(
-            dataset,
-            batch_size=data["batch_size" if split == "train" else "eval_batch_size"],
-            seed=config["seed"],
-            shuffle=split == "train",
-            drop_last=split == "train" and config["trainer"]["tail"] == "drop",
-            num_workers=data["num_workers"],
-            device=device,
-        )
-        for split, dataset in splits.items()
+        key: facts[key] if value == "from_data" else _filled(value, f"{where}.{key}", facts)
+        for key, value in node.items()
     }
 
 
-def build_tasks(config: Config, splits: Splits | None = None) -> list[Task]:
+def check_facts(splits: Data, trained_on: Mapping[str, Any]) -> None:
+    """Refuses data that aren't those a model was trained on: codes and classes would mean something else.
+
+    Raises:
+        UserError: for the first fact that differs.
+    """
+    different = _difference(trained_on, splits.facts)
+    if different:
+        where, before, now = different
+        raise UserError(
+            f"data: they aren't what this run was trained on: {where} was {before!r} and is {now!r}. Give the files as "
+            "they were, or train anew"
+        )
+
+
+def _difference(before: Any, now: Any, where: str = "") -> tuple[str, Any, Any] | None:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        found = (
+            _difference(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+            for key in dict.fromkeys([*before, *now])
+        )
+        return next(filter(None, found), None)
+    numbers = isinstance(before, float) and isinstance(now, float)
+    same = math.isclose(before, now, rel_tol=1e-6, abs_tol=1e-12) if numbers else before == now
+    return None if same else (where, before, now)  # sums differ in the last digits from machine to machine
+
+
+def build_loaders(config: Config, data: Data, device: torch.device) -> dict[str, Loader | Mix]:
+    """A loader for each split; the training's is shuffled."""
+    if isinstance(data, Splits):
+        return {split: _loader(config, split, dataset, device, None) for split, dataset in data.items()}
+    found: dict[str, Loader | Mix] = {}
+    tasks = {name: task["source"] for name, task in config["tasks"].items()}
+    for split in ("train", "val", "test"):
+        loaders = {
+            name: _loader(config, split, dataset, device, name)
+            for name, splits in data.sources.items()
+            for kind, dataset in splits.items()
+            if kind == split and name in tasks.values()
+        }
+        its = {task: source for task, source in tasks.items() if source in loaders}
+        if split == "train":
+            found[split] = Mix(
+                loaders,
+                its,
+                sampling=data.sampling,
+                temperature=data.temperature,
+                epoch=data.epoch,
+                seed=config["seed"],
+            )
+        elif loaders:
+            found[split] = Mix(loaders, its)
+    return found
+
+
+def _loader(config: Config, split: str, dataset: Any, device: torch.device, source: str | None) -> Loader:
+    node = config["data"]
+    size = node["batch_size" if split == "train" else "eval_batch_size"]
+    if isinstance(size, Mapping):
+        if source not in size:
+            raise UserError(f"data.batch_size: it has {', '.join(size)}, and no number for the source '{source}'")
+        size = size[source]
+    # Sources of one length would otherwise be gone through in one order.
+    seed = config["seed"] if source is None else (config["seed"] << 32) + crc32(source.encode())
+    return Loader(
+        dataset,
+        batch_size=size,
+        seed=seed,
+        shuffle=split == "train",
+        drop_last=split == "train" and config["trainer"]["tail"] == "drop",
+        num_workers=node["num_workers"],
+        device=device,
+        collate=build_collate(config),
+    )
+
+
+def build_tasks(config: Config, splits: Data | None = None) -> list[Task]:
     """The tasks, in the config's order.
 
-    In a head's config `from_trunk` stands for the width of the trunk's features: the number that the trunk's config
-    gives as `num_features`, or the attribute of that name of the trunk itself.
+    In a task's head, loss and objective `from_trunk` stands for the width of the trunk's features: the number that the
+    trunk's config gives as `num_features`, or the attribute of that name of the trunk itself.
     Where a task's `missing` is `auto`, labels may be missing unless the splits are in memory and all labels are there.
 
     Raises:
@@ -99,28 +220,26 @@ def build_tasks(config: Config, splits: Splits | None = None) -> list[Task]:
         tasks.append(
             Task(
                 name,
-                head=_module(_filled(node["head"], "from_trunk", width), f"{where}.head"),
-                loss=make(node["loss"], f"{where}.loss"),
-                target=node["target"],
+                **_own_parts(_replaced(node, "from_trunk", width), where),
                 metrics={key: partial(make, metric, f"{where}.metrics.{key}") for key, metric in metrics.items()},
-                weight=float(node.get("weight", 1.0)),
+                weight=make(node.get("weight", 1.0), f"{where}.weight"),
                 count=make(node["count"], f"{where}.count") if node.get("count") else None,
                 mask=node.get("mask"),
-                missing=bool(node.get("missing", "auto")),
+                missing=bool(node.get("missing", "auto")) and not node.get("objective"),
                 whole_batch=node.get("whole_batch", False),
             )
         )
-        if node.get("missing", "auto") == "auto" and splits is not None:
-            tasks[-1].missing = not _complete(tasks[-1], splits)
+        if node.get("missing", "auto") == "auto" and splits is not None and not node.get("objective"):
+            tasks[-1].missing = not _complete(tasks[-1], splits.of_task(name, node.get("source")))
     return tasks
 
 
-def _filled(node: Any, word: str, value: Callable[[], Any]) -> Any:
+def _replaced(node: Any, word: str, value: Callable[[], Any]) -> Any:
     """The node with the value in place of the word, which is asked for only where that stands."""
     if isinstance(node, Mapping):
-        return {key: _filled(each, word, value) for key, each in node.items()}
+        return {key: _replaced(each, word, value) for key, each in node.items()}
     if isinstance(node, list):
-        return [_filled(each, word, value) for each in node]
+        return [_replaced(each, word, value) for each in node]
     return value() if node == word else node
 
 
@@ -144,6 +263,19 @@ def _trunk(node: Mapping[str, Any]) -> nn.Module:
     return _module({key: value for key, value in node.items() if key != "_partial_"}, "model.trunk")
 
 
+def _own_parts(node: Config, where: str) -> dict[str, Any]:
+    """What a task has of head, loss, target and objective."""
+    parts: dict[str, Any] = {}
+    if node.get("head"):
+        parts["head"] = _module(node["head"], f"{where}.head")
+    for key in ("loss", "objective"):
+        if node.get(key):
+            parts[key] = make(node[key], f"{where}.{key}")
+    if node.get("target"):
+        parts["target"] = node["target"]
+    return parts
+
+
 def _complete(task: Task, splits: Splits) -> bool:
     """Whether it is known that every label is there."""
     if task.mask is not None or not all(isinstance(dataset, Fields) for _, dataset in splits.items()):
@@ -154,13 +286,15 @@ def _complete(task: Task, splits: Splits) -> bool:
 
 def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:
     """The model, with what is frozen frozen."""
-    node = {key: value for key, value in config["model"].items() if key not in ("freeze", "trunk")}
+    node = {key: value for key, value in config["model"].items() if key not in ("freeze", "freeze_until", "trunk")}
     trunk_node = config["model"]["trunk"]
     # With partial, whoever makes several trunks gets several of the modules inside them too.
     trunk = partial(_trunk, trunk_node) if trunk_node.get("_partial_") else _trunk(trunk_node)
     model = make(node, "model", trunk=trunk, tasks=tasks)
     if not isinstance(model, MultiTaskModel):
         raise UserError(f"model: {node['_target_']} is a {type(model).__name__}, not a mtl.MultiTaskModel")
+    for pattern, until in (config["model"].get("freeze_until") or {}).items():
+        model.freeze([pattern], until=until)
     model.freeze(config["model"].get("freeze") or [])
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("model.freeze takes every parameter out of the training; there is nothing to train")
@@ -173,7 +307,7 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
     Raises:
         UserError: for a pattern that nothing matches, and for a parameter in two groups.
     """
-    node = {key: value for key, value in config["optimizer"].items() if key != "groups"}
+    node = {key: value for key, value in config["optimizer"].items() if key not in ("groups", "then")}
     named = dict(model.named_parameters())
     groups: list[dict[str, Any]] = []
     taken: dict[str, str] = {}
@@ -196,6 +330,18 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer: {node['_target_']} gives a {type(optimizer).__name__}, not a torch Optimizer")
     return optimizer
+
+
+def build_then(config: Config, model: nn.Module) -> tuple[int, Optimizer] | None:
+    """From how many steps on which other optimizer is to take over, None for never."""
+    node = config["optimizer"].get("then")
+    if node is None:
+        return None
+    kept = {key: value for key, value in node.items() if key != "after"}
+    optimizer = make(kept, "optimizer.then", list(model.parameters()))
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"optimizer.then: {node['_target_']} gives a {type(optimizer).__name__}, not a torch Optimizer")
+    return node["after"], optimizer
 
 
 def reset_optimizer(optimizer: Optimizer | None, config: Config, allowed: Iterable[str]) -> None:
@@ -222,6 +368,7 @@ def build_scheduler(config: Config, optimizer: Optimizer, total_steps: int) -> L
 def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_steps: int) -> Step:
     """The step, with balancer, optimizer and scheduler."""
     optimizer = build_optimizer(config, model)
+    then = build_then(config, model)
     balancer = make(config["balancer"], "balancer")
     if not isinstance(balancer, Balancer):
         target = config["balancer"]["_target_"]
@@ -236,10 +383,11 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
         every=config["gradients"]["every"],
         micro_batch_size=config["trainer"]["micro_batch_size"],
         num_micro_batches=config["trainer"]["num_micro_batches"],
-        scheduler=build_scheduler(config, optimizer, total_steps),
+        scheduler=build_scheduler(config, optimizer, min(total_steps, then[0]) if then else total_steps),
         clip_norm=config["trainer"]["clip_norm"],
         precision=config["precision"],
         on_nonfinite=config["on_nonfinite"],
+        then=then,
     )
 
 

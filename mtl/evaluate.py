@@ -30,8 +30,8 @@ def evaluate(composed: DictConfig) -> None:
 
     from mtl import config as build
     from mtl import runs
+    from mtl.precision import autocast_for
     from mtl.seeding import seed_all
-    from mtl.step import autocast_for
     from mtl.summary import table_of
     from mtl.validation import Validation
 
@@ -42,6 +42,7 @@ def evaluate(composed: DictConfig) -> None:
     device = build.choose_device(options["device"] or config["device"])
     seed_all(config["seed"])  # data may be drawn when they are built, so in the same order as in training
     splits = build.build_splits(config)
+    build.check_facts(splits, state.get("facts", {}))
     loaders = build.build_loaders(config, splits, device)
     tasks = build.build_tasks(config, splits)
     model = build.build_model(config, tasks).to(device)

@@ -89,6 +89,9 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
     Raises:
         UserError: as `there`.
     """
+    if task.objective is not None:
+        number: Tensor | int = task.count(batch) if task.count else max(map(size_of, batch.values()), default=1)
+        return number
     target = field(batch, task.target, f"task '{task.name}': target")
     found = there(task, batch) if task.missing or _ignores(task, target) else None
     if task.count is not None:

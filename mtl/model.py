@@ -15,8 +15,8 @@ from mtl.task import Task
 class MultiTaskModel(nn.Module):
     """Hard parameter sharing: every task goes through one trunk, then through a head of its own.
 
-    The heads are `model.heads[task.name]`; losses that are modules are `model.losses[task.name]`, so that their
-    buffers and parameters move, train and are saved with the model.
+    The heads are `model.heads[task.name]`; losses and objectives that are modules are `model.losses[task.name]`, so
+    that their buffers and parameters move, train and are saved with the model.
 
     Args:
         trunk: called with the input fields in order; gives the features, a tensor or a nest of tensors.
@@ -40,9 +40,11 @@ class MultiTaskModel(nn.Module):
             raise UserError(f"model.inputs: give a list of one or more fields of the batch, not {inputs!r}")
         self.trunk = trunk
         self.heads = nn.ModuleDict({task.name: task.head for task in tasks})
-        self.losses = nn.ModuleDict({task.name: task.loss for task in tasks if isinstance(task.loss, nn.Module)})
+        losses = {task.name: task.objective or task.loss for task in tasks}
+        self.losses = nn.ModuleDict({name: loss for name, loss in losses.items() if isinstance(loss, nn.Module)})
         self.inputs = tuple(inputs)
         self._frozen: list[nn.Module] = []
+        self._thaws: list[tuple[int, list[str]]] = []
 
     def features(self, batch: Batch, task: str) -> Any:
         """What the trunk makes of the batch's input fields, for this task.
@@ -100,21 +102,39 @@ class MultiTaskModel(nn.Module):
             predictions[task] = self.predict(task, features)
         return predictions
 
-    def freeze(self, patterns: Iterable[str]) -> list[str]:
+    def freeze(self, patterns: Iterable[str], *, until: int | None = None) -> list[str]:
         """Takes parameters out of the training; gives the names of those that were frozen.
 
         Modules whose parameters are all frozen stay in eval mode, since batch norm's statistics would move on.
 
         Args:
             patterns: see `match`.
+            until: optimizer steps after which they are trained, see `thaw`; None for never.
 
         Raises:
             UserError: for a pattern that no parameter matches.
         """
-        names = match(self, patterns, "model.freeze")
+        names = match(self, patterns, "model.freeze" if until is None else "model.freeze_until")
         for name, parameter in self.named_parameters():
             if name in names:
                 parameter.requires_grad_(False)
+        if until is not None:
+            self._thaws.append((until, names))
+        self._keep_in_eval_mode()
+        return names
+
+    def thaw(self, step: int) -> None:
+        """Takes those parameters into the training that were frozen until so many optimizer steps had been taken."""
+        due = [names for until, names in self._thaws if until <= step]
+        if not due:
+            return
+        self._thaws = [(until, names) for until, names in self._thaws if until > step]
+        parameters = dict(self.named_parameters())
+        for name in (name for names in due for name in names):
+            parameters[name].requires_grad_(True)
+        self._keep_in_eval_mode()
+
+    def _keep_in_eval_mode(self) -> None:
         self._frozen = [
             module
             for module in self.modules()
@@ -123,7 +143,6 @@ class MultiTaskModel(nn.Module):
             and not any(p.requires_grad for p in module.parameters())
         ]
         self.train(self.training)
-        return names
 
     def train(self, mode: bool = True) -> "MultiTaskModel":
         """Sets training mode, in which frozen modules stay in eval mode."""

@@ -11,7 +11,6 @@ and the buffers that the first one started from.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from types import NoneType
 from typing import Any, Protocol
 
@@ -26,6 +25,7 @@ from mtl.features import AtFeatures
 from mtl.gradients import Rows
 from mtl.labels import select
 from mtl.model import MultiTaskModel, is_out_of_memory
+from mtl.precision import Autocast
 from mtl.task import Task
 
 PLAIN = (Tensor, str, int, float, NoneType)  # what features may be made of, in tuples, lists and dicts
@@ -42,7 +42,6 @@ class Backward(Protocol):
 
 
 Weigh = Callable[[Sequence[Tensor]], Weights]  # from the losses to what each is multiplied by
-Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def joint(
@@ -115,7 +114,10 @@ def sequential(
     losses = []
     for position, (task, weight) in enumerate(zip(tasks, weights, strict=True)):
         with autocast():
-            if repeats and position > 0:
+            features = None
+            if task.objective is not None:
+                pass
+            elif repeats and position > 0:
                 draws = [generator.get_state() for generator in generators]
                 set_states(generators, draws_at_start)
                 buffers_at_start.restore()
@@ -123,7 +125,7 @@ def sequential(
                 set_states(generators, draws)
             else:
                 features = model.features(batch, task.name)
-            loss = loss_of(task, model.predict(task.name, features), batch)
+            loss = loss_from(model, task, batch, features)
         if measure is not None:
             _measure(measure, model, task, loss)
         backward([loss], [weight])
@@ -217,6 +219,36 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
             f"task '{task.name}': its loss failed on a prediction {describe(prediction)} and the target "
             f"'{task.target}' {describe(target)}: {told(error)}. Look at tasks.{task.name}"
         ) from error
+    return _scalar(task, loss)
+
+
+def objective_of(model: MultiTaskModel, task: Task, batch: Batch) -> Tensor:
+    """The task's objective, a 0-dim tensor.
+
+    Raises:
+        UserError: for one that fails or isn't a scalar.
+    """
+    assert task.objective is not None
+    try:
+        loss = task.objective(model, batch)
+    except Exception as error:
+        if is_out_of_memory(error) or isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"task '{task.name}': its objective failed on a batch with {', '.join(map(str, batch))}: {told(error)}. "
+            f"Look at tasks.{task.name}.objective"
+        ) from error
+    return _scalar(task, loss)
+
+
+def loss_from(model: MultiTaskModel, task: Task, batch: Batch, features: Any) -> Tensor:
+    """The task's objective, or its loss from the features."""
+    if task.objective is not None:
+        return objective_of(model, task, batch)
+    return loss_of(task, model.predict(task.name, features), batch)
+
+
+def _scalar(task: Task, loss: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.ndim:
         shown = describe(loss) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise UserError(f"task '{task.name}': its loss must be a 0-dim tensor, a mean over the samples; it is {shown}")
@@ -243,6 +275,10 @@ def look(
             features = None
             taken = []
             for task in tasks:
+                if task.objective is not None:
+                    with torch.enable_grad():  # it may differentiate by itself
+                        taken.append(objective_of(model, task, batch).detach())
+                    continue
                 if features is None or not model.shares_trunk:
                     features = model.features(batch, task.name)
                 taken.append(take(task, model.predict(task.name, features), batch))

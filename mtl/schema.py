@@ -1,7 +1,7 @@
 """What a config may hold: checked before torch is imported, so that a slip is answered at once."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -77,19 +77,31 @@ SCHEMA: dict[str, Check] = {
     "log": _MAPPING,
     "log.every": _whole(1),
     "data": _NODE,
-    "data.batch_size": _whole(1),
+    "data.batch_size": (
+        lambda v: _whole(1)[0](v) or (isinstance(v, Mapping) and bool(v) and all(_whole(1)[0](n) for n in v.values())),
+        f"{_whole(1)[1]}, or such a number for each of data.sources",
+    ),
     "data.eval_batch_size": _whole(1),
     "data.num_workers": _whole(0),
+    "data.collate": _or_null(_NODE),
     "model": _NODE,
     "model.trunk": _NODE,
     "model.inputs": _TEXTS,
     "model.freeze": _PATTERNS,
+    "model.freeze_until": (
+        lambda v: v is None or (isinstance(v, Mapping) and all(_whole(1)[0](n) for n in v.values())),
+        "names, each with a whole number of steps of at least 1",
+    ),
     "balancer": _NODE,
     "gradients": _MAPPING,
     "gradients.source": _one_of("auto", "rows", "layerwise", "representation"),
     "gradients.every": _whole(1),
     "optimizer": _NODE,
     "optimizer.groups": _or_null(_MAPPINGS),
+    "optimizer.then": (
+        lambda v: v is None or (_NODE[0](v) and _whole(1)[0](v.get("after"))),
+        "a mapping with a _target_ and `after`, a whole number of steps of at least 1, or null",
+    ),
     "scheduler": _or_null(_NODE),
     "trainer": _MAPPING,
     "trainer.max_epochs": _whole(1),
@@ -104,18 +116,20 @@ SCHEMA: dict[str, Check] = {
 TASK: dict[str, Check] = {
     "target": _TEXT,
     "num_outputs": _whole(1),
-    "weight": _number(0),
+    "weight": (lambda v: _number(0)[0](v) or _NODE[0](v), f"{_number(0)[1]}, or a mapping with a _target_"),
     "head": _NODE,
     "loss": _NODE,
+    "objective": _or_null(_NODE),
     "metrics": _NODES,
     "count": _or_null(_NODE),
     "mask": _or_null(_TEXT),
+    "source": _or_null(_TEXT),
     "missing": (lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
     "whole_batch": _FLAG,
 }
 OPTIONAL = {
-    *("num_outputs", "metrics", "count", "mask", "missing", "whole_batch", "weight"),
-    *("model.freeze", "optimizer.groups"),
+    *("num_outputs", "metrics", "count", "mask", "source", "missing", "whole_batch", "weight", "objective"),
+    *("data.collate", "model.freeze", "model.freeze_until", "optimizer.then", "optimizer.groups"),
 }
 
 
@@ -146,14 +160,21 @@ def check(config: DictConfig) -> dict[str, Any]:
             raise UserError(f"{where}: use letters, digits and _ in a task's name, not beginning with a digit")
         if not isinstance(task, Mapping):
             raise UserError(f"{where} is {task!r}; it must be a mapping with {', '.join(TASK)}")
-        _check_level(task, where, TASK)
+        _check_level(task, where, TASK, optional=("head", "loss", "target") if task.get("objective") else ())
     if not any(task.get("weight", 1) for task in plain["tasks"].values()):
         raise UserError("tasks: every task's weight is 0, so nothing would be trained")
     checked: dict[str, Any] = plain
     return checked
 
 
-def _check_level(node: Mapping[str, Any], where: str, known: dict[str, Check], *, open_ended: bool = False) -> None:
+def _check_level(
+    node: Mapping[str, Any],
+    where: str,
+    known: dict[str, Check],
+    *,
+    open_ended: bool = False,
+    optional: Sequence[str] = (),
+) -> None:
     prefix = f"{where}." if where else ""
     names = [name for name in known if where or "." not in name]
     for key in node:
@@ -161,7 +182,7 @@ def _check_level(node: Mapping[str, Any], where: str, known: dict[str, Check], *
             raise UserError(f"{prefix}{key}: there is no such key" + suggest(str(key), names))
     for name in names:
         if name not in node:
-            if name in OPTIONAL or prefix + name in OPTIONAL:
+            if name in OPTIONAL or prefix + name in OPTIONAL or name in optional:
                 continue
             raise UserError(f"{prefix}{name}: a value is needed here; none is given")
         right, wanted = known[name]

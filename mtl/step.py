@@ -9,8 +9,7 @@ backward passes are arranged is in passes.py.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, cast
@@ -18,25 +17,25 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mtl.accumulation import Look, Shares, check_losses, summed
+from mtl.accumulation import Look, check_losses, summed
 from mtl.balancers import Balancer, Equal
 from mtl.balancing import Balancing
-from mtl.batch import Batch, cut
+from mtl.batch import Batch
 from mtl.before import Before
+from mtl.buffers import kept_buffers
 from mtl.errors import NotFinite, UserError, told
 from mtl.features import AtFeatures
 from mtl.gradients import Rows
-from mtl.labels import shares as shares_of
 from mtl.model import MultiTaskModel
-from mtl.passes import PASSES, Autocast, Weigh, Weights, choose, generators_of, set_states
+from mtl.parts import Parts, StepBatch
+from mtl.passes import PASSES, Weigh, Weights, choose, generators_of, set_states
+from mtl.precision import Autocast, autocast_for
 from mtl.task import Task
 
-StepBatch = Batch | list[Batch]
 ON_NONFINITE = ("error", "skip_task", "skip_step")
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -88,6 +87,8 @@ class Step:
             otherwise they go into the parameters, and it is for whoever reads the losses to see. `skip_step` moves
             nothing: parameters, optimizer, balancer, buffers, random state. `skip_task` makes the step as if the task
             had no labels in it. The skips look at every step, which makes the CPU wait for a GPU.
+        then: from how many steps on which other optimizer takes over, without scheduler and clipping. It may be
+            `torch.optim.LBFGS`, whose line search looks at the batch's loss again and again, the weights held fixed.
 
     Raises:
         UserError: for an unknown kind of passes, source or precision, for a balancer that this step can't serve, and
@@ -110,10 +111,11 @@ class Step:
         clip_norm: float | None = None,
         precision: str = "fp32",
         on_nonfinite: str = "error",
+        then: tuple[int, Optimizer] | None = None,
     ) -> None:
         if not tasks:
             raise UserError("a step needs at least one task")
-        strangers = [task.name for task in tasks if task.name not in model.heads]
+        strangers = [task.name for task in tasks if task.head is not None and task.name not in model.heads]
         if strangers:
             raise UserError(f"the model has no task '{strangers[0]}'; it has: {', '.join(model.heads)}")
         self.model = model
@@ -141,19 +143,26 @@ class Step:
             raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
         self.on_nonfinite = on_nonfinite
         self._checked: set[str] = set()  # tasks whose losses can be taken in parts
-        self.scheduler = scheduler
+        self.scheduler = self._scheduler = scheduler
         self.clip_norm = clip_norm
         self.parameters = dict(model.named_parameters())
         autocast_for(precision, self.device)  # an unknown precision is an error now, not in the first step
         self.precision = precision
-        if optimizer is not None:
-            optimizer.register_step_post_hook(self._count)
+        self._first = optimizer
+        self._then = then
+        for each in (optimizer, then[1] if then else None):
+            if each is not None:
+                each.register_step_post_hook(self._count)
+            if isinstance(each, LBFGS):
+                self._check_search(each)
         _keep_compiled_graphs(model)
         self.num_taken = 0
         self._names = [task.name for task in self.tasks]
         self._before: Before | None = None
         self._losses: Sequence[Tensor] = ()  # the last step's, of the tasks in it
-        self._shares: Shares = ()
+        self._took_part: Sequence[Task] = ()
+        self._searched: Parts | None = None  # what a line search looks at
+        self._shares: Sequence[Sequence[float]] = ()
         self._starts: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
     @property
@@ -191,12 +200,13 @@ class Step:
         For loops that clip and step by themselves; in fp16 the gradients are still scaled, and `update` is the way to
         go on. Arguments as for a whole step.
         """
-        parts, members = self._parts_of(batch)
-        shares = shares_of(self.tasks, parts, members)
+        self.model.thaw(self.num_taken)
+        self._take_over()
+        parts = self._parts_of(batch)
         self._before = Before(self.model, self.balancing, kept=self.on_nonfinite != "error")
         if self.on_nonfinite == "error":
-            return self._take(parts, shares, measure)
-        return self._take_what_is_finite(parts, shares, measure)
+            return self._take(parts, measure)
+        return self._take_what_is_finite(parts, measure)
 
     def undo(self) -> None:
         """Puts back random state and buffers as they were when the last step began, and clears the gradients.
@@ -208,25 +218,26 @@ class Step:
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def _take(self, parts: Sequence[Batch], shares: Shares, measure: bool) -> StepResult:
+    def _take(self, parts: Parts, measure: bool) -> StepResult:
         """The passes of the tasks that have labels in the step, and their balance."""
         for parameter in self.parameters.values():
             parameter.grad = None
-        here = [index for index in range(len(self.tasks)) if any(row[index] for row in shares)]
+        here = parts.present()
         if not here:
             return StepResult({}, {}, taken=False)
-        names = [self.tasks[index].name for index in here]
+        parts = parts.of_tasks(here)
         balancing = self.balancing
-        balancing.begin(here)
+        balancing.begin(here, self.num_taken)
         scale = self.scaler.get_scale() if self.scaler and (measure or balancing.collects) else 1.0
-        rows: Any = self._rows(names, scale, at_once=len(parts) == 1) if balancing.collects else None
+        rows: Any = self._rows(parts.names, scale, at_once=len(parts) == 1) if balancing.collects else None
         beside = None
         if measure and (rows is None or not balancing.fresh or balancing.source == "representation"):
             # Beside the training's own passes, which the scaler looks after, a smaller factor leaves half losses room.
-            beside = Rows(self.parameters, names, scale=min(scale, 2.0**12))
-        losses = self._run(here, parts, shares, balancing.loss_weights(self.device), beside, rows)
-        self._losses, self._shares = losses, shares
-        result = StepResult(dict(zip(names, losses, strict=True)), {})
+            beside = Rows(self.parameters, parts.names, scale=min(scale, 2.0**12))
+        losses = self._run(parts, balancing.loss_weights(self.device), beside, rows)
+        self._losses, self._took_part, self._shares = losses, parts.tasks, parts.shares
+        self._searched = parts if isinstance(self.optimizer, LBFGS) else None
+        result = StepResult(dict(zip(parts.names, losses, strict=True)), {})
         if measure:
             measured = beside or rows
             result.grad_norms, result.cosines, result.reach = measured.norms(), measured.cosines(), measured.reach()
@@ -237,13 +248,13 @@ class Step:
             result.total_norm = self._total_norm() / scale
         return result
 
-    def _take_what_is_finite(self, parts: Sequence[Batch], shares: Shares, measure: bool) -> StepResult:
+    def _take_what_is_finite(self, parts: Parts, measure: bool) -> StepResult:
         """The same without the tasks whose loss or gradient isn't finite, or, to skip the step, not at all."""
         found: dict[str, str] = {}
         while True:
             try:
-                result = self._take(parts, shares, measure)
-                more = self._not_finite(result, parts, shares)
+                result = self._take(parts, measure)
+                more = self._not_finite(result, parts)
             except NotFinite as error:
                 more = error.found
             if not more:
@@ -251,11 +262,11 @@ class Step:
                 return result
             self.undo()
             found |= more
-            shares = [[0.0 if name in found else x for name, x in zip(self._names, row, strict=True)] for row in shares]
+            parts = parts.without(found)
             if self.on_nonfinite == "skip_step":
                 return StepResult({}, {}, nonfinite=found, taken=False)
 
-    def _not_finite(self, result: StepResult, parts: Sequence[Batch], shares: Shares) -> dict[str, str]:
+    def _not_finite(self, result: StepResult, parts: Parts) -> dict[str, str]:
         """By task, what isn't finite in the step; gradients that overflow in fp16 are the scaler's business."""
         if not result.losses:
             return {}
@@ -265,51 +276,42 @@ class Step:
         if found or self.scaler or math.isfinite(norm):
             return found
         self.undo()
-        here = [index for index, task in enumerate(self.tasks) if task.name in result.losses]
         rows = Rows(self.parameters, list(result.losses))
-        self._run(here, parts, shares, [1.0] * len(here), rows, None)
+        parts = parts.of_tasks(parts.present())
+        self._run(parts, [1.0] * len(parts.tasks), rows, None)
         norms = dict(zip(result.losses, torch.stack(list(rows.norms().values())).tolist(), strict=True))
         named = [name for name, norm in norms.items() if not math.isfinite(norm)] or list(norms)
         return dict.fromkeys(named, "its gradient is not finite")
 
-    def _run(
-        self,
-        here: Sequence[int],
-        parts: Sequence[Batch],
-        shares: Shares,
-        weights: Weights | Weigh,
-        measure: Rows | None,
-        collect: Any,
-    ) -> list[Tensor]:
-        """The passes of all parts, of the tasks that are here; each one's loss over all of them."""
-        tasks = [self.tasks[index] for index in here]
+    def _run(self, parts: Parts, weights: Weights | Weigh, measure: Rows | None, collect: Any) -> list[Tensor]:
+        """The passes of all parts; each task's loss over all of them."""
         if len(parts) == 1:
-            return self._passes(tasks, parts[0], weights, measure, collect)
-        shares = [[row[index] for index in here] for row in shares]
-        self._check_losses(tasks, parts, shares)
+            return self._passes(parts.tasks, parts.batches[0], weights, measure, collect)
+        self._check_losses(parts)
         ahead = None
-        if callable(weights) or any(task.whole_batch for task in tasks):
-            ahead = Look(self.model, tasks, parts, shares, self.autocast)
+        if callable(weights) or any(task.whole_batch for task in parts.tasks):
+            ahead = Look(self.model, parts, self.autocast)
         known = weights(ahead.losses) if callable(weights) and ahead else cast(Weights, weights)
 
-        def run(number: int, there: list[int]) -> Sequence[Tensor]:
-            row = shares[number]
+        def run(number: int, here: list[int]) -> Sequence[Tensor]:
+            row = parts.shares[number]
             for rows in (measure, collect):
                 if rows is not None:
-                    rows.shares = {tasks[i].name: row[i] for i in there}
-            now = ahead.tasks_of(number, there) if ahead else [tasks[i] for i in there]
-            losses = self._passes(now, parts[number], [known[i] * row[i] for i in there], measure, collect)
+                    rows.shares = {parts.tasks[i].name: row[i] for i in here}
+            tasks = ahead.tasks_of(number) if ahead else [parts.tasks[i] for i in here]
+            losses = self._passes(tasks, parts.batches[number], [known[i] * row[i] for i in here], measure, collect)
             if collect is not None:
                 collect.settle()
             return losses
 
-        losses = summed(tasks, parts, shares, run, self.device)
+        losses = summed(parts, run, self.device)
         return ahead.corrected(losses) if ahead else losses
 
     def _passes(
         self, tasks: Sequence[Task], batch: Batch, weights: Weights | Weigh, measure: Rows | None, collect: Any
     ) -> list[Tensor]:
-        return PASSES[self.passes](
+        alone = any(task.objective for task in tasks)  # it is the only one in its part
+        return PASSES["sequential" if alone else self.passes](
             self.model,
             tasks,
             batch,
@@ -320,39 +322,19 @@ class Step:
             collect=collect,
         )
 
-    def _check_losses(self, tasks: Sequence[Task], parts: Sequence[Batch], shares: Shares) -> None:
+    def _check_losses(self, parts: Parts) -> None:
         """Puts losses to the test before the first step in which they are taken in parts."""
-        unknown = [task for task in tasks if task.name not in self._checked]
+        unknown = [task for task in parts.tasks if task.name not in self._checked]
         if not unknown:
             return
-        for part, row in zip(parts, shares, strict=True):
-            here = [task for task, share in zip(tasks, row, strict=True) if share and share != 1 and task in unknown]
-            check_losses(self.model, here, part, self.autocast)
+        for number, batch in enumerate(parts.batches):
+            row = parts.shares[number]
+            here = [parts.tasks[i] for i in parts.in_part(number) if row[i] != 1 and parts.tasks[i] in unknown]
+            check_losses(self.model, here, batch, self.autocast)
         self._checked |= {task.name for task in unknown}
 
-    def _parts_of(self, batch: StepBatch) -> tuple[list[Batch], list[list[int]]]:
-        """The step's micro-batches, and for each which tasks it is for."""
-        parts: list[Batch] = []
-        members: list[list[int]] = []
-        for given in batch if isinstance(batch, list) else [batch]:
-            for whole, tasks in self._by_tasks(given):
-                if not isinstance(batch, list) and (self.micro_batch_size or self.num_micro_batches):
-                    pieces = cut(whole, size=self.micro_batch_size, count=self.num_micro_batches)
-                else:
-                    pieces = [whole]
-                parts += pieces
-                members += [tasks] * len(pieces)
-        return parts, members
-
-    def _by_tasks(self, batch: Batch) -> list[tuple[Batch, list[int]]]:
-        """The batches in a batch by task name, with the tasks for which each is; else the one with all tasks."""
-        if not batch or not set(batch) <= set(self._names) or not all(isinstance(b, Mapping) for b in batch.values()):
-            return [(batch, list(range(len(self.tasks))))]
-        found: dict[int, tuple[Batch, list[int]]] = {}
-        for index, name in enumerate(self._names):
-            if name in batch:
-                found.setdefault(id(batch[name]), (batch[name], []))[1].append(index)
-        return list(found.values())
+    def _parts_of(self, batch: StepBatch) -> Parts:
+        return Parts.of(self.tasks, batch, size=self.micro_batch_size, count=self.num_micro_batches)
 
     def _rows(self, names: Sequence[str], scale: float, *, at_once: bool) -> Rows:
         if self.passes == "shared":
@@ -371,7 +353,7 @@ class Step:
         scaler = self.scaler if any(p.grad is not None for p in self.parameters.values()) else None
         if scaler:
             scaler.unscale_(self.optimizer)
-        if self.clip_norm is not None:
+        if self.clip_norm is not None and self._searched is None:
             total = self._total_norm()
             clip_grads_with_norm_(self.parameters.values(), self.clip_norm, total)
             result.total_norm = total
@@ -381,6 +363,8 @@ class Step:
             if scaler:
                 scaler.step(self.optimizer)
                 scaler.update()
+            elif self._searched is not None:
+                self.optimizer.step(partial(self._search, self._searched, self.balancing.current()))
             else:
                 self.optimizer.step()
             result.taken = self.num_taken > before
@@ -405,12 +389,38 @@ class Step:
         generators = generators_of(self.model)
         draws = [generator.get_state() for generator in generators]
         set_states(generators, self._before.draws)
-        parts, _ = self._parts_of(batch)
-        here = [index for index in range(len(self.tasks)) if any(row[index] for row in self._shares)]
-        shares = [[row[index] for index in here] for row in self._shares]
-        losses = Look(self.model, [self.tasks[index] for index in here], parts, shares, self.autocast).losses
+        parts = Parts(self._took_part, self._parts_of(batch).batches, self._shares)
+        losses = Look(self.model, parts, self.autocast).losses
         set_states(generators, draws)
         return losses
+
+    def _search(self, parts: Parts, weights: Sequence[float]) -> Any:
+        """The weighted loss as the parameters are now, with its gradient in `.grad`; a line search asks for both."""
+        assert self._before is not None
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        set_states(generators_of(self.model), self._before.draws)
+        with kept_buffers(self.model):
+            losses = self._run(parts, list(weights), None, None)
+        return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+
+    def _check_search(self, optimizer: Optimizer) -> None:
+        name = type(self.balancing.balancer).__name__
+        if self.balancing.needs == "rows":
+            raise UserError(
+                f"optimizer: {type(optimizer).__name__} searches along the weighted loss, and the balancer {name} "
+                "works on the gradients themselves; take one that gives weights"
+            )
+        if self.precision == "fp16":
+            raise UserError(
+                f"precision: fp16 scales gradients, and {type(optimizer).__name__} can't be told; take bf16"
+            )
+
+    def _take_over(self) -> None:
+        """Puts the other optimizer in the place of the first, once it is time."""
+        if self._then is not None and self.num_taken >= self._then[0] and self.optimizer is not self._then[1]:
+            self.optimizer = self._then[1]
+            self.scheduler = None
 
     def _count(self, *_: Any) -> None:
         """Called by the optimizer when it has stepped; a scaler doesn't say that it skipped a step."""
@@ -444,16 +454,18 @@ class Step:
         return get_total_norm(gradients) if gradients else torch.zeros((), device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """States of optimizer, scheduler, scaler and balancer, and the weights that serve until the next Gramian."""
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        """The steps taken, states of optimizer, scheduler, scaler and balancer, and weights that serve on."""
+        return {"num_taken": self.num_taken, **{name: part.state_dict() for name, part in self._parts().items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The counterpart of `state_dict`."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        self.num_taken = state["num_taken"]
 
     def _parts(self) -> dict[str, Any]:
-        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
+        then = self._then[1] if self._then else None
+        parts = {"optimizer": self._first, "then": then, "scheduler": self._scheduler, "scaler": self.scaler}
         return {name: part for name, part in {**parts, "balancing": self.balancing}.items() if part is not None}
 
 
@@ -463,15 +475,3 @@ def _keep_compiled_graphs(model: MultiTaskModel) -> None:
         import torch._functorch.config as compilation
 
         compilation.donated_buffer = False
-
-
-def autocast_for(precision: str, device: torch.device) -> Autocast:
-    """Makes the context that forward passes of this precision run in.
-
-    Raises:
-        UserError: for an unknown precision.
-    """
-    if precision not in PRECISIONS:
-        raise UserError(f"precision: '{precision}' is not one of {', '.join(PRECISIONS)}")
-    dtype = PRECISIONS[precision]
-    return partial(torch.autocast, device.type, dtype) if dtype else nullcontext

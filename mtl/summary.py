@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from mtl.data import Splits
+    from mtl.data import Sources, Splits
     from mtl.trainer import Trainer
     from mtl.validation import Figures
 
@@ -39,7 +39,7 @@ class Run:
     """
 
     trainer: "Trainer"
-    splits: "Splits"
+    splits: "Splits | Sources"
     test: "Figures"
     folder: str
     arguments: list[str]
@@ -188,9 +188,10 @@ def meaning(mean: float, below_zero: float, steps: int) -> str:
 def trust(run: Run) -> str:
     """How far the figures can be trusted."""
     text = f"One seed ({run.config['seed']})"
-    if run.splits.test is not None and run.test:
-        size = len(run.splits.test)  # type: ignore[arg-type]  # Dataset declares no length
-        text += f", {size:,} test samples"
+    sizes = [len(dataset) for split, dataset in run.splits.items() if split == "test"]
+    if sizes and run.test:
+        size = min(sizes)
+        text += f", {' and '.join(f'{each:,}' for each in sizes)} test samples"
         shares = [v for figures in run.test.values() for name, v in figures.items() if "accuracy" in name and 0 < v < 1]
         if shares:
             error = max(math.sqrt(v * (1 - v) / size) for v in shares)

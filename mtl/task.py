@@ -12,6 +12,16 @@ from mtl.errors import UserError
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from mtl.batch import Batch
+    from mtl.model import MultiTaskModel
+
+
+_NONE = nn.Module()
+
+
+def _no_loss(prediction: Any, target: Any) -> Tensor:
+    raise AssertionError("the task has an objective")
+
 
 @dataclass(eq=False)
 class Task:
@@ -34,28 +44,52 @@ class Task:
         whole_batch: the loss is no mean over samples (RMSE, dice, contrastive losses), but is to be taken of the
             predictions for all of a step's batch. Where that is cut into micro-batches, each of these goes forward
             twice: see accumulation.py.
-        weight: multiplies the task's loss before a balancer sees it; at least 0.
+        weight: multiplies the task's loss before a balancer sees it: a number of at least 0, or a function from the
+            optimizer steps taken to one, such as `mtl.Schedule`.
+        objective: `objective(model, batch)` gives the loss, a 0-dim tensor, for what isn't loss(head(trunk(inputs)),
+            target): residuals of equations, products of heads, distillation. In place of head, loss and target, which
+            then only serve metrics; `count` is given the batch.
 
     Raises:
-        UserError: for a name that can't name a module, or a weight that isn't a finite number of at least 0.
+        UserError: for a name that can't name a module, a weight that isn't a finite number of at least 0, and a task
+            with neither an objective nor all of head, loss and target.
     """
 
     name: str
-    head: nn.Module = field(kw_only=True)
-    loss: Callable[[Any, Any], Tensor] = field(kw_only=True)
-    target: str = field(kw_only=True)
+    head: nn.Module = field(kw_only=True, default=_NONE)
+    loss: Callable[[Any, Any], Tensor] = field(kw_only=True, default=_no_loss)
+    target: str = field(kw_only=True, default="")
     missing: bool = field(kw_only=True, default=False)
     mask: str | None = field(kw_only=True, default=None)
     metrics: "Mapping[str, Callable[[], Metric]]" = field(kw_only=True, default_factory=dict)
     count: "Callable[[Any], Tensor | int] | None" = field(kw_only=True, default=None)
     whole_batch: bool = field(kw_only=True, default=False)
-    weight: float = field(kw_only=True, default=1.0)
+    weight: float | Callable[[int], float] = field(kw_only=True, default=1.0)
+    objective: "Callable[[MultiTaskModel, Batch], Tensor] | None" = field(kw_only=True, default=None)
 
     def __post_init__(self) -> None:
         check_name(self.name)
         self.missing |= self.mask is not None
-        if not self.weight >= 0 or math.isinf(self.weight):
-            raise UserError(f"task '{self.name}': weight is {self.weight}; it must be a finite number of at least 0")
+        given = {"head": self.head is not _NONE, "loss": self.loss is not _no_loss, "target": bool(self.target)}
+        if self.objective is None and not all(given.values()):
+            missing = ", ".join(name for name, there in given.items() if not there)
+            raise UserError(f"task '{self.name}': give head, loss and target, or an objective; {missing} isn't there")
+        if self.objective is not None and (given["loss"] or self.whole_batch or self.missing):
+            raise UserError(f"task '{self.name}': with an objective, loss, mask, missing and whole_batch have no place")
+        if self.head is _NONE:
+            self.head = nn.Identity()
+        self.weight_at(0)
+
+    def weight_at(self, step: int) -> float:
+        """The weight when so many optimizer steps have been taken.
+
+        Raises:
+            UserError: where it isn't a finite number of at least 0.
+        """
+        weight = self.weight(step) if callable(self.weight) else self.weight
+        if not weight >= 0 or math.isinf(weight):
+            raise UserError(f"task '{self.name}': weight is {weight}; it must be a finite number of at least 0")
+        return float(weight)
 
 
 def check_name(name: str) -> None:

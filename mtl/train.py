@@ -79,6 +79,12 @@ def _run(config: dict[str, Any], folder: Path) -> float | None:
     seed_all(config["seed"])
     device = build.choose_device(config["device"])
     splits = build.build_splits(config)
+    if state is not None:
+        try:
+            build.check_facts(splits, state.get("facts", {}))
+        except UserError as error:
+            raise cli.Refused(f"resume: {error}") from error
+    config = build.fill_from_data(config, splits)
     seed_all(config["seed"])  # what the data drew, validation's too, makes no other model
     loaders = build.build_loaders(config, splits, device)
     tasks = build.build_tasks(config, splits)
@@ -122,7 +128,7 @@ def _run(config: dict[str, Any], folder: Path) -> float | None:
             patience=config["trainer"]["patience"],
             loggers=[*loggers, terminal],
             callbacks=[*callbacks, terminal],
-            saved={"config": config, "code_folders": code, "versions": versions()},
+            saved={"config": config, "facts": dict(splits.facts), "code_folders": code, "versions": versions()},
             save_every_steps=config["checkpoint"]["every_steps"],
             save_every_minutes=config["checkpoint"]["every_minutes"],
             keep=config["checkpoint"]["keep"],

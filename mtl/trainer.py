@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mtl import checkpoint
-from mtl.batch import size_of
-from mtl.data import Loader
+from mtl.batch import num_samples
+from mtl.data import Loader, Mix
 from mtl.errors import NotFinite, UserError, first_line, told
 from mtl.seeding import random_state, set_random_state
 from mtl.step import Step, StepResult
@@ -86,8 +86,8 @@ class Trainer:
     def __init__(
         self,
         step: Step,
-        train: Loader,
-        val: Loader | None = None,
+        train: Loader | Mix,
+        val: Loader | Mix | None = None,
         *,
         max_epochs: int,
         checkpoints: Path,
@@ -180,6 +180,8 @@ class Trainer:
                 self.position = None
                 if self.best_epoch == self.epoch:
                     self._save("best")  # first: whoever goes on from last.pt finds what it calls best
+            if self._stop:
+                self.writer.wait()  # what was asked for before is there too, should the last one be damaged
             self._save("last")
             if self._stop:
                 raise Stopped(self._stop)
@@ -202,17 +204,16 @@ class Trainer:
         start = self._clock = time.perf_counter()
         assert self.position is not None
         assert self.step.optimizer is not None
-        groups = self.step.optimizer.param_groups
         for batch in self.train.batches(self.epoch, start=self.position):
             number = self.global_step + 1
             measure = number == 1 or number % self.log_every == 0
-            self._rates = [float(group["lr"]) for group in groups]
+            self._rates = [float(group["lr"]) for group in self.step.optimizer.param_groups]
             result = self._step(batch, number, measure)
             self.global_step += result.taken
             self.tried += 1
             self.position += 1
             self._intact = True
-            self._samples += size_of(batch[self.step.tasks[0].target])
+            self._samples += num_samples(batch)
             if result.losses:
                 self._window.append((number, self.position - 1, result))
             self._look_for_faults(number, result)
@@ -289,7 +290,7 @@ class Trainer:
         now = time.perf_counter()
         scalars |= {f"loss/{task}/train": mean for task, mean in _means(read).items()}
         assert self.step.optimizer is not None
-        for index, (group, rate) in enumerate(zip(self.step.optimizer.param_groups, self._rates, strict=True)):
+        for index, (group, rate) in enumerate(zip(self.step.optimizer.param_groups, self._rates, strict=False)):
             scalars[f"lr/{group.get('name', index if len(self._rates) > 1 else 'default')}"] = rate
         scalars["speed/samples_per_second"] = self._samples / (now - self._clock)
         self.hand_out(scalars)
@@ -335,7 +336,9 @@ class Trainer:
         from mtl.validation import Validation
 
         if self.val is not None and self._validation is None:
-            self._validation = Validation(self.step.model, self.step.tasks, self.step.autocast)
+            named = [names for _, names in self.val.parts()]
+            tasks = [t for t in self.step.tasks if any(names is None or t.name in names for names in named)]
+            self._validation = Validation(self.step.model, tasks, self.step.autocast)
             self.monitor = Monitor(self._monitor_terms, self._validation.kinds())
 
     def _validate(self) -> None:
@@ -384,6 +387,7 @@ class Trainer:
             "step": self.step.state_dict(),
             "random": random_state(),
             "loggers": loggers,
+            "data": self.train.progress(self.epoch, self.position or 0),
             "reach": {name: sorted(tasks) for name, tasks in self.reach.items()},
             **{name: getattr(self, name) for name in _COUNTERS},
         }
@@ -398,6 +402,9 @@ class Trainer:
         self.reach = {name: set(tasks) for name, tasks in state["reach"].items()}
         for name in _COUNTERS:
             setattr(self, name, state[name])
+        there, here = state["data"], self.train.progress(self.epoch, self.position or 0)
+        if there != here:
+            raise UserError(f"the training data aren't those of the run: it was at {there}, which would be {here} here")
         set_random_state(state["random"])
         self.saved_step = self.global_step
 
@@ -435,7 +442,9 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {task: fmean(column) for task, column in columns.items()}
 
 
-def _shortened(samples: Sequence[int]) -> str:
+def _shortened(samples: Sequence[int] | Mapping[str, Sequence[int]]) -> str:
+    if isinstance(samples, Mapping):
+        return "; ".join(f"of {source}: {_shortened(its)}" for source, its in samples.items())
     shown = ", ".join(map(str, samples[:8]))
     return f"{shown} …" if len(samples) > 8 else shown
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mtl.batch import Batch, describe, size_of
-from mtl.data import Loader
+from mtl.batch import Batch, describe, field, size_of
+from mtl.data import Loader, Mix
 from mtl.errors import UserError, told
 from mtl.labels import denominator, select_for_metric
 from mtl.model import MultiTaskModel, is_out_of_memory
-from mtl.passes import Autocast, loss_of
+from mtl.passes import loss_of, objective_of
+from mtl.precision import Autocast
 from mtl.task import Task
 
 NATS = (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
@@ -58,16 +59,16 @@ class Validation:
                 mode = None if better is None else "max" if better else "min"
                 kinds[f"{task.name}/{name}"] = Kind(mode, _unit(type(metric).__name__, metric.plot_upper_bound, task))
             kinds[f"{task.name}/loss"] = Kind(
-                "min", "nats" if isinstance(task.loss, NATS) else f"loss of {task.target}"
+                "min", "nats" if isinstance(task.loss, NATS) else f"loss of {task.target or task.name}"
             )
         return kinds
 
     @torch.no_grad()
-    def __call__(self, loader: Loader) -> Figures:
+    def __call__(self, loader: Loader | Mix) -> Figures:
         """Every task's figures over all of the loader's samples: the loss a mean over what it counts, not over batches.
 
-        Labels that are missing don't count; without any, a figure is NaN. A loss that is taken of whole batches is
-        their mean, by samples.
+        With several loaders there are figures for the tasks that have data. Labels that are missing don't count;
+        without any, a figure is NaN. A loss that is taken of whole batches is their mean, by samples.
         """
         training = self.model.training
         self.model.eval()
@@ -75,34 +76,50 @@ class Validation:
         sums = {task.name: zero.clone() for task in self.tasks}
         counts = {task.name: zero.clone() for task in self.tasks}
         try:
-            for batch in loader.batches():
-                features = None
-                for task in self.tasks:
-                    with self.autocast():
-                        if features is None or not self.model.shares_trunk:
-                            features = self.model.features(batch, task.name)
-                        prediction = self.model.predict(task.name, features)
-                    count = size_of(batch[task.target]) if task.whole_batch else denominator(task, batch)
-                    if task.missing and not count:
-                        continue
-                    with self.autocast():
-                        loss = loss_of(task, prediction, batch)
-                    sums[task.name] += loss.double() * count
-                    counts[task.name] += count
-                    for name, metric in self.metrics[task.name].items():
-                        _update(task, name, metric, prediction, batch)
+            seen: set[str] = set()
+            for part, names in loader.parts():
+                tasks = [task for task in self.tasks if names is None or task.name in names]
+                seen |= {task.name for task in tasks}
+                for batch in part.batches():
+                    self._take(tasks, batch, sums, counts)
             return {
                 task.name: {
                     **{name: _number(task, name, metric) for name, metric in self.metrics[task.name].items()},
                     "loss": float(sums[task.name] / counts[task.name]),
                 }
                 for task in self.tasks
+                if task.name in seen
             }
         finally:
             for metrics in self.metrics.values():
                 for metric in metrics.values():
                     metric.reset()
             self.model.train(training)
+
+    def _take(self, tasks: Sequence[Task], batch: Batch, sums: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
+        """Adds one batch's losses and metrics of these tasks."""
+        features = None
+        for task in tasks:
+            prediction = None
+            if task.objective is None or task.metrics:
+                with self.autocast():
+                    if features is None or not self.model.shares_trunk:
+                        features = self.model.features(batch, task.name)
+                    prediction = self.model.predict(task.name, features)
+            whole = task.whole_batch and task.objective is None
+            count = size_of(batch[task.target]) if whole else denominator(task, batch)
+            if task.missing and not count:
+                continue
+            if task.objective is not None:
+                with torch.enable_grad():  # it may differentiate by itself
+                    loss = objective_of(self.model, task, batch).detach()
+            else:
+                with self.autocast():
+                    loss = loss_of(task, prediction, batch)
+            sums[task.name] += loss.double() * count
+            counts[task.name] += count
+            for name, metric in self.metrics[task.name].items():
+                _update(task, name, metric, prediction, batch)
 
 
 def _unit(metric: str, bound: float | None, task: Task) -> str:
@@ -122,7 +139,7 @@ def _make(task: Task, name: str) -> Metric:
 
 
 def _update(task: Task, name: str, metric: Metric, prediction: Any, batch: Batch) -> None:
-    target = batch[task.target]
+    target = field(batch, task.target, f"task '{task.name}': its metrics' target")
     try:
         if isinstance(task.loss, nn.BCEWithLogitsLoss):
             # Given logits, torchmetrics would take those of a batch where all lie in [0, 1] for probabilities.

@@ -12,11 +12,12 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 # A module may import those of the levels below its own. The trainer's helpers stand beside each other.
 LEVELS = [
     {"errors", "balancers"},
-    {"seeding"},
-    {"batch", "targets", "schema", "task", "trunks", "heads", "losses", "checkpoint", "loggers", "data"},
+    {"seeding", "columns"},
+    {"batch", "precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
+    | {"trunks", "heads", "losses"},
     {"labels", "model", "gradients", "layerwise", "buffers"},
-    {"architectures", "features"},
-    {"passes", "balancing"},
+    {"architectures", "features", "parts"},
+    {"passes", "balancing", "problems"},
     {"accumulation", "before"},
     {"step", "validation"},
     {"monitor"},
@@ -73,11 +74,11 @@ def test_hydra_is_in_the_entry_points_alone() -> None:
         ("import mtl.train, mtl.evaluate, mtl.schema", ["torch", "rich", "numpy"]),
         (
             "import mtl.trainer, mtl.config, mtl.loggers",
-            ["torchvision", "torchmetrics", "tensorboard", "matplotlib", "hydra"],
+            ["torchvision", "pandas", "pyarrow", "PIL", "torchmetrics", "tensorboard", "matplotlib", "hydra"],
         ),
         (
             "import mtl; mtl.Step, mtl.Task, mtl.load",
-            ["torchvision", "torchmetrics", "tensorboard", "matplotlib", "hydra"],
+            ["torchvision", "pandas", "pyarrow", "PIL", "torchmetrics", "tensorboard", "matplotlib", "hydra"],
         ),
     ],
 )

@@ -306,6 +306,30 @@ def test_saving_holds_training_up_for_a_copy_only(tmp_path: Path, monkeypatch: p
     assert torch.equal(state["nested"][0]["value"], torch.zeros(3))
 
 
+def test_saves_that_come_faster_than_the_disk_hold_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one is written, those between are passed over, and order is kept between the kinds."""
+    original, written = checkpoint.save, []
+
+    def slow(path: Path, state: dict[str, Any], **options: Any) -> None:
+        time.sleep(0.1)
+        original(path, state, **options)
+        written.append((path.stem, state["number"]))
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    writer = checkpoint.Writer(tmp_path, keep=2, tell=print)
+    start = time.perf_counter()
+    writer.save("last", {"number": 0})
+    time.sleep(0.02)  # that one is being written
+    for number in range(1, 6):
+        writer.save("last", {"number": number})
+    writer.save("best", {"number": 5})
+    for number in range(6, 9):
+        writer.save("last", {"number": number})
+    assert time.perf_counter() - start < 0.09
+    writer.wait()
+    assert written == [("last", 0), ("last", 5), ("best", 5), ("last", 8)]
+
+
 def test_how_many_are_kept_and_the_manifest(tmp_path: Path) -> None:
     for number in range(6):
         checkpoint.save(tmp_path / "last.pt", {"number": number}, keep=3)

@@ -9,7 +9,7 @@ from torch import nn
 
 import mtl
 from mtl.passes import PASSES
-from mtl.step import PRECISIONS
+from mtl.precision import PRECISIONS
 
 
 def test_step_is_the_loop_written_by_hand() -> None:

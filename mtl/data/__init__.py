@@ -1,8 +1,35 @@
 """Data sets, splits and batches."""
 
+from mtl.data.celeba import celeba
+from mtl.data.cifar100 import cifar100
+from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields, Splits
+from mtl.data.image_table import image_table
 from mtl.data.loader import Loader
 from mtl.data.mnist import mnist
 from mtl.data.multi_mnist import multi_mnist
+from mtl.data.named import Named, Stream, datasets
+from mtl.data.office import office_domain
+from mtl.data.pets import pets
+from mtl.data.sources import Mix, Sources
+from mtl.data.table import table
 
-__all__ = ["Fields", "Loader", "Splits", "mnist", "multi_mnist"]
+__all__ = [
+    "Drawn",
+    "Fields",
+    "Loader",
+    "Mix",
+    "Named",
+    "Sources",
+    "Splits",
+    "Stream",
+    "celeba",
+    "cifar100",
+    "datasets",
+    "image_table",
+    "mnist",
+    "multi_mnist",
+    "office_domain",
+    "pets",
+    "table",
+]

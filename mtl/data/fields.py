@@ -1,12 +1,12 @@
 """Data as named fields: in memory, and in splits."""
 
 from collections.abc import Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from mtl.errors import UserError, told
 
@@ -39,13 +39,20 @@ class Fields(Dataset[dict[str, Tensor]]):
         return Fields({name: tensor.to(device) for name, tensor in self.fields.items()})
 
 
+def first(dataset: Any) -> Any:
+    """The data set's first sample."""
+    return next(iter(dataset)) if isinstance(dataset, IterableDataset) else dataset[0]
+
+
 @dataclass
 class Splits:
     """The parts of a problem's data: training, and where there are any, validation and test.
 
     Args:
-        train, val, test: map-style data sets whose samples are dicts of fields.
+        train, val, test: map-style data sets whose samples are dicts of fields, or iterable ones that have a length.
         name: what is said of the data at the start of a run.
+        facts: what a model may have to know of the data, as plain values: vocabularies, means, numbers of classes. A
+            value `from_data` in a model's config stands for the fact that its key names.
 
     Raises:
         UserError: where a split has no length or no samples, or its samples aren't dicts.
@@ -55,23 +62,32 @@ class Splits:
     val: Dataset[Any] | None = None
     test: Dataset[Any] | None = None
     name: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.train is None:
             raise UserError("data.train is null; a problem needs training data")
         for split, dataset in self.items():
-            if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
-                kind = type(dataset).__name__
+            kind = type(dataset).__name__
+            if isinstance(dataset, IterableDataset):
+                if not isinstance(dataset, Sized):
+                    raise UserError(
+                        f"data.{split}: {kind} doesn't say how many samples an epoch has; give it a __len__, or wrap "
+                        "it: {_target_: mtl.data.Stream, dataset: …, length: …}"
+                    )
+            elif not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
                 raise UserError(f"data.{split}: {kind} is not a map-style dataset; it needs __len__ and __getitem__")
             if not len(dataset):
-                raise UserError(f"data.{split}: {type(dataset).__name__} has no samples")
+                raise UserError(f"data.{split}: {kind} has no samples")
             try:
-                sample = dataset[0]
+                sample = first(dataset)
+            except UserError as error:
+                raise UserError(f"data.{split}: {error}") from error
             except Exception as error:
-                raise UserError(f"data.{split}: sample 0 of {type(dataset).__name__} fails: {told(error)}") from error
+                raise UserError(f"data.{split}: sample 0 of {kind} fails: {told(error)}") from error
             if not isinstance(sample, Mapping):
                 raise UserError(
-                    f"data.{split}: a sample of {type(dataset).__name__} is a {type(sample).__name__}; "
+                    f"data.{split}: a sample of {kind} is a {type(sample).__name__}; "
                     'it must be a dict of fields, such as {"image": image, "digit": 3}'
                 )
 
@@ -80,9 +96,19 @@ class Splits:
         named = {"train": self.train, "val": self.val, "test": self.test}
         return [(split, dataset) for split, dataset in named.items() if dataset is not None]
 
+    def of_task(self, task: str, source: str | None) -> "Splits":
+        """Itself: there is one source for all tasks.
+
+        Raises:
+            UserError: for a task that names another.
+        """
+        if source is not None:
+            raise UserError(f"tasks.{task}.source: the data have one source; several are: override /data: sources")
+        return self
+
     def fields(self) -> list[str]:
         """The names of a training sample's fields."""
-        return list(self.train[0])
+        return list(first(self.train))
 
     def summary(self) -> str:
         """One line: what the data are, and how many samples each split has."""

@@ -1,15 +1,16 @@
 """Batches of a data set, in an order that depends on seed and epoch alone."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
 from mtl.errors import UserError, told
 from mtl.seeding import seed_all
@@ -30,32 +31,65 @@ class Seeded(Dataset[Any]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Any:
-        before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        before = _generators()
         try:
-            seed_all(int(np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0]))
+            seed_all(_seed(self.seed, self.epoch, index))
             return self.dataset[index]
+        except UserError as error:
+            raise UserError(f"sample {index}: {error}") from error
         except Exception as error:
             raise UserError(f"sample {index}: {told(error)}") from error
         finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
-            torch.set_rng_state(before[2])
+            _set_generators(before)
+
+
+class SeededStream(IterableDataset[Any]):
+    """An iterable data set from one sample on to another, that draws from generators seeded for the epoch."""
+
+    def __init__(self, dataset: IterableDataset[Any], seed: int, epoch: int, start: int, stop: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.epoch = epoch
+        self.start = start
+        self.stop = stop
+
+    def __iter__(self) -> Iterator[Any]:
+        inside = None  # the generators' states as the data set left them
+        for index in range(self.stop):
+            before = _generators()
+            try:
+                if inside is None:
+                    seed_all(_seed(self.seed, self.epoch))
+                    samples = iter(self.dataset)
+                else:
+                    _set_generators(inside)
+                sample = next(samples)
+            except StopIteration:
+                name = type(self.dataset).__name__
+                raise UserError(f"{name} ends after {index} samples; its length is said to be {self.stop}") from None
+            finally:
+                inside = _generators()
+                _set_generators(before)
+            if index >= self.start:  # a run that goes on draws what it drew before, and leaves it
+                yield sample
 
 
 class Loader:
     """Goes over a data set once an epoch, in batches on the device; the last one may be shorter.
 
     Data in memory (`Fields`) are moved to the device once and indexed there. Others go through PyTorch's `DataLoader`
-    and its worker processes.
+    and its worker processes. Iterable data sets give their samples in their own order, `len(dataset)` an epoch, and in
+    one worker process at most, since several would each give all of them.
 
     Args:
-        dataset: map-style, its samples dicts of fields.
+        dataset: map-style, or iterable with a length; its samples dicts of fields.
         batch_size: samples in a batch.
         seed: of the order, together with the epoch.
         shuffle: whether the order is drawn, or the data set's own.
         drop_last: whether an incomplete last batch is left out.
         num_workers: processes that load samples, where the data aren't in memory.
         device: where batches are put.
+        collate: from a list of samples to a batch, a dict of fields; by default what PyTorch does.
     """
 
     def __init__(
@@ -68,6 +102,7 @@ class Loader:
         drop_last: bool = False,
         num_workers: int = 0,
         device: torch.device | str = "cpu",
+        collate: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.dataset = dataset.to(self.device) if isinstance(dataset, Fields) else dataset
@@ -79,6 +114,7 @@ class Loader:
         self.seed = seed
         self.shuffle = shuffle
         self.num_workers = num_workers
+        self.collate = collate
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -89,11 +125,20 @@ class Loader:
         start = position * self.batch_size
         return self._order(epoch)[0][start : min(start + self.batch_size, self.num_samples)].tolist()
 
+    def progress(self, epoch: int, position: int) -> dict[str, Any]:
+        """How far the data have been gone through after so many batches of the epoch, in plain types."""
+        return {"epoch": epoch, "batches": position, "of samples": self.num_samples}
+
+    def parts(self) -> list[tuple["Loader", list[str] | None]]:
+        """Itself, for all tasks: how validation goes over it."""
+        return [(self, None)]
+
     def _order(self, epoch: int) -> tuple[Tensor, torch.Generator]:
         """The epoch's order, and the generator that it was drawn from."""
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
+        generator = torch.Generator().manual_seed(_seed(self.seed, epoch))
         total = len(self.dataset)  # type: ignore[arg-type]
-        return torch.randperm(total, generator=generator) if self.shuffle else torch.arange(total), generator
+        drawn = self.shuffle and not isinstance(self.dataset, IterableDataset)
+        return torch.randperm(total, generator=generator) if drawn else torch.arange(total), generator
 
     def batches(self, epoch: int = 0, *, start: int = 0) -> Iterator[dict[str, Any]]:
         """The epoch's batches, dicts of fields, from the one with number `start` on.
@@ -101,26 +146,37 @@ class Loader:
         What a data set draws for a sample depends on seed, epoch and sample alone.
         """
         order, generator = self._order(epoch)
-        order = order[start * self.batch_size : self.num_samples]
+        first = start * self.batch_size
+        order = order[first : self.num_samples]
         if not len(order):
             return
-        if isinstance(self.dataset, Fields):
+        if isinstance(self.dataset, Drawn):
+            for number in range(start, len(self)):
+                drawn_from = torch.Generator().manual_seed(_seed(self.seed, epoch, number))
+                count = min(self.batch_size, self.num_samples - number * self.batch_size)
+                yield tree_map(self._move, self.dataset.draw(drawn_from, count))
+        elif isinstance(self.dataset, IterableDataset):
+            stream = SeededStream(self.dataset, self.seed, epoch, first, self.num_samples)
+            yield from self._loaded(stream, generator, num_workers=min(self.num_workers, 1))
+        elif isinstance(self.dataset, Fields) and self.collate is None:
             for indices in torch.split(order.to(self.device), self.batch_size):
                 yield self.dataset.take(indices)
         else:
-            loader = DataLoader(
-                Seeded(self.dataset, self.seed, epoch),
+            samples = Seeded(self.dataset, self.seed, epoch)
+            yield from self._loaded(samples, generator, num_workers=self.num_workers, sampler=order.tolist())
+
+    def _loaded(self, samples: Dataset[Any], generator: torch.Generator, **options: Any) -> Iterator[dict[str, Any]]:
+        """Batches by PyTorch's DataLoader."""
+        batches = iter(
+            DataLoader(
+                samples,
                 self.batch_size,
-                sampler=order.tolist(),
-                num_workers=self.num_workers,
+                collate_fn=self.collate,
                 pin_memory=self.device.type == "cuda",
                 generator=generator,  # without one of its own a DataLoader draws from the global one
+                **options,
             )
-            for batch in self._loaded(loader):
-                yield tree_map(self._move, batch)
-
-    def _loaded(self, loader: DataLoader[Any]) -> Iterator[Any]:
-        batches = iter(loader)
+        )
         while True:
             try:
                 batch = next(batches)
@@ -134,7 +190,24 @@ class Loader:
                 raise UserError(
                     f"data: a batch of {name} can't be loaded: {text.partition('UserError: ')[2] or text}"
                 ) from error
-            yield batch
+            if not isinstance(batch, Mapping):
+                raise UserError(f"data.collate gives a {type(batch).__name__}; a batch must be a dict of fields")
+            yield tree_map(self._move, batch)
 
     def _move(self, value: Any) -> Any:
         return value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def _seed(*numbers: int) -> int:
+    """One seed of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _generators() -> tuple[Any, Any, Tensor]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _set_generators(states: tuple[Any, Any, Tensor]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])

@@ -16,19 +16,24 @@ MEAN, STD = 0.1307, 0.3081  # of MNIST's 60,000 training images, pixels in [0, 1
 Part = tuple[Tensor, Tensor]  # uint8 images (N, 28, 28), digits (N,)
 
 
-def mnist(*, source: str = "bundled", root: str = "data") -> Splits:
+def mnist(*, source: str = "bundled", root: str = "data", disjoint: bool = False) -> Splits:
     """Handwritten digits with the fields image (N, 1, 28, 28), standardised; digit (N,) and parity (N,), 1 if odd.
 
     Args:
         source: `bundled`, 4,000 / 500 / 500 images for training, validation and test, each stratified; or
             `torchvision`, 55,000 / 5,000 / 10,000.
         root: torchvision's folder, which holds `MNIST/raw` or is where that is downloaded to.
+        disjoint: every second training image has its digit but not its parity, the others the reverse; what isn't there
+            is -100. Validation and test images have both.
 
     Raises:
         UserError: for another source, or where torchvision can neither find nor download the files.
     """
     parts, name = read(source, root)
     train, val, test = (fields(image, digit) for image, digit in parts)
+    if disjoint:
+        train.fields["digit"][1::2] = -100
+        train.fields["parity"][::2] = -100
     return Splits(train, val, test, name=name)
 
 

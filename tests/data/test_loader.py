@@ -1,10 +1,15 @@
 """Batches: their order depends on seed and epoch alone, and they are the same however they are loaded."""
 
+import gc
+import random
+
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
-from mtl.data import Fields, Loader
+import mtl
+from mtl.data import Fields, Loader, Stream
 
 FIELDS = Fields({"x": torch.arange(10.0).view(10, 1), "y": torch.arange(10)})
 
@@ -54,3 +59,82 @@ def test_samples_through_a_dataloader_come_as_the_fields_do(num_workers: int) ->
             assert torch.equal(expected["y"], batch["y"])
             assert batch["in_worker"].all() == (num_workers > 0)
     assert torch.equal(draws, torch.get_rng_state())  # nothing is drawn from the generator that training draws from
+
+
+def test_collate_makes_the_batches() -> None:
+    def flat(samples: list[dict[str, torch.Tensor]]) -> dict[str, object]:
+        return {"rows": torch.cat([sample["x"] for sample in samples]), "names": [int(s["y"]) for s in samples]}
+
+    for dataset in (FIELDS, Samples()):
+        batches = list(Loader(dataset, batch_size=4, collate=flat).batches())
+        assert [batch["names"] for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+        assert batches[2]["rows"].tolist() == [8, 9]
+    with pytest.raises(mtl.UserError, match=r"data\.collate gives a list; a batch must be a dict of fields"):
+        list(Loader(Samples(), batch_size=4, collate=list).batches())
+
+
+class Broken(Samples):
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if index == 7:
+            raise self.error
+        return super().__getitem__(index)
+
+
+def said(dataset: Dataset, num_workers: int) -> str:
+    with pytest.raises(mtl.UserError) as error:
+        list(Loader(dataset, batch_size=4, num_workers=num_workers).batches())
+    text = str(error.value)
+    del error
+    gc.collect()  # ends the workers here, while they are waited for only briefly
+    return text
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_went_wrong_in_a_worker_is_told(num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    damaged = said(Broken(mtl.UserError("7.jpg is damaged")), num_workers)
+    assert damaged == "data: a batch of Broken can't be loaded: sample 7: 7.jpg is damaged"
+    other = said(Broken(RuntimeError("no more")), num_workers)
+    assert other.startswith("data: a batch of Broken can't be loaded: sample 7: RuntimeError: no more")
+
+
+class Draws(IterableDataset):
+    """Counts, and draws from all three generators."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __iter__(self):
+        for index in range(12):
+            drawn = torch.tensor([torch.rand(()).item(), random.random(), np.random.rand()])
+            yield {"y": index, "drawn": drawn}
+
+
+def test_iterable_data_sets() -> None:
+    outside = torch.get_rng_state(), random.getstate()
+    epochs = {}
+    for num_workers in (0, 1, 3):
+        loader = Loader(Draws(), batch_size=4, seed=3, shuffle=True, num_workers=num_workers)
+        assert len(loader) == 3
+        for epoch in (1, 2):
+            batches = list(loader.batches(epoch))
+            assert [batch["y"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+            drawn = torch.cat([batch["drawn"] for batch in batches])
+            assert len(drawn.unique()) == 30
+            assert torch.equal(epochs.setdefault(epoch, drawn), drawn)  # whatever the number of workers
+            for start in range(4):
+                rest = [batch["drawn"] for batch in loader.batches(epoch, start=start)] if num_workers < 3 else []
+                assert num_workers == 3 or torch.equal(torch.cat([*rest, drawn[:0]]), drawn[4 * start :])
+    assert not torch.equal(epochs[1], epochs[2])
+    assert torch.equal(outside[0], torch.get_rng_state())
+    assert outside[1] == random.getstate()
+    assert [len(batch["y"]) for batch in Loader(Draws(), batch_size=4, drop_last=True).batches()] == [4, 4]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_iterable_data_set_that_ends_too_early(num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    assert said(Stream(Draws(), 15), num_workers).endswith("Stream ends after 12 samples; its length is said to be 15")

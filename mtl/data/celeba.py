@@ -1,0 +1,48 @@
+"""CelebA, through torchvision: faces, and of each 40 attributes that it has or hasn't."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mtl.data.fields import Splits
+from mtl.data.images import Images, Transform
+from mtl.data.public import files_of
+
+PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+FILES = (
+    "the folder img_align_celeba and list_attr_celeba.txt, identity_CelebA.txt, list_bbox_celeba.txt, "
+    "list_landmarks_align_celeba.txt, list_eval_partition.txt"
+)
+
+
+def celeba(*, root: str = "data", download: bool = False, size: int = 64, augment: bool = False) -> Splits:
+    """Faces with the field image (N, 3, size, size), standardised, and a field (N,) of 0 and 1 for each attribute.
+
+    The attributes, as floats, have the names that the set gives them, 5_o_Clock_Shadow to Young. The splits are the
+    set's own.
+
+    Args:
+        root: torchvision's folder, which holds `celeba`.
+        download: whether what isn't there is downloaded; torchvision needs the package gdown for that.
+        size, augment: see `mtl.data.images.Transform`; training pictures alone are augmented.
+
+    Raises:
+        UserError: for files that are missing or damaged.
+    """
+    from torchvision.datasets import CelebA
+
+    folder = Path(root) / CelebA.base_folder
+    with files_of("CelebA", folder, FILES, PAGE, download=download):
+        whole = CelebA(root, split="all", download=download)
+        lines = (folder / "list_eval_partition.txt").read_text().split("\n")
+        part = torch.tensor([int(line.split()[1]) for line in lines if line.strip()])
+    names = [name for name in whole.attr_names if name]  # the header's line ends with a space
+    files = [str(folder / "img_align_celeba" / name) for name in whole.filename]
+
+    def split(number: int, augment: bool = False) -> Images:
+        chosen = (part == number).nonzero().flatten()
+        fields: dict[str, Tensor] = {name: whole.attr[chosen, place].float() for place, name in enumerate(names)}
+        return Images([files[index] for index in chosen], fields, Transform(size, augment=augment))
+
+    return Splits(split(0, augment), split(1), split(2), name=f"CelebA in {folder}")

@@ -1,0 +1,85 @@
+"""Pictures in a folder, and a table of what is on them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mtl.data import cells
+from mtl.data.cells import Part
+from mtl.data.fields import Splits
+from mtl.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, Transform
+from mtl.data.splitting import NAMES
+from mtl.data.table import at_random, check_names, target_columns
+from mtl.errors import UserError
+
+
+def image_table(
+    images: str,
+    labels: str,
+    *,
+    targets: Sequence[str],
+    file: str = "file",
+    classes: Sequence[str] = (),
+    standardize_targets: Sequence[str] = (),
+    size: int | Sequence[int] = 224,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    split: Sequence[float] = (0.8, 0.1, 0.1),
+    split_column: str | None = None,
+    seed: int = 0,
+) -> Splits:
+    """Pictures with the field image (N, 3, height, width), standardised, and a field for each target column, (N,).
+
+    Args:
+        images: the pictures' folder.
+        labels: a CSV or Parquet file with a row for each picture.
+        targets, classes, standardize_targets: as for `mtl.data.table`, and so is the fact `targets`.
+        file: the column with the picture's file, as seen from the folder.
+        size, mean, std: see `mtl.data.images.Transform`.
+        split, seed: shares of training, validation and test, and the seed of the draw; see `random_parts`.
+        split_column: a column that says train, val or test; then nothing is drawn.
+
+    Raises:
+        UserError: for what is wrong in the table, and for pictures that aren't there or are damaged.
+    """
+    check_names({"targets": targets}, {"classes": classes, "standardize_targets": standardize_targets})
+    if "image" in targets:
+        raise UserError("data.targets: the field 'image' is the picture; give that column another name")
+    wanted = {"file": [file], "targets": targets, "split_column": [split_column] if split_column else []}
+    whole = cells.read(labels, wanted)
+    parts = _by_column(whole, split_column) if split_column else at_random(whole, split, seed)
+    fields, facts = target_columns(parts, targets, classes, standardize_targets)
+    prepare = Transform(size, mean, std)
+    data = {name: Images(_files(images, part, file), fields[name], prepare) for name, part in parts.items()}
+    drawn = f"by '{split_column}'" if split_column else f"at random (data.seed={seed})"
+    return Splits(**data, name=f"pictures of {whole.file}, split {drawn}", facts={"targets": facts})
+
+
+def _by_column(whole: Part, column: str) -> dict[str, Part]:
+    texts = cells.texts(whole, column)
+    for row, text in zip(whole.rows.index, texts, strict=True):
+        if text not in NAMES:
+            raise UserError(
+                f"data.split_column: row {row} of {whole.file} has '{text}' in the column '{column}', not one of "
+                + ", ".join(NAMES)
+            )
+    if "train" not in texts:
+        raise UserError(f"data.split_column: no row of {whole.file} has 'train' in the column '{column}'")
+    return {
+        name: whole.take(torch.tensor([place for place, text in enumerate(texts) if text == name]))
+        for name in NAMES
+        if name in texts
+    }
+
+
+def _files(folder: str, part: Part, column: str) -> list[str]:
+    if not Path(folder).is_dir():
+        raise UserError(f"data.images: there is no folder {Path(folder).resolve()}")
+    files = []
+    for row, cell in zip(part.rows.index, part.rows[column], strict=True):
+        path = Path(folder) / str(cell).strip()
+        if not path.is_file():
+            raise UserError(f"data.labels: row {row} of {part.file} names {str(cell)!r}; there is no file {path}")
+        files.append(str(path))
+    return files

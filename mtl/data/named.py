@@ -1,0 +1,105 @@
+"""Other people's data sets, their samples' values named."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch.utils.data import Dataset, IterableDataset
+
+from mtl.data.fields import Splits
+from mtl.errors import UserError
+
+Names = Sequence[str] | Mapping[str, Any]
+
+
+class Named(Dataset[dict[str, Any]]):
+    """A data set whose samples are dicts of fields, from one whose samples are tuples or dicts.
+
+    Args:
+        dataset: map-style.
+        fields: the names of a tuple's values, by position; or by the field's name a dict's key or a tuple's position,
+            and only what is named is taken.
+
+    Raises:
+        UserError: for a sample that has other values.
+    """
+
+    def __init__(self, dataset: Any, fields: Names) -> None:
+        self.dataset = dataset
+        self.fields = _checked(fields)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return _named(self.dataset[index], self.fields, type(self.dataset).__name__)
+
+
+class Stream(IterableDataset[Any]):
+    """An iterable data set that has a length.
+
+    Args:
+        dataset: begins anew with each `iter`.
+        length: how many of its samples are an epoch.
+        fields: names for their values, where these aren't dicts of fields already; see `Named`.
+
+    Raises:
+        UserError: for a sample that has other values.
+    """
+
+    def __init__(self, dataset: Iterable[Any], length: int, fields: Names | None = None) -> None:
+        self.dataset = dataset
+        self.length = length
+        self.fields = fields if fields is None else _checked(fields)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        for sample in self.dataset:
+            yield sample if self.fields is None else _named(sample, self.fields, type(self.dataset).__name__)
+
+
+def datasets(train: Any, val: Any = None, test: Any = None, *, fields: Names | None = None) -> Splits:
+    """Splits of any data sets; see `Splits`.
+
+    Args:
+        train, val, test: the data sets: map-style, or iterable with a length.
+        fields: names for their samples' values, where these aren't dicts of fields already; see `Named`.
+    """
+
+    def named(dataset: Any) -> Any:
+        if fields is None or dataset is None:
+            return dataset
+        if isinstance(dataset, IterableDataset) and hasattr(dataset, "__len__"):
+            return Stream(dataset, len(dataset), fields)
+        return Named(dataset, fields)
+
+    return Splits(named(train), named(val), named(test), name=type(train).__name__)
+
+
+def _checked(fields: Names) -> Names:
+    if not isinstance(fields, list | tuple | Mapping) or not fields:
+        raise UserError(
+            f"data.fields is {fields!r}; it must be a list of names, such as [image, digit], or a mapping from "
+            "names to what they are called in the dataset, such as {image: img, digit: label}"
+        )
+    return fields
+
+
+def _named(sample: Any, fields: Names, kind: str) -> dict[str, Any]:
+    has = f"one of {kind} is a {type(sample).__name__}"
+    if isinstance(sample, Mapping):
+        has += f" with {', '.join(map(str, sample))}"
+    elif isinstance(sample, list | tuple):
+        has += f" of {len(sample)}"
+    if not isinstance(fields, Mapping):
+        if not isinstance(sample, list | tuple) or len(sample) != len(fields):
+            raise UserError(f"data.fields names the {len(fields)} values of a tuple, {', '.join(fields)}; {has}")
+        return dict(zip(fields, sample, strict=True))
+    values = {}
+    for name, key in fields.items():
+        try:
+            values[name] = sample[key]
+        except (KeyError, IndexError, TypeError):
+            raise UserError(f"data.fields: a sample has no {key!r}; {has}") from None
+    return values

@@ -1,0 +1,89 @@
+"""Oxford-IIIT Pet, through torchvision: cats and dogs, of which breed, and where in the picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mtl.data.fields import Splits
+from mtl.data.images import Transform, open_image
+from mtl.data.public import files_of
+from mtl.data.splitting import held_out
+
+PAGE = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
+FILES = "the folders images and annotations, the latter with trainval.txt, test.txt and the folder trimaps"
+MEANING = torch.full((256,), -100)  # of the numbers in a trimap
+MEANING[1], MEANING[2] = 1, 0
+
+
+def pets(
+    *,
+    root: str = "data",
+    download: bool = False,
+    size: int | Sequence[int] = 224,
+    augment: bool = False,
+    validation: float = 0.1,
+    seed: int = 0,
+) -> Splits:
+    """Pictures with the field image (N, 3, size, size), standardised, and what is on them.
+
+    breed (N,) is one of 37, species (N,) is 0 for a cat and 1 for a dog, mask (N, size, size) is 1 where the animal is,
+    0 where it isn't, and -100 along its edge, which the set leaves open. The fact `targets` has the classes' names.
+
+    Args:
+        root: torchvision's folder, which holds `oxford-iiit-pet`.
+        download: whether what isn't there is downloaded.
+        size, augment: see `mtl.data.images.Transform`; training pictures alone are augmented, and masks with them.
+        validation: the share of the training images that is held out for validation.
+        seed: of that draw.
+
+    Raises:
+        UserError: for files that are missing or damaged.
+    """
+    from torchvision.datasets import OxfordIIITPet
+
+    folder = Path(root) / "oxford-iiit-pet"
+    with files_of("Oxford-IIIT Pet", folder, FILES, PAGE, download=download):
+        train, test = (OxfordIIITPet(root, split=split, download=download) for split in ("trainval", "test"))
+    kept, chosen = held_out(len(train), validation, seed)
+    plain = Transform(size)
+    return Splits(
+        Pets(train, kept, Transform(size, augment=augment)),
+        Pets(train, chosen, plain),
+        Pets(test, torch.arange(len(test)), plain),
+        name=f"Oxford-IIIT Pet in {folder}",
+        facts={
+            "targets": {
+                "breed": {"kind": "class", "vocabulary": list(train.classes)},
+                "species": {"kind": "class", "vocabulary": list(train.bin_classes)},
+                "mask": {"kind": "class", "vocabulary": ["Background", "Animal"]},
+            }
+        },
+    )
+
+
+class Pets(Dataset[dict[str, Tensor]]):
+    """Some of the pictures.
+
+    Args:
+        dataset: torchvision's.
+        indices: which of its pictures.
+        transform: of picture and mask together.
+    """
+
+    def __init__(self, dataset: Any, indices: Tensor, transform: Transform) -> None:
+        chosen = indices.tolist()
+        self.images, self.trimaps = ([paths[i] for i in chosen] for paths in (dataset._images, dataset._segs))
+        self.breeds, self.species = (torch.tensor(labels)[indices] for labels in (dataset._labels, dataset._bin_labels))
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        image, trimap = self.transform(open_image(self.images[index]), open_image(self.trimaps[index], mode=None))
+        mask = MEANING[trimap.long()]
+        return {"image": image, "breed": self.breeds[index], "species": self.species[index], "mask": mask}

@@ -1,0 +1,50 @@
+"""Which samples are for training, which for validation and test."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtl.errors import UserError
+
+NAMES = ("train", "val", "test")
+
+
+def random_parts(count: int, split: Sequence[float], seed: int) -> dict[str, Tensor]:
+    """The samples of each split, drawn at random, ascending; a split whose share is 0 isn't there.
+
+    Args:
+        count: how many samples there are.
+        split: the shares of training, validation and test, which sum to 1.
+        seed: of the draw, which depends on nothing else.
+
+    Raises:
+        UserError: for shares that aren't such, or so small that no sample is left for a split.
+    """
+    right = isinstance(split, list | tuple) and len(split) == len(NAMES) and all(type(s) in (int, float) for s in split)
+    if not right or min(split) < 0 or split[0] == 0 or abs(sum(split) - 1) > 1e-6:
+        raise UserError(
+            f"data.split is {split!r}; it must be three shares that sum to 1, of training (above 0), validation and "
+            "test, such as [0.8, 0.1, 0.1]"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    ends = [round(count * sum(split[: index + 1])) for index in range(len(NAMES))]
+    parts = {}
+    for name, share, start, end in zip(NAMES, split, [0, *ends], ends, strict=False):
+        if share and start == end:
+            raise UserError(f"data.split: {share} of {count} samples leaves none for {name}")
+        if share:
+            parts[name] = order[start:end].sort().values
+    return parts
+
+
+def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The samples that stay for training and those held out for validation, drawn at random, ascending.
+
+    Raises:
+        UserError: for a share that isn't one, or leaves no sample for either.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"data.validation is {share!r}; it must be a share of the training images, such as 0.1")
+    parts = random_parts(count, [1 - share, share, 0], seed)
+    return parts["train"], parts["val"]

@@ -1,0 +1,87 @@
+"""A step's batch in parts: micro-batches, the batches of tasks that have their own, or both."""
+
+from collections.abc import Mapping, Sequence
+
+from mtl.batch import Batch, cut
+from mtl.labels import shares
+from mtl.task import Task
+
+StepBatch = Batch | list[Batch]
+
+
+class Parts:
+    """What one step goes over, one part after the other; each has a graph of its own.
+
+    Args:
+        tasks: those of which the shares speak.
+        batches: fields by name, a dict for each part.
+        shares: by part and task, how much of the task's loss is in it; 0 where it has nothing there.
+    """
+
+    def __init__(self, tasks: Sequence[Task], batches: Sequence[Batch], shares: Sequence[Sequence[float]]) -> None:
+        self.tasks = list(tasks)
+        self.batches = list(batches)
+        self.shares = [list(row) for row in shares]
+
+    @classmethod
+    def of(
+        cls, tasks: Sequence[Task], batch: StepBatch, *, size: int | None = None, count: int | None = None
+    ) -> "Parts":
+        """The parts of a batch: of a dict of fields, of one of batches by task name, or of a list of micro-batches.
+
+        Args:
+            tasks: the step's.
+            batch: what the step is given.
+            size: samples in a micro-batch, and
+            count: number of micro-batches, of which one at most is given; a list is cut already.
+        """
+        batches: list[Batch] = []
+        members: list[list[int]] = []
+        for given in batch if isinstance(batch, list) else [batch]:
+            for whole, its in _by_tasks(tasks, given):
+                pieces = (
+                    [whole] if isinstance(batch, list) or not (size or count) else cut(whole, size=size, count=count)
+                )
+                batches += pieces
+                members += [its] * len(pieces)
+        return cls(tasks, batches, shares(tasks, batches, members))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks' names."""
+        return [task.name for task in self.tasks]
+
+    def present(self) -> list[int]:
+        """The tasks that have something in any part."""
+        return [index for index in range(len(self.tasks)) if any(row[index] for row in self.shares)]
+
+    def in_part(self, number: int) -> list[int]:
+        """The tasks that have something in this part."""
+        return [index for index, share in enumerate(self.shares[number]) if share]
+
+    def of_tasks(self, which: Sequence[int]) -> "Parts":
+        """The same of these tasks alone."""
+        return Parts([self.tasks[i] for i in which], self.batches, [[row[i] for i in which] for row in self.shares])
+
+    def without(self, names: Mapping[str, object]) -> "Parts":
+        """The same with nothing in it for the tasks of these names."""
+        rows = [[0.0 if name in names else x for name, x in zip(self.names, row, strict=True)] for row in self.shares]
+        return Parts(self.tasks, self.batches, rows)
+
+
+def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int]]]:
+    """The different batches in a batch by task name, with the tasks for which each is; else the one with all tasks.
+
+    A task that is a function of model and batch has a part of its own: it needn't go through the trunk as others do.
+    """
+    names = [task.name for task in tasks]
+    own = bool(batch) and set(batch) <= set(names) and all(isinstance(each, Mapping) for each in batch.values())
+    found: dict[object, tuple[Batch, list[int]]] = {}
+    for index, task in enumerate(tasks):
+        if not own or task.name in batch:
+            its = batch[task.name] if own else batch
+            found.setdefault((id(its), index if task.objective else None), (its, []))[1].append(index)
+    return list(found.values())

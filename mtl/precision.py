@@ -1,0 +1,25 @@
+"""The precision of forward passes."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+
+from mtl.errors import UserError
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast_for(precision: str, device: torch.device) -> Autocast:
+    """Makes the context that forward passes of this precision run in.
+
+    Raises:
+        UserError: for an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision: '{precision}' is not one of {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+    return partial(torch.autocast, device.type, dtype) if dtype else nullcontext

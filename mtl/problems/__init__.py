@@ -1,0 +1,1 @@
+"""Problems that are more than data and losses from a library."""

@@ -1,0 +1,137 @@
+"""Several data sets: whose batch comes in which step, and that it depends on seed and epoch alone."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+import mtl
+from mtl.data import Drawn, Fields, Loader, Mix, Sources, Splits
+
+SIZES = {"a": 20, "b": 7}
+
+
+def numbers(count: int, start: int = 0) -> Fields:
+    return Fields({"x": torch.arange(start, start + count)})
+
+
+def mixed(**options: Any) -> Mix:
+    loaders = {
+        name: Loader(numbers(count, 100 * index), batch_size=4, shuffle=True, seed=index)
+        for index, (name, count) in enumerate(SIZES.items())
+    }
+    return Mix(loaders, {"one": "a", "two": "b", "three": "a"}, **{"seed": 3, **options})
+
+
+def plain(batches: list[dict[str, Any]]) -> list[dict[str, list[int]]]:
+    return [{task: batch["x"].tolist() for task, batch in step.items()} for step in batches]
+
+
+def test_all_at_once() -> None:
+    """Five batches of a, and the two of b again and again, in another order each time."""
+    mix = mixed()
+    steps = list(mix.batches(1))
+    assert len(mix) == len(steps) == 5
+    assert all(list(step) == ["one", "two", "three"] for step in steps)
+    assert all(step["one"] is step["three"] for step in steps)  # one batch, which takes one forward
+    assert sorted(sum((step["one"] for step in plain(steps)), [])) == list(range(20))
+    rounds = [sum((step["two"] for step in plain(steps)[part]), []) for part in (slice(0, 2), slice(2, 4))]
+    assert all(sorted(each) == list(range(100, 107)) for each in rounds)
+    assert rounds[0] != rounds[1]
+    assert (len(mixed(epoch="min")), len(mixed(epoch="max")), len(mixed(epoch="sum"))) == (2, 5, 7)
+    assert len(mixed(epoch=13)) == len(list(mixed(epoch=13).batches(1))) == 13
+
+
+def sources_of(mix: Mix, epoch: int) -> str:
+    return "".join("a" if "one" in step else "b" for step in mix.batches(epoch))
+
+
+def test_one_at_a_time() -> None:
+    turns = mixed(sampling="round_robin", epoch=7)
+    assert sources_of(turns, 0) == "abababa"
+    assert sources_of(turns, 1) == "bababab"  # it goes on where the epoch before ended
+    assert all(list(step) in (["one", "three"], ["two"]) for step in turns.batches(0))
+    for sampling, temperature, share in (
+        ("proportional", 2.0, 20 / 27),
+        ("temperature", 2.0, 20**0.5 / (20**0.5 + 7**0.5)),
+        ("temperature", 1.0, 20 / 27),
+        ("temperature", 1e9, 0.5),
+    ):
+        mix = mixed(sampling=sampling, temperature=temperature, epoch=4000)
+        drawn = Counter("a" if names == ["a"] else "b" for names in mix._plan(1))
+        assert drawn["a"] / 4000 == pytest.approx(share, abs=0.03)  # four standard errors
+        assert mix._plan(1) != mix._plan(2)
+        assert mix._plan(1) == mixed(sampling=sampling, temperature=temperature, epoch=4000)._plan(1)
+
+
+@pytest.mark.parametrize("sampling", ["all", "round_robin", "proportional", "temperature"])
+def test_from_any_step_on_it_is_the_same(sampling: str) -> None:
+    whole = plain(list(mixed(sampling=sampling, epoch=11).batches(2)))
+    for start in range(12):
+        torch.rand(3)  # nothing is drawn from the generator that training draws from
+        mix = mixed(sampling=sampling, epoch=11)
+        assert plain(list(mix.batches(2, start=start))) == whole[start:]
+        if start < 11:
+            named = mix.samples(2, start)
+            for task, values in whole[start].items():
+                source = mix.tasks[task]
+                assert [number + (100 if source == "b" else 0) for number in named[source]] == values
+    progress = mixed(sampling=sampling, epoch=11).progress(2, 5)
+    done = Counter(task for step in whole[:5] for task in step)
+    assert {task: its["batches"] for task, its in progress.items()} == {t: done[t] for t in ("one", "two", "three")}
+
+
+def test_a_loader_that_stops_early_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> dict[str, int]:
+            return {"x": index}
+
+    import multiprocessing
+
+    loaders = {name: Loader(Slow(), batch_size=4, num_workers=1) for name in "ab"}
+    batches = Mix(loaders, {"one": "a", "two": "b"}).batches(1)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert not multiprocessing.active_children()
+
+
+def test_what_is_drawn_anew() -> None:
+    def draw(generator: torch.Generator, count: int) -> dict[str, torch.Tensor]:
+        return {"x": torch.rand(count, 2, generator=generator)}
+
+    state = torch.get_rng_state()
+    loader = Loader(Drawn(draw, num_samples=10), batch_size=4, seed=1)
+    first = list(loader.batches(1))
+    assert [len(batch["x"]) for batch in first] == [4, 4, 2]
+    assert all(torch.equal(a["x"], b["x"]) for a, b in zip(first[1:], loader.batches(1, start=1), strict=True))
+    values = torch.cat([batch["x"] for epoch in (1, 2) for batch in loader.batches(epoch)])
+    assert len(values.unique()) == values.numel()  # no point comes twice
+    other = next(Loader(Drawn(draw, num_samples=10), batch_size=4, seed=2).batches(1))
+    assert not torch.equal(other["x"], first[0]["x"])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_mistakes() -> None:
+    splits = Splits(numbers(5))
+    for options, message in (
+        ({"sources": {}}, "name at least one"),
+        ({"sources": {"a": 3}}, "data.sources.a is a int"),
+        ({"sources": {"a": splits}, "sampling": "random"}, "data.sampling: 'random' is not one of all, round_robin"),
+        ({"sources": {"a": splits}, "temperature": 0.5}, "data.temperature is 0.5"),
+        ({"sources": {"a": splits}, "epoch": "mean"}, "data.epoch is 'mean'; it must be one of min, max, sum, or"),
+        ({"sources": {"a": splits}, "epoch": 0}, "data.epoch is 0"),
+    ):
+        with pytest.raises(mtl.UserError, match=message):
+            Sources(**options)
+    sources = Sources({"a": splits})
+    with pytest.raises(mtl.UserError, match=r"tasks.t.source: it names no source; there are: a"):
+        sources.of_task("t", None)
+    with pytest.raises(mtl.UserError, match=r"tasks.t.source: it names the source 'b'; there are: a"):
+        sources.of_task("t", "b")
+    with pytest.raises(mtl.UserError, match=r"tasks.t.source: the data have one source"):
+        splits.of_task("t", "a")
