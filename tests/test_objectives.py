@@ -1,5 +1,6 @@
 """Every kind of objective: composes, trains where labels are missing, and measures as torchmetrics does."""
 
+import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -98,6 +99,7 @@ def run(tmp_path_factory: pytest.TempPathFactory):
     (folder / "mine" / "task" / "made.yaml").write_text(TASK)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(sys, "path", list(sys.path))  # mtl.load adds the run's folders of code
         ended = command("train", "--config-dir", "mine", "task=made")
         assert ended.code == 0, ended.err
         ended.run = ended.run.resolve()
