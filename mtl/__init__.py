@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtl import architectures, balancers, data, trunks
+    from mtl import architectures, balancers, data, heads, losses, trunks
     from mtl.errors import UserError
     from mtl.model import MultiTaskModel
     from mtl.runs import load
@@ -25,7 +25,9 @@ __all__ = [
     "architectures",
     "balancers",
     "data",
+    "heads",
     "load",
+    "losses",
     "trunks",
 ]
 __version__ = "0.1.0"

@@ -4,7 +4,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from zlib import crc32
 
@@ -205,16 +205,22 @@ def _loader(config: Config, split: str, dataset: Any, device: torch.device, sour
 def build_tasks(config: Config, splits: Data | None = None) -> list[Task]:
     """The tasks, in the config's order.
 
+    In a task's head, loss and objective `from_trunk` stands for the width of the trunk's features: the number that the
+    trunk's config gives as `num_features`, or the attribute of that name of the trunk itself.
     Where a task's `missing` is `auto`, labels may be missing unless the splits are in memory and all labels are there.
+
+    Raises:
+        UserError: for `from_trunk` where the trunk has neither.
     """
     tasks = []
+    width = cache(partial(_trunk_width, config))
     for name, node in config["tasks"].items():
         where = f"tasks.{name}"
         metrics = node.get("metrics") or {}
         tasks.append(
             Task(
                 name,
-                **_own_parts(node, where),
+                **_own_parts(_replaced(node, "from_trunk", width), where),
                 metrics={key: partial(make, metric, f"{where}.metrics.{key}") for key, metric in metrics.items()},
                 weight=make(node.get("weight", 1.0), f"{where}.weight"),
                 count=make(node["count"], f"{where}.count") if node.get("count") else None,
@@ -226,6 +232,35 @@ def build_tasks(config: Config, splits: Data | None = None) -> list[Task]:
         if node.get("missing", "auto") == "auto" and splits is not None and not node.get("objective"):
             tasks[-1].missing = not _complete(tasks[-1], splits.of_task(name, node.get("source")))
     return tasks
+
+
+def _replaced(node: Any, word: str, value: Callable[[], Any]) -> Any:
+    """The node with the value in place of the word, which is asked for only where that stands."""
+    if isinstance(node, Mapping):
+        return {key: _replaced(each, word, value) for key, each in node.items()}
+    if isinstance(node, list):
+        return [_replaced(each, word, value) for each in node]
+    return value() if node == word else node
+
+
+def _trunk_width(config: Config) -> int:
+    node = config["model"]["trunk"]
+    width = node.get("num_features")
+    if width is None:
+        # A trunk for a look. The model's own is made after the heads, as ever, so that each gets the same first values
+        # wherever the width is known from.
+        with torch.random.fork_rng(devices=[]):
+            width = getattr(_trunk(node), "num_features", None)
+    if type(width) is not int:
+        raise UserError(
+            f"model.trunk: heads ask for the width of its features with from_trunk, and {node['_target_']} has neither "
+            "a key nor an attribute num_features. Give heads the number itself, such as tasks.….head.in_features=64"
+        )
+    return width
+
+
+def _trunk(node: Mapping[str, Any]) -> nn.Module:
+    return _module({key: value for key, value in node.items() if key != "_partial_"}, "model.trunk")
 
 
 def _own_parts(node: Config, where: str) -> dict[str, Any]:
@@ -253,7 +288,8 @@ def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:
     """The model, with what is frozen frozen."""
     node = {key: value for key, value in config["model"].items() if key not in ("freeze", "freeze_until", "trunk")}
     trunk_node = config["model"]["trunk"]
-    trunk = make(trunk_node, "model.trunk") if trunk_node.get("_partial_") else _module(trunk_node, "model.trunk")
+    # With partial, whoever makes several trunks gets several of the modules inside them too.
+    trunk = partial(_trunk, trunk_node) if trunk_node.get("_partial_") else _trunk(trunk_node)
     model = make(node, "model", trunk=trunk, tasks=tasks)
     if not isinstance(model, MultiTaskModel):
         raise UserError(f"model: {node['_target_']} is a {type(model).__name__}, not a mtl.MultiTaskModel")

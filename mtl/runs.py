@@ -12,7 +12,7 @@ from mtl.model import MultiTaskModel
 
 
 def read(run: str | Path, name: str = "best") -> dict[str, Any]:
-    """The checkpoint of that name in the run's folder.
+    """The checkpoint of that name in the run's folder; a model of its config needs no file of first weights.
 
     Raises:
         UserError: where the folder holds no run, or the checkpoint can't be read.
@@ -26,7 +26,11 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
     there = sorted(p.stem for p in path.parent.glob("*.pt"))
     if name not in there:
         raise UserError(f"'{run}' has no checkpoint '{name}'; it has: {', '.join(there) or 'none'}")
-    return checkpoint.load(path)
+    state = checkpoint.load(path)
+    trunk = state["config"]["model"]["trunk"]
+    if trunk["_target_"] == "mtl.trunks.Torchvision":
+        trunk["weights"] = None  # they are in the checkpoint, and the file may be gone
+    return state
 
 
 def load(run: str | Path, *, checkpoint: str = "best", device: torch.device | str = "cpu") -> MultiTaskModel:

@@ -37,7 +37,8 @@ class Task:
         mask: the batch's field that is true where there is a label, one value a sample or element; implies `missing`.
         metrics: by name, callables without arguments that each make a fresh `torchmetrics.Metric`. Callables, since
             importing torchmetrics takes seconds and none is needed before the first validation. The first one is
-            the task's main metric.
+            the task's main metric. Their predictions are the loss's, but probabilities where that is a
+            `BCEWithLogitsLoss`.
         count: where the batch is cut into micro-batches: from a target to the number that the loss's mean divides by.
             Needed for losses that average over something that `mtl.labels.denominator` doesn't know.
         whole_batch: the loss is no mean over samples (RMSE, dice, contrastive losses), but is to be taken of the

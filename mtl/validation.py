@@ -141,6 +141,9 @@ def _make(task: Task, name: str) -> Metric:
 def _update(task: Task, name: str, metric: Metric, prediction: Any, batch: Batch) -> None:
     target = field(batch, task.target, f"task '{task.name}': its metrics' target")
     try:
+        if isinstance(task.loss, nn.BCEWithLogitsLoss):
+            # Given logits, torchmetrics would take those of a batch where all lie in [0, 1] for probabilities.
+            prediction = prediction.sigmoid()
         if task.missing:
             prediction, target = select_for_metric(
                 task, prediction, batch, ignored=getattr(metric, "ignore_index", None)

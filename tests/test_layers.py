@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 LEVELS = [
     {"errors", "balancers"},
     {"seeding", "columns"},
-    {"batch", "precision", "schedule", "targets", "schema", "task", "trunks", "heads", "checkpoint", "loggers", "data"},
+    {"batch", "precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
+    | {"trunks", "heads", "losses"},
     {"labels", "model", "gradients", "layerwise", "buffers"},
     {"architectures", "features", "parts"},
     {"passes", "balancing", "problems"},

@@ -28,6 +28,33 @@ def test_every_option_of_every_group_composes(group: str) -> None:
         schema.check(composed("task=mnist_two_head", f"{group}={path.stem}"))
 
 
+NEEDED = {  # what has no value that would do for every problem
+    "torchvision": ["model.trunk.name=resnet18"],
+    "cnn": ["model.trunk.in_channels=1"],
+    "mlp": ["model.trunk.in_features=784"],
+    "transformer": ["model.trunk.max_length=28", "model.trunk.in_features=28"],
+    "picked": ["model.trunk.module._target_=a.B", "model.trunk.output=0", "model.trunk.num_features=1"],
+    "custom": ["model.trunk._target_=a.B"],
+    "reconstruction": ["tasks.new.head.channels=1", "tasks.new.head.size=28"],
+    "segmentation": ["tasks.new.num_outputs=2", "+data.size=28"],
+    "dense_regression": ["+data.size=28"],
+    "classification": ["tasks.new.num_outputs=2"],
+    "multilabel": ["tasks.new.num_outputs=2"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs" / "model" / "trunk").glob("*.yaml")))
+def test_every_trunk_composes(name: str) -> None:
+    schema.check(composed("task=mnist_two_head", f"model/trunk={name}", *NEEDED.get(name, [])))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs" / "objective").glob("*.yaml")))
+def test_every_objective_composes(name: str) -> None:
+    new = [f"+objective@tasks.new={name}", "tasks.new.target=image", *NEEDED.get(name, [])]
+    task = schema.check(composed("task=mnist_two_head", *new))["tasks"]["new"]
+    assert {"target", "weight", "head", "loss", "metrics"} <= set(task)
+
+
 def test_documented_forms() -> None:
     config = schema.check(
         composed(

@@ -42,7 +42,7 @@ def test_what_a_run_writes(trained: Ended) -> None:
         "manifest.json",
     }
     config = OmegaConf.load(trained.run / "config.yaml")
-    assert config.tasks.digit.head.in_features == 20
+    assert config.tasks.digit.metrics.accuracy.num_classes == 10
     assert "hydra" not in config
     assert "${" not in (trained.run / "config.yaml").read_text()
     log = (trained.run / "train.log").read_text()

@@ -1,6 +1,11 @@
-"""Trunks: modules from a batch's inputs to features."""
+"""Trunks: modules from a batch's inputs to features, whose width is their `num_features`."""
 
+from mtl.trunks.cnn import CNN
 from mtl.trunks.lenet import LeNet
+from mtl.trunks.mlp import MLP
+from mtl.trunks.picked import Picked
 from mtl.trunks.table import Table
+from mtl.trunks.torchvision import Torchvision
+from mtl.trunks.transformer import Transformer
 
-__all__ = ["LeNet", "Table"]
+__all__ = ["CNN", "MLP", "LeNet", "Picked", "Table", "Torchvision", "Transformer"]

@@ -16,6 +16,7 @@ class LeNet(nn.Module):
 
     def __init__(self, *, num_features: int = 20, dropout: float = 0.2) -> None:
         super().__init__()
+        self.num_features = num_features
         self.conv1 = nn.Conv2d(1, 5, 5)
         self.conv2 = nn.Conv2d(5, 16, 5)
         self.dropout = nn.Dropout2d(dropout)
