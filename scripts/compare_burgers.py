@@ -8,7 +8,10 @@ again.
 """
 
 import argparse
+import math
 import os
+import time
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -18,21 +21,28 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import matplotlib.pyplot as plt
 import torch
 from compare_balancers import run
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch import Tensor
 
 import mtl
+from mtl import config as build
+from mtl.cli import CONFIG_DIR
 from mtl.problems import burgers
+from mtl.seeding import seed_all
 
 PICTURE = Path(__file__).parents[1] / "docs" / "burgers.png"
-ADAM, ITERATIONS = 5000, 5
+ALL, ADAM, LBFGS, ITERATIONS = 8000, 5000, 500, 5  # steps; iterations in one
 THEN = f"{{_target_: torch.optim.LBFGS, after: {ADAM}, max_iter: {ITERATIONS}, line_search_fn: strong_wolfe}}"
+STEPS = 50  # of a round of the timing
+LAST = "equal, then L-BFGS"
 SHOWN = "equal"  # in the picture, with seed 0
 WAYS = {
     "equal": [],
     "conflict_free": ["balancer=conflict_free"],
     "nash_mtl": ["balancer=nash_mtl"],
     "upgrad": ["balancer=upgrad"],
-    "equal, then L-BFGS": ["trainer.max_epochs=11", f"optimizer.then={THEN}"],
+    LAST: [f"trainer.max_epochs={(ADAM + LBFGS) // 500}", f"optimizer.then={THEN}"],
 }
 
 
@@ -42,6 +52,30 @@ def solution(folder: Path, point: Tensor) -> Tensor:
     model = mtl.load(checkpoints.parent, checkpoint="last")
     with torch.no_grad():
         return model.trunk(point)
+
+
+def step_times(rounds: int = 5) -> dict[str, float]:
+    """Seconds of a step with each way's last optimizer, in turn in this process; the best of some rounds."""
+    steps = {}
+    with initialize_config_dir(CONFIG_DIR, version_base=None):
+        for name, arguments in WAYS.items():
+            config: Any = OmegaConf.to_container(compose("train", ["task=burgers", *arguments]), resolve=True)
+            if config["optimizer"]["then"]:
+                config["optimizer"]["then"]["after"] = 1
+            seed_all(0)
+            tasks = build.build_tasks(config)
+            steps[name] = build.build_step(config, build.build_model(config, tasks), tasks, total_steps=10_000)
+    loader = build.build_loaders(config, build.build_splits(config), torch.device("cpu"))["train"]
+    first, *batches = islice(loader.batches(1), STEPS + 1)
+    best = dict.fromkeys(steps, float("inf"))
+    for _ in range(rounds):
+        for name, step in steps.items():
+            step(first)
+            start = time.perf_counter()
+            for batch in batches:
+                step(batch)
+            best[name] = min(best[name], (time.perf_counter() - start) / STEPS)
+    return best
 
 
 def draw(folder: Path) -> None:
@@ -73,74 +107,61 @@ def draw(folder: Path) -> None:
     figure.savefig(PICTURE, dpi=90)
 
 
-def apart(errors: dict[str, list[float]]) -> str:
-    """Which ways' seeds are all on one side of all of `equal`'s."""
-    base = errors["equal"]
-    below = [name for name, values in errors.items() if max(values) < min(base)]
-    above = [name for name, values in errors.items() if min(values) > max(base)]
-    among = [name for name in errors if name not in {"equal", *below, *above}]
-
-    def told(names: list[str]) -> str:
-        return ", ".join(f"`{name}`" for name in names) or "none"
-
-    return (
-        f"All seeds below all of `equal`'s: {told(below)}. All above: {told(above)}. "
-        f"Among them: {told(among)}."
-    )
-
-
-def report(figures: dict[tuple[str, int], Any], errors: dict[str, list[float]]) -> str:
+def report(errors: dict[str, list[float]], times: dict[str, float]) -> str:
     """The page in Markdown."""
     seeds = len(errors["equal"])
     lines = [
-        f"| | relative L2 error | {' | '.join(f'seed {seed}' for seed in range(seeds))} | steps | ms a step |",
-        "|---" * (seeds + 4) + "|",
+        f"| | relative L2 error | {' | '.join(f'seed {seed}' for seed in range(seeds))} | time |",
+        "|---" * (seeds + 3) + "|",
     ]
     for name, values in errors.items():
-        own = [figures[name, seed] for seed in range(seeds)]
-        time = min(each["seconds_per_step"] for each in own)
         cells = " | ".join(f"{value:.4f}" for value in values)
-        lines.append(
-            f"| `{name}` | {fmean(values):.4f} ± {stdev(values):.4f} | {cells} | {own[0]['steps']:,} | {1000 * time:.1f} |"
-        )
-    return "\n".join(
-        [
-            "# Burgers' equation",
-            "",
-            "`python -m mtl.train task=burgers` trains a network u(t, x) until it solves u_t + u·u_x = ν u_xx, with",
-            "ν = 0.01/π, u(0, x) = −sin πx and u(t, ±1) = 0, for t from 0 to 1. There are no data: the tasks are the mean",
-            "square of the equation's residual at 1,000 points, of u at 100 points of the boundary, and of u + sin πx at",
-            "100 points with t = 0, all drawn anew in each step. What is measured is the error against the exact solution",
-            "(Cole–Hopf, by quadrature), ‖u − exact‖ / ‖exact‖, on a grid of 100 times and 255 places.",
-            "",
-            f"![The exact solution, a network's, and their difference]({PICTURE.name})",
-            "",
-            *lines,
-            "",
-            f"Made by `scripts/compare_burgers.py`: mean ± standard deviation over {seeds} seeds, then each seed. The error is",
-            "that of the parameters at the end, since whoever solves an equation has no solution to choose the best ones",
-            "by. Network, learning rate and steps are those of the task's config for all; they were chosen with `equal` and",
-            "seed 0. Times are the least of the seeds', validation left out, one CPU thread on a machine with other work.",
-            "",
-            apart(errors),
-            f"With {seeds} seeds of each, one of two equal methods is that far apart from the other in 1 of 10 comparisons;"
-            if seeds == 3
-            else "",
-            "so the table shows what each does on this problem, and does not rank those whose seeds lie among each other's.",
-            "",
-            f"The last row is Adam for {ADAM:,} steps, then L-BFGS, each of whose steps goes up to {ITERATIONS} iterations along the",
-            "loss of its own points, the tasks' weights held fixed:",
-            "",
-            "```bash",
-            "python -m mtl.train task=burgers trainer.max_epochs=11 \\",
-            f"  'optimizer.then={THEN}'",
-            "```",
-            "",
-            "Many iterations on one draw of 1,000 points fit these alone: `max_iter` is small, or `data.batch_size.interior`",
-            "large.",
-            "",
-        ]
-    )
+        ratio = times[name] / times["equal"]
+        if name == LAST:
+            ratio = (ADAM + LBFGS * ratio) / ALL
+        lines.append(f"| {told([name])} | {fmean(values):.4f} ± {stdev(values):.4f} | {cells} | {ratio:.2f} |")
+    below = [name for name, values in errors.items() if max(values) < min(errors["equal"])]
+    above = [name for name, values in errors.items() if min(values) > max(errors["equal"])]
+    among = [name for name in errors if name not in {"equal", *below, *above}]
+    one_in = math.comb(2 * seeds, seeds) // 2
+    return f"""# Burgers' equation
+
+`python -m mtl.train task=burgers` trains a network u(t, x) until it solves u_t + u·u_x = ν u_xx, with ν = 0.01/π,
+u(0, x) = −sin πx and u(t, ±1) = 0, for t from 0 to 1. There are no data: the tasks are the mean square of the
+equation's residual at 1,000 points, of u at 100 points of the boundary, and of u + sin πx at 100 points with t = 0, all
+drawn anew in each step. What is measured is the error against the exact solution (Cole–Hopf, by quadrature),
+‖u − exact‖ / ‖exact‖, on a grid of 100 times and 255 places.
+
+![The exact solution, a network's, and their difference]({PICTURE.name})
+
+{chr(10).join(lines)}
+
+Made by `scripts/compare_burgers.py`: mean ± standard deviation over {seeds} seeds, then each seed. The error is that of
+the parameters at the end: whoever solves an equation has no solution to choose the best ones by. Network, learning rate
+and the {ALL:,} steps are those of the task's config for all; they were chosen with `equal` and seed 0. The time is that
+of all steps over `equal`'s, one CPU thread, each way in turn in one process.
+
+All seeds below all of `equal`'s: {told(below)}. All above: {told(above)}. Among them: {told(among)}.
+Of two methods that are equally good, {seeds} seeds each lie that far apart in 1 of {one_in} comparisons: a hint and no more,
+and no ranking of those whose seeds lie among each other's. It is one equation, with one network.
+
+The last row is Adam for {ADAM:,} steps, then {LBFGS:,} steps of L-BFGS, each of up to {ITERATIONS} iterations along the
+loss of its own points, the tasks' weights held fixed:
+
+```bash
+python -m mtl.train task=burgers trainer.max_epochs={(ADAM + LBFGS) // 500} \\
+  'optimizer.then={THEN}'
+```
+
+Many iterations on one draw of 1,000 points may fit these and not the equation: keep `max_iter` small, or
+`data.batch_size.interior` large. Balancers that work on the gradients themselves can't be used with it, for there is no
+loss to search along.
+"""
+
+
+def told(names: list[str]) -> str:
+    """The names as code, but for what isn't a balancer's alone."""
+    return ", ".join(name if " " in name else f"`{name}`" for name in names) or "none"
 
 
 def main() -> None:
@@ -152,17 +173,15 @@ def main() -> None:
     options = parser.parse_args()
     test: Any = burgers.interior_points().test
     point, exact = test.fields["point"], test.fields["u"]
-    figures: dict[tuple[str, int], Any] = {}
     errors: dict[str, list[float]] = {name: [] for name in WAYS}
     for seed in range(options.seeds):
         for name, arguments in WAYS.items():
             folder = options.runs / name.replace(", ", "_").replace(" ", "_") / str(seed)
-            figures[name, seed] = run(folder, ["task=burgers", f"seed={seed}", *arguments])
-            error = float((solution(folder, point) - exact).norm() / exact.norm())
-            errors[name].append(error)
-            print(f"{name}, seed {seed}: {error:.4f}, {figures[name, seed]['seconds_per_step'] * 1000:.1f} ms a step", flush=True)
+            run(folder, ["task=burgers", f"seed={seed}", *arguments])
+            errors[name].append(float((solution(folder, point) - exact).norm() / exact.norm()))
+            print(f"{name}, seed {seed}: {errors[name][-1]:.4f}", flush=True)
     draw(options.runs / SHOWN / "0")
-    page = report(figures, errors)
+    page = report(errors, step_times())
     print(page)
     if options.write:
         options.write.write_text(page, encoding="utf-8")

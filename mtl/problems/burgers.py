@@ -55,7 +55,8 @@ def residual(model: "MultiTaskModel", batch: Batch) -> Tensor:
     (slope,) = torch.autograd.grad(u.sum(), point, create_graph=True)
     u_t, u_x = slope.unbind(1)
     (bend,) = torch.autograd.grad(u_x.sum(), point, create_graph=True)
-    return (u_t + u * u_x - VISCOSITY * bend[:, 1]).square().mean()
+    square: Tensor = (u_t + u * u_x - VISCOSITY * bend[:, 1]).square().mean()
+    return square
 
 
 def boundary(model: "MultiTaskModel", batch: Batch) -> Tensor:
@@ -66,7 +67,8 @@ def boundary(model: "MultiTaskModel", batch: Batch) -> Tensor:
 def initial(model: "MultiTaskModel", batch: Batch) -> Tensor:
     """The mean square of u + sin πx at t = 0."""
     point = batch["point"]
-    return (_u(model, point) + (math.pi * point[:, 1]).sin()).square().mean()
+    square: Tensor = (_u(model, point) + (math.pi * point[:, 1]).sin()).square().mean()
+    return square
 
 
 def interior_points(*, num_samples: int = 1_000_000, num_times: int = 101, num_places: int = 256) -> Splits:
@@ -79,9 +81,8 @@ def interior_points(*, num_samples: int = 1_000_000, num_times: int = 101, num_p
     times = torch.linspace(0, 1, num_times, dtype=torch.float64)
     places = torch.linspace(-1, 1, num_places, dtype=torch.float64)
     between = [(values[1:] + values[:-1]) / 2 for values in (times, places)]
-    return Splits(
-        Drawn(_anywhere, num_samples=num_samples), _grid(times, places), _grid(*between), name="points drawn in the domain"
-    )
+    drawn = Drawn(_anywhere, num_samples=num_samples)
+    return Splits(drawn, _grid(times, places), _grid(*between), name="points drawn in the domain")
 
 
 def boundary_points(*, num_samples: int = 1_000_000) -> Splits:
@@ -111,7 +112,9 @@ def _u(model: "MultiTaskModel", point: Tensor) -> Tensor:
     """The network's u; a shape such as (N, 1) would make products of all points with all others, without a word."""
     u: Tensor = model.trunk(point)
     if u.shape != point.shape[:1]:
-        raise UserError(f"the trunk gives u of shape {tuple(u.shape)} for {len(point)} points; it must be one number each")
+        raise UserError(
+            f"the trunk gives u of shape {tuple(u.shape)} for {len(point)} points; it must be one number each"
+        )
     return u
 
 
