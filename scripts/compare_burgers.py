@@ -33,7 +33,7 @@ from mtl.seeding import seed_all
 
 PICTURE = Path(__file__).parents[1] / "docs" / "burgers.png"
 ALL, ADAM, LBFGS, ITERATIONS = 8000, 5000, 500, 5  # steps; iterations in one
-THEN = f"{{_target_: torch.optim.LBFGS, after: {ADAM}, max_iter: {ITERATIONS}, line_search_fn: strong_wolfe}}"
+THEN = f"{{_target_: mtl.optimizers.LBFGS, after: {ADAM}, max_iter: {ITERATIONS}, line_search_fn: strong_wolfe}}"
 STEPS = 50  # of a round of the timing
 LAST = "equal, then L-BFGS"
 SHOWN = "equal"  # in the picture, with seed 0
@@ -142,8 +142,8 @@ and the {ALL:,} steps are those of the task's config for all; they were chosen w
 of all steps over `equal`'s, one CPU thread, each way in turn in one process.
 
 All seeds below all of `equal`'s: {told(below)}. All above: {told(above)}. Among them: {told(among)}.
-Of two methods that are equally good, {seeds} seeds each lie that far apart in 1 of {one_in} comparisons: a hint and no more,
-and no ranking of those whose seeds lie among each other's. It is one equation, with one network.
+Of two methods that are equally good, {seeds} seeds each lie that far apart in 1 of {one_in} comparisons: a hint and no
+more, and no ranking of those whose seeds lie among each other's. It is one equation, with one network.
 
 The last row is Adam for {ADAM:,} steps, then {LBFGS:,} steps of L-BFGS, each of up to {ITERATIONS} iterations along the
 loss of its own points, the tasks' weights held fixed:
@@ -153,9 +153,10 @@ python -m mtl.train task=burgers trainer.max_epochs={(ADAM + LBFGS) // 500} \\
   'optimizer.then={THEN}'
 ```
 
-Many iterations on one draw of 1,000 points may fit these and not the equation: keep `max_iter` small, or
-`data.batch_size.interior` large. Balancers that work on the gradients themselves can't be used with it, for there is no
-loss to search along.
+`mtl.optimizers.LBFGS` is PyTorch's, but takes no curvature from the gradients of two different draws. Many iterations on
+one draw of 1,000 points may fit these and not the equation: keep `max_iter` small, or the batches large. Balancers that
+work on the gradients themselves are refused with it, and `conflict_free` doesn't suit it: its weights may be negative, and
+a loss with such weights has no lowest value.
 """
 
 

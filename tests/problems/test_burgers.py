@@ -238,7 +238,7 @@ SMALL = [
     "model.trunk.widths=[20,20]",
     "log.every=10",
 ]
-LBFGS = "optimizer.then={{_target_: torch.optim.LBFGS, after: {}, max_iter: 5, line_search_fn: strong_wolfe}}"
+LBFGS = "optimizer.then={{_target_: mtl.optimizers.LBFGS, after: {}, max_iter: 5, line_search_fn: strong_wolfe}}"
 
 
 def errors(run: Ended) -> list[float]:
@@ -253,13 +253,13 @@ def test_the_error_falls(here: Path, balancer: str) -> None:
     assert run.code == 0, run.err
     first, second, third = errors(run)
     assert first > second > third
-    assert third < 0.7  # u = 0 has 1
+    assert third < 0.8  # u = 0 has 1
     assert set(run.metrics["test"]) == {"residual"}
     assert run.metrics["steps"] == 600
     assert "Passes: one for each objective and each source of data" in run.out
 
 
-RESUMED = [*SMALL, "balancer=conflict_free", "seed=2", LBFGS.format(50)]
+RESUMED = [*SMALL, "balancer=upgrad", "seed=2", LBFGS.format(50)]
 
 
 @pytest.fixture(scope="module")
