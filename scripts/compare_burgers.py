@@ -153,10 +153,10 @@ python -m mtl.train task=burgers trainer.max_epochs={(ADAM + LBFGS) // 500} \\
   'optimizer.then={THEN}'
 ```
 
-`mtl.optimizers.LBFGS` is PyTorch's, but takes no curvature from the gradients of two different draws. Many iterations on
-one draw of 1,000 points may fit these and not the equation: keep `max_iter` small, or the batches large. Balancers that
-work on the gradients themselves are refused with it, and `conflict_free` doesn't suit it: its weights may be negative, and
-a loss with such weights has no lowest value.
+`mtl.optimizers.LBFGS` is PyTorch's, but takes no curvature from the gradients of two different draws. Many iterations
+on one draw of 1,000 points may fit these and not the equation: keep `max_iter` small, or the batches large. Balancers
+that work on the gradients themselves are refused with it, and `conflict_free` doesn't suit it: its weights may be
+negative, and a loss with such weights has no lowest value.
 """
 
 
