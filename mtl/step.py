@@ -379,8 +379,15 @@ class Step:
             if self.scheduler is not None and result.taken:
                 part = self.scheduler
                 part.step()
-        except (TypeError, ValueError, ArithmeticError) as error:
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             name = type(part).__name__
+            if isinstance(error, RuntimeError):
+                if "sparse" not in str(error):
+                    raise
+                raise UserError(
+                    f"{name} can't take the sparse gradients of embeddings: {told(error)}. Take optimizer=adagrad "
+                    "without weight decay, or embeddings with sparse=False"
+                ) from error
             raise UserError(f"{name} failed in its step: {told(error)}. Look at its arguments") from error
 
     def after(self, batch: StepBatch) -> None:
