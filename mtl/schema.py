@@ -41,6 +41,10 @@ _NODES: Check = (
     lambda v: v is None or (isinstance(v, Mapping) and all(_NODE[0](n) for n in v.values())),
     "names, each with a mapping that has a _target_",
 )
+_METRICS: Check = (
+    lambda v: v is None or (isinstance(v, Mapping) and all(n is None or _NODE[0](n) for n in v.values())),
+    "names, each with a mapping that has a _target_, or null for one that isn't wanted",
+)
 _MAPPING: Check = (lambda v: isinstance(v, Mapping), "a mapping")
 _MAPPINGS: Check = (
     lambda v: isinstance(v, Mapping) and bool(v) and all(isinstance(n, Mapping) for n in v.values()),
@@ -120,7 +124,7 @@ TASK: dict[str, Check] = {
     "head": _NODE,
     "loss": _NODE,
     "objective": _or_null(_NODE),
-    "metrics": _NODES,
+    "metrics": _METRICS,
     "count": _or_null(_NODE),
     "mask": _or_null(_TEXT),
     "source": _or_null(_TEXT),

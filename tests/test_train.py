@@ -311,7 +311,7 @@ def test_mistakes_of_evaluate(trained: Ended, here: Path) -> None:
 def test_help_needs_no_task(here: Path) -> None:
     ended = command("train", "--help")
     assert ended.code == 0
-    for text in ("mnist_two_head, mnist_two_model", "optimizer: adam, adamw, sgd", "trainer.max_epochs"):
+    for text in ("mnist_two_head, mnist_two_model", "optimizer: adagrad, adam, adamw, sgd", "trainer.max_epochs"):
         assert text in ended.out
 
 
