@@ -19,6 +19,7 @@ LEVELS = [
     {"architectures", "features", "parts"},
     {"passes", "balancing", "problems"},
     {"accumulation", "before"},
+    {"runner"},
     {"step", "validation"},
     {"monitor", "faults"},
     {"trainer"},
