@@ -226,7 +226,10 @@ def test_that_memory_is_measured() -> None:
         (["optimizer=adamw"], "AdamW can't take the sparse gradients of embeddings: RuntimeError: Adam does not"),
         (["optimizer=sgd", "optimizer.weight_decay=0.1"], "SGD can't take the sparse gradients of embeddings"),
         (["+optimizer.weight_decay=0.1"], "weight_decay option is not compatible with sparse gradients"),
-        (["balancer=graddrop"], "has sparse gradients, which this balancer can't combine element by element"),
+        (
+            ["balancer=graddrop"],
+            "error: 'trunk.embeddings.0.weight' has sparse gradients, which this balancer can't combine element by element",
+        ),
     ],
 )
 def test_what_cannot_take_sparse_gradients_is_told_in_a_sentence(here, overrides: list[str], message: str) -> None:

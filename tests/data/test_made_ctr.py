@@ -128,7 +128,7 @@ def test_training_comes_near_the_best_auc(here: Path, balancer: str) -> None:
     for task in ("click", "conversion"):
         figures = ended.metrics["test"][task]
         assert list(figures) == ["auc", "loss"]  # and not the F1 and accuracy of other tasks of two classes
-        assert figures["auc"] - 0.5 > 0.75 * (best[task] - 0.5)
+        assert figures["auc"] - 0.5 > 0.85 * (best[task] - 0.5)
         assert figures["auc"] < best[task] + 0.03  # what 4,000 samples make uncertain
     assert "mean of click/auc, conversion/auc (max)" in " ".join(ended.out.split())
     evaluated = command("evaluate", f"run={ended.run}")
