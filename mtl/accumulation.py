@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from mtl.batch import Batch, chosen, joined, part_of, size_of
+from mtl.batch import Batch, chosen, joined, num_samples, part_of
 from mtl.errors import UserError
 from mtl.labels import denominator
 from mtl.model import MultiTaskModel
@@ -78,7 +78,7 @@ class Look:
     def _take_whole(self, index: int, numbers: list[int], predictions: list[Any], autocast: Autocast) -> None:
         task = self._parts.tasks[index]
         parts = [self._parts.batches[number] for number in numbers]
-        sizes = [size_of(part[task.target]) for part in parts]
+        sizes = [num_samples(part) for part in parts]
         leaves, structure = tree_flatten(joined(predictions, sizes))
         leaves = [_precise(leaf.detach()).requires_grad_() if _differs(leaf) else leaf for leaf in leaves]
         cuts = [leaf for leaf in leaves if _differs(leaf)]
@@ -139,7 +139,7 @@ def check_losses(model: MultiTaskModel, parts: Parts, autocast: Autocast) -> lis
     tested = []
     for index, task in enumerate(parts.tasks):
         numbers = [number for number, its in enumerate(here) if index in its]
-        sizes = [size_of(parts.batches[number][task.target]) for number in numbers]
+        sizes = [num_samples(parts.batches[number]) for number in numbers]
         if sum(sizes) < 2:
             continue
         prediction = joined([taken[number][here[number].index(index)] for number in numbers], sizes)

@@ -218,6 +218,8 @@ class Balancing:
         """Says whose failure it is when a balancer can't give an answer."""
         try:
             yield
+        except UserError:
+            raise
         except ArithmeticError as error:
             raise UserError(f"balancer {type(self.balancer).__name__}: {error}") from error
         except Exception as error:

@@ -1,6 +1,6 @@
 """Batches: dicts of fields, which are tensors with the sample as first dimension, lists, or nests of these."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -24,16 +24,25 @@ def field(batch: Batch, name: str, where: str) -> Any:
     return batch[name]
 
 
-def size_of(value: Any) -> int:
-    """How many samples a field of the batch holds: the first dimension of its first tensor."""
-    return next((len(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.ndim), 1)
-
-
 def num_samples(batch: Batch) -> int:
-    """How many samples a batch has, or the different ones in a dict of batches by task name together."""
+    """How many samples a batch has, or the different ones in a dict of batches by task name together.
+
+    It is the first dimension of its tensors; where there are none the length of its lists.
+    """
     if batch and all(isinstance(each, Mapping) for each in batch.values()):
         return sum(num_samples(each) for each in {id(each): each for each in batch.values()}.values())
-    return max(map(size_of, batch.values()), default=0)
+    return max(
+        _lengths(batch), default=max((len(each) for each in batch.values() if isinstance(each, list)), default=1)
+    )
+
+
+def _lengths(value: Any) -> Iterator[int]:
+    """Of the tensors in a nest; a list may be one of samples, and says nothing."""
+    if isinstance(value, Tensor) and value.ndim:
+        yield len(value)
+    elif isinstance(value, Mapping | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _lengths(each)
 
 
 def describe(value: Any) -> str:
@@ -47,7 +56,7 @@ def cut(batch: Batch, *, size: int | None = None, count: int | None = None) -> l
 
     Tensors and lists whose length is the number of samples are cut; anything else goes into each part as it is.
     """
-    total = max((size_of(value) for value in batch.values()), default=1)
+    total = num_samples(batch)
     if size is None:
         assert count is not None
         bounds = [total * part // min(count, total) for part in range(min(count, total) + 1)]

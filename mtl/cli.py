@@ -31,7 +31,7 @@ CONFIG_DIR = next(
     for folder in (Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs")
     if (folder / "train.yaml").is_file()
 )
-REPLACED = ("trainer.monitor", "optimizer.groups")  # mappings whose keys are the user's
+REPLACED = ("trainer.monitor", "optimizer.groups", "model.freeze_until")  # mappings whose keys are the user's
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 

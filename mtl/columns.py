@@ -50,7 +50,14 @@ def numbers(cells: Iterable[Any], name: str) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-def codes(cells: Iterable[Any], vocabulary: Sequence[str]) -> Tensor:
-    """A column's categories, (N,) int64: 1 for the vocabulary's first; 0 where a cell is empty or not in it."""
+def codes(cells: Iterable[Any], vocabulary: Sequence[str] | int) -> Tensor:
+    """A column's categories, (N,) int64: 1 for the vocabulary's first; 0 where a cell is empty or not in it.
+
+    A number n stands for the vocabulary 1, 2, …, n, of ids that are codes already.
+    """
+    if isinstance(vocabulary, int):
+        texts = [category(cell) for cell in cells]
+        ids = [int(text) if text.isdecimal() else 0 for text in texts]
+        return torch.tensor([each if each <= vocabulary else 0 for each in ids], dtype=torch.int64)
     places = {text: place for place, text in enumerate(vocabulary, start=1)}
     return torch.tensor([places.get(category(cell), 0) for cell in cells], dtype=torch.int64)

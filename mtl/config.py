@@ -221,7 +221,7 @@ def build_tasks(config: Config, splits: Data | None = None) -> list[Task]:
             Task(
                 name,
                 **_own_parts(_replaced(node, "from_trunk", width), where),
-                metrics={key: partial(make, metric, f"{where}.metrics.{key}") for key, metric in metrics.items()},
+                metrics={key: partial(make, each, f"{where}.metrics.{key}") for key, each in metrics.items() if each},
                 weight=make(node.get("weight", 1.0), f"{where}.weight"),
                 count=make(node["count"], f"{where}.count") if node.get("count") else None,
                 mask=node.get("mask"),

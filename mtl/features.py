@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtl.balancers.gramian import gramian
 from mtl.buffers import kept_buffers
-from mtl.gradients import Rows, leaves
+from mtl.gradients import Rows, leaves, plus
 from mtl.layerwise import Layer, find
 
 
@@ -153,8 +153,7 @@ class AtFeatures(Rows):
             there = {g.untyped_storage().data_ptr() for g in (*gradients, *deltas[-1]) if g is not None}
             for parameter, gradient in zip(slow, found[len(layers) :], strict=True):
                 if gradient is not None:
-                    gradient = row[parameter] + gradient if parameter in row else gradient
-                    row[parameter] = _laid_out(gradient, parameter, there)
+                    row[parameter] = _laid_out(plus(row.get(parameter), gradient), parameter, there)
             row |= {parameter: parameter.new_empty(0) for parameter in taken}  # there, with its products elsewhere
         self._at, self._features = {}, []
         for layer, of_tasks in zip(layers, zip(*deltas, strict=True), strict=True):

@@ -80,9 +80,9 @@ class Rows:
                 features.append(cuts[leaf])
                 at_features.append(gradient)
             else:
-                gradients[leaf] = gradients[leaf] + gradient if leaf in gradients else gradient
+                gradients[leaf] = plus(gradients.get(leaf), gradient)
         for leaf, gradient in _gradients_at(features, at_features):
-            gradients[leaf] = gradients[leaf] + gradient if leaf in gradients else gradient
+            gradients[leaf] = plus(gradients.get(leaf), gradient)
 
     def take(self, task: str) -> None:
         """Takes what is in `.grad` as one task's row, or adds it to that, and leaves `.grad` empty for the next."""
@@ -90,7 +90,7 @@ class Rows:
         self._gramian = None
         for parameter in self._parameters.values():
             if parameter.grad is not None:
-                row[parameter] = row[parameter] + parameter.grad if parameter in row else parameter.grad
+                row[parameter] = plus(row.get(parameter), parameter.grad)
                 parameter.grad = None
 
     def settle(self) -> None:
@@ -220,6 +220,13 @@ def _gradients_at(outputs: list[Tensor], gradients: list[Tensor]) -> list[tuple[
         return []
     found = torch.autograd.grad(outputs, reached, gradients, retain_graph=True, allow_unused=True)
     return [(leaf, g) for leaf, g in zip(reached, found, strict=True) if g is not None]
+
+
+def plus(gradient: Tensor | None, more: Tensor) -> Tensor:
+    """Their sum; a sparse one stays sparse as long as both are."""
+    if gradient is None:
+        return more
+    return more + gradient if gradient.is_sparse else gradient + more  # torch has no sparse + dense
 
 
 def _dense(gradient: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mtl.batch import Batch, field, size_of
+from mtl.batch import Batch, field, num_samples
 from mtl.errors import UserError
 from mtl.task import Task
 
@@ -90,7 +90,7 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
         UserError: as `there`.
     """
     if task.objective is not None:
-        number: Tensor | int = task.count(batch) if task.count else max(map(size_of, batch.values()), default=1)
+        number: Tensor | int = task.count(batch) if task.count else num_samples(batch)
         return number
     target = field(batch, task.target, f"task '{task.name}': target")
     found = there(task, batch) if task.missing or _ignores(task, target) else None
@@ -106,7 +106,7 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
         by_element = _by_element(task)
         return found.expand_as(target).sum() if by_element else _rows(task, found).sum()
     if not isinstance(target, Tensor):
-        return size_of(target)
+        return num_samples(batch)
     if _by_element(task):
         return target.numel()
     return target.numel() // target.shape[1] if isinstance(task.loss, BY_CLASS) and target.ndim > 1 else len(target)

@@ -1,7 +1,7 @@
 """What a config may hold: checked before torch is imported, so that a slip is answered at once."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -40,6 +40,10 @@ _NODE: Check = (lambda v: isinstance(v, Mapping) and "_target_" in v, "a mapping
 _NODES: Check = (
     lambda v: v is None or (isinstance(v, Mapping) and all(_NODE[0](n) for n in v.values())),
     "names, each with a mapping that has a _target_",
+)
+_METRICS: Check = (
+    lambda v: v is None or (isinstance(v, Mapping) and all(n is None or _NODE[0](n) for n in v.values())),
+    "names, each with a mapping that has a _target_, or null for one that isn't wanted",
 )
 _MAPPING: Check = (lambda v: isinstance(v, Mapping), "a mapping")
 _MAPPINGS: Check = (
@@ -120,16 +124,16 @@ TASK: dict[str, Check] = {
     "head": _NODE,
     "loss": _NODE,
     "objective": _or_null(_NODE),
-    "metrics": _NODES,
+    "metrics": _METRICS,
     "count": _or_null(_NODE),
     "mask": _or_null(_TEXT),
     "source": _or_null(_TEXT),
     "missing": (lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
     "whole_batch": _FLAG,
 }
-OPTIONAL = {
+OPTIONAL = {"model.freeze", "model.freeze_until", "optimizer.groups", "optimizer.then", "data.collate"}
+OPTIONAL_IN_TASK = {
     *("num_outputs", "metrics", "count", "mask", "source", "missing", "whole_batch", "weight", "objective"),
-    *("data.collate", "model.freeze", "model.freeze_until", "optimizer.then", "optimizer.groups"),
 }
 
 
@@ -160,7 +164,12 @@ def check(config: DictConfig) -> dict[str, Any]:
             raise UserError(f"{where}: use letters, digits and _ in a task's name, not beginning with a digit")
         if not isinstance(task, Mapping):
             raise UserError(f"{where} is {task!r}; it must be a mapping with {', '.join(TASK)}")
-        _check_level(task, where, TASK, optional=("head", "loss", "target") if task.get("objective") else ())
+        _check_level(
+            task,
+            where,
+            TASK,
+            optional=OPTIONAL_IN_TASK | ({"head", "loss", "target"} if task.get("objective") else set()),
+        )
     if not any(task.get("weight", 1) for task in plain["tasks"].values()):
         raise UserError("tasks: every task's weight is 0, so nothing would be trained")
     checked: dict[str, Any] = plain
@@ -173,7 +182,7 @@ def _check_level(
     known: dict[str, Check],
     *,
     open_ended: bool = False,
-    optional: Sequence[str] = (),
+    optional: Set[str] = frozenset(),
 ) -> None:
     prefix = f"{where}." if where else ""
     names = [name for name in known if where or "." not in name]
@@ -182,7 +191,7 @@ def _check_level(
             raise UserError(f"{prefix}{key}: there is no such key" + suggest(str(key), names))
     for name in names:
         if name not in node:
-            if name in OPTIONAL or prefix + name in OPTIONAL or name in optional:
+            if prefix + name in OPTIONAL or name in optional:
                 continue
             raise UserError(f"{prefix}{name}: a value is needed here; none is given")
         right, wanted = known[name]

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mtl.accumulation import Look, check_losses, summed
+from mtl.accumulation import Look
 from mtl.balancers import Balancer, Equal
 from mtl.balancing import Balancing
-from mtl.batch import Batch
 from mtl.before import Before
 from mtl.buffers import kept_buffers
 from mtl.errors import NotFinite, UserError, told
@@ -31,8 +30,9 @@ from mtl.features import AtFeatures
 from mtl.gradients import Rows
 from mtl.model import MultiTaskModel
 from mtl.parts import Parts, StepBatch
-from mtl.passes import PASSES, Weigh, Weights, choose, generators_of, set_states
+from mtl.passes import choose, generators_of, set_states
 from mtl.precision import Autocast, autocast_for
+from mtl.runner import Runner
 from mtl.task import Task
 
 ON_NONFINITE = ("error", "skip_task", "skip_step")
@@ -142,12 +142,12 @@ class Step:
         if on_nonfinite not in ON_NONFINITE:
             raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
         self.on_nonfinite = on_nonfinite
-        self._checked: set[str] = set()  # tasks whose losses can be taken in parts
         self.scheduler = self._scheduler = scheduler
         self.clip_norm = clip_norm
         self.parameters = dict(model.named_parameters())
         autocast_for(precision, self.device)  # an unknown precision is an error now, not in the first step
         self.precision = precision
+        self._runner = Runner(model, self.passes, self.autocast)
         self._first = optimizer
         self._then = then
         for each in (optimizer, then[1] if then else None):
@@ -164,7 +164,6 @@ class Step:
         self._took_part: Sequence[Task] = ()
         self._searched: Parts | None = None  # what a line search looks at
         self._shares: Sequence[Sequence[float]] = ()
-        self._starts: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -294,51 +293,12 @@ class Step:
         named = [name for name, norm in norms.items() if not math.isfinite(norm)] or list(norms)
         return dict.fromkeys(named, "its gradient is not finite")
 
-    def _run(self, parts: Parts, weights: Weights | Weigh, measure: Rows | None, collect: Any) -> list[Tensor]:
-        """The passes of all parts; each task's loss over all of them."""
-        if len(parts) == 1:
-            return self._passes(parts.tasks, parts.batches[0], weights, measure, collect)
-        self._check_losses(parts)
-        ahead = None
-        if callable(weights) or any(task.whole_batch for task in parts.tasks):
-            ahead = Look(self.model, parts, self.autocast)
-        known = weights(ahead.losses) if callable(weights) and ahead else cast(Weights, weights)
-
-        def run(number: int, here: list[int]) -> Sequence[Tensor]:
-            row = parts.shares[number]
-            for rows in (measure, collect):
-                if rows is not None:
-                    rows.shares = {parts.tasks[i].name: row[i] for i in here}
-            tasks = ahead.tasks_of(number) if ahead else [parts.tasks[i] for i in here]
-            losses = self._passes(tasks, parts.batches[number], [known[i] * row[i] for i in here], measure, collect)
-            if collect is not None:
-                collect.settle()
-            return losses
-
-        losses = summed(parts, run, self.device)
-        return ahead.corrected(losses) if ahead else losses
-
-    def _passes(
-        self, tasks: Sequence[Task], batch: Batch, weights: Weights | Weigh, measure: Rows | None, collect: Any
-    ) -> list[Tensor]:
-        alone = any(task.objective for task in tasks)  # it is the only one in its part
-        return PASSES["sequential" if alone else self.passes](
-            self.model,
-            tasks,
-            batch,
-            weights,
-            backward=self._backward,
-            autocast=self.autocast,
-            measure=measure,
-            collect=collect,
-        )
-
-    def _check_losses(self, parts: Parts) -> None:
-        """Puts losses to the test before the first step in which they are taken in parts."""
-        split = [i for i in range(len(parts.tasks)) if any(0 < row[i] < 1 for row in parts.shares)]
-        unknown = [i for i in split if parts.tasks[i].name not in self._checked]
-        if unknown:
-            self._checked |= set(check_losses(self.model, parts.of_tasks(unknown), self.autocast))
+    @property
+    def _run(self) -> Runner:
+        """What takes parts forward and backward, where the model and the scaler are by now."""
+        self._runner.autocast = self.autocast
+        self._runner.scaler = self.scaler
+        return self._runner
 
     def _parts_of(self, batch: StepBatch) -> Parts:
         return Parts.of(self.tasks, batch, size=self.micro_batch_size, count=self.num_micro_batches)
@@ -379,8 +339,15 @@ class Step:
             if self.scheduler is not None and result.taken:
                 part = self.scheduler
                 part.step()
-        except (TypeError, ValueError, ArithmeticError) as error:
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             name = type(part).__name__
+            if isinstance(error, RuntimeError):
+                if "sparse" not in str(error):
+                    raise
+                raise UserError(
+                    f"{name} can't take the sparse gradients of embeddings: {told(error)}. Take optimizer=adagrad "
+                    "without weight decay, or embeddings with sparse=False"
+                ) from error
             raise UserError(f"{name} failed in its step: {told(error)}. Look at its arguments") from error
 
     def after(self, batch: StepBatch) -> None:
@@ -434,25 +401,6 @@ class Step:
         """Called by the optimizer when it has stepped; a scaler doesn't say that it skipped a step."""
         self.num_taken += 1
 
-    def _backward(self, losses: Sequence[Tensor], weights: Weights, *, retain_graph: bool = False) -> None:
-        """Takes the weighted losses backward: a weight is the gradient that a loss's backward starts from."""
-        pairs = [(loss, w) for loss, w in zip(losses, weights, strict=True) if loss.requires_grad]  # else all is frozen
-        starts = [self._start(loss, weight) for loss, weight in pairs]
-        if self.scaler:
-            starts = [self.scaler.scale(start) for start in starts]
-        if pairs:
-            torch.autograd.backward([loss for loss, _ in pairs], starts, retain_graph=retain_graph)
-
-    def _start(self, loss: Tensor, weight: float | Tensor) -> Tensor:
-        if isinstance(weight, Tensor):
-            return weight.to(loss.dtype)
-        key = (weight, loss.dtype, loss.device)
-        if len(self._starts) > 64:  # shares of micro-batches may be many
-            self._starts.clear()
-        if key not in self._starts:
-            self._starts[key] = torch.tensor(weight, dtype=loss.dtype, device=loss.device)
-        return self._starts[key]
-
     def _total_norm(self) -> Tensor:
         gradients = [
             p.grad.coalesce().values() if p.grad.is_sparse else p.grad
@@ -463,7 +411,7 @@ class Step:
 
     def state_dict(self) -> dict[str, Any]:
         """The steps taken, states of optimizer, scheduler, scaler and balancer, and weights that serve on."""
-        counters = {"num_taken": self.num_taken, "checked": sorted(self._checked)}
+        counters = {"num_taken": self.num_taken, "checked": sorted(self._runner.checked)}
         return {**counters, **{name: part.state_dict() for name, part in self._parts().items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -471,7 +419,7 @@ class Step:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.num_taken = state["num_taken"]
-        self._checked = set(state["checked"])
+        self._runner.checked = set(state["checked"])
 
     def _parts(self) -> dict[str, Any]:
         then = self._then[1] if self._then else None

@@ -1,12 +1,9 @@
 """The loop: steps, logging, validation, checkpoints, stopping."""
 
-import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,16 +15,14 @@ from mtl import checkpoint
 from mtl.batch import num_samples
 from mtl.data import Loader, Mix
 from mtl.errors import NotFinite, UserError, first_line, told
+from mtl.faults import Faults, Place
 from mtl.seeding import random_state, set_random_state
+from mtl.signals import Stop
 from mtl.step import Step, StepResult
 
 if TYPE_CHECKING:
     from mtl.monitor import Monitor
     from mtl.validation import Figures, Validation
-
-
-TOO_MANY = 10  # steps in a row in which something isn't finite: it won't get better by itself
-TOO_MANY_OVERFLOWS = 60  # halving the scale so often makes 1 of 2^60
 
 
 class Logger(Protocol):
@@ -135,19 +130,17 @@ class Trainer:
         self._validation: Validation | None = None
         self._pending: list[dict[str, float]] = []  # losses that have been read, and not yet logged
         self.weights: dict[str, float] = {}  # the last that have been read, by tag
-        self._window: list[tuple[int, int, StepResult]] = []  # number, batch and result of steps that haven't been read
-        self._in_a_row = 0  # steps with something that wasn't finite
+        self._window: list[tuple[Place, StepResult]] = []  # steps that haven't been read yet
         self._intact = True  # whether parameters and counters are of one step
         self._silent: set[int] = set()  # loggers that have failed
         self._samples = 0
         self._clock = 0.0
-        self._stop = 0  # the number of the signal that asked for it
+        self._stop = Stop()
         self._saved_at = time.monotonic()
         self._queued = 0  # the step of the last state that was given to the writer
         self._loaded = 0  # the step that the run was taken up at
-        self._overflows = 0  # steps in a row that fp16 overflow kept from being taken
         self._ended = 0  # the last epoch of which the balancer was told that it is over
-        self.faults = faults
+        self.faults = Faults(faults, train, tell)
 
     def fit(self) -> None:
         """Trains until the epochs are over or patience is.
@@ -159,7 +152,7 @@ class Trainer:
         """
         self.step.model.train()
         try:
-            with self._stops_after_the_step():
+            with self._stop.listens():
                 self._train()
         except Stopped:
             raise
@@ -178,16 +171,16 @@ class Trainer:
                 self.position = 0
                 self._read.clear()
             self._train_epoch()
-            if not self._stop:
+            if not self._stop.signal:
                 self._validate()
                 self.position = None
                 if self.best_epoch == self.epoch:
                     self._save("best")  # first: whoever goes on from last.pt finds what it calls best
-            if self._stop:
+            if self._stop.signal:
                 self.writer.wait()  # what was asked for before is there too, should the last one be damaged
             self._save("last")
-            if self._stop:
-                raise Stopped(self._stop)
+            if self._stop.signal:
+                raise Stopped(self._stop.signal)
 
     def _goes_on(self) -> bool:
         patient = self.patience is None or not self.epoch or self.epoch - self.best_epoch < self.patience
@@ -223,24 +216,24 @@ class Trainer:
             self._intact = True
             self._samples += num_samples(batch)
             if result.losses:
-                self._window.append((number, self.position - 1, result))
+                self._window.append((Place(number, self.epoch, self.position - 1), result))
             if measure and result.taken:
                 self._log(result)
                 if number == 1:  # mistakes in metrics show now, and not after an epoch; importing them is slow
                     self._prepare_validation()
                     start = self._clock = time.perf_counter()
-            self._look_for_faults(number, result)
+            self.faults.look(Place(number, self.epoch, self.position - 1), result)
             for callback in self.callbacks:
                 try:
                     callback(self, result)
                 except Exception as error:
                     name = getattr(callback, "__name__", type(callback).__name__)
                     raise UserError(f"callback {name} failed at step {number}: {told(error)}") from error
-            if self._stop:
+            if self._stop.signal:
                 break
             if result.taken and self._time_to_save():
                 self._save("last")
-        if not self._stop:
+        if not self._stop.signal:
             if self._ended < self.epoch:  # not again in a run that was taken up between here and the validation's end
                 self.step.epoch_end()
                 self._ended = self.epoch
@@ -255,48 +248,9 @@ class Trainer:
             self._intact = self.step.undo()
             if isinstance(error, NotFinite):
                 assert self.position is not None
-                raise self._fault(number, self.position, error.found, "ended the run") from error
+                place = Place(number, self.epoch, self.position)
+                raise self.faults.note(place, error.found, "ended the run") from error
             raise
-
-    def _look_for_faults(self, number: int, result: StepResult) -> None:
-        """Says what was skipped, and ends a run in which nothing else happens.
-
-        Raises:
-            UserError: for too many in a row.
-        """
-        self._in_a_row = self._in_a_row + 1 if result.nonfinite else 0
-        self._overflows = self._overflows + 1 if result.losses and not result.taken else 0
-        if self._overflows >= TOO_MANY_OVERFLOWS:
-            raise UserError(
-                f"precision: {self._overflows} steps in a row gave no finite gradient in fp16, whatever the scale (at "
-                f"step {number}, epoch {self.epoch}); look for infinite slopes in the losses, or take bf16"
-            )
-        if not result.nonfinite:
-            return
-        done = "left out of the step" if result.taken else "the step was skipped"
-        assert self.position is not None
-        error = self._fault(number, self.position - 1, result.nonfinite, done)
-        if self._in_a_row >= TOO_MANY:
-            raise UserError(f"{TOO_MANY} steps in a row: {error}")
-        self.tell(f"warning  {error.told}; {done}")
-
-    def _fault(
-        self, number: int, position: int, found: Mapping[str, str], done: str, *, all_at_once: bool = False
-    ) -> NotFinite:
-        """Notes in which batch something wasn't finite; gives the error that says so."""
-        samples = self.train.samples(self.epoch, position)
-        if self.faults is not None:
-            line = {"step": number, "epoch": self.epoch, "tasks": dict(found), "done": done, "samples": samples}
-            try:
-                with self.faults.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-            except OSError as error:
-                self.tell(f"error    {self.faults} can't be written: {first_line(error)}")
-        place = f"at step {number} (epoch {self.epoch}, samples {_shortened(samples)})"
-        if all_at_once and position > 0:  # one batch's data seldom spoil all tasks
-            before = _shortened(self.train.samples(self.epoch, position - 1))
-            place += f"; maybe by the gradient of the step before, samples {before}"
-        return NotFinite(found, f" {place}")
 
     def _log(self, result: StepResult | None = None) -> None:
         """Reads what has gathered on the device since the last time, in one go, and hands it to the loggers."""
@@ -324,17 +278,17 @@ class Trainer:
         Raises:
             UserError: for a loss that isn't finite.
         """
-        for _, _, step in self._window:
+        for _, step in self._window:
             tensors = {**tensors, **{f"weight/{task}": weight for task, weight in step.weights.items()}}
-        losses = [loss for _, _, step in self._window for loss in step.losses.values()]
+        losses = [loss for _, step in self._window for loss in step.losses.values()]
         at_hand = [tensor.double() for tensor in (*losses, *tensors.values())]
         values = iter(torch.stack(at_hand).tolist() if at_hand else ())
-        rows = [{task: next(values) for task in step.losses} for _, _, step in self._window]
-        for (number, position, _), row in zip(self._window, rows, strict=True):
+        rows = [{task: next(values) for task in step.losses} for _, step in self._window]
+        for (place, _), row in zip(self._window, rows, strict=True):
             found = {task: f"its loss is {loss}" for task, loss in row.items() if not math.isfinite(loss)}
             if found:
                 self._intact = False  # the parameters may have gone too
-                raise self._fault(number, position, found, "ended the run", all_at_once=len(found) == len(row))
+                raise self.faults.note(place, found, "ended the run", all_at_once=len(found) == len(row))
         self._pending += rows
         figures = dict(zip(tensors, values, strict=True))
         self.weights |= {tag: value for tag, value in figures.items() if tag.startswith("weight/")}
@@ -412,13 +366,12 @@ class Trainer:
                     loggers[type(logger).__name__] = logger.state()
                 except OSError as error:
                     self._silence(logger, error)
-        faults = self.faults.stat().st_size if self.faults is not None and self.faults.exists() else 0
         return {
             "model": self.step.model.state_dict(),
             "step": self.step.state_dict(),
             "random": random_state(),
             "loggers": loggers,
-            "faults": faults,
+            "faults": self.faults.state(),
             "data": self.train.progress(self.epoch, self.position or 0),
             "reach": {name: sorted(tasks) for name, tasks in self.reach.items()},
             **{name: getattr(self, name) for name in _COUNTERS},
@@ -440,32 +393,12 @@ class Trainer:
         for logger in self.loggers:  # last, since it can't be undone
             if type(logger).__name__ in state["loggers"]:
                 logger.resume(state["loggers"][type(logger).__name__])  # type: ignore[attr-defined]
-        if self.faults is not None and self.faults.exists():
-            with self.faults.open("r+b") as file:
-                file.truncate(state["faults"])
-
-    @contextmanager
-    def _stops_after_the_step(self) -> Iterator[None]:
-        """Turns the first Ctrl-C or SIGTERM into a stop at the end of the step; the second one is Python's own."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, *_: Any) -> None:
-            self._stop = number
-            signal.signal(number, before[number])
-
-        before: dict[int, Any] = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        self.faults.resume(state["faults"])
 
 
 _COUNTERS = (
     *("global_step", "epoch", "position", "tried", "best", "best_epoch", "figures", "measured", "seconds"),
-    *("_read", "_pending", "_samples", "weights", "_rates", "_in_a_row", "_overflows", "_ended"),
+    *("_read", "_pending", "_samples", "weights", "_rates", "_ended"),
 )
 
 
@@ -476,13 +409,6 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         for task, loss in row.items():
             columns.setdefault(task, []).append(loss)
     return {task: fmean(column) for task, column in columns.items()}
-
-
-def _shortened(samples: Sequence[int] | Mapping[str, Sequence[int]]) -> str:
-    if isinstance(samples, Mapping):
-        return "; ".join(f"of {source}: {_shortened(its)}" for source, its in samples.items())
-    shown = ", ".join(map(str, samples[:8]))
-    return f"{shown} …" if len(samples) > 8 else shown
 
 
 def tags(figures: "Figures", split: str) -> dict[str, float]:

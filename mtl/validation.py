@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mtl.batch import Batch, describe, field, size_of
+from mtl.batch import Batch, describe, field, num_samples
 from mtl.data import Loader, Mix
 from mtl.errors import UserError, told
 from mtl.labels import denominator, select_for_metric
@@ -107,7 +107,7 @@ class Validation:
                         features = self.model.features(batch, task.name)
                     prediction = self.model.predict(task.name, features)
             whole = task.whole_batch and task.objective is None
-            count = size_of(batch[task.target]) if whole else denominator(task, batch)
+            count = num_samples(batch) if whole else denominator(task, batch)
             if not count:
                 continue
             if task.objective is not None:
@@ -148,7 +148,7 @@ def _update(task: Task, name: str, metric: Metric, prediction: Any, batch: Batch
             prediction, target = select_for_metric(
                 task, prediction, batch, ignored=getattr(metric, "ignore_index", None)
             )
-        if size_of(target):
+        if not isinstance(target, Tensor) or len(target):
             metric.update(prediction, target)
     except Exception as error:
         if is_out_of_memory(error):

@@ -385,3 +385,47 @@ def test_batch_norm_and_dropout_are_the_exceptions() -> None:
     for end, draws in ends[1:]:
         torch.testing.assert_close(end, ends[0][0], rtol=1e-9, atol=1e-11)
         assert torch.equal(draws, ends[0][1])
+
+
+@pytest.mark.parametrize("kind", list(PASSES))
+def test_ragged_boxes_and_padded_text_in_micro_batches(kind: str) -> None:
+    """What a collate function makes: a list of tensors of unlike lengths; tokens with their mask; a nest of both."""
+
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(20, 16)
+
+        def forward(self, text: dict[str, torch.Tensor]) -> torch.Tensor:
+            there = text["mask"].unsqueeze(-1)
+            return torch.tanh((self.embedding(text["tokens"]) * there).sum(1) / there.sum(1))
+
+    def boxes(prediction: torch.Tensor, target: list[torch.Tensor]) -> torch.Tensor:
+        """A mean over samples of the mean distance to a sample's boxes, of which there may be none."""
+        each = [(p - b).square().mean() if len(b) else 0 * p.sum() for p, b in zip(prediction, target, strict=True)]
+        return torch.stack(each).mean()
+
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 6, (7,), generator=generator)
+    batch = {
+        "text": {
+            "tokens": torch.randint(0, 20, (7, 5), generator=generator),
+            "mask": (torch.arange(5) < lengths[:, None]).double(),
+        },
+        "boxes": [torch.randn(int(n), 4, generator=generator, dtype=torch.float64) for n in (2, 0, 3, 1, 1, 0, 4)],
+        "topic": torch.randint(0, 3, (7,), generator=generator),
+    }
+    ends = []
+    for how in ({}, {"micro_batch_size": 3}, {"num_micro_batches": 4}):
+        torch.manual_seed(0)
+        tasks = [
+            mtl.Task("boxes", head=nn.Linear(16, 4), loss=boxes, target="boxes"),
+            mtl.Task("topic", head=nn.Linear(16, 3), loss=nn.CrossEntropyLoss(), target="topic"),
+        ]
+        model = mtl.MultiTaskModel(Text(), tasks, inputs=["text"]).double()
+        step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), passes=kind, **how)
+        for _ in range(3):
+            step(batch)
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(ends[2], ends[0], rtol=0, atol=1e-12)

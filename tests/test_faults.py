@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import command
+from test_nonfinite import Infinite
 from test_resume import assert_same
+from test_trainer import make
 
+import mtl
 from mtl import checkpoint
 
 FAST = ["task=mnist_two_head", "trainer.max_epochs=2", "data.batch_size=500"]
@@ -117,7 +120,9 @@ def test_samples_that_cannot_be_had(points: list[str], fails: str, workers: int)
             "data: a batch of Points can't be loaded: sample 77: OSError: picture 77.png is cut short (points.py, line"
         )
         assert told in error
-    # What had been trained by then is saved, and goes on when it is mended.
+    # What had been trained by then is saved, and goes on when it is mended. A worker that dies takes with it what it
+    # had loaded ahead, so it may be the first batch that can't be had.
+    assert "saved    step" in ended.out or fails == "dies"
     if "saved    step" in ended.out:
         assert ended.metrics["status"] == "failed"
         run = f"resume={ended.run}"
@@ -175,3 +180,46 @@ def test_a_full_disk_under_the_logs_stops_nothing(here: Path, monkeypatch: pytes
     ended = command("train", *FAST, "log.every=2")
     assert ended.code == 0, ended.err
     assert ended.out.count("error    CsvLogger can't write: [Errno 28] No space left on device. Training goes on") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_file_on_a_disk_that_is_really_full(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def on_full_disk(self: Path, mode: str = "r", **options: object):
+        return opened(Path("/dev/full") if self.name == "metrics.csv" else self, mode, **options)
+
+    monkeypatch.setattr(Path, "open", on_full_disk)
+    ended = command("train", *FAST, "log.every=2", "checkpoint.every_steps=3")
+    assert ended.code == 0, ended.err
+    assert "error    CsvLogger can't write: [Errno 28] No space left on device. Training goes on" in ended.out
+    assert ended.metrics["status"] == "finished"
+
+
+def test_fp16_whose_gradients_are_never_finite(tmp_path: Path) -> None:
+    trainer, _ = make(tmp_path, precision="fp16", max_epochs=100, val=False)
+    trainer.step.model.trunk.register_forward_hook(lambda module, inputs, output: Infinite.apply(output))
+    with pytest.raises(mtl.UserError, match="60 steps in a row gave no finite gradient in fp16"):
+        trainer.fit()
+
+
+def test_loggers_are_closed_when_a_job_of_a_sweep_fails(own: list[str], here: Path) -> None:
+    (here / "mine/noted.py").write_text(
+        "import pathlib\n"
+        "class Noted:\n"
+        "    def __init__(self, folder, tasks): self.name = folder.name\n"
+        "    def log(self, step, epoch, scalars): pass\n"
+        "    def close(self):\n"
+        "        with pathlib.Path('closed').open('a') as file: file.write(self.name + '\\n')\n"
+    )
+    trunks = "model.trunk._target_=trunks.Full,mtl.trunks.LeNet"
+    ended = command("train", "-m", *own, trunks, "+logger.noted._target_=noted.Noted", "log.every=3")
+    assert ended.code == 1
+    assert "2 jobs in" in ended.out
+    assert [name[0] for name in Path("closed").read_text().split()] == ["0", "1"]
+
+
+def test_jobs_that_start_in_one_second_have_folders_of_their_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtl.cli.time.strftime", lambda form: "2026-01-01_00-00-00-")
+    runs = {command("train", *FAST, "trainer.max_epochs=1").run for _ in range(3)}
+    assert len(runs) == 3

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,22 @@ overrides = st.one_of(
 )
 
 
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Fails what takes longer: it hangs."""
+
+    def hangs(*_: object) -> None:
+        raise AssertionError(f"it took more than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @settings(
     max_examples=int(os.environ.get("MTL_FUZZ", "200")),
     deadline=None,
@@ -67,7 +86,8 @@ overrides = st.one_of(
 @given(st.lists(overrides, min_size=1, max_size=3))
 @pytest.mark.filterwarnings("ignore")
 def test_any_config_is_a_run_or_a_message(here: Path, given_overrides: list[str]) -> None:
-    ended = command("train", "task=mnist_two_head", *BASE, *given_overrides)
+    with at_most(120):
+        ended = command("train", "task=mnist_two_head", *BASE, *given_overrides)
     assert "Traceback" not in ended.err, (given_overrides, ended.err[-2000:])
     if ended.code == 0:
         if ended.run is not None:
@@ -78,3 +98,31 @@ def test_any_config_is_a_run_or_a_message(here: Path, given_overrides: list[str]
         for metrics in Path().glob("outputs/**/metrics.json"):
             if ended.run is not None and metrics.parent == ended.run:
                 assert json.loads(metrics.read_text())["status"] != "finished"
+
+
+@pytest.fixture
+def stopped(here: Path) -> Path:
+    """A run that is there to go on."""
+    ended = command("train", "task=mnist_two_head", *BASE, "scheduler=none")
+    assert ended.code == 0, ended.err
+    return ended.run
+
+
+@settings(
+    max_examples=int(os.environ.get("MTL_FUZZ", "200")) // 5,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.lists(overrides, min_size=1, max_size=3), st.sampled_from(["auto", "run"]), st.booleans())
+@pytest.mark.filterwarnings("ignore")
+def test_any_config_that_is_to_go_on_is_a_run_or_a_message(
+    stopped: Path, given_overrides: list[str], which: str, longer: bool
+) -> None:
+    resume = [f"resume={which if which == 'auto' else stopped}", *(["trainer.max_epochs=2"] if longer else [])]
+    before = json.loads((stopped / "metrics.json").read_text())
+    with at_most(120):
+        ended = command("train", "task=mnist_two_head", *BASE, "scheduler=none", *resume, *given_overrides)
+    assert "Traceback" not in ended.err, (resume, given_overrides, ended.err[-2000:])
+    if ended.code and which == "run":
+        assert json.loads((stopped / "metrics.json").read_text()) == before, (resume, given_overrides)

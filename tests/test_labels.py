@@ -229,3 +229,17 @@ def test_a_metric_that_knows_an_ignored_value_gets_whole_samples() -> None:
     assert metric.compute() == 0.5
     prediction, target = select_for_metric(kind, p, {"y": y})
     assert (prediction.tolist(), target.tolist()) == (pytest.approx([0.9, 0.7]), [1, 0])
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_a_batch_that_is_all_ignored_spoils_no_figure(size: int) -> None:
+    model, tasks = missing_labels()
+    kind = mtl.Task("digit", head=tasks[1].head, loss=nn.CrossEntropyLoss(), target="digit")
+    split = half_labelled(0, size=8)
+    split["digit"][:4] = -100
+    from contextlib import nullcontext
+
+    with torch.no_grad():
+        expected = F.cross_entropy(model.eval()(split)["digit"][4:], split["digit"][4:]).item()
+    figures = Validation(model, [kind], nullcontext)(Loader(Fields(split), batch_size=size))
+    assert figures["digit"]["loss"] == pytest.approx(expected, rel=1e-12)

@@ -1,6 +1,7 @@
 """Every command and snippet of the README, run in order in one folder."""
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -61,7 +62,46 @@ def test_lengths_that_are_promised() -> None:
     assert len([line for line in callback.splitlines()[1:] if line.strip()]) == 6
 
 
+def test_the_five_cases_are_short() -> None:
+    """Config and code together; what they build on is shown before."""
+    section = README.split("### The five commonest cases")[1].split("\n## ")[0]
+    cases = re.split(r"^(?=\*\*)", section, flags=re.M)
+    cases = [case for case in cases if case.startswith("**")]
+    assert len(cases) == 5
+    for case in cases:
+        blocks = re.findall(r"^```(?:python|yaml)\n(.*?)^```$", case, re.M | re.S)
+        lines = [line for block in blocks for line in block.splitlines() if line.strip()]
+        assert 5 < len(lines) <= 30, case[:40]
+
+
+def data_of_ones_own(folder: Path) -> None:
+    """The files that the README's cases speak of."""
+    from PIL import Image
+
+    draws = random.Random(0)
+    rows = ["area,year,district,price,rooms,kind"]
+    for _ in range(300):
+        area, year, district = (
+            draws.uniform(30, 200),
+            draws.randint(1900, 2020),
+            draws.choice(["north", "south", "east"]),
+        )
+        price = round(area * 3 + (year - 1900) + 100 * (district == "south"), 1)
+        kind = "villa" if area > 150 else "house" if area > 80 else "flat"
+        cells = [f"{area:.1f}", str(year), district, str(price), str(round(area / 25)), kind]
+        rows.append(",".join("" if draws.random() < 0.1 else cell for cell in cells))
+    (folder / "houses.csv").write_text("\n".join(rows) + "\n")
+    (folder / "pictures").mkdir()
+    labels = ["file,fruit,weight"]
+    for number in range(40):
+        fruit = draws.choice(["apple", "banana"])
+        Image.new("RGB", (32, 32), (200, 30 if fruit == "apple" else 200, 30)).save(folder / f"pictures/{number}.png")
+        labels.append(f"{number}.png,{fruit},{draws.uniform(1, 2):.2f}")
+    (folder / "labels.csv").write_text("\n".join(labels) + "\n")
+
+
 def test_every_command_and_snippet_runs(tmp_path: Path) -> None:
+    data_of_ones_own(tmp_path)
     run([sys.executable, "-m", "mtl.train", "task=mnist_two_head", "trainer.max_epochs=2"], tmp_path)
     ran = 0
     script = "set -euo pipefail\n"
@@ -88,7 +128,7 @@ def test_every_command_and_snippet_runs(tmp_path: Path) -> None:
 
 def test_help_of_the_command(tmp_path: Path) -> None:
     assert "train a problem" in run([sys.executable, "-m", "mtl", "--help"], tmp_path)
-    assert "task: mnist_two_head" in run([sys.executable, "-m", "mtl", "train", "--help"], tmp_path)
+    assert "mnist_two_head, mnist_two_model" in run([sys.executable, "-m", "mtl", "train", "--help"], tmp_path)
     wrong = subprocess.run(
         [sys.executable, "-m", "mtl", "trian"], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )

@@ -4,9 +4,11 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -201,7 +203,7 @@ def test_a_config_that_changes_what_matters_is_refused(here: Path) -> None:
     assert "The learning rate's schedule is laid out for that number of epochs" in longer.err
     allowed = command("train", *SMALL, "balancer=moco", "optimizer.lr=1e-4", "resume_allow=[optimizer.lr]", run)
     assert allowed.code == 0, allowed.err
-    assert allowed.metrics["steps"] == 24 if allowed.run else True
+    assert json.loads((only_run() / "metrics.json").read_text())["steps"] == 24
 
 
 def test_more_epochs_where_the_schedule_has_no_horizon(here: Path) -> None:
@@ -219,6 +221,136 @@ def test_a_new_learning_rate_is_the_one_that_is_used(here: Path) -> None:
     again = command("train", *SMALL, *options, f"resume={short.run}")
     assert again.code == 0, again.err
     assert_same(checkpoint.load(short.run / "checkpoints/last.pt")["model"], start)  # at a rate of 0 nothing moves
+
+
+def rates(run: Path) -> list[float]:
+    rows = csv.reader((run / "metrics.csv").read_text().splitlines())
+    return [float(value) for _, _, tag, value in rows if tag == "lr/default"]
+
+
+def test_what_may_change_changes_and_nothing_else(here: Path) -> None:
+    flat = [*SMALL, "scheduler=none", "balancer=moco"]
+    short = command("train", *flat, "trainer.max_epochs=1", "optimizer.groups={trunk: {lr: 1e-4}}")
+    run, more = f"resume={short.run}", "trainer.max_epochs=2"
+    groups = "optimizer.groups={trunk: {lr: 1e-4}}"
+
+    def lrs() -> list[float]:
+        state = checkpoint.load(short.run / "checkpoints/last.pt")
+        return [group["lr"] for group in state["step"]["optimizer"]["param_groups"]]
+
+    assert command("train", *flat, more, groups, "optimizer.lr=1e-2", "resume_allow=[optimizer.lr]", run).code == 0
+    assert lrs() == [1e-2, 1e-4]
+    other = "optimizer.groups={trunk: {lr: 3e-4}}"
+    allow = "resume_allow=[optimizer.groups]"
+    ended = command("train", *flat, "trainer.max_epochs=3", other, "optimizer.lr=1e-2", allow, run)
+    assert ended.code == 0, ended.err
+    assert lrs() == [1e-2, 3e-4]
+    # Another class has another state, whatever is allowed.
+    for change in ("optimizer=sgd", "balancer=famo"):
+        ended = command(
+            "train",
+            *SMALL,
+            "scheduler=none",
+            "balancer=moco",
+            "trainer.max_epochs=4",
+            other,
+            change,
+            run,
+            "resume_allow=[optimizer,balancer]",
+        )
+        assert ended.code == 1, change
+        assert "_target_: " in ended.err
+        assert "Traceback" not in ended.err
+    assert json.loads((short.run / "metrics.json").read_text())["status"] == "finished"
+
+
+def test_auto_takes_what_may_change_too(here: Path) -> None:
+    assert interrupted(5).code == 143
+    ended = command("train", *SMALL, "balancer=moco", "optimizer.lr=1e-3", "resume=auto", "resume_allow=[optimizer.lr]")
+    assert "resume   from step 5" in ended.out, ended.err
+    assert len(list(Path("outputs/mnist_two_head").iterdir())) == 1
+
+
+def test_what_counts_is_the_config_that_the_checkpoint_was_made_with(here: Path) -> None:
+    """A run that was killed after a change was allowed, and before it was saved, has the change in config.yaml alone."""
+    assert interrupted(5).code == 143
+    path = only_run() / "config.yaml"
+    path.write_text(path.read_text().replace("lr: 0.005", "lr: 0.0001"))
+    ended = command("train", *SMALL, "balancer=moco", "optimizer.lr=1e-4", f"resume={only_run()}")
+    assert ended.code == 1
+    assert "optimizer.lr: 0.005 there, 0.0001 here" in ended.err
+
+
+@pytest.mark.parametrize("content", ["", "a: [", "- 1"])
+def test_runs_whose_files_are_broken_are_passed_over(here: Path, content: str) -> None:
+    assert interrupted(5).code == 143
+    broken = Path("outputs/mnist_two_head/9999-broken")
+    broken.mkdir()
+    (broken / "config.yaml").write_text(content)
+    ended = command("train", *SMALL, "balancer=moco", "resume=auto")
+    assert ended.code == 0, ended.err
+    assert "resume   from step 5" in ended.out
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file() and p.suffix != ".log"}
+
+
+@pytest.mark.parametrize(
+    "slip", ["trainer.max_epochs=0", "optimizer.lr=7", "data.batch_size=9", "device=cuda:77", "tasks.digit.target=nope"]
+)
+def test_whoever_is_refused_touches_nothing(here: Path, undisturbed: Path, slip: str) -> None:
+    """A finished run stays a finished run."""
+    run = here / "run"
+    shutil.copytree(undisturbed, run)
+    before = files_of(run)
+    ended = command("train", *SMALL, "balancer=moco", slip, f"resume={run}")
+    assert ended.code == 1
+    assert files_of(run) == before
+
+
+def test_a_run_that_is_being_built_is_not_forgotten_by_a_second_process(here: Path) -> None:
+    run = here / "live"
+    run.mkdir()
+    (run / "config.yaml").write_text("seed: 0\n")
+    (run / "train.log").touch()
+    with locked(run) as free:
+        assert free
+        ended = command("train", *SMALL, f"resume={run}")
+    assert ended.code == 1
+    assert "another process is at work in" in ended.err
+    assert (run / "config.yaml").read_text() == "seed: 0\n"
+
+
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")  # that is what stands in for it
+@pytest.mark.parametrize("balancer", ["Equal", "GradVac", "MoCo", "FAMO"])
+@pytest.mark.parametrize("where", ["before", "within", "after"])
+def test_memory_that_runs_out_in_the_optimizer(tmp_path: Path, balancer: str, where: str) -> None:
+    """What is saved then is a whole step's state, or nothing."""
+    whole = built(tmp_path / "whole", balancer)
+    whole[0].fit()
+    trainer, logger = built(tmp_path / "cut", balancer, save_every_steps=2)
+    move = trainer.step.balancing.after if where == "after" else trainer.step.optimizer.step
+
+    def out(*given: Any, **options: Any) -> None:
+        if trainer.global_step == 6:
+            if where == "within":
+                next(iter(trainer.step.parameters.values())).data.add_(1)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        move(*given, **options)
+
+    if where == "after":
+        trainer.step.balancing.after = out
+    else:
+        trainer.step.optimizer.step = out
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.fit()
+    state = checkpoint.load(tmp_path / "cut" / "last.pt")
+    second, other = built(tmp_path / "cut", balancer, seed=7)
+    other.lines = logger.lines
+    second.load_state_dict(state)
+    second.fit()
+    assert_same(ended(second, other), ended(*whole))
 
 
 def test_a_sweep_says_that_it_cannot(here: Path) -> None:
@@ -286,6 +418,61 @@ def test_a_full_disk_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 3
 
 
+def test_what_could_not_be_written_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best parameters too: the test's figures are theirs."""
+    original, failing = checkpoint.save, []
+
+    def full(path: Path, state: dict[str, Any], **options: Any) -> None:
+        if path.stem == "best" and len(failing) < 3:
+            failing.append(state["epoch"])
+            raise OSError(28, "No space left on device")
+        original(path, state, **options)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    trainer, _ = make(tmp_path, max_epochs=5, tell=lambda line: None)
+    trainer.fit()
+    assert failing
+    assert not trainer.writer.failed
+    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == trainer.best_epoch
+    assert trainer.saved_step == trainer.global_step
+
+    def always(path: Path, state: dict[str, Any], **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", always)
+    trainer, _ = make(tmp_path / "never", tell=lambda line: None)
+    trainer.fit()
+    assert set(trainer.writer.failed) == {"best", "last"}
+    assert trainer.saved_step == 0
+
+
+def test_a_screen_that_is_gone_does_not_hang_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(line: str) -> None:
+        raise BrokenPipeError
+
+    (tmp_path / "last.pt").mkdir()
+    (tmp_path / "last.pt" / "in the way").touch()
+    writer = checkpoint.Writer(tmp_path, keep=1, tell=gone)
+    writer.save("last", {"global_step": 1})
+    done = threading.Thread(target=writer.wait, daemon=True)
+    done.start()
+    done.join(20)
+    assert not done.is_alive()
+    assert set(writer.failed) == {"last"}
+
+
+def test_saving_by_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("mtl.trainer.time.monotonic", lambda: clock[0])
+    saved: list[int] = []
+    trainer, _ = make(tmp_path, max_epochs=1, count=80, save_every_minutes=1.0)
+    trainer.callbacks = [lambda t, r: clock.__setitem__(0, clock[0] + 25)]  # a step takes 25 seconds
+    save = trainer._save
+    monkeypatch.setattr(trainer, "_save", lambda name: (saved.append(trainer.global_step), save(name))[1])
+    trainer.fit()
+    assert saved == [3, 6, 9, 10, 10]  # the last two are the epoch's best and last
+
+
 def test_saving_holds_training_up_for_a_copy_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what is written is what was there when it was asked for."""
     original = checkpoint.save
@@ -340,6 +527,83 @@ def test_how_many_are_kept_and_the_manifest(tmp_path: Path) -> None:
     assert manifest["format"] == checkpoint.FORMAT
     assert len(manifest["sha256"]["last.pt"]) == 6  # more than there are files: a kill may leave one without
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_checkpoints_between_note_and_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed there again and again, the files that are in place stay good."""
+    path = tmp_path / "last.pt"
+    for number in range(3):
+        checkpoint.save(path, {"number": number}, keep=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("mtl.checkpoint._replace_by_copy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        for number in range(20):
+            with pytest.raises(KeyboardInterrupt):
+                checkpoint.save(path, {"number": 100 + number}, keep=2)
+    assert checkpoint.load(path)["number"] == 2
+    assert checkpoint.load(tmp_path / "last-1.pt")["number"] == 1
+
+
+def test_many_that_are_kept(tmp_path: Path) -> None:
+    for number in range(14):
+        checkpoint.save(tmp_path / "last.pt", {"number": number}, keep=12)
+    for name in ("last.pt", "last-1.pt"):
+        (tmp_path / name).write_bytes(b"")
+    told: list[str] = []
+    assert checkpoint.newest(tmp_path, told.append)["number"] == 11
+    assert len(told) == 2
+    checkpoint.save(tmp_path / "last.pt", {"number": 14}, keep=2)
+    assert {path.name for path in tmp_path.glob("*.pt")} == {"last.pt", "last-1.pt"}
+
+
+def test_events_that_were_being_cut_when_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtl.loggers import TensorBoardLogger
+
+    def written(folder: Path) -> list[int]:
+        events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+        events.Reload()
+        return [event.step for event in events.Scalars("loss/a/train")]
+
+    first = TensorBoardLogger(tmp_path, ["a"])
+    for step in range(1, 4):
+        first.log(step, 1, {"loss/a/train": 0.5})
+    state = first.state()
+    for step in range(4, 7):
+        first.log(step, 1, {"loss/a/train": 0.5})
+    first.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            TensorBoardLogger(tmp_path, ["a"]).resume(state)
+    second = TensorBoardLogger(tmp_path, ["a"])
+    second.resume(state)
+    second.log(4, 1, {"loss/a/train": 0.25})
+    second.close()
+    assert written(tmp_path) == [1, 2, 3, 4]
+
+
+def test_data_that_are_not_the_runs(tmp_path: Path) -> None:
+    trainer, _ = built(tmp_path, "Equal")
+    trainer.fit()
+    state = checkpoint.load(tmp_path / "last.pt")
+    other, logger = built(tmp_path, "Equal", count=31)
+    logger.lines = [(1, 1, {}), (2, 1, {})] * 50
+    before = logger.lines.copy()
+    with pytest.raises(mtl.UserError, match="the training data aren't those of the run"):
+        other.load_state_dict(state)
+    assert logger.lines == before
+
+
+def test_versions_that_changed_are_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert interrupted(5).code == 143
+    from mtl import train
+
+    now = train.versions()
+    assert set(now) == {"mtl", "torch", "numpy", "python", "threads", "device"}
+    monkeypatch.setattr(train, "versions", lambda: {**now, "threads": 99, "device": "another"})
+    ended = command("train", *SMALL, "balancer=moco", "resume=auto")
+    assert f"warning  threads was {now['threads']} and is 99: the numbers may differ" in ended.out
+    assert "warning  device was" in ended.out
+    assert ended.code == 0
 
 
 @pytest.mark.slow
@@ -410,6 +674,34 @@ def test_what_samples_draw_does_not_depend_on_workers_or_where_one_begins(num_wo
         assert_same(list(loader.batches(epoch)), expected)
         assert_same(list(loader.batches(epoch, start=1)), expected[1:])
     assert not torch.equal(plain[0][0]["x"].sort()[0], plain[1][0]["x"].sort()[0])
+
+
+def test_samples_do_not_seed_the_generators_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those that training's dropout draws from, in this process too."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: pytest.fail("seeded"))
+    assert len(list(Loader(Augmented(), batch_size=5, seed=3).batches(1))) == 3
+
+
+@pytest.mark.parametrize(("count", "size", "steps"), [(12, 4, 3), (13, 4, 4), (3, 8, 1), (8, 8, 1)])
+def test_steps_in_an_epoch(count: int, size: int, steps: int) -> None:
+    from mtl.data import Fields
+
+    loader = Loader(Fields({"x": torch.arange(count)}), batch_size=size)
+    for epoch in (1, 2, 7):
+        assert len(list(loader.batches(epoch))) == len(loader) == steps
+
+
+@pytest.mark.parametrize("cut", ["trainer.micro_batch_size=60", "trainer.num_micro_batches=7"])
+def test_micro_batches_and_tails_by_config(here: Path, cut: str) -> None:
+    """270 samples a batch don't go into 4,000; neither do 60 into 270. Dropout is the exception, so it is off."""
+    options = ["task=mnist_two_head", "trainer.max_epochs=1", "data.batch_size=270", "model.trunk.dropout=0.0"]
+    whole, parts = command("train", *options), command("train", *options, cut)
+    assert (whole.metrics["steps"], parts.metrics["steps"]) == (15, 15)
+    states = [checkpoint.load(ended.run / "checkpoints/last.pt")["model"] for ended in (whole, parts)]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=0, atol=2e-5)  # float32, AdamW
+    assert command("train", *options, cut, "trainer.tail=drop").metrics["steps"] == 14
 
 
 def test_tail() -> None:

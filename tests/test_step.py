@@ -34,14 +34,33 @@ def test_step_is_the_loop_written_by_hand() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
+class Seen(mtl.balancers.MGDA):
+    """Notes when it is asked."""
+
+    def __init__(self, calls: list[str]) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def weights(self, losses: torch.Tensor, gramian: torch.Tensor | None) -> torch.Tensor:
+        self.calls.append("balance")
+        return super().weights(losses, gramian)
+
+
 def spied(monkeypatch: pytest.MonkeyPatch, precision: str) -> list[str]:
+    calls: list[str] = []
     model, tasks = problem(2, dtype=torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     step = mtl.Step(
-        model, tasks, optimizer, scheduler=scheduler, clip_norm=0.1, precision=precision, passes="sequential"
+        model,
+        tasks,
+        optimizer,
+        scheduler=scheduler,
+        clip_norm=0.1,
+        precision=precision,
+        passes="sequential",
+        balancer=Seen(calls),
     )
-    calls: list[str] = []
 
     def spy(owner: object, name: str, label: str) -> None:
         original = getattr(owner, name)
@@ -60,8 +79,9 @@ def spied(monkeypatch: pytest.MonkeyPatch, precision: str) -> list[str]:
 
 @pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")  # that is the spy
 def test_order_within_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert spied(monkeypatch, "fp32") == ["backward", "backward", "clip", "optimizer", "scheduler"]
-    assert spied(monkeypatch, "fp16") == ["backward", "backward", "unscale", "clip", "optimizer", "update", "scheduler"]
+    assert spied(monkeypatch, "fp32") == ["backward", "backward", "balance", "clip", "optimizer", "scheduler"]
+    half = ["backward", "backward", "balance", "unscale", "clip", "optimizer", "update", "scheduler"]
+    assert spied(monkeypatch, "fp16") == half
 
 
 @pytest.mark.parametrize("kind", list(PASSES))

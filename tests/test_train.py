@@ -257,7 +257,7 @@ MISTAKES = [
     (["task=mnist_two_head", "tasks.parity.target=partiy"], "task 'parity': target 'partiy' not in batch; the dataset gives: image, digit, parity"),
     (["task=mnist_two_head", "model.inputs=[picture]"], "model.inputs: 'picture' not in batch; the dataset gives: image"),
     (["task=mnist_two_head", "tasks.digit.loss._target_=torch.nn.CrossEntropyLos"], "tasks.digit.loss._target_: 'torch.nn' has no 'CrossEntropyLos'; did you mean 'CrossEntropyLoss'?"),
-    (["task=mnist_two_head", "model.trunk._target_=mine.Trunk"], "model.trunk._target_: 'mine.Trunk' can't be imported: there is no module 'mine'"),
+    (["task=mnist_two_head", "model.trunk._target_=nowhere.Trunk"], "model.trunk._target_: 'nowhere.Trunk' can't be imported: there is no module 'nowhere'"),
     (["task=mnist_two_head", "tasks.digit.head.in_features=30"], "task 'digit': its head can't take the trunk's features, of shape (64, 20)"),
     (["task=mnist_two_head", "tasks.digit.num_outputs=5"], "task 'digit': its loss failed on a prediction of shape (64, 5)"),
     (["task=mnist_two_head", "+tasks.digit.metrics.f1._target_=torchmetrics.F2Score"], "tasks.digit.metrics.f1._target_: 'torchmetrics' has no 'F2Score'"),
@@ -311,7 +311,7 @@ def test_mistakes_of_evaluate(trained: Ended, here: Path) -> None:
 def test_help_needs_no_task(here: Path) -> None:
     ended = command("train", "--help")
     assert ended.code == 0
-    for text in ("mnist_two_head, mnist_two_model", "optimizer: adam, adamw, sgd", "trainer.max_epochs"):
+    for text in ("mnist_two_head, mnist_two_model", "optimizer: adagrad, adam, adamw, sgd", "trainer.max_epochs"):
         assert text in ended.out
 
 

@@ -33,18 +33,28 @@ def gramian(pieces: Iterable[Sequence[Tensor | None]]) -> Tensor:
 def _dense(rows: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The rows, those of a sparse embedding reduced to the indices that any of them touches."""
     sparse = [row.coalesce() if row is not None and row.is_sparse else None for row in rows]
-    touched = [row.indices()[0] for row in sparse if row is not None]
-    if not touched:
+    touched = [None if row is None else _places(row) for row in sparse]
+    there = [places for places in touched if places is not None]
+    if not there:
         return list(rows)
-    indices = torch.unique(torch.cat(touched))
+    indices = torch.unique(torch.cat(there))
     dense: list[Tensor | None] = []
-    for row, thin in zip(rows, sparse, strict=True):
+    for row, thin, places in zip(rows, sparse, touched, strict=True):
         if thin is None and row is not None:
             return [r.to_dense() if r is not None else None for r in rows]  # one of them is dense: all have to be
-        if thin is None:
+        if thin is None or places is None:
             dense.append(None)
         else:
             values = thin.values()
             reduced = values.new_zeros(len(indices), *values.shape[1:])
-            dense.append(reduced.index_copy_(0, torch.searchsorted(indices, thin.indices()[0]), values))
+            dense.append(reduced.index_copy_(0, torch.searchsorted(indices, places), values))
     return dense
+
+
+def _places(thin: Tensor) -> Tensor:
+    """One number for each index of a sparse tensor, which may be of several dimensions, as those of a gather are."""
+    first: Tensor
+    first, *others = thin.indices()
+    for index, size in zip(others, thin.shape[1:], strict=False):
+        first = first * size + index
+    return first

@@ -6,6 +6,7 @@ from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields, Splits
 from mtl.data.image_table import image_table
 from mtl.data.loader import Loader
+from mtl.data.made_ctr import made_ctr
 from mtl.data.mnist import mnist
 from mtl.data.multi_mnist import multi_mnist
 from mtl.data.named import Named, Stream, datasets
@@ -27,6 +28,7 @@ __all__ = [
     "cifar100",
     "datasets",
     "image_table",
+    "made_ctr",
     "mnist",
     "multi_mnist",
     "office_domain",

@@ -59,7 +59,7 @@ def office_domain(
     if not found[domain]:
         raise UserError(
             f"{name}: there are no pictures in {(Path(root) / domain).resolve()}. It must hold a folder for each "
-            f"class: get the set from {page}, or name another folder with data.root=…"
+            f"class: get the set from {page}, or name another folder with data.root=… (or data.sources.NAME.root=…)"
         )
     classes = sorted({path.parent.name for paths in found.values() for path in paths})
     files = [str(path) for path in found[domain]]

@@ -16,16 +16,18 @@ class Table(nn.Module):
 
     A number is standardised; where it is missing it is 0, the mean, and one input more says so. A category goes through
     an embedding, whose row 0 is for what is missing or not in the vocabulary: zeros, before training. It has
-    min(600, round(1.6 · n^0.56)) dimensions for n rows, as in fastai.
+    min(600, round(1.6 · n^0.56)) dimensions for n rows, as in fastai, where `dimensions` doesn't say how many.
 
     Args:
-        columns: of each column by name `{kind: number, mean: …, std: …}` or `{kind: category, vocabulary: […]}`; the
-            fact `columns` of the data.
+        columns: of each column by name `{kind: number, mean: …, std: …}`, `{kind: category, vocabulary: […]}`, or
+            `{kind: category, size: n}` for ids from 1 to n; the fact `columns` of the data.
         inputs: the columns that `forward` is given, in order.
         num_features: width of the features.
         hidden: widths of the layers before.
         dropout: probability with which an output of each layer is dropped.
-        sparse: whether the embeddings' gradients are sparse; few optimizers take such.
+        dimensions: of each embedding.
+        sparse: whether the embeddings' gradients are sparse: as large as the batch, not as the table. Few optimizers
+            take such.
 
     Raises:
         UserError: for an input that isn't one of the columns.
@@ -42,6 +44,7 @@ class Table(nn.Module):
         num_features: int = 64,
         hidden: Sequence[int] = (128,),
         dropout: float = 0.0,
+        dimensions: int | None = None,
         sparse: bool = False,
     ) -> None:
         super().__init__()
@@ -53,15 +56,23 @@ class Table(nn.Module):
         scaled = [(column["mean"], column["std"]) for column in chosen.values() if column["kind"] == "number"]
         self.register_buffer("mean", torch.tensor([mean for mean, _ in scaled], dtype=torch.float32))
         self.register_buffer("std", torch.tensor([std for _, std in scaled], dtype=torch.float32))
-        self.vocabularies = {
-            name: list(column["vocabulary"]) for name, column in chosen.items() if column["kind"] == "category"
+        self.vocabularies: dict[str, list[str] | int] = {
+            name: column["size"] if "size" in column else list(column["vocabulary"])
+            for name, column in chosen.items()
+            if column["kind"] == "category"
         }
-        sizes = [len(vocabulary) + 1 for vocabulary in self.vocabularies.values()]
-        embeddings = [nn.Embedding(size, _dimensions(size), sparse=sparse) for size in sizes]
+        sizes = [1 + (each if isinstance(each, int) else len(each)) for each in self.vocabularies.values()]
+        widths = [dimensions or _dimensions(size) for size in sizes]
+        embeddings = [nn.Embedding(size, d, sparse=sparse) for size, d in zip(sizes, widths, strict=True)]
         for embedding in embeddings:
+            # Small, as in fastai: from a category that is seldom seen little should follow.
+            nn.init.normal_(embedding.weight, std=0.01)
             nn.init.zeros_(embedding.weight.detach()[0])
+        checks: Any = torch.sparse.check_sparse_tensor_invariants
+        if sparse and not checks.is_enabled():
+            checks.disable()  # they are off anyway; but torch warns where nobody has said so
         self.embeddings = nn.ModuleList(embeddings)
-        width = 2 * len(scaled) + sum(_dimensions(size) for size in sizes)
+        width = 2 * len(scaled) + sum(widths)
         layers: list[nn.Module] = []
         for wider in (*hidden, num_features):
             layers += [nn.Linear(width, wider), nn.ReLU(), nn.Dropout(dropout)]

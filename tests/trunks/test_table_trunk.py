@@ -78,3 +78,12 @@ def test_sparse_embeddings() -> None:
     gradient = trunk.embeddings[0].weight.grad
     assert gradient.is_sparse
     assert gradient.coalesce().indices().tolist() == [[2]]
+
+
+def test_ids_without_a_vocabulary() -> None:
+    trunk = Table({"user": {"kind": "category", "size": 1_000}}, ["user"], dimensions=5)
+    assert trunk.embeddings[0].weight.shape == (1_001, 5)
+    assert trunk.embeddings[0].weight[0].tolist() == [0] * 5
+    raw = [1, "1000", 1001, 0, -3, None, "x", 7.0]
+    assert torch.equal(trunk(raw), trunk(torch.tensor([1, 1000, 0, 0, 0, 0, 0, 7])))
+    assert 0.005 < trunk.embeddings[0].weight.std() < 0.02  # so that one that is seldom seen says little
