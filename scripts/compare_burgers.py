@@ -142,11 +142,12 @@ and the {ALL:,} steps are those of the task's config for all; they were chosen w
 of all steps over `equal`'s, one CPU thread, each way in turn in one process.
 
 All seeds below all of `equal`'s: {told(below)}. All above: {told(above)}. Among them: {told(among)}.
-Of two methods that are equally good, {seeds} seeds each lie that far apart in 1 of {one_in} comparisons: a hint and no
-more, and no ranking of those whose seeds lie among each other's. It is one equation, with one network.
+Of two methods that are equally good, {seeds} seeds each lie that far apart in 1 of {one_in} comparisons, and here are
+{len(errors) - 1} of them: a hint and no more, and no ranking of those whose seeds lie among each other's. It is one
+equation, with one network.
 
-The last row is Adam for {ADAM:,} steps, then {LBFGS:,} steps of L-BFGS, each of up to {ITERATIONS} iterations along the
-loss of its own points, the tasks' weights held fixed:
+The last row is Adam for {ADAM:,} steps, then {LBFGS:,} steps of L-BFGS, each of up to {ITERATIONS} iterations along
+the loss of its own points, the tasks' weights held fixed:
 
 ```bash
 python -m mtl.train task=burgers trainer.max_epochs={(ADAM + LBFGS) // 500} \\
