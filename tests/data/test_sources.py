@@ -144,7 +144,7 @@ def test_facts_are_plain() -> None:
     splits = Splits(numbers(5), facts={"a": np.int64(3), "b": {"c": np.arange(2.0)}, "d": ("x", None)})
     assert splits.facts == {"a": 3, "b": {"c": [0.0, 1.0]}, "d": ["x", None]}
     assert type(splits.facts["a"]) is int
-    with pytest.raises(mtl.UserError, match="fact 'e.f' is a Tensor; it must be made of numbers, texts"):
+    with pytest.raises(mtl.UserError, match="the data's fact 'e.f' is a Tensor; it must be made of numbers, texts"):
         Splits(numbers(5), facts={"e": {"f": torch.ones(1)}})
 
 
