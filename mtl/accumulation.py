@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from mtl.batch import Batch, chosen, joined, num_samples, part_of
+from mtl.buffers import kept_buffers
 from mtl.errors import UserError
 from mtl.labels import denominator
 from mtl.model import MultiTaskModel
 from mtl.parts import Parts
-from mtl.passes import generators_of, look, loss_of, set_states
+from mtl.passes import generators_of, look, loss_of, objective_of, set_states
 from mtl.precision import Autocast
 from mtl.task import Task
 
@@ -131,7 +132,6 @@ def check_losses(model: MultiTaskModel, parts: Parts, autocast: Autocast) -> lis
         UserError: for a loss that isn't a mean over what `mtl.labels.denominator` counts.
     """
     here = [[i for i in parts.in_part(n) if not parts.tasks[i].whole_batch] for n in range(len(parts))]
-    here = [[i for i in its if not parts.tasks[i].objective] for its in here]
     together = [([parts.tasks[i] for i in its], batch) for its, batch in zip(here, parts.batches, strict=True)]
     generators = generators_of(model)
     draws = [generator.get_state() for generator in generators]
@@ -142,6 +142,10 @@ def check_losses(model: MultiTaskModel, parts: Parts, autocast: Autocast) -> lis
         sizes = [num_samples(parts.batches[number]) for number in numbers]
         if sum(sizes) < 2:
             continue
+        if task.objective is not None:
+            _check_objective(model, task, joined([parts.batches[number] for number in numbers], sizes), sum(sizes))
+            tested.append(task.name)
+            continue
         prediction = joined([taken[number][here[number].index(index)] for number in numbers], sizes)
         batch = joined([parts.batches[number] for number in numbers], sizes)
         prediction = tree_map(lambda leaf: _precise(leaf) if _differs(leaf) else leaf, prediction)
@@ -149,6 +153,32 @@ def check_losses(model: MultiTaskModel, parts: Parts, autocast: Autocast) -> lis
             tested.append(task.name)
     set_states(generators, draws)
     return tested
+
+
+def _check_objective(model: MultiTaskModel, task: Task, batch: Batch, total: int) -> None:
+    """Raises a UserError for an objective that is no mean over samples, or over what its `count` says.
+
+    One that draws says another thing each time, so it is asked with the same random state.
+    """
+    generators = generators_of(model)
+    draws = [generator.get_state() for generator in generators]
+
+    def counted(start: int, end: int) -> tuple[float, float]:
+        part = part_of(batch, total, start, end)
+        set_states(generators, draws)
+        with kept_buffers(model), torch.enable_grad():
+            return float(denominator(task, part)), float(objective_of(model, task, part).detach())
+
+    _, whole = counted(0, total)
+    halves = [counted(0, total // 2), counted(total // 2, total)]
+    mean = sum(count * loss for count, loss in halves if count) / sum(count for count, _ in halves)
+    if math.isfinite(whole) and not math.isclose(mean, whole, rel_tol=1e-3, abs_tol=1e-7):
+        raise UserError(
+            f"task '{task.name}': its objective can't be taken in micro-batches: on {total} samples it is {whole:.6g}, "
+            f"and {mean:.6g} from two halves by their number of samples. Let it be a mean over samples, or give "
+            f"tasks.{task.name}.count, a function of the batch that says what the mean divides by; or train without "
+            "trainer.micro_batch_size"
+        )
 
 
 def _is_mean(task: Task, prediction: Any, batch: Batch, total: int) -> bool:

@@ -225,19 +225,21 @@ class Balancing:
         except Exception as error:
             raise UserError(f"balancer {type(self.balancer).__name__} failed: {told(error)}") from error
 
-    def balance(self, rows: Rows, losses: Sequence[Tensor], *, may_overflow: bool) -> None:
+    def balance(self, rows: Rows, losses: Sequence[Tensor], *, may_overflow: bool, alone_for_now: bool = False) -> None:
         """Asks the balancer for weights, if it is time, and leaves the combination of the rows in `.grad`.
 
         Args:
             rows: the tasks' gradients.
             losses: the tasks' losses.
             may_overflow: gradients that aren't finite are left to a scaler, which will skip the step.
+            alone_for_now: whether it is no mistake if the tasks share no parameter: what they share is still frozen.
 
         Raises:
             NotFinite: for gradients that aren't.
         """
         at_hand = torch.stack(list(losses)).double()
-        if len(self._names) == 1 and len(self._all_names) > 1:  # by itself in this step, a gradient stays as it is
+        by_itself = len(self._names) == 1 and len(self._all_names) > 1
+        if by_itself or (alone_for_now and not rows.shared()):  # a gradient stays as it is
             self._applied = self._alone(at_hand)
             rows.combine(self._applied.tolist(), self._applied.tolist())
             return

@@ -25,7 +25,7 @@ def field(batch: Batch, name: str, where: str) -> Any:
 
 
 def num_samples(batch: Batch) -> int:
-    """How many samples a batch has, or the different ones in a dict of batches by task name together.
+    """How many samples a batch has.
 
     It is the first dimension of its tensors; where there are none the length of its lists.
     """
@@ -73,7 +73,7 @@ def part_of(value: Any, total: int, start: int, end: int) -> Any:
 
     if isinstance(value, list) and len(value) == total:
         return value[start:end]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: part_of(each, total, start, end) for key, each in value.items()}
     return tree_map(sliced, value)
 

@@ -36,7 +36,7 @@ def category(cell: Any) -> str:
 
 
 def numbers(cells: Iterable[Any], name: str) -> Tensor:
-    """A column's numbers, (N,) float32, NaN where a cell is empty.
+    """A column's numbers, (N,) float64, NaN where a cell is empty.
 
     Raises:
         UserError: for a cell that is neither a finite number nor empty.
@@ -47,7 +47,7 @@ def numbers(cells: Iterable[Any], name: str) -> Tensor:
             values.append(number(cell))
         except (TypeError, ValueError):
             raise UserError(f"'{name}': {cell!r} is not a finite number") from None
-    return torch.tensor(values, dtype=torch.float32)
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def codes(cells: Iterable[Any], vocabulary: Sequence[str] | int) -> Tensor:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mtl.balancers import Balancer
 from mtl.data import Fields, Loader, Mix, Sources, Splits
 from mtl.data.fields import first
-from mtl.errors import UserError, told
+from mtl.errors import UserError, suggest, told
 from mtl.labels import there
 from mtl.model import MultiTaskModel, match
 from mtl.step import Step
@@ -60,15 +60,16 @@ def build_splits(config: Config) -> Data:
     collate = build_collate(config)
     fields: dict[int, list[Any]] = {}
     for name, task in config["tasks"].items():
-        wanted = {"mask": task.get("mask")} if task.get("objective") else {k: task.get(k) for k in ("target", "mask")}
+        wanted = {} if task.get("objective") else {key: task.get(key) for key in ("target", "mask")}
         asked = [(f"task '{name}': {key}", field) for key, field in wanted.items() if field]
+        measured = [(f"task '{name}': target", task["target"])] if task.get("objective") and task.get("metrics") else []
         if not task.get("objective"):
             asked += [("model.inputs:", field) for field in config["model"]["inputs"]]
         for split, dataset in data.of_task(name, task.get("source")).items():
             if id(dataset) not in fields:
                 sample = first(dataset)
                 fields[id(dataset)] = list(sample if collate is None else _collated(sample, collate))
-            for where, field in asked:
+            for where, field in asked if split == "train" else asked + measured:
                 if field not in fields[id(dataset)]:
                     named = "the dataset" if split == "train" else f"the {split} dataset"
                     there = ", ".join(map(str, fields[id(dataset)]))
@@ -108,22 +109,28 @@ def fill_from_data(config: Config, splits: Data) -> Config:
     Raises:
         UserError: for a fact that the data don't have.
     """
-    return {**config, **{group: _filled(config[group], group, splits.facts) for group in ("model", "tasks")}}
+    tasks = {
+        name: _filled(task, f"tasks.{name}", partial(splits.fact, source=task.get("source")))
+        for name, task in config["tasks"].items()
+    }
+    return {**config, "model": _filled(config["model"], "model", partial(splits.fact, source=None)), "tasks": tasks}
 
 
-def _filled(node: Any, where: str, facts: Mapping[str, Any]) -> Any:
+def _filled(node: Any, where: str, fact: Callable[[str], Any]) -> Any:
     if isinstance(node, list):
-        return [_filled(item, f"{where}[{index}]", facts) for index, item in enumerate(node)]
+        return [_filled(item, f"{where}[{index}]", fact) for index, item in enumerate(node)]
     if not isinstance(node, Mapping):
         return node
+    found = {}
     for key, value in node.items():
-        if value == "from_data" and key not in facts:
-            there = ", ".join(facts) or "none"
-            raise UserError(f"{where}.{key}: from_data, but the data have no fact '{key}'; they have: {there}")
-    return {
-        key: facts[key] if value == "from_data" else _filled(value, f"{where}.{key}", facts)
-        for key, value in node.items()
-    }
+        if value == "from_data":
+            try:
+                found[key] = fact(key)
+            except UserError as error:
+                raise UserError(f"{where}.{key}: from_data, but {error}") from error
+        else:
+            found[key] = _filled(value, f"{where}.{key}", fact)
+    return found
 
 
 def check_facts(splits: Data, trained_on: Mapping[str, Any]) -> None:
@@ -158,6 +165,10 @@ def build_loaders(config: Config, data: Data, device: torch.device) -> dict[str,
     if isinstance(data, Splits):
         return {split: _loader(config, split, dataset, device, None) for split, dataset in data.items()}
     found: dict[str, Loader | Mix] = {}
+    sizes = config["data"]["batch_size"]
+    for name in sizes if isinstance(sizes, Mapping) else ():
+        if name not in data.sources:
+            raise UserError(f"data.batch_size: there is no source '{name}'" + suggest(str(name), data.sources))
     tasks = {name: task["source"] for name, task in config["tasks"].items()}
     for split in ("train", "val", "test"):
         loaders = {
@@ -185,6 +196,8 @@ def _loader(config: Config, split: str, dataset: Any, device: torch.device, sour
     node = config["data"]
     size = node["batch_size" if split == "train" else "eval_batch_size"]
     if isinstance(size, Mapping):
+        if source is None:
+            raise UserError(f"data.batch_size is {dict(size)}; the data have one source, so it must be one number")
         if source not in size:
             raise UserError(f"data.batch_size: it has {', '.join(size)}, and no number for the source '{source}'")
         size = size[source]
@@ -380,6 +393,26 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
         on_nonfinite=config["on_nonfinite"],
         then=then,
     )
+
+
+def without_effect(config: Config, step: Step, train: Loader | Mix, total_steps: int) -> list[str]:
+    """What is set and changes nothing, a sentence each."""
+    found = []
+    name = type(step.balancing.balancer).__name__
+    if step.balancing.collects and isinstance(train, Mix) and train.sampling != "all":
+        sources = list(train.tasks.values())
+        if all(sources.count(source) == 1 for source in sources):
+            found.append(
+                f"{name} has nothing to balance: with data.sampling={train.sampling} and a source for each task, every "
+                "step is of one task; take data.sampling=all"
+            )
+    then = config["optimizer"].get("then")
+    if then and then["after"] >= total_steps:
+        found.append(f"optimizer.then takes over after {then['after']} steps, and the run has {total_steps}")
+    for pattern, until in (config["model"].get("freeze_until") or {}).items():
+        if until >= total_steps:
+            found.append(f"model.freeze_until.{pattern}: {until} steps, and the run has {total_steps}")
+    return found
 
 
 def _module(node: Any, where: str) -> nn.Module:

@@ -1,8 +1,8 @@
 """Which of a task's labels are there in a batch, and what a mean over them divides by.
 
-A label is missing where a floating target is NaN, where a class number is the loss's `ignore_index`, and where the
-field that `task.mask` names is false. Missing labels are taken out before the loss is: a `where` would let their NaN
-into the gradient.
+A label is missing where a floating target is NaN, where a class number is the loss's `ignore_index`, or -100 for a
+binary cross-entropy, and where the field that `task.mask` names is false. Missing labels are taken out before the loss
+is: a `where` would let their NaN into the gradient.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from mtl.batch import Batch, field, num_samples
 from mtl.errors import UserError
 from mtl.task import Task
 
+MISSING_CLASS = -100  # what torch's losses ignore by default, and data sets give for a class that isn't known
 BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
 BY_ELEMENT = (
     *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss),
@@ -33,6 +34,8 @@ def there(task: Task, batch: Batch) -> Tensor | None:
     found: Tensor | None = None
     if isinstance(target, Tensor) and target.is_floating_point():
         found = ~target.isnan()
+    elif isinstance(target, Tensor) and isinstance(task.loss, nn.BCEWithLogitsLoss) and target.dtype != torch.bool:
+        found = target != MISSING_CLASS
     elif isinstance(target, Tensor) and isinstance(task.loss, BY_CLASS):
         found = target != task.loss.ignore_index
     if task.mask is None:

@@ -43,8 +43,9 @@ class MultiTaskModel(nn.Module):
         losses = {task.name: task.objective or task.loss for task in tasks}
         self.losses = nn.ModuleDict({name: loss for name, loss in losses.items() if isinstance(loss, nn.Module)})
         self.inputs = tuple(inputs)
+        self.facts: dict[str, Any] = {}  # what is known of the data that a loaded model was trained on
         self._frozen: list[nn.Module] = []
-        self._thaws: list[tuple[int, list[str]]] = []
+        self._thaws: dict[str, int] = {}  # from frozen parameters' names to the steps until which they are
 
     def features(self, batch: Batch, task: str) -> Any:
         """What the trunk makes of the batch's input fields, for this task.
@@ -109,30 +110,38 @@ class MultiTaskModel(nn.Module):
 
         Args:
             patterns: see `match`.
-            until: optimizer steps after which they are trained, see `thaw`; None for never.
+            until: optimizer steps after which they are trained, see `thaw`; None for never. What several patterns
+                match waits for the last of them; what wasn't trained before isn't trained after.
 
         Raises:
             UserError: for a pattern that no parameter matches.
         """
         names = match(self, patterns, "model.freeze" if until is None else "model.freeze_until")
-        for name, parameter in self.named_parameters():
-            if name in names:
-                parameter.requires_grad_(False)
-        if until is not None:
-            self._thaws.append((until, names))
+        parameters = dict(self.named_parameters())
+        for name in names:
+            if until is None:
+                self._thaws.pop(name, None)  # for good
+            elif parameters[name].requires_grad or name in self._thaws:
+                self._thaws[name] = max(until, self._thaws.get(name, 0))
+            parameters[name].requires_grad_(False)
         self._keep_in_eval_mode()
         return names
 
     def thaw(self, step: int) -> None:
         """Takes those parameters into the training that were frozen until so many optimizer steps had been taken."""
-        due = [names for until, names in self._thaws if until <= step]
+        due = [name for name, until in self._thaws.items() if until <= step]
         if not due:
             return
-        self._thaws = [(until, names) for until, names in self._thaws if until > step]
         parameters = dict(self.named_parameters())
-        for name in (name for names in due for name in names):
+        for name in due:
+            del self._thaws[name]
             parameters[name].requires_grad_(True)
         self._keep_in_eval_mode()
+
+    @property
+    def thaws(self) -> bool:
+        """Whether parameters are frozen that won't stay so."""
+        return bool(self._thaws)
 
     def _keep_in_eval_mode(self) -> None:
         self._frozen = [

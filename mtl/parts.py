@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from mtl.batch import Batch, cut
+from mtl.batch import Batch, cut, num_samples
 from mtl.labels import shares
 from mtl.task import Task
 
@@ -70,6 +70,14 @@ class Parts:
         """The same with nothing in it for the tasks of these names."""
         rows = [[0.0 if name in names else x for name, x in zip(self.names, row, strict=True)] for row in self.shares]
         return Parts(self.tasks, self.batches, rows)
+
+
+def samples_in(tasks: Sequence[Task], batch: StepBatch) -> int:
+    """How many samples a step's batch has; one that several tasks have counts once."""
+    wholes = [
+        whole for given in (batch if isinstance(batch, list) else [batch]) for whole, _ in _by_tasks(tasks, given)
+    ]
+    return sum(num_samples(each) for each in {id(whole): whole for whole in wholes}.values())
 
 
 def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int]]]:

@@ -23,7 +23,7 @@ from mtl.buffers import Buffers, kept_buffers
 from mtl.errors import UserError, told
 from mtl.features import AtFeatures
 from mtl.gradients import Rows
-from mtl.labels import select
+from mtl.labels import BY_ELEMENT, select
 from mtl.model import MultiTaskModel, is_out_of_memory
 from mtl.precision import Autocast
 from mtl.task import Task
@@ -210,6 +210,13 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
     target = field(batch, task.target, f"task '{task.name}': target")
     if task.missing:
         prediction, target = select(task, prediction, batch)
+    both = isinstance(prediction, Tensor) and isinstance(target, Tensor)
+    if both and isinstance(task.loss, BY_ELEMENT) and prediction.shape != target.shape:  # torch would broadcast them
+        raise UserError(
+            f"task '{task.name}': its prediction is {describe(prediction)} and its target '{task.target}' "
+            f"{describe(target)}; {type(task.loss).__name__} compares them element by element, so they must be of one "
+            f"shape. Look at tasks.{task.name}.head: mtl.heads.Linear makes a single output (N,)"
+        )
     try:
         loss = task.loss(prediction, target)
     except Exception as error:

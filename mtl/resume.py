@@ -48,8 +48,13 @@ def forbidden(theirs: Any, ours: dict[str, Any]) -> list[tuple[str, Any, Any]]:
         (key, there, here)
         for key, there, here in differences(theirs, ours)
         if not (longer and key == "trainer.max_epochs" and here > there)
-        and not (any(key == name or key.startswith(f"{name}.") for name in allowed) and not key.endswith("_target_"))
+        and not (any(key == name or key.startswith(f"{name}.") for name in allowed) and not _is_built_in(key))
     ]
+
+
+def _is_built_in(key: str) -> bool:
+    """Whether what was saved can't be taken over by what differs in this key."""
+    return key.endswith("_target_") or key.startswith("optimizer.then")
 
 
 def check(theirs: Any, ours: dict[str, Any], name: str) -> None:
@@ -66,7 +71,7 @@ def check(theirs: Any, ours: dict[str, Any], name: str) -> None:
     lines = "".join(f"\n  {key}: {there!r} there, {here!r} here" for key, there, here in found)
     horizon = any(key == "trainer.max_epochs" for key, *_ in found)
     reason = "\nThe learning rate's schedule is laid out for that number of epochs." if horizon else ""
-    others = [key for key, *_ in found if not key.endswith("_target_")]
+    others = [key for key, *_ in found if not _is_built_in(key)]
     allow = f", or allow it: 'resume_allow=[{','.join(others)}]'" if others else ""
     raise Refused(f"resume: {name} was trained with another config:{lines}{reason}\nGive the same{allow}")
 

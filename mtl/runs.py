@@ -36,6 +36,8 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
 def load(run: str | Path, *, checkpoint: str = "best", device: torch.device | str = "cpu") -> MultiTaskModel:
     """A trained model from the folder of its run, in eval mode: `model({"image": …})["digit"]`.
 
+    What was known of the data is in `model.facts`: the names of classes, means and deviations of standardised targets.
+
     Args:
         run: the run's folder.
         checkpoint: `best` on validation, or `last`.
@@ -49,6 +51,7 @@ def load(run: str | Path, *, checkpoint: str = "best", device: torch.device | st
     with torch.random.fork_rng(devices=[]):  # whoever loads a model keeps their random state
         model = config.build_model(state["config"], config.build_tasks(state["config"]))
     model.load_state_dict(state["model"])
+    model.facts = state.get("facts", {})
     return model.to(device).eval()
 
 

@@ -87,8 +87,10 @@ class Step:
             otherwise they go into the parameters, and it is for whoever reads the losses to see. `skip_step` moves
             nothing: parameters, optimizer, balancer, buffers, random state. `skip_task` makes the step as if the task
             had no labels in it. The skips look at every step, which makes the CPU wait for a GPU.
-        then: from how many steps on which other optimizer takes over, without scheduler and clipping. It may be
-            `torch.optim.LBFGS`, whose line search looks at the batch's loss again and again, the weights held fixed.
+        then: from how many steps on which other optimizer takes over, without the scheduler. It may be
+            `torch.optim.LBFGS`, whose line search looks at the batch's loss again and again, the weights held fixed and
+            multiplying heads too, without clipping. It takes curvature from one step to the next: batches, and with a
+            balancer weights, that differ much spoil it; large batches or fixed points serve it best.
 
     Raises:
         UserError: for an unknown kind of passes, source or precision, for a balancer that this step can't serve, and
@@ -202,8 +204,9 @@ class Step:
         """
         self._moving = False
         self.model.thaw(self.num_taken)
-        self._take_over()
         parts = self._parts_of(batch)
+        faded = {t.name: 0 for t in self.tasks if callable(t.weight) and t.weight_at(self.num_taken) == 0}
+        parts = parts.without(faded) if faded else parts
         self._before = Before(self.model, self.balancing)
         if self.on_nonfinite == "error":
             return self._take(parts, measure)
@@ -252,7 +255,8 @@ class Step:
             measured = beside or rows
             result.grad_norms, result.cosines, result.reach = measured.norms(), measured.cosines(), measured.reach()
         if rows is not None:
-            balancing.balance(rows, losses, may_overflow=self.scaler is not None)
+            alone = self.model.thaws
+            balancing.balance(rows, losses, may_overflow=self.scaler is not None, alone_for_now=alone)
         result.weights = balancing.applied(losses[0].device)
         if measure:
             result.total_norm = self._total_norm() / scale
@@ -339,6 +343,7 @@ class Step:
             if self.scheduler is not None and result.taken:
                 part = self.scheduler
                 part.step()
+            self._take_over()
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             name = type(part).__name__
             if isinstance(error, RuntimeError):
@@ -419,6 +424,7 @@ class Step:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.num_taken = state["num_taken"]
+        self._take_over()
         self._runner.checked = set(state["checked"])
 
     def _parts(self) -> dict[str, Any]:

@@ -131,7 +131,10 @@ def summarise(console: Console, run: Run) -> None:
     for pair, cosine in sorted(run.cosines().items(), key=lambda item: item[1]["mean"])[:5]:
         say(f"{pair.replace('~', ' and ')}: {meaning(cosine['mean'], cosine['below_zero'], int(cosine['steps']))}")
     if len(run.tasks) > 1 and not run.cosines():
-        say("No parameter is shared, so the tasks neither help nor hinder each other.")
+        if any(len(tasks) > 1 for tasks in trainer.reach.values()):
+            say("No step had two tasks whose gradients could be compared: they come by turns.")
+        else:
+            say("No parameter is shared, so the tasks neither help nor hinder each other.")
     cost = COSTS[trainer.step.passes].format(trunks=len(run.tasks))
     seconds = trainer.seconds_per_step
     taken = f"; {1e3 * seconds:.2f} ms a step, logging included" if seconds is not None else ""

@@ -45,7 +45,7 @@ class Task:
             predictions for all of a step's batch. Where that is cut into micro-batches, each of these goes forward
             twice: see accumulation.py.
         weight: multiplies the task's loss before a balancer sees it: a number of at least 0, or a function from the
-            optimizer steps taken to one, such as `mtl.Schedule`.
+            optimizer steps taken to one, such as `mtl.Schedule`. While that gives 0 the task takes no part in a step.
         objective: `objective(model, batch)` gives the loss, a 0-dim tensor, for what isn't loss(head(trunk(inputs)),
             target): residuals of equations, products of heads, distillation. In place of head, loss and target, which
             then only serve metrics; `count` is given the batch.
@@ -87,8 +87,8 @@ class Task:
             UserError: where it isn't a finite number of at least 0.
         """
         weight = self.weight(step) if callable(self.weight) else self.weight
-        if not weight >= 0 or math.isinf(weight):
-            raise UserError(f"task '{self.name}': weight is {weight}; it must be a finite number of at least 0")
+        if not isinstance(weight, int | float) or not weight >= 0 or math.isinf(weight):
+            raise UserError(f"task '{self.name}': weight is {weight!r}; it must be a finite number of at least 0")
         return float(weight)
 
 

@@ -118,6 +118,8 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
         tell(
             console, f"warning  gradients.* has no effect with {type(step.balancing.balancer).__name__} and these tasks"
         )
+    for line in build.without_effect(config, step, loaders["train"], total_steps):
+        tell(console, f"warning  {line}")
     tell(console, f"run      {folder_name(folder)}  (seed {config['seed']}, {device}, {config['precision']})")
 
     names = [task.name for task in tasks]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mtl import checkpoint
-from mtl.batch import num_samples
 from mtl.data import Loader, Mix
 from mtl.errors import NotFinite, UserError, first_line, told
 from mtl.faults import Faults, Place
+from mtl.parts import samples_in
 from mtl.seeding import random_state, set_random_state
 from mtl.signals import Stop
 from mtl.step import Step, StepResult
@@ -137,6 +137,8 @@ class Trainer:
         self._clock = 0.0
         self._stop = Stop()
         self._saved_at = time.monotonic()
+        self._due = False  # whether gradients are to be measured in the next step
+        self._unmeasured = {task.name for task in step.tasks}  # since they were to be the last time
         self._queued = 0  # the step of the last state that was given to the writer
         self._loaded = 0  # the step that the run was taken up at
         self._ended = 0  # the last epoch of which the balancer was told that it is over
@@ -207,18 +209,24 @@ class Trainer:
         assert self.step.optimizer is not None
         for batch in self.train.batches(self.epoch, start=self.position):
             number = self.global_step + 1
-            measure = number == 1 or number % self.log_every == 0
+            self._due |= number == 1 or number % self.log_every == 0
+            measure = self._due
             self._rates = [float(group["lr"]) for group in self.step.optimizer.param_groups]
             result = self._step(batch, number, measure)
             self.global_step += result.taken
             self.tried += 1
             self.position += 1
             self._intact = True
-            self._samples += num_samples(batch)
+            self._samples += samples_in(self.step.tasks, batch)
             if result.losses:
                 self._window.append((Place(number, self.epoch, self.position - 1), result))
             if measure and result.taken:
                 self._log(result)
+                self._unmeasured -= set(result.losses)
+                # Where tasks come by turns, the same one might have its turn in every such step.
+                self._due = bool(self._unmeasured) and len(result.losses) < len(self.step.tasks)
+                if not self._due:
+                    self._unmeasured = {task.name for task in self.step.tasks}
                 if number == 1:  # mistakes in metrics show now, and not after an epoch; importing them is slow
                     self._prepare_validation()
                     start = self._clock = time.perf_counter()
@@ -372,6 +380,7 @@ class Trainer:
             "random": random_state(),
             "loggers": loggers,
             "faults": self.faults.state(),
+            "unmeasured": sorted(self._unmeasured),
             "data": self.train.progress(self.epoch, self.position or 0),
             "reach": {name: sorted(tasks) for name, tasks in self.reach.items()},
             **{name: getattr(self, name) for name in _COUNTERS},
@@ -388,6 +397,7 @@ class Trainer:
         self.reach = {name: set(tasks) for name, tasks in state["reach"].items()}
         for name in _COUNTERS:
             setattr(self, name, state[name])
+        self._unmeasured = set(state["unmeasured"])
         set_random_state(state["random"])
         self._loaded = self._queued = self.global_step
         for logger in self.loggers:  # last, since it can't be undone
@@ -398,7 +408,7 @@ class Trainer:
 
 _COUNTERS = (
     *("global_step", "epoch", "position", "tried", "best", "best_epoch", "figures", "measured", "seconds"),
-    *("_read", "_pending", "_samples", "weights", "_rates", "_ended"),
+    *("_read", "_pending", "_samples", "weights", "_rates", "_ended", "_due"),
 )
 
 

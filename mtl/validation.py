@@ -111,7 +111,7 @@ class Validation:
             if not count:
                 continue
             if task.objective is not None:
-                with torch.enable_grad():  # it may differentiate by itself
+                with torch.enable_grad(), self.autocast():  # it may differentiate by itself
                     loss = objective_of(self.model, task, batch).detach()
             else:
                 with self.autocast():

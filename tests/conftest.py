@@ -39,7 +39,7 @@ def command(module: str, *arguments: str) -> Ended:
     from mtl import evaluate, train
 
     jobs = {"train": train.train, "evaluate": evaluate.evaluate}
-    before = set(Path.cwd().glob("outputs/**/train.log"))
+    before, modules = set(Path.cwd().glob("outputs/**/train.log")), set(sys.modules)
     argv, path = sys.argv, list(sys.path)
     sys.argv = [f"mtl.{module}", *arguments]
     cli._run_id.cache_clear()
@@ -49,6 +49,11 @@ def command(module: str, *arguments: str) -> Ended:
             cli.launch(jobs[module], module)
     finally:
         sys.argv, sys.path[:] = argv, path
+        for name in set(sys.modules) - modules:  # another test has another module of that name
+            if str(Path.cwd()) in str(
+                getattr(sys.modules[name], "__path__", "") or getattr(sys.modules[name], "__file__", "")
+            ):
+                del sys.modules[name]
         for handler in list(logging.getLogger().handlers):
             if isinstance(handler, logging.FileHandler):
                 logging.getLogger().removeHandler(handler)

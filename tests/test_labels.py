@@ -243,3 +243,30 @@ def test_a_batch_that_is_all_ignored_spoils_no_figure(size: int) -> None:
         expected = F.cross_entropy(model.eval()(split)["digit"][4:], split["digit"][4:]).item()
     figures = Validation(model, [kind], nullcontext)(Loader(Fields(split), batch_size=size))
     assert figures["digit"]["loss"] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["int", "float"])
+def test_a_yes_or_no_that_is_missing(kind: str) -> None:
+    """-100, as a table gives for an empty cell in a column of yes and no, or NaN."""
+    from mtl.losses import BinaryCrossEntropy
+
+    known = torch.tensor([1, 0, 1, 0])
+    y = torch.tensor([1, -100, 0, 1, -100, 0]) if kind == "int" else torch.tensor([1, nan, 0, 1, nan, 0])
+    yes = task(BinaryCrossEntropy())
+    p = torch.randn(6)
+    prediction, target = select(yes, p, {"y": y})
+    assert target.tolist() == [1, 0, 1, 0]
+    expected = F.binary_cross_entropy_with_logits(p[[0, 2, 3, 5]], known.float())
+    torch.testing.assert_close(yes.loss(prediction, target), expected)
+    assert denominator(yes, {"y": y}) == 4
+
+
+def test_unequal_shapes_are_no_broadcast() -> None:
+    model, _ = missing_labels()
+    wrong = mtl.Task("number", head=nn.Linear(16, 1), loss=nn.MSELoss(), target="flat")
+    batch = half_labelled(0)
+    batch["flat"] = torch.zeros(12, dtype=torch.float64)
+    with pytest.raises(
+        mtl.UserError, match=r"its prediction is of shape \(12, 1\) and its target 'flat' of shape \(12,\)"
+    ):
+        mtl.Step(model, [wrong]).backward(batch)

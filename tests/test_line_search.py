@@ -104,9 +104,15 @@ def test_from_the_config(here: Any) -> None:
         "trainer.max_epochs=2",
         "data.batch_size={interior: 50, boundary: 10, initial: 10}",
     ]
-    ended = command("train", *small, then)
+    ended = command("train", *small, then, "log.every=1")
     assert ended.code == 0, ended.err
     assert ended.metrics["steps"] == 30
+    lines = [line.split(",") for line in (ended.run / "metrics.csv").read_text().splitlines()]
+    rates = [float(value) for _, _, tag, value in lines if tag == "lr/default"]
+    assert all(rate < 0.1 for rate in rates[:20])
+    assert rates[20:] == [1.0] * 10
+    late = command("train", *small, then.replace("20", "99"))
+    assert "warning  optimizer.then takes over after 99 steps, and the run has 30" in late.out
     wrong = command("train", *small, "optimizer.then={_target_: torch.optim.LBFGS}")
     assert (
         "optimizer.then is {'_target_': 'torch.optim.LBFGS'}; it must be a mapping with a _target_ and `after`"

@@ -249,13 +249,15 @@ def test_a_weight_that_follows_the_step_is_that_weight_in_each(balancer: str) ->
         before = copy.deepcopy(model.state_dict())
         state = copy.deepcopy(step.balancing.state_dict())
         result = step(batch)
+        if number >= 3:  # it has faded: as if it had no labels
+            assert list(result.losses) == ["t0", "t2"]
         other, others = plain(t1=fading(number))
         other.load_state_dict(before)
         again = mtl.Step(
             other, others, torch.optim.SGD(other.parameters(), lr=0.1), balancer=getattr(mtl.balancers, balancer)()
         )
         again.balancing.load_state_dict(state)
-        expected = again(batch)
+        expected = again(batch if number < 3 else {"t0": batch, "t2": batch})
         assert_same(result.weights, expected.weights)
         assert_same(model.state_dict(), other.state_dict())
 
@@ -299,3 +301,70 @@ def test_staged_unfreezing_goes_on_after_a_reload(stop: int) -> None:
     for batch in given[stop:]:
         second(batch)
     assert_same(everything(second), everything(whole))
+
+
+def test_patterns_that_overlap_thaw_at_the_last_of_them() -> None:
+    model, _ = problem(2)
+    model.heads["t1"][1].bias.requires_grad_(False)  # somebody's own wish
+    model.freeze(["trunk", "heads.t1"], until=2)
+    model.freeze(["trunk.conv"], until=4)
+    model.freeze(["trunk.norm.bias"])
+
+    def frozen() -> set[str]:
+        return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+    model.thaw(2)
+    assert frozen() == {"trunk.conv.weight", "trunk.conv.bias", "trunk.norm.bias", "heads.t1.1.bias"}
+    assert model.thaws
+    model.thaw(4)
+    assert frozen() == {"trunk.norm.bias", "heads.t1.1.bias"}
+    assert not model.thaws
+
+
+@pytest.mark.parametrize("kind", list(PASSES))
+@pytest.mark.parametrize("name", ["MGDA", "GradNorm", "UPGrad", "MoCo", "GradDrop", "Equal"])
+def test_heads_alone_while_the_trunk_is_frozen(name: str, kind: str) -> None:
+    """Each is trained by itself, and a balancer's state stays as it is; then it begins."""
+    model, tasks = problem(2)
+    model.freeze(["trunk"], until=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = mtl.Step(model, tasks, optimizer, balancer=getattr(mtl.balancers, name)(), passes=kind)
+    other, others = problem(2)
+    other.freeze(["trunk"])
+    plain_step = mtl.Step(other, others, torch.optim.SGD(other.parameters(), lr=0.1), passes=kind)
+    state = copy.deepcopy(step.balancing.balancer.state_dict())
+    given = batches(3, 2)
+    torch.manual_seed(0)
+    for batch in given[:2]:
+        step(batch, measure=True)
+    assert_same(step.balancing.balancer.state_dict(), state)
+    torch.manual_seed(0)
+    for batch in given[:2]:
+        plain_step(batch)
+    assert_same(model.state_dict(), other.state_dict())
+    before = model.trunk.conv.weight.detach().clone()
+    step(given[2])
+    assert not torch.equal(model.trunk.conv.weight, before)
+
+
+def test_an_objective_that_is_no_mean_is_refused_in_micro_batches() -> None:
+    model, _ = plain(1)
+    for loss, right in (
+        (lambda m, b: m(b)["t0"].square().sum(), False),
+        (lambda m, b: m(b)["t0"].square().mean(), True),
+    ):
+        step = mtl.Step(model, [mtl.Task("t0", objective=loss)], micro_batch_size=3)
+        if right:
+            step.backward(batches(1)[0])
+        else:
+            with pytest.raises(mtl.UserError, match="task 't0': its objective can't be taken in micro-batches"):
+                step.backward(batches(1)[0])
+    counted = mtl.Task(
+        "t0", objective=lambda m, b: m(b)["t0"].sum() / (b["y0"] > 1).sum(), count=lambda b: (b["y0"] > 1).sum()
+    )
+    whole, parts = plain(1), plain(1)
+    ends = []
+    for (built, _), how in ((whole, {}), (parts, {"micro_batch_size": 3})):
+        mtl.Step(built, [counted], **how).backward(batches(1)[0])
+        ends.append(torch.cat([p.grad.flatten() for p in built.trunk.parameters()]))
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-12)

@@ -254,3 +254,16 @@ def test_ctrl_c_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durin
     with pytest.raises(Stopped):
         trainer.fit()
     assert checkpoint.load(tmp_path / "last.pt")["global_step"] == (1 if during == "first step" else 8)
+
+
+def test_tasks_that_come_by_turns_are_all_measured(tmp_path: Path) -> None:
+    """With a log every fourth step and two sources by turns it would be the same task each time."""
+    from mtl.data import Mix
+
+    trainer, logger = make(tmp_path, max_epochs=4, val=False)
+    loaders = {name: Loader(trainer.train.dataset, batch_size=8, shuffle=True, seed=i) for i, name in enumerate("ab")}
+    trainer.train = Mix(loaders, {"a": "a", "b": "b"}, sampling="round_robin", epoch=8)
+    trainer.fit()
+    steps = {task: [step for step, _ in logger.of(f"grad_norm/{task}")] for task in "ab"}
+    assert len(steps["a"]) >= 7
+    assert len(steps["b"]) >= 7

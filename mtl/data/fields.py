@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
@@ -39,6 +40,21 @@ class Fields(Dataset[dict[str, Tensor]]):
         return Fields({name: tensor.to(device) for name, tensor in self.fields.items()})
 
 
+def _plain(value: Any, where: str) -> Any:
+    """The value as a checkpoint can hold it."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each, f"{where}.{key}") for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, where) for each in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UserError(
+        f"the data's fact '{where}' is a {type(value).__name__}; it must be made of numbers, texts, lists and dicts"
+    )
+
+
 def first(dataset: Any) -> Any:
     """The data set's first sample."""
     return next(iter(dataset)) if isinstance(dataset, IterableDataset) else dataset[0]
@@ -65,6 +81,7 @@ class Splits:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.facts = {str(key): _plain(value, str(key)) for key, value in self.facts.items()}
         if self.train is None:
             raise UserError("data.train is null; a problem needs training data")
         for split, dataset in self.items():
@@ -95,6 +112,16 @@ class Splits:
         """The splits that there are, by name."""
         named = {"train": self.train, "val": self.val, "test": self.test}
         return [(split, dataset) for split, dataset in named.items() if dataset is not None]
+
+    def fact(self, key: str, source: str | None) -> Any:
+        """What is known of the data under this key.
+
+        Raises:
+            UserError: where nothing is.
+        """
+        if key not in self.facts:
+            raise UserError(f"the data have no fact '{key}'; they have: {', '.join(self.facts) or 'none'}")
+        return self.facts[key]
 
     def of_task(self, task: str, source: str | None) -> "Splits":
         """Itself: there is one source for all tasks.

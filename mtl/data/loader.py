@@ -193,15 +193,24 @@ class Loader:
                 ) from error
             if not isinstance(batch, Mapping):
                 raise UserError(f"data.collate gives a {type(batch).__name__}; a batch must be a dict of fields")
-            yield tree_map(self._move, batch)
+            yield tree_map(self._move, _as_dicts(batch))
 
     def _move(self, value: Any) -> Any:
         return value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
+def _as_dicts(value: Any) -> Any:
+    """The batch with plain dicts in the place of other mappings, which tokenizers give and torch doesn't look into."""
+    return {key: _as_dicts(each) for key, each in value.items()} if isinstance(value, Mapping) else value
+
+
 def _seed(*numbers: int) -> int:
-    """One seed of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    """One seed of several numbers; SeedSequence by itself takes [5, 1] and [5, 1, 0] for the same."""
+    return int(
+        np.random.SeedSequence(
+            [len(numbers), *(n >> s & 2**32 - 1 for n in numbers for s in (0, 32, 64))]
+        ).generate_state(1)[0]
+    )
 
 
 def _generators() -> tuple[Any, Any, Tensor]:

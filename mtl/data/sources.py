@@ -27,7 +27,7 @@ class Sources:
             together (`sum`), or a number. A source that is through begins again, in another order.
 
     Raises:
-        UserError: for words that aren't known, and facts of two sources that differ.
+        UserError: for words that aren't known.
     """
 
     def __init__(
@@ -49,15 +49,28 @@ class Sources:
             raise UserError(f"data.temperature is {temperature!r}; it must be a finite number of at least 1")
         if epoch not in LENGTHS and not (type(epoch) is int and epoch > 0):
             raise UserError(f"data.epoch is {epoch!r}; it must be one of {', '.join(LENGTHS)}, or a number of steps")
-        self.facts: dict[str, Any] = {}
-        for name, splits in sources.items():
-            for key, fact in splits.facts.items():
-                if self.facts.setdefault(key, fact) != fact:
-                    raise UserError(f"data.sources.{name}: its fact '{key}' differs from that of another source")
         self.sources = dict(sources)
         self.sampling = sampling
         self.temperature = float(temperature)
         self.epoch = epoch
+        self.facts = {name: dict(splits.facts) for name, splits in sources.items()}
+
+    def fact(self, key: str, source: str | None) -> Any:
+        """What is known of the source's data under this key; without a source what is known of all that know it.
+
+        Raises:
+            UserError: where nothing is, or without a source different things are.
+        """
+        if source is not None:
+            return self.sources[source].fact(key, None)
+        known = {name: facts[key] for name, facts in self.facts.items() if key in facts}
+        values = list(known.values())
+        if not values:
+            there = sorted({name for facts in self.facts.values() for name in facts})
+            raise UserError(f"the data have no fact '{key}'; they have: {', '.join(there) or 'none'}")
+        if any(value != values[0] for value in values):
+            raise UserError(f"the sources {', '.join(known)} have each a fact '{key}' of their own; write down one")
+        return values[0]
 
     def of_task(self, task: str, source: str | None) -> Splits:
         """The data of the task.

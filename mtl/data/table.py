@@ -31,7 +31,7 @@ def table(
 ) -> Splits:
     """The rows of a table; each of its named columns is a field of that name, (N,).
 
-    An input is of numbers, float32 as they are in the file, NaN where a cell is empty; or of categories, int64 from 1
+    An input is of numbers, float64 as they are in the file, NaN where a cell is empty; or of categories, int64 from 1
     on, 0 where a cell is empty or its category isn't in the training split. A target is of numbers, float32, NaN where
     a cell is empty; or of classes, int64 from 0 on, -100 where a cell is empty. Columns of text are of categories or
     classes. These are numbered in the order of the numbers they are, or of the alphabet.
@@ -115,7 +115,7 @@ def input_columns(parts: dict[str, Part], names: Sequence[str], categories: Sequ
     for name in names:
         if name not in categories and cells.is_numeric(parts["train"], name, "inputs"):
             values, facts[name] = _numbers(parts, name, "inputs")
-            found = {part: torch.from_numpy(each.astype(np.float32)) for part, each in values.items()}
+            found = {part: torch.from_numpy(each.astype(np.float64)) for part, each in values.items()}
         else:
             texts = {part: cells.texts(rows, name) for part, rows in parts.items()}
             facts[name] = {"kind": "category", "vocabulary": _vocabulary(parts, texts["train"], name, "inputs")}

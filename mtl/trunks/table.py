@@ -54,8 +54,8 @@ class Table(nn.Module):
         self.inputs = tuple(inputs)
         chosen = {name: columns[name] for name in inputs}
         scaled = [(column["mean"], column["std"]) for column in chosen.values() if column["kind"] == "number"]
-        self.register_buffer("mean", torch.tensor([mean for mean, _ in scaled], dtype=torch.float32))
-        self.register_buffer("std", torch.tensor([std for _, std in scaled], dtype=torch.float32))
+        self.register_buffer("mean", torch.tensor([mean for mean, _ in scaled], dtype=torch.float64))
+        self.register_buffer("std", torch.tensor([std for _, std in scaled], dtype=torch.float64))
         self.vocabularies: dict[str, list[str] | int] = {
             name: column["size"] if "size" in column else list(column["vocabulary"])
             for name, column in chosen.items()
@@ -92,7 +92,9 @@ class Table(nn.Module):
         raw = [self._tensor(name, column) for name, column in given.items() if name not in self.vocabularies]
         parts: list[Tensor] = []
         if raw:
-            values = (torch.stack(raw, 1) - self.mean) / self.std
+            # In float64 until the mean is gone: large numbers, such as times, differ in their last digits.
+            values = (torch.stack(raw, 1).double() - self.mean) / self.std
+            values = values.to(self.layers[0].weight.dtype)  # type: ignore[arg-type]
             missing = values.isnan()
             parts += [values.masked_fill(missing, 0), missing.to(values.dtype)]
         parts += [

@@ -116,6 +116,59 @@ def test_what_is_drawn_anew() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_point_comes_twice_however_often_a_source_is_gone_through(seed: int) -> None:
+    def draw(generator: torch.Generator, count: int) -> dict[str, torch.Tensor]:
+        return {"x": torch.rand(count, dtype=torch.float64, generator=generator)}
+
+    mix = Mix({"a": Loader(Drawn(draw, num_samples=10), batch_size=4, seed=seed)}, {"one": "a"}, epoch=20)
+    values = torch.cat([step["one"]["x"] for epoch in (0, 1, 2) for step in mix.batches(epoch)])
+    assert len(values.unique()) == len(values)
+
+
+def test_facts_are_each_sources_own() -> None:
+    first = Splits(numbers(5), facts={"columns": {"age": 1}, "classes": 3})
+    second = Splits(numbers(5), facts={"columns": {"age": 2}, "classes": 3})
+    sources = Sources({"a": first, "b": second})
+    assert sources.fact("columns", "b") == {"age": 2}
+    assert sources.fact("classes", None) == 3
+    with pytest.raises(mtl.UserError, match="the sources a, b have each a fact 'columns' of their own"):
+        sources.fact("columns", None)
+    with pytest.raises(mtl.UserError, match="the data have no fact 'rows'; they have: classes, columns"):
+        sources.fact("rows", None)
+
+
+def test_facts_are_plain() -> None:
+    import numpy as np
+
+    splits = Splits(numbers(5), facts={"a": np.int64(3), "b": {"c": np.arange(2.0)}, "d": ("x", None)})
+    assert splits.facts == {"a": 3, "b": {"c": [0.0, 1.0]}, "d": ["x", None]}
+    assert type(splits.facts["a"]) is int
+    with pytest.raises(mtl.UserError, match="the data's fact 'e.f' is a Tensor; it must be made of numbers, texts"):
+        Splits(numbers(5), facts={"e": {"f": torch.ones(1)}})
+
+
+def test_mappings_become_dicts() -> None:
+    """Tokenizers give UserDicts, into which neither a move nor a cut would look."""
+    from collections import UserDict
+
+    from mtl.batch import cut
+
+    def collate(samples: list[dict[str, int]]) -> dict[str, Any]:
+        return {"text": UserDict({"tokens": torch.tensor([sample["x"] for sample in samples])})}
+
+    class Samples(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> dict[str, int]:
+            return {"x": index}
+
+    (batch,) = Loader(Samples(), batch_size=4, collate=collate).batches()
+    assert type(batch["text"]) is dict
+    assert [len(part["text"]["tokens"]) for part in cut(batch, size=2)] == [2, 2]
+
+
 def test_mistakes() -> None:
     splits = Splits(numbers(5))
     for options, message in (

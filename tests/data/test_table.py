@@ -52,7 +52,8 @@ def test_columns_become_fields(tmp_path: Path) -> None:
     assert given["smoker"].tolist() == [1, 0, -100, 1, 0]
     assert given["stage"].tolist() == [1, 2, 1, -100, 0]  # 1, 2, 10 are in the order of numbers
     assert {name: tensor.dtype for name, tensor in given.items()} == {
-        **dict.fromkeys(("age", "income"), torch.float32),
+        "age": torch.float64,
+        "income": torch.float32,
         **dict.fromkeys(("city", "zip", "smoker", "stage"), torch.int64),
     }
     ages = [31, 45, 28, 60]
@@ -139,7 +140,7 @@ def test_random_splits_depend_on_the_seed_alone_and_statistics_on_training(tmp_p
     }
     for name, dataset in splits.items():
         part = frame.iloc[rows[name]]
-        np.testing.assert_array_equal(dataset.fields["x"].numpy(), part["x"].to_numpy(np.float32))
+        np.testing.assert_array_equal(dataset.fields["x"].numpy(), part["x"].to_numpy(np.float64))
         np.testing.assert_allclose(dataset.fields["y"], (part["y"] - known["mean"]) / known["std"], rtol=1e-6)
         assert dataset.fields["word"].tolist() == ["_abcd".index(word) for word in part["word"]]
     assert splits.summary() == (
