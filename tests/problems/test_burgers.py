@@ -249,13 +249,12 @@ def errors(run: Ended) -> list[float]:
 
 @pytest.mark.parametrize("balancer", ["equal", "conflict_free"])
 def test_the_error_falls(here: Path, balancer: str) -> None:
-    run = command("train", *SMALL, "data.epoch=200", "trainer.max_epochs=3", f"balancer={balancer}")
+    start = command("train", *SMALL, "data.epoch=1", "trainer.max_epochs=1", "optimizer.lr=0.0")
+    run = command("train", *SMALL, "data.epoch=300", "trainer.max_epochs=3", f"balancer={balancer}")
     assert run.code == 0, run.err
-    first, second, third = errors(run)
-    assert first > second > third
-    assert third < 0.8  # u = 0 has 1
+    assert errors(run)[-1] < 0.7 * errors(start)[0]
     assert set(run.metrics["test"]) == {"residual"}
-    assert run.metrics["steps"] == 600
+    assert run.metrics["steps"] == 900
     assert "Passes: one for each objective and each source of data" in run.out
 
 
