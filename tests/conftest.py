@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Ended:
             ended.run = ended.run.resolve()
     assert ended.code == 0, ended.err
     return ended
+
+
+def most_saved(run: Callable[[], object]) -> int:
+    """The most numbers that autograd had saved and not yet given up at any one time while it ran."""
+    alive = peak = 0
+
+    class Saved:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            nonlocal alive, peak
+            self.tensor = tensor
+            alive += tensor.numel()
+            peak = max(peak, alive)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= self.tensor.numel()
+
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        run()
+    return peak
 
 
 class Trunk(nn.Module):
