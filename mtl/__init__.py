@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtl import architectures, balancers, data, heads, losses, trunks
+    from mtl import architectures, balancers, data, heads, losses, optimizers, trunks
     from mtl.errors import UserError
     from mtl.model import MultiTaskModel
     from mtl.runs import load
@@ -28,6 +28,7 @@ __all__ = [
     "heads",
     "load",
     "losses",
+    "optimizers",
     "trunks",
 ]
 __version__ = "0.1.0"

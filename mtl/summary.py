@@ -23,6 +23,7 @@ COSTS = {
     "sequential": "{trunks} trunk forwards and backwards a step, one task's graph alive at a time",
     "shared": "one trunk forward and backward a step, one head's graph alive at a time",
 }
+OWN = "one for each objective and each source of data, one graph alive at a time"
 
 
 @dataclass
@@ -137,7 +138,9 @@ def summarise(console: Console, run: Run) -> None:
     cost = COSTS[trainer.step.passes].format(trunks=len(run.tasks))
     seconds = trainer.seconds_per_step
     taken = f"; {1e3 * seconds:.2f} ms a step, logging included" if seconds is not None else ""
-    say(f"Passes: {trainer.step.passes}, {cost}{taken}.")
+    sources = {task.get("source") for task in run.config["tasks"].values()}
+    own = len(sources) > 1 or any(task.objective for task in trainer.step.tasks)
+    say(f"Passes: {OWN if own else f'{trainer.step.passes}, {cost}'}{taken}.")
     balancing = trainer.step.balancing
     if balancing.collects:
         each = f"every {balancing.every} steps" if balancing.every > 1 else "each step"

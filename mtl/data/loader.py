@@ -137,7 +137,7 @@ class Loader:
         """The epoch's order, and the generator that it was drawn from."""
         generator = torch.Generator().manual_seed(_seed(self.seed, epoch))
         total = len(self.dataset)  # type: ignore[arg-type]
-        drawn = self.shuffle and not isinstance(self.dataset, IterableDataset)
+        drawn = self.shuffle and not isinstance(self.dataset, IterableDataset | Drawn)
         return torch.randperm(total, generator=generator) if drawn else torch.arange(total), generator
 
     def batches(self, epoch: int = 0, *, start: int = 0) -> Iterator[dict[str, Any]]:
@@ -145,17 +145,18 @@ class Loader:
 
         What a data set draws for a sample depends on seed, epoch and sample alone.
         """
-        order, generator = self._order(epoch)
-        first = start * self.batch_size
-        order = order[first : self.num_samples]
-        if not len(order):
-            return
         if isinstance(self.dataset, Drawn):
             for number in range(start, len(self)):
                 drawn_from = torch.Generator().manual_seed(_seed(self.seed, epoch, number))
                 count = min(self.batch_size, self.num_samples - number * self.batch_size)
                 yield tree_map(self._move, self.dataset.draw(drawn_from, count))
-        elif isinstance(self.dataset, IterableDataset):
+            return
+        order, generator = self._order(epoch)
+        first = start * self.batch_size
+        order = order[first : self.num_samples]
+        if not len(order):
+            return
+        if isinstance(self.dataset, IterableDataset):
             stream = SeededStream(self.dataset, self.seed, epoch, first, self.num_samples)
             yield from self._loaded(stream, generator, num_workers=min(self.num_workers, 1))
         elif isinstance(self.dataset, Fields) and self.collate is None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mtl.batch import Batch
 from mtl.data import Drawn, Fields, Splits
+from mtl.errors import UserError
 
 if TYPE_CHECKING:
     from mtl.model import MultiTaskModel
@@ -50,7 +51,7 @@ class Network(nn.Module):
 def residual(model: "MultiTaskModel", batch: Batch) -> Tensor:
     """The mean square of u_t + u·u_x − ν u_xx at the batch's points."""
     point = batch["point"].detach().requires_grad_()
-    u = model.trunk(point)
+    u = _u(model, point)
     (slope,) = torch.autograd.grad(u.sum(), point, create_graph=True)
     u_t, u_x = slope.unbind(1)
     (bend,) = torch.autograd.grad(u_x.sum(), point, create_graph=True)
@@ -60,40 +61,38 @@ def residual(model: "MultiTaskModel", batch: Batch) -> Tensor:
 
 def boundary(model: "MultiTaskModel", batch: Batch) -> Tensor:
     """The mean square of u, which is zero at x = ±1."""
-    square: Tensor = model.trunk(batch["point"]).square().mean()
-    return square
+    return _u(model, batch["point"]).square().mean()
 
 
 def initial(model: "MultiTaskModel", batch: Batch) -> Tensor:
     """The mean square of u + sin πx at t = 0."""
     point = batch["point"]
-    square: Tensor = (model.trunk(point) + (math.pi * point[:, 1]).sin()).square().mean()
+    square: Tensor = (_u(model, point) + (math.pi * point[:, 1]).sin()).square().mean()
     return square
 
 
-def interior_points(*, num_samples: int, num_times: int = 101, num_places: int = 256) -> Splits:
+def interior_points(*, num_samples: int = 1_000_000, num_times: int = 101, num_places: int = 256) -> Splits:
     """Points in the whole domain; for validation a grid of them with the exact u, for test one that lies between.
 
     Args:
-        num_samples: that count as an epoch.
+        num_samples: that count as an epoch, unless `data.epoch` says how many steps do.
         num_times, num_places: of the validation's grid.
     """
     times = torch.linspace(0, 1, num_times, dtype=torch.float64)
     places = torch.linspace(-1, 1, num_places, dtype=torch.float64)
     between = [(values[1:] + values[:-1]) / 2 for values in (times, places)]
-    return Splits(
-        Drawn(_anywhere, num_samples=num_samples), _grid(times, places), _grid(*between), name="points in the domain"
-    )
+    drawn = Drawn(_anywhere, num_samples=num_samples)
+    return Splits(drawn, _grid(times, places), _grid(*between), name="points drawn in the domain")
 
 
-def boundary_points(*, num_samples: int) -> Splits:
-    """Points at x = −1 and x = 1; `num_samples` count as an epoch."""
-    return Splits(Drawn(_at_the_ends, num_samples=num_samples), name="points at the boundary")
+def boundary_points(*, num_samples: int = 1_000_000) -> Splits:
+    """Points at x = −1 and x = 1."""
+    return Splits(Drawn(_at_the_ends, num_samples=num_samples), name="points drawn at the boundary")
 
 
-def initial_points(*, num_samples: int) -> Splits:
-    """Points at t = 0; `num_samples` count as an epoch."""
-    return Splits(Drawn(_at_the_start, num_samples=num_samples), name="points at the start")
+def initial_points(*, num_samples: int = 1_000_000) -> Splits:
+    """Points at t = 0."""
+    return Splits(Drawn(_at_the_start, num_samples=num_samples), name="points drawn at the start")
 
 
 def exact(point: Tensor) -> Tensor:
@@ -107,6 +106,16 @@ def exact(point: Tensor) -> Tensor:
     exponent = -np.cos(np.pi * y) / (2 * np.pi * VISCOSITY)
     kernel = weights * np.exp(exponent - exponent.max(1, keepdims=True))  # e^±50 by itself
     return torch.from_numpy(-(np.sin(np.pi * y) * kernel).sum(1) / kernel.sum(1))
+
+
+def _u(model: "MultiTaskModel", point: Tensor) -> Tensor:
+    """The network's u; a shape such as (N, 1) would make products of all points with all others, without a word."""
+    u: Tensor = model.trunk(point)
+    if u.shape != point.shape[:1]:
+        raise UserError(
+            f"the trunk gives u of shape {tuple(u.shape)} for {len(point)} points; it must be one number each"
+        )
+    return u
 
 
 def _grid(times: Tensor, places: Tensor) -> Fields:

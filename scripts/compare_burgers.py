@@ -1,0 +1,193 @@
+"""Solves Burgers' equation with some balancers, and with L-BFGS after Adam: docs/burgers.md and docs/burgers.png.
+
+    pip install matplotlib && python scripts/compare_burgers.py [--seeds 3] [--write docs/burgers.md]
+
+Each run is the command line of a user, `python -m mtl.train task=burgers … seed=…`, one after the other, one thread
+each: half an hour of processor time. Runs are kept in the folder of `--runs`, and one that is there already is not made
+again.
+"""
+
+import argparse
+import math
+import os
+import time
+from itertools import islice
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import matplotlib.pyplot as plt
+import torch
+from compare_balancers import run
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor
+
+import mtl
+from mtl import config as build
+from mtl.cli import CONFIG_DIR
+from mtl.problems import burgers
+from mtl.seeding import seed_all
+
+PICTURE = Path(__file__).parents[1] / "docs" / "burgers.png"
+ALL, ADAM, LBFGS, ITERATIONS = 8000, 5000, 500, 5  # steps; iterations in one
+THEN = f"{{_target_: mtl.optimizers.LBFGS, after: {ADAM}, max_iter: {ITERATIONS}, line_search_fn: strong_wolfe}}"
+STEPS = 50  # of a round of the timing
+LAST = "equal, then L-BFGS"
+SHOWN = "equal"  # in the picture, with seed 0
+WAYS = {
+    "equal": [],
+    "conflict_free": ["balancer=conflict_free"],
+    "nash_mtl": ["balancer=nash_mtl"],
+    "upgrad": ["balancer=upgrad"],
+    LAST: [f"trainer.max_epochs={(ADAM + LBFGS) // 500}", f"optimizer.then={THEN}"],
+}
+
+
+def solution(folder: Path, point: Tensor) -> Tensor:
+    """u at the points by the run's network as it was at the end."""
+    (checkpoints,) = folder.glob("*/*/checkpoints")
+    model = mtl.load(checkpoints.parent, checkpoint="last")
+    with torch.no_grad():
+        return model.trunk(point)
+
+
+def step_times(rounds: int = 5) -> dict[str, float]:
+    """Seconds of a step with each way's last optimizer, in turn in this process; the best of some rounds."""
+    steps = {}
+    with initialize_config_dir(CONFIG_DIR, version_base=None):
+        for name, arguments in WAYS.items():
+            config: Any = OmegaConf.to_container(compose("train", ["task=burgers", *arguments]), resolve=True)
+            if config["optimizer"]["then"]:
+                config["optimizer"]["then"]["after"] = 1
+            seed_all(0)
+            tasks = build.build_tasks(config)
+            steps[name] = build.build_step(config, build.build_model(config, tasks), tasks, total_steps=10_000)
+    loader = build.build_loaders(config, build.build_splits(config), torch.device("cpu"))["train"]
+    first, *batches = islice(loader.batches(1), STEPS + 1)
+    best = dict.fromkeys(steps, float("inf"))
+    for _ in range(rounds):
+        for name, step in steps.items():
+            step(first)
+            start = time.perf_counter()
+            for batch in batches:
+                step(batch)
+            best[name] = min(best[name], (time.perf_counter() - start) / STEPS)
+    return best
+
+
+def draw(folder: Path) -> None:
+    """The exact solution, the network's, and their difference."""
+    times, places = torch.linspace(0, 1, 201), torch.linspace(-1, 1, 401)
+    point = torch.cartesian_prod(times, places)
+    exact, u = burgers.exact(point).float(), solution(folder, point)
+    bound = float((u - exact).abs().max())
+    panels = (
+        ("exact", exact, "RdBu_r", 1.0),
+        (f"network, {SHOWN}, seed 0", u, "RdBu_r", 1.0),
+        ("network − exact", u - exact, "PuOr_r", bound),
+    )
+    figure, axes = plt.subplots(1, 3, figsize=(11, 2.9), sharey=True)
+    for axis, (title, values, colours, limit) in zip(axes, panels, strict=True):
+        image = axis.imshow(
+            values.view(len(times), len(places)).T,
+            origin="lower",
+            extent=(0, 1, -1, 1),
+            aspect="auto",
+            cmap=colours,
+            vmin=-limit,
+            vmax=limit,
+        )
+        figure.colorbar(image, ax=axis)
+        axis.set(title=title, xlabel="t")
+    axes[0].set_ylabel("x")
+    figure.tight_layout(pad=0.6)
+    figure.savefig(PICTURE, dpi=90)
+
+
+def report(errors: dict[str, list[float]], times: dict[str, float]) -> str:
+    """The page in Markdown."""
+    seeds = len(errors["equal"])
+    lines = [
+        f"| | relative L2 error | {' | '.join(f'seed {seed}' for seed in range(seeds))} | time |",
+        "|---" * (seeds + 3) + "|",
+    ]
+    for name, values in errors.items():
+        cells = " | ".join(f"{value:.4f}" for value in values)
+        ratio = times[name] / times["equal"]
+        if name == LAST:
+            ratio = (ADAM + LBFGS * ratio) / ALL
+        lines.append(f"| {told([name])} | {fmean(values):.4f} ± {stdev(values):.4f} | {cells} | {ratio:.2f} |")
+    below = [name for name, values in errors.items() if max(values) < min(errors["equal"])]
+    above = [name for name, values in errors.items() if min(values) > max(errors["equal"])]
+    among = [name for name in errors if name not in {"equal", *below, *above}]
+    one_in = math.comb(2 * seeds, seeds) // 2
+    return f"""# Burgers' equation
+
+`python -m mtl.train task=burgers` trains a network u(t, x) until it solves u_t + u·u_x = ν u_xx, with ν = 0.01/π,
+u(0, x) = −sin πx and u(t, ±1) = 0, for t from 0 to 1. There are no data: the tasks are the mean square of the
+equation's residual at 1,000 points, of u at 100 points of the boundary, and of u + sin πx at 100 points with t = 0, all
+drawn anew in each step. What is measured is the error against the exact solution (Cole–Hopf, by quadrature),
+‖u − exact‖ / ‖exact‖, on a grid of 100 times and 255 places.
+
+![The exact solution, a network's, and their difference]({PICTURE.name})
+
+{chr(10).join(lines)}
+
+Made by `scripts/compare_burgers.py`: mean ± standard deviation over {seeds} seeds, then each seed. The error is that of
+the parameters at the end: whoever solves an equation has no solution to choose the best ones by. Network, learning rate
+and the {ALL:,} steps are those of the task's config for all; they were chosen with `equal` and seed 0. The time is that
+of all steps over `equal`'s, one CPU thread, each way in turn in one process.
+
+All seeds below all of `equal`'s: {told(below)}. All above: {told(above)}. Among them: {told(among)}.
+Of two methods that are equally good, {seeds} seeds each lie that far apart in 1 of {one_in} comparisons, and here are
+{len(errors) - 1} of them: a hint and no more, and no ranking of those whose seeds lie among each other's. It is one
+equation, with one network.
+
+The last row is Adam for {ADAM:,} steps, then {LBFGS:,} steps of L-BFGS, each of up to {ITERATIONS} iterations along
+the loss of its own points, the tasks' weights held fixed:
+
+```bash
+python -m mtl.train task=burgers trainer.max_epochs={(ADAM + LBFGS) // 500} \\
+  'optimizer.then={THEN}'
+```
+
+`mtl.optimizers.LBFGS` is PyTorch's, but takes no curvature from the gradients of two different draws. Many iterations
+on one draw of 1,000 points may fit these and not the equation: keep `max_iter` small, or the batches large. Balancers
+that work on the gradients themselves are refused with it, and `conflict_free` doesn't suit it: its weights may be
+negative, and a loss with such weights has no lowest value.
+"""
+
+
+def told(names: list[str]) -> str:
+    """The names as code, but for what isn't a balancer's alone."""
+    return ", ".join(name if " " in name else f"`{name}`" for name in names) or "none"
+
+
+def main() -> None:
+    """Trains what is to be trained, draws, and prints or writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=Path("outputs/compare_burgers"))
+    parser.add_argument("--write", type=Path, help="a Markdown file for the page")
+    options = parser.parse_args()
+    test: Any = burgers.interior_points().test
+    point, exact = test.fields["point"], test.fields["u"]
+    errors: dict[str, list[float]] = {name: [] for name in WAYS}
+    for seed in range(options.seeds):
+        for name, arguments in WAYS.items():
+            folder = options.runs / name.replace(", ", "_").replace(" ", "_") / str(seed)
+            run(folder, ["task=burgers", f"seed={seed}", *arguments])
+            errors[name].append(float((solution(folder, point) - exact).norm() / exact.norm()))
+            print(f"{name}, seed {seed}: {errors[name][-1]:.4f}", flush=True)
+    draw(options.runs / SHOWN / "0")
+    page = report(errors, step_times())
+    print(page)
+    if options.write:
+        options.write.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
