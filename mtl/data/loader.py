@@ -225,11 +225,10 @@ def _as_dicts(value: Any) -> Any:
 
 def _seed(*numbers: int) -> int:
     """One seed of several numbers; SeedSequence by itself takes [5, 1] and [5, 1, 0] for the same."""
-    return int(
-        np.random.SeedSequence(
-            [len(numbers), *(n >> s & 2**32 - 1 for n in numbers for s in (0, 32, 64))]
-        ).generate_state(1)[0]
-    )
+    if len(numbers) == 2:
+        return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    words = [number >> shift & 2**32 - 1 for number in numbers for shift in (0, 32, 64)]
+    return int(np.random.SeedSequence([len(numbers), *words]).generate_state(1)[0])
 
 
 def _generators() -> tuple[Any, Any, Tensor]:
