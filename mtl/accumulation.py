@@ -7,6 +7,7 @@ gradients gives these, and then each part is taken forward again, with its slice
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from mtl.batch import Batch, chosen, joined, num_samples, part_of
+from mtl.batch import Batch, chosen, describe, joined, num_samples, part_of
 from mtl.buffers import kept_buffers
 from mtl.errors import UserError
 from mtl.labels import denominator
@@ -185,6 +186,11 @@ def _is_mean(task: Task, prediction: Any, batch: Batch, total: int) -> bool:
     """Raises a UserError if the loss is no mean; whether there were labels enough to say."""
 
     def counted(indices: list[int]) -> tuple[float, float]:
+        with warnings.catch_warnings():  # of a loss that isn't made for a sample or two
+            warnings.simplefilter("ignore")
+            return of(indices)
+
+    def of(indices: list[int]) -> tuple[float, float]:
         part = {name: chosen(value, total, indices) for name, value in batch.items()}
         count = float(denominator(task, part))
         return count, float(loss_of(task, chosen(prediction, total, indices), part)) if count else 0.0
@@ -204,8 +210,9 @@ def _is_mean(task: Task, prediction: Any, batch: Batch, total: int) -> bool:
     halves = [counted(order[:middle]), counted(order[middle:])]
     mean = sum(count * loss for count, loss in halves) / sum(count for count, _ in halves)
     if math.isfinite(whole) and not math.isclose(mean, whole, rel_tol=1e-4, abs_tol=1e-7):
+        shapes = f"prediction {describe(prediction)}, target {describe(batch[task.target])}"
         raise UserError(
-            f"task '{task.name}': its loss can't be taken in micro-batches: on {len(order)} samples it is "
+            f"task '{task.name}': its loss can't be taken in micro-batches: on {len(order)} samples ({shapes}) it is "
             f"{whole:.6g}, and {mean:.6g} from two halves by what they count. Either let it be a mean over its "
             f"samples, or give tasks.{task.name}.count, a function of the target that says what the mean divides by; "
             f"or set tasks.{task.name}.whole_batch=true: then the loss is taken of the whole batch's predictions, and "

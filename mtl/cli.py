@@ -31,7 +31,9 @@ CONFIG_DIR = next(
     for folder in (Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs")
     if (folder / "train.yaml").is_file()
 )
-REPLACED = ("trainer.monitor", "optimizer.groups", "model.freeze_until")  # mappings whose keys are the user's
+REPLACED = (  # mappings whose keys are the user's
+    *("trainer.monitor", "optimizer.groups", "model.freeze_until", "data.batch_size"),
+)
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 
@@ -148,8 +150,11 @@ def _overrides(key: str) -> bool:
 
 
 def _show(error: Exception, full: bool, config_name: str) -> None:
-    if isinstance(error, OmegaConfBaseException) and isinstance(error.__cause__, UserError):
-        error = error.__cause__  # raised by a resolver of ours
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OmegaConfBaseException) and isinstance(cause, UserError):
+        error = cause  # raised by a resolver of ours
     if full or not isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError):
         traceback.print_exception(error)
         return

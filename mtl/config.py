@@ -17,7 +17,7 @@ from mtl.balancers import Balancer
 from mtl.data import Fields, Loader, Mix, Sources, Splits
 from mtl.data.fields import first
 from mtl.errors import UserError, suggest, told
-from mtl.labels import there
+from mtl.labels import BY_ELEMENT, there
 from mtl.model import MultiTaskModel, match
 from mtl.step import Step
 from mtl.targets import find, make
@@ -242,6 +242,8 @@ def build_tasks(config: Config, splits: Data | None = None) -> list[Task]:
                 whole_batch=node.get("whole_batch", False),
             )
         )
+        if splits is not None:
+            _check_kind(tasks[-1], splits.of_task(name, node.get("source")))
         if node.get("missing", "auto") == "auto" and splits is not None and not node.get("objective"):
             tasks[-1].missing = not _complete(tasks[-1], splits.of_task(name, node.get("source")))
     return tasks
@@ -287,6 +289,17 @@ def _own_parts(node: Config, where: str) -> dict[str, Any]:
     if node.get("target"):
         parts["target"] = node["target"]
     return parts
+
+
+def _check_kind(task: Task, splits: Splits) -> None:
+    """Raises a UserError for a loss of numbers on a column of classes."""
+    known = splits.facts.get("targets", {}).get(task.target, {})
+    numbers = isinstance(task.loss, BY_ELEMENT) and not isinstance(task.loss, nn.BCEWithLogitsLoss)
+    if numbers and known.get("kind") == "class":
+        raise UserError(
+            f"task '{task.name}': its target '{task.target}' is of classes ({', '.join(known['vocabulary'][:5])}, …), "
+            f"and {type(task.loss).__name__} compares numbers; take /objective@tasks.{task.name}: classification"
+        )
 
 
 def _complete(task: Task, splits: Splits) -> bool:

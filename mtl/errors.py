@@ -31,6 +31,25 @@ class NotFinite(UserError):
         )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device's or the machine's memory ran out."""
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
+
+
+def dead_worker(error: BaseException | None) -> str | None:
+    """What torch says of a process that loads data and has died, which it says wherever the training happens to be."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            return first_line(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def is_elsewhere(error: BaseException) -> bool:
+    """Whether it has nothing to do with the code that it comes out of."""
+    return is_out_of_memory(error) or dead_worker(error) is not None
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

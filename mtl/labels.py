@@ -40,7 +40,11 @@ def there(task: Task, batch: Batch) -> Tensor | None:
         found = target != task.loss.ignore_index
     if task.mask is None:
         return found
-    mask: Tensor = field(batch, task.mask, f"task '{task.name}': mask").bool()
+    mask = field(batch, task.mask, f"task '{task.name}': mask")
+    if not isinstance(mask, Tensor):
+        kind = type(mask).__name__
+        raise UserError(f"task '{task.name}': its mask '{task.mask}' is a {kind}; it must be a field of true and false")
+    mask = mask.bool()
     if found is None:
         return mask
     if mask.ndim > found.ndim or found.shape[: mask.ndim] != mask.shape:

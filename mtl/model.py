@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mtl.batch import Batch, describe, field
-from mtl.errors import UserError, told
+from mtl.errors import UserError, is_elsewhere, told
 from mtl.task import Task
 
 
@@ -59,7 +59,7 @@ class MultiTaskModel(nn.Module):
         except UserError:
             raise
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_elsewhere(error):
                 raise
             raise UserError(
                 f"the trunk can't take its inputs {', '.join(self.inputs)}, {describe(inputs)}: {told(error)}. "
@@ -83,7 +83,7 @@ class MultiTaskModel(nn.Module):
         except Exception as error:
             if "in-place" in str(error) or "inplace" in str(error):
                 raise UserError(_IN_PLACE.format(task=task)) from error
-            if is_out_of_memory(error):
+            if is_elsewhere(error):
                 raise
             raise UserError(
                 f"task '{task}': its head can't take the trunk's features, {describe(features)}: {told(error)}. "
@@ -195,8 +195,3 @@ def match(model: nn.Module, patterns: Iterable[str], where: str) -> list[str]:
             raise UserError(f"{where}: no parameter matches '{pattern}'; the parameters are: {', '.join(names)}")
         found.update(names[name] for name in hits)
     return [name for name in first.values() if name in found]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device's or the machine's memory ran out."""
-    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)

@@ -20,11 +20,11 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mtl.batch import Batch, describe, field
 from mtl.buffers import Buffers, kept_buffers
-from mtl.errors import UserError, told
+from mtl.errors import UserError, is_elsewhere, told
 from mtl.features import AtFeatures
 from mtl.gradients import Rows
 from mtl.labels import BY_ELEMENT, select
-from mtl.model import MultiTaskModel, is_out_of_memory
+from mtl.model import MultiTaskModel
 from mtl.precision import Autocast
 from mtl.task import Task
 
@@ -215,16 +215,17 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
         raise UserError(
             f"task '{task.name}': its prediction is {describe(prediction)} and its target '{task.target}' "
             f"{describe(target)}; {type(task.loss).__name__} compares them element by element, so they must be of one "
-            f"shape. Look at tasks.{task.name}.head: mtl.heads.Linear makes a single output (N,)"
+            f"shape. Look at tasks.{task.name}.head; mtl.heads.Linear with squeeze: true makes a single output (N,)"
         )
     try:
         loss = task.loss(prediction, target)
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_elsewhere(error):
             raise
         raise UserError(
             f"task '{task.name}': its loss failed on a prediction {describe(prediction)} and the target "
             f"'{task.target}' {describe(target)}: {told(error)}. Look at tasks.{task.name}"
+            + (f" and its num_outputs, {prediction.shape[1]} here" if "out of bounds" in str(error) and both else "")
         ) from error
     return _scalar(task, loss)
 
@@ -239,7 +240,7 @@ def objective_of(model: MultiTaskModel, task: Task, batch: Batch) -> Tensor:
     try:
         loss = task.objective(model, batch)
     except Exception as error:
-        if is_out_of_memory(error) or isinstance(error, UserError):
+        if is_elsewhere(error) or isinstance(error, UserError):
             raise
         raise UserError(
             f"task '{task.name}': its objective failed on a batch with {', '.join(map(str, batch))}: {told(error)}. "

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mtl.errors import UserError
+from mtl.errors import UserError, suggest
 
 log = logging.getLogger("mtl")
 
@@ -52,6 +52,13 @@ def forbidden(theirs: Any, ours: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     ]
 
 
+def _keys(node: Any, where: str = "") -> Iterator[str]:
+    """All keys of a config, with dots."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield f"{where}{key}"
+        yield from _keys(value, f"{where}{key}.")
+
+
 def _is_built_in(key: str) -> bool:
     """Whether what was saved can't be taken over by what differs in this key."""
     return key.endswith("_target_") or key.startswith("optimizer.then")
@@ -65,6 +72,12 @@ def check(theirs: Any, ours: dict[str, Any], name: str) -> None:
         ours: the one that it is to go on with.
         name: of the run's folder.
     """
+    keys = [*_keys(theirs), *_keys(ours)]
+    for allowed in ours.get("resume_allow") or []:
+        if not any(key == allowed or key.startswith(f"{allowed}.") for key in keys):
+            raise Refused(
+                f"resume_allow: there is no key '{allowed}'{suggest(str(allowed), keys).split(' (possible')[0]}"
+            )
     found = forbidden(theirs, ours)
     if not found:
         return

@@ -25,7 +25,9 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
     path = folder / "checkpoints" / f"{name}.pt"
     there = sorted(p.stem for p in path.parent.glob("*.pt"))
     if name not in there:
-        raise UserError(f"'{run}' has no checkpoint '{name}'; it has: {', '.join(there) or 'none'}")
+        raise UserError(
+            f"'{run}' has no checkpoint '{name}'; it has: {', '.join(there) or 'none'}; ask for it with checkpoint=…"
+        )
     state = checkpoint.load(path)
     trunk = state["config"]["model"]["trunk"]
     if trunk["_target_"] == "mtl.trunks.Torchvision":

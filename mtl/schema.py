@@ -101,6 +101,7 @@ SCHEMA: dict[str, Check] = {
     "gradients.source": _one_of("auto", "rows", "layerwise", "representation"),
     "gradients.every": _whole(1),
     "optimizer": _NODE,
+    "optimizer.lr": _or_null(_number(0)),
     "optimizer.groups": _or_null(_MAPPINGS),
     "optimizer.then": (
         lambda v: v is None or (_NODE[0](v) and _whole(1)[0](v.get("after"))),
@@ -131,7 +132,7 @@ TASK: dict[str, Check] = {
     "missing": (lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
     "whole_batch": _FLAG,
 }
-OPTIONAL = {"model.freeze", "model.freeze_until", "optimizer.groups", "optimizer.then", "data.collate"}
+OPTIONAL = {"optimizer.lr", "model.freeze", "model.freeze_until", "optimizer.groups", "optimizer.then", "data.collate"}
 OPTIONAL_IN_TASK = {
     *("num_outputs", "metrics", "count", "mask", "source", "missing", "whole_batch", "weight", "objective"),
 }

@@ -207,7 +207,7 @@ def trust(run: Run) -> str:
 
 def next_steps(run: Run, folder: str) -> list[tuple[str, str]]:
     """Commands that go on from here, each with what it is for."""
-    given = " ".join(shlex.quote(argument) for argument in run.arguments)
+    given = " ".join(shlex.quote(a) for a in run.arguments if not a.lstrip("+").startswith("resume"))
     commands = [("evaluate", f"python -m mtl.evaluate run={folder}")]
     if (Path(run.folder) / "tensorboard").is_dir():
         commands.insert(0, ("look", f"tensorboard --logdir {folder}"))

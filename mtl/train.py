@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import shlex
+import shutil
 import signal
 import sys
 from contextlib import ExitStack, suppress
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtl import cli, schema
 from mtl import resume as taking_up
-from mtl.errors import UserError, first_line, told
+from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, told
 from mtl.resume import Refused, locked, write_whole
 
 if TYPE_CHECKING:
@@ -188,8 +189,6 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
     Raises:
         UserError: for these and all others that are for the user.
     """
-    from mtl.model import is_out_of_memory
-
     try:
         trainer.fit()
     except (UserError, RuntimeError, MemoryError) as error:
@@ -200,6 +199,9 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
         if is_out_of_memory(error):
             line = f"out of memory {place}: {first_line(error)}. Cut the batch with trainer.micro_batch_size"
             raise UserError(line) from error
+        if died := dead_worker(error):
+            line = f"data: a process that loads samples died {place}: {died}"
+            raise UserError(f"{line}. It may have run out of memory; data.num_workers=0 loads without") from error
         if "deterministic" in str(error) and not isinstance(error, UserError):
             raise UserError(f"deterministic=true {place}: {first_line(error)}") from error
         raise
@@ -248,8 +250,10 @@ def resumed(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any
     if config["resume"] is None or not (folder / "config.yaml").is_file():
         return None
     if not list(folder.glob("checkpoints/last*.pt")):
-        if config["resume"] != "auto":
-            tell(console, f"warning  {folder_name(folder)} has no checkpoint yet: it begins anew")
+        tell(console, f"resume   {folder_name(folder)} has no checkpoint yet: it begins anew")
+        for name in ("metrics.csv", "nonfinite.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         return None
     try:
         state = checkpoint.newest(folder / "checkpoints", lambda line: tell(console, line))

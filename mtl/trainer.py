@@ -212,6 +212,7 @@ class Trainer:
             self._due |= number == 1 or number % self.log_every == 0
             measure = self._due
             self._rates = [float(group["lr"]) for group in self.step.optimizer.param_groups]
+            self._intact = False  # until all that counts has counted it
             result = self._step(batch, number, measure)
             self.global_step += result.taken
             self.tried += 1
@@ -333,6 +334,9 @@ class Trainer:
         value = self.monitor(figures)
         if self.monitor.better(value, self.best) or not self.best_epoch:
             self.best, self.best_epoch, self.figures = value, self.epoch, figures
+        broken = [f"{t}/{n}" for t, named in figures.items() for n, v in named.items() if math.isnan(v)]
+        if broken:
+            self.tell(f"warning  on validation {', '.join(broken)} is nan: a prediction is, or there are no labels")
         scalars = tags(figures, "val") | {"monitor/val": value}
         self.hand_out(scalars)
 

@@ -11,9 +11,9 @@ from torchmetrics import Metric
 
 from mtl.batch import Batch, describe, field, num_samples
 from mtl.data import Loader, Mix
-from mtl.errors import UserError, told
+from mtl.errors import UserError, is_elsewhere, told
 from mtl.labels import denominator, select_for_metric
-from mtl.model import MultiTaskModel, is_out_of_memory
+from mtl.model import MultiTaskModel
 from mtl.passes import loss_of, objective_of
 from mtl.precision import Autocast
 from mtl.task import Task
@@ -151,7 +151,7 @@ def _update(task: Task, name: str, metric: Metric, prediction: Any, batch: Batch
         if not isinstance(target, Tensor) or len(target):
             metric.update(prediction, target)
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_elsewhere(error):
             raise
         raise UserError(
             f"task '{task.name}': its metric '{name}' failed on a prediction {describe(prediction)} and the target "

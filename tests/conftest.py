@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+import os
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +41,12 @@ def command(module: str, *arguments: str) -> Ended:
     from mtl import evaluate, train
 
     jobs = {"train": train.train, "evaluate": evaluate.evaluate}
-    before, modules = set(Path.cwd().glob("outputs/**/train.log")), set(sys.modules)
+    before = set(Path.cwd().glob("outputs/**/train.log"))
+    for name, loaded in list(sys.modules.items()):  # another test has another module of that name
+        known = getattr(loaded, "__dict__", {})
+        place = str(known.get("__path__") or known.get("__file__") or "")
+        if f"{os.sep}pytest-of-" in place and str(Path.cwd()) not in place:
+            del sys.modules[name]
     argv, path = sys.argv, list(sys.path)
     sys.argv = [f"mtl.{module}", *arguments]
     cli._run_id.cache_clear()
@@ -49,11 +56,6 @@ def command(module: str, *arguments: str) -> Ended:
             cli.launch(jobs[module], module)
     finally:
         sys.argv, sys.path[:] = argv, path
-        for name in set(sys.modules) - modules:  # another test has another module of that name
-            if str(Path.cwd()) in str(
-                getattr(sys.modules[name], "__path__", "") or getattr(sys.modules[name], "__file__", "")
-            ):
-                del sys.modules[name]
         for handler in list(logging.getLogger().handlers):
             if isinstance(handler, logging.FileHandler):
                 logging.getLogger().removeHandler(handler)
@@ -81,6 +83,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Ended:
             ended.run = ended.run.resolve()
     assert ended.code == 0, ended.err
     return ended
+
+
+def most_saved(run: Callable[[], object]) -> int:
+    """The most numbers that autograd had saved and not yet given up at any one time while it ran."""
+    alive = peak = 0
+
+    class Saved:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            nonlocal alive, peak
+            self.tensor = tensor
+            alive += tensor.numel()
+            peak = max(peak, alive)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= self.tensor.numel()
+
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        run()
+    return peak
 
 
 class Trunk(nn.Module):

@@ -1,8 +1,10 @@
 """Steps in micro-batches, against the same step on the whole batch."""
 
+from functools import partial
+
 import pytest
 import torch
-from conftest import batches, problem
+from conftest import batches, most_saved, problem
 from test_balancing import NAMES, made
 from torch import nn
 from torch.nn import functional as F
@@ -346,30 +348,19 @@ def test_what_is_counted() -> None:
     assert shares(tasks, cut(batch, size=2), [[0], [0]]) == [[2 / 3], [1 / 3]]
 
 
-def test_one_micro_batchs_graph_is_alive_at_a_time() -> None:
-    """Counted by what autograd has saved and not yet given up."""
+@pytest.mark.parametrize("balancer", ["Equal", "MGDA"])
+@pytest.mark.parametrize("kind", list(PASSES))
+def test_one_micro_batchs_graph_is_alive_at_a_time(kind: str, balancer: str) -> None:
     peaks = {}
-    for size in (16, 4):
-        alive = peak = 0
-
-        class Saved:
-            def __init__(self, tensor: torch.Tensor) -> None:
-                nonlocal alive, peak
-                self.tensor = tensor
-                alive += tensor.numel()
-                peak = max(peak, alive)
-
-            def __del__(self) -> None:
-                nonlocal alive
-                alive -= self.tensor.numel()
-
+    for size in (64, 8):
         model, tasks = uneven()
-        step = mtl.Step(model, tasks[2:4], balancer=mtl.balancers.MGDA(), micro_batch_size=size)
-        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-            step.backward(uneven_batch(0, size=16))
+        step = mtl.Step(
+            model, tasks[2:4], balancer=getattr(mtl.balancers, balancer)(), passes=kind, micro_batch_size=size
+        )
+        step.backward(uneven_batch(1, size=64))  # the first puts losses to the test, with a look
+        peaks[size] = most_saved(partial(step.backward, uneven_batch(0, size=64)))
         weights = sum(p.numel() for p in model.parameters())
-        peaks[size] = peak
-    assert peaks[4] < 0.5 * peaks[16] + weights
+    assert peaks[8] < peaks[64] / 8 + weights
 
 
 def test_batch_norm_and_dropout_are_the_exceptions() -> None:

@@ -114,7 +114,9 @@ def test_samples_that_cannot_be_had(points: list[str], fails: str, workers: int)
     assert "Traceback" not in ended.err
     (error, _) = ended.err.splitlines()
     if fails == "dies":
-        assert "data: a batch of Points can't be loaded: RuntimeError: DataLoader worker (pid" in error
+        assert "data: a process that loads samples died at step" in error
+        assert "DataLoader worker (pid" in error
+        assert "data.num_workers=0" in error
     else:
         told = (
             "data: a batch of Points can't be loaded: sample 77: OSError: picture 77.png is cut short (points.py, line"

@@ -2,11 +2,12 @@
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from conftest import batches, problem
+from conftest import batches, most_saved, problem
 from test_accumulation import Plain
 from test_nonfinite import everything
 from test_resume import assert_same
@@ -85,28 +86,13 @@ def test_two_tasks_on_one_set_and_one_on_another(balancer: str, kind: str, how: 
 
 @pytest.mark.parametrize("kind", list(PASSES))
 def test_one_tasks_graph_is_alive_at_a_time(kind: str) -> None:
-    """Counted by what autograd has saved and not yet given up: three batches need no more than one."""
+    """Three batches need no more than one."""
     peaks = {}
     for count in (1, 3):
-        alive = peak = 0
-
-        class Saved:
-            def __init__(self, tensor: torch.Tensor) -> None:
-                nonlocal alive, peak
-                self.tensor = tensor
-                alive += tensor.numel()
-                peak = max(peak, alive)
-
-            def __del__(self) -> None:
-                nonlocal alive
-                alive -= self.tensor.numel()
-
         model, tasks = plain()
         step = mtl.Step(model, tasks, balancer=mtl.balancers.MGDA(), passes=kind)
         given = {f"t{i}": batch for i, batch in enumerate(batches(count, size=64))}
-        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-            step.backward(given)
-        peaks[count] = peak
+        peaks[count] = most_saved(partial(step.backward, given))
     assert peaks[3] <= 1.05 * peaks[1]
 
 

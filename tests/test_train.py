@@ -499,7 +499,7 @@ OWN_MISTAKES = {
     "no training data": ("", ["data.train=null"], "data.train is null; a problem needs training data"),
     "all frozen": ("", ["model.freeze=['*']"], "model.freeze takes every parameter out of the training"),
     "no weight": ("", ["tasks.sign.weight=0", "+tasks.size.weight=0"], "every task's weight is 0"),
-    "learning rate": ("", ["optimizer.lr=abc"], "optimizer: torch.optim.AdamW(lr='abc', weight_decay=0.01) failed: TypeError"),
+    "learning rate": ("", ["optimizer.lr=abc"], "optimizer.lr is 'abc'; it must be a finite number of at least 0, or null"),
     "output root": ("", ["output_root="], "output_root is ''; it must be the name of a folder"),
     "no key=value": ("", ["own"], "'own' can't be read: missing EQUAL at '<EOF>'; values are written key=value"),
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Batches of a data set, in an order that depends on seed and epoch alone."""
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,8 +23,9 @@ class Seeded(Dataset[Any]):
     So augmentations are the same whatever the number of worker processes, and wherever a run was taken up again.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int, epoch: int) -> None:
+    def __init__(self, dataset: Dataset[Any], seed: int, epoch: int, *, readable: bool = False) -> None:
         self.dataset = dataset
+        self.readable = readable  # whether lists of numbers become tensors
         self.seed = seed
         self.epoch = epoch
 
@@ -34,7 +36,7 @@ class Seeded(Dataset[Any]):
         before = _generators()
         try:
             seed_cpu(_seed(self.seed, self.epoch, index))
-            return self.dataset[index]
+            return _readable(self.dataset[index]) if self.readable else self.dataset[index]
         except UserError as error:
             raise UserError(f"sample {index}: {error}") from error
         except Exception as error:
@@ -163,7 +165,7 @@ class Loader:
             for indices in torch.split(order.to(self.device), self.batch_size):
                 yield self.dataset.take(indices)
         else:
-            samples = Seeded(self.dataset, self.seed, epoch)
+            samples = Seeded(self.dataset, self.seed, epoch, readable=self.collate is None)
             yield from self._loaded(samples, generator, num_workers=self.num_workers, sampler=order.tolist())
 
     def _loaded(self, samples: Dataset[Any], generator: torch.Generator, **options: Any) -> Iterator[dict[str, Any]]:
@@ -199,6 +201,23 @@ class Loader:
         return value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
+def _readable(sample: Any) -> Any:
+    """A dict's lists of numbers as tensors, which torch's collate would take apart, and NaN where there is None."""
+    if not isinstance(sample, Mapping):
+        return sample
+    return {
+        key: _number_list(value) if isinstance(value, list) else math.nan if value is None else value
+        for key, value in sample.items()
+    }
+
+
+def _number_list(value: list[Any]) -> Any:
+    try:
+        return torch.tensor(value) if value else value
+    except (TypeError, ValueError, RuntimeError):  # texts, tensors, rows of unlike lengths: for a collate of one's own
+        return value
+
+
 def _as_dicts(value: Any) -> Any:
     """The batch with plain dicts in the place of other mappings, which tokenizers give and torch doesn't look into."""
     return {key: _as_dicts(each) for key, each in value.items()} if isinstance(value, Mapping) else value
@@ -206,11 +225,10 @@ def _as_dicts(value: Any) -> Any:
 
 def _seed(*numbers: int) -> int:
     """One seed of several numbers; SeedSequence by itself takes [5, 1] and [5, 1, 0] for the same."""
-    return int(
-        np.random.SeedSequence(
-            [len(numbers), *(n >> s & 2**32 - 1 for n in numbers for s in (0, 32, 64))]
-        ).generate_state(1)[0]
-    )
+    if len(numbers) == 2:
+        return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    words = [number >> shift & 2**32 - 1 for number in numbers for shift in (0, 32, 64)]
+    return int(np.random.SeedSequence([len(numbers), *words]).generate_state(1)[0])
 
 
 def _generators() -> tuple[Any, Any, Tensor]:
