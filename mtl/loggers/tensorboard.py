@@ -65,9 +65,12 @@ class TensorBoardLogger:
                     writer.write(record)
                 writer.flush()
                 os.fsync(file.fileno())
-            whole.replace(files[0])
-            for path in files[1:]:  # a rest that stays behind is cut off the next time: its records come after these
-                path.unlink()
+            # TensorBoard reads files in the order of their names, whose first part is the second they were begun in.
+            kept_in = self._folder / "events.out.tfevents.0000000000.kept"
+            whole.replace(kept_in)
+            for path in files:  # one that stays behind is cut off the next time: its records come after these
+                if path != kept_in:
+                    path.unlink()
 
     def close(self) -> None:
         """Writes out what the writer holds back."""
