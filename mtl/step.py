@@ -117,7 +117,7 @@ class Step:
     ) -> None:
         if not tasks:
             raise UserError("a step needs at least one task")
-        strangers = [task.name for task in tasks if task.head is not None and task.name not in model.heads]
+        strangers = [task.name for task in tasks if task.name not in model.heads]
         if strangers:
             raise UserError(f"the model has no task '{strangers[0]}'; it has: {', '.join(model.heads)}")
         self.model = model
