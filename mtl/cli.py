@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import shutil
 import sys
 import time
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mtl import schema
+from mtl import schema, sweep
 from mtl.errors import UserError, suggest
 from mtl.resume import newest_unfinished
 
@@ -45,10 +46,8 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     wanted = os.environ.get("HYDRA_FULL_ERROR")
     tracebacks = wanted == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors, so that they are shown the same way as ours
-    OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
-    OmegaConf.register_new_resolver("root", _root, replace=True)
-    OmegaConf.register_new_resolver("job_id", _job_id, replace=True)
-    OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
+    multirun = sweep.Sweep(sys.argv[1:], _run_id())
+    _register_resolvers(multirun)
     if config_name == "train" and {"-h", "--help"} & set(sys.argv) and not _overrides("task"):
         sys.argv.append("task=mnist_two_head")  # Hydra composes a config even to show help, and `task` has no default
     for key in REPLACED:
@@ -57,25 +56,28 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
             added = [f"+{argument}" for argument in sys.argv[1:] if argument.startswith(f"{key}={{")]
             sys.argv[1:] = [*others, *_deleting(key), *added]
     failed = False
-    jobs: list[tuple[Path, str]] = []
 
     def guarded(config: DictConfig) -> float | None:
         nonlocal failed
-        outcome = "failed"
         folder = Path(HydraConfig.get().runtime.output_dir)
         there_before = (folder / "config.yaml").exists()
+        swept = HydraConfig.get().mode == RunMode.MULTIRUN
+        if swept:
+            multirun.begin(folder)
         try:
             value = job(config)
-            outcome = "done" if value is None else f"{value:.4f}"
-            return value
         except Exception as error:
             _show(error, tracebacks or config.get("debug") is True, config_name)
             failed = True
+            if swept:
+                sweep.note(folder, "failed")
             return float("nan")
         finally:
-            jobs.append((folder, outcome))
             if not there_before:
                 _forget_what_never_began(folder)
+        if swept:
+            sweep.note(folder, "done", value)
+        return value
 
     try:
         hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(guarded)()
@@ -99,10 +101,46 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
         del os.environ["HYDRA_FULL_ERROR"]
         if wanted is not None:
             os.environ["HYDRA_FULL_ERROR"] = wanted
-    if len(jobs) > 1:
-        print(f"\n{len(jobs)} jobs in {jobs[0][0].parent}, each with what it monitors on validation:")
-        print("\n".join(f"  {folder.name:<40} {outcome}" for folder, outcome in jobs))
-    sys.exit(1 if failed else 0)
+        _say_how_jobs_ended(multirun)
+    sys.exit(1 if failed or any(ended["outcome"] == "failed" for ended in multirun.ended()) else 0)
+
+
+def _register_resolvers(multirun: sweep.Sweep) -> None:
+    """What `${…}` in the configs may ask for."""
+
+    def sweep_dir(root: str, resume: str | None) -> str:
+        return multirun.choose_folder(root, resume)
+
+    def job_name(number: int, *, _root_: DictConfig) -> str:
+        return multirun.job_name(number, list(_root_.hydra.overrides.task))
+
+    resolvers: dict[str, Callable[..., Any]] = {"root": _root, "run_dir": _run_dir, "job_name": job_name}
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    # Its value goes with the config to jobs in other processes.
+    OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)
+    for of_config in (sweep.task_names, sweep.weight_grid, sweep.search_space, sweep.direction):
+        OmegaConf.register_new_resolver(of_config.__name__, _of_root(of_config), replace=True)
+
+
+def _of_root(function: Callable[[Any], Any]) -> Callable[..., Any]:
+    def resolver(*, _root_: DictConfig) -> Any:
+        return function(_root_)
+
+    return resolver
+
+
+def _say_how_jobs_ended(multirun: sweep.Sweep) -> None:
+    jobs = multirun.ended()
+    if len(jobs) < 2:
+        return
+    print(f"\n{len(jobs)} jobs in {multirun.folder}, each with what it monitors on validation:")
+    for ended in jobs:
+        value = "" if ended["value"] is None else f" {ended['value']:.4f}"
+        print(f"  {ended['job']:<40} {ended['outcome']}{value}")
+    folder = shlex.quote(_as_typed(str(multirun.folder)))
+    print(f"\ncompare               python -m mtl.report {folder}")
+    print(f"look                  tensorboard --logdir {folder}")
 
 
 def code_folders() -> list[str]:
@@ -203,7 +241,7 @@ def _run_dir(folder: str, resume: str | None, *, _root_: DictConfig) -> str:
         ours: Any = OmegaConf.to_container(
             OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"]), resolve=True
         )
-        found = newest_unfinished(Path(folder), ours)
+        found = newest_unfinished(Path(folder), schema.narrowed(ours))
         return str(found) if found else f"{folder}/{_run_id()}"
     if not (Path(resume) / "config.yaml").is_file():
         raise UserError(f"resume: '{resume}' is not the folder of a run; it would hold a config.yaml")
@@ -213,10 +251,3 @@ def _run_dir(folder: str, resume: str | None, *, _root_: DictConfig) -> str:
 @cache
 def _run_id() -> str:
     return time.strftime("%Y-%m-%d_%H-%M-%S-") + secrets.token_hex(2)
-
-
-def _job_id(number: int, overrides: str) -> str:
-    """`0_lr-0.001_seed-0` for a job whose optimizer.lr and seed are swept: short, and a valid name everywhere."""
-    swept = [pair.split("=", 1) for pair in str(overrides).split(",") if "=" in pair and pair not in sys.argv]
-    names = [f"{key.split('.')[-1]}-{value}" for key, value in swept]
-    return re.sub(r"[^\w.-]+", "-", "_".join([str(number), *names]))[:100]

@@ -89,18 +89,29 @@ def check(theirs: Any, ours: dict[str, Any], name: str) -> None:
     raise Refused(f"resume: {name} was trained with another config:{lines}{reason}\nGive the same{allow}")
 
 
+def finished(folder: Path) -> dict[str, Any] | None:
+    """What a run that is finished wrote into its metrics.json; None for any other."""
+    path = folder / "metrics.json"
+    metrics: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return metrics if metrics.get("status") == "finished" else None
+
+
+def config_of(folder: Path) -> Any:
+    """The config that the folder's run was trained with."""
+    return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+
+
 def newest_unfinished(folder: Path, ours: dict[str, Any]) -> Path | None:
     """The newest run in the folder with this config that isn't finished, and that nobody is working on."""
     for path in sorted(folder.glob("*/config.yaml"), reverse=True):
         run = path.parent
         try:
-            theirs = OmegaConf.to_container(OmegaConf.load(path))
-            metrics = run / "metrics.json"
-            finished = metrics.is_file() and json.loads(metrics.read_text()).get("status") == "finished"
+            theirs = config_of(run)
+            over = finished(run) is not None
         except Exception as error:  # a file that was cut or changed fails in many ways
             log.warning("%s is passed over: its config.yaml or metrics.json can't be read: %s", run, error)
             continue
-        if not finished and isinstance(theirs, dict) and not forbidden(theirs, ours):
+        if not over and isinstance(theirs, dict) and not forbidden(theirs, ours):
             with locked(run) as free:
                 if free:
                     return run

@@ -54,6 +54,10 @@ _DEVICE: Check = (
     lambda v: isinstance(v, str) and (v in ("auto", "cpu", "cuda") or (v.startswith("cuda:") and v[5:].isdigit())),
     "auto, cpu, cuda or cuda:N",
 )
+_NAMES: Check = (
+    lambda v: v is None or (isinstance(v, str) and bool(v)) or (_TEXTS[0](v) and bool(v)),
+    "a task's name, a list of names, or null",
+)
 _PATTERNS: Check = (
     lambda v: v is None or (isinstance(v, list) and all(isinstance(t, str) for t in v)),
     "a list of names",
@@ -68,6 +72,7 @@ SCHEMA: dict[str, Check] = {
     "on_nonfinite": _one_of("error", "skip_task", "skip_step"),
     "passes": _one_of("joint", "sequential", "shared", "auto"),
     "tasks": _MAPPING,
+    "only": _NAMES,
     "callbacks": _NODES,
     "init_from": _or_null(_TEXT),
     "resume": _or_null(_TEXT),
@@ -159,6 +164,7 @@ def check(config: DictConfig) -> dict[str, Any]:
         _check_level(plain[group], group, known, open_ended="_target_" in plain[group])
     if not plain["tasks"]:
         raise UserError("tasks: there are none; a problem needs at least one")
+    plain = narrowed(plain)
     for name, task in plain["tasks"].items():
         where = f"tasks.{name}"
         if not isinstance(name, str) or not name.isidentifier():
@@ -175,6 +181,26 @@ def check(config: DictConfig) -> dict[str, Any]:
         raise UserError("tasks: every task's weight is 0, so nothing would be trained")
     checked: dict[str, Any] = plain
     return checked
+
+
+def narrowed(plain: dict[str, Any]) -> dict[str, Any]:
+    """The config with those tasks alone that `only` names, and with what `trainer.monitor` says of them.
+
+    Raises:
+        UserError: for a task that isn't there.
+    """
+    only = plain.get("only")
+    if only is None or not isinstance(plain.get("tasks"), Mapping):
+        return plain
+    names = [only] if isinstance(only, str) else list(only)
+    for name in names:
+        if name not in plain["tasks"]:
+            raise UserError(f"only: there is no task '{name}'" + suggest(str(name), plain["tasks"]))
+    trainer = dict(plain["trainer"])
+    if isinstance(trainer.get("monitor"), Mapping):
+        of_them = {name: term for name, term in trainer["monitor"].items() if str(name).split("/")[0] in names}
+        trainer["monitor"] = of_them or None
+    return {**plain, "trainer": trainer, "tasks": {n: task for n, task in plain["tasks"].items() if n in names}}
 
 
 def _check_level(

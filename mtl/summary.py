@@ -12,10 +12,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mtl.fingerprint import fingerprints
+
 if TYPE_CHECKING:
     from mtl.data import Sources, Splits
     from mtl.trainer import Trainer
-    from mtl.validation import Figures
+    from mtl.validation import Figures, Kind
 
 FEW = 8  # measured steps that say nothing yet about how two tasks get on
 COSTS = {
@@ -34,6 +36,7 @@ class Run:
         trainer: after `fit`.
         splits: the data.
         test: the best parameters' figures on the test split.
+        kinds: of each figure, by `task/metric`.
         folder: of the run, as one would type it.
         arguments: the command line's.
         config: the whole config.
@@ -42,6 +45,7 @@ class Run:
     trainer: "Trainer"
     splits: "Splits | Sources"
     test: "Figures"
+    kinds: "Mapping[str, Kind]"
     folder: str
     arguments: list[str]
     config: dict[str, Any]
@@ -77,6 +81,13 @@ class Run:
             if (v := self.values(tag))
         }
 
+    def samples(self) -> dict[str, int]:
+        """How many there are in each split, of all sources together."""
+        found: dict[str, int] = {}
+        for split, dataset in self.splits.items():
+            found[split] = found.get(split, 0) + len(dataset)
+        return found
+
     def unreached(self) -> list[str]:
         """Trainable parameters that no task's loss reached in any measured step."""
         parameters = self.trainer.step.parameters
@@ -86,14 +97,21 @@ class Run:
         """The run as plain data, for metrics.json."""
         trainer = self.trainer
         return {
-            "status": "finished",
-            "arguments": self.arguments,
             "data": self.splits.summary(),
             "steps": trainer.global_step,
             "epochs": trainer.epoch,
             "seconds_per_step": trainer.seconds_per_step,
             "passes": trainer.step.passes,
-            "best": {"epoch": trainer.best_epoch, "monitor": str(trainer.monitor), "value": trainer.best},
+            "memory_per_step": trainer.memory_per_step,
+            "best": {
+                "epoch": trainer.best_epoch,
+                "monitor": str(trainer.monitor),
+                "value": trainer.best,
+                "mode": trainer.monitor.mode if trainer.monitor else None,
+            },
+            "kinds": {name: kind.mode for name, kind in self.kinds.items()},
+            "samples": self.samples(),
+            "fingerprints": fingerprints(self.splits.items()),
             "train": {task: {"loss": loss} for task, loss in trainer.train_losses.items()},
             "val": trainer.figures,
             "test": self.test,
@@ -211,10 +229,7 @@ def next_steps(run: Run, folder: str) -> list[tuple[str, str]]:
     commands = [("evaluate", f"python -m mtl.evaluate run={folder}")]
     if (Path(run.folder) / "tensorboard").is_dir():
         commands.insert(0, ("look", f"tensorboard --logdir {folder}"))
-    # A monitor that names a task can't go on without it.
-    monitor = " trainer.monitor=null" if run.config["trainer"]["monitor"] is not None else ""
     if len(run.tasks) > 1:
         for task in run.tasks[:4]:
-            others = " ".join(shlex.quote(f"~tasks.{other}") for other in run.tasks if other != task)
-            commands.append((f"{task} alone", f"python -m mtl.train {given} {others}{monitor}"))
+            commands.append((f"{task} alone", f"python -m mtl.train {given} only={task}"))
     return commands

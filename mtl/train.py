@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mtl import cli, schema
+from mtl import cli, schema, sweep
 from mtl import resume as taking_up
 from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, told
 from mtl.resume import Refused, locked, write_whole
@@ -52,16 +52,21 @@ def failed(began: list[Path], error: str) -> None:
     """Writes down that the run failed, if it is this process's."""
     for folder in began:
         with suppress(OSError):  # what went wrong is told all the same
-            write_json(folder / "metrics.json", {"status": "failed", "error": error})
+            write_status(folder, "failed", error=error)
 
 
 def run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None:
     """Trains in the folder, which this process then has for itself."""
-    if config["resume"] is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise UserError("resume: a sweep's jobs can't be taken up again; resume each by itself, with its own overrides")
     with locked(folder) as free:
         if not free:
             raise Refused(f"another process is at work in {folder_name(folder)}")
+        if config["resume"] is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
+            done = taking_up.finished(folder)
+            if done is not None:
+                taking_up.check(taking_up.config_of(folder), config, folder_name(folder))
+                print(f"skipped  {folder_name(folder)} is finished")
+                best: float | None = done["best"]["value"]
+                return best
         return _run(config, folder, began)
 
 
@@ -161,23 +166,24 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
                 write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(composed)))
                 tell(console, f"resume   from step {trainer.global_step}, epoch {trainer.epoch}")
             began[:] = [folder]
-            write_json(folder / "metrics.json", {"status": "running"})
+            write_status(folder, "running")
             fit(trainer, folder, console)
+            from mtl.validation import Validation
+
+            validation = Validation(model, tasks, step.autocast)
             test = {}
             if "test" in loaders:
-                from mtl.validation import Validation
-
                 model.load_state_dict(best(trainer, folder))
-                test = Validation(model, tasks, step.autocast)(loaders["test"])
+                test = validation(loaders["test"])
                 trainer.hand_out(tags(test, "test"))
         except (Stopped, KeyboardInterrupt) as stop:
             terminal.close()
             stopped(console, trainer, folder, 128 + getattr(stop, "signal", signal.SIGINT))
 
-    finished = Run(trainer, splits, test, folder_name(folder), cli.arguments(), config)
+    finished = Run(trainer, splits, test, validation.kinds(), folder_name(folder), cli.arguments(), config)
     console.print()
     summarise(console, finished)
-    write_json(folder / "metrics.json", finished.figures() | {"torch": torch.__version__})
+    write_status(folder, "finished", **finished.figures(), torch=torch.__version__)
     with (folder / "train.log").open("a", encoding="utf-8") as file:
         summarise(Console(file=file, width=120), finished)
     return trainer.best
@@ -270,16 +276,29 @@ def stopped(console: Any, trainer: "Trainer", folder: Path, code: int) -> NoRetu
     there = sorted(str(path) for path in Path(saved).glob("checkpoints/*.pt"))
     place = {"steps": trainer.global_step, "epochs": trainer.epoch}
     with suppress(OSError):
-        write_json(folder / "metrics.json", {"status": "stopped", **place})
+        write_status(folder, "stopped", **place)
     at = f"at step {trainer.global_step}, in epoch {trainer.epoch}"
     older = "" if trainer.saved_step == trainer.global_step else f" (of step {trainer.saved_step})"
     tell(console, f"Stopped {at}. Saved: {', '.join(there) or 'nothing yet'}{older if there else ''}")
-    if there:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        again = [argument for argument in sweep.arguments(folder.parent) if not argument.startswith("resume=")]
+        tell(
+            console,
+            f"go on     python -m mtl.train {shlex.join(again)} resume={shlex.quote(folder_name(folder.parent))}",
+        )
+    elif there:
         again = [argument for argument in cli.arguments() if not argument.lstrip("+").startswith("resume=")]
         tell(console, f"go on     python -m mtl.train {shlex.join(again)} resume={shlex.quote(saved)}")
+    if there:
         tell(console, f"look      tensorboard --logdir {shlex.quote(saved)}")
         tell(console, f"evaluate  python -m mtl.evaluate run={shlex.quote(saved)} checkpoint=last")
     sys.exit(code)
+
+
+def go_on(console: Any, arguments: list[str], name: str) -> None:
+    """Says with what command the run, or the multirun, goes on."""
+    again = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
+    tell(console, f"go on     python -m mtl.train {shlex.join(again)} resume={shlex.quote(name)}")
 
 
 def close(logger: Any, console: Any) -> None:
@@ -318,9 +337,16 @@ def versions() -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes the value for people and programs to read."""
-    write_whole(path, json.dumps(value, indent=2) + "\n")
+def write_status(folder: Path, status: str, **more: Any) -> None:
+    """Writes the run's metrics.json: what it is of, how it stands, and what more there is to say."""
+    choices = {str(group): option for group, option in HydraConfig.get().runtime.choices.items()}
+    about = {
+        "status": status,
+        "problem": choices["task"],
+        "choices": {g: option for g, option in choices.items() if "hydra" not in g and isinstance(option, str)},
+        "arguments": cli.arguments(),
+    }
+    write_whole(folder / "metrics.json", json.dumps(about | more, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from mtl import checkpoint
 from mtl.data import Loader, Mix
 from mtl.errors import NotFinite, UserError, first_line, told
 from mtl.faults import Faults, Place
+from mtl.memory import peak_within
 from mtl.parts import samples_in
 from mtl.seeding import random_state, set_random_state
 from mtl.signals import Stop
@@ -75,6 +76,8 @@ class Trainer:
         best, best_epoch, figures: the monitored value, the epoch and all of validation's figures when it was best.
         reach: from each parameter's name to the tasks that ever reached it.
         weights: the last steps' weights by tag, as far as they have been read.
+        memory_per_step: the peak, in bytes, of a step's tensors beyond parameters, buffers and optimizer state, in
+            a step whose gradients aren't measured for the logs; None where there was none.
         seconds: spent in training steps and logging after the first step; validation and saving are left out.
     """
 
@@ -124,6 +127,7 @@ class Trainer:
         self.figures: Figures = {}
         self.reach: dict[str, set[str]] = {name: set() for name in step.parameters}
         self.seconds = 0.0
+        self.memory_per_step: int | None = None
         self.monitor: Monitor | None = None
         self._monitor_terms = monitor
         self._saved = dict(saved or {})
@@ -252,6 +256,8 @@ class Trainer:
     def _step(self, batch: Any, number: int, measure: bool) -> StepResult:
         """The step; one that fails before it moves the parameters leaves everything as it was before it."""
         try:
+            if self.memory_per_step is None and self.tried and not measure:
+                return self._weigh(batch)
             return self.step(batch, measure=measure)
         except Exception as error:
             self._intact = self.step.undo()
@@ -260,6 +266,13 @@ class Trainer:
                 place = Place(number, self.epoch, self.position)
                 raise self.faults.note(place, error.found, "ended the run") from error
             raise
+
+    def _weigh(self, batch: Any) -> StepResult:
+        """The step, with its memory measured."""
+        for parameter in self.step.parameters.values():
+            parameter.grad = None  # the last step's are none of this one's
+        result, self.memory_per_step = peak_within(lambda: self.step(batch), self.step.device)
+        return result
 
     def _log(self, result: StepResult | None = None) -> None:
         """Reads what has gathered on the device since the last time, in one go, and hands it to the loggers."""
@@ -412,7 +425,7 @@ class Trainer:
 
 _COUNTERS = (
     *("global_step", "epoch", "position", "tried", "best", "best_epoch", "figures", "measured", "seconds"),
-    *("_read", "_pending", "_samples", "weights", "_rates", "_ended", "_due"),
+    *("_read", "_pending", "_samples", "weights", "_rates", "_ended", "_due", "memory_per_step"),
 )
 
 

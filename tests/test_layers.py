@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 
 # A module may import those of the levels below its own. The trainer's helpers stand beside each other.
 LEVELS = [
-    {"errors", "balancers", "signals", "optimizers"},
+    {"errors", "balancers", "signals", "optimizers", "memory"},
     {"seeding", "columns"},
+    {"fingerprint"},
     {"batch", "precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
     | {"trunks", "heads", "losses"},
     {"labels", "model", "gradients", "layerwise", "buffers"},
@@ -26,6 +27,7 @@ LEVELS = [
     {"config"},
     {"runs", "summary"},
     {"resume"},
+    {"sweep"},
     {"cli"},
     {"train", "evaluate"},
     {"__init__", "__main__"},
