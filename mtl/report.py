@@ -1,4 +1,4 @@
-"""python -m mtl.report outputs/… [more]: compares finished runs, on the terminal, in Markdown, CSV and one HTML page."""
+"""python -m mtl.report outputs/… [more]: compares finished runs, on the terminal, in Markdown, CSV and HTML."""
 
 import argparse
 import sys
@@ -21,7 +21,7 @@ def report(
     Args:
         folders: of runs and multiruns, or of many of these.
         out: where the files are written; None: a folder `report` in the first folder.
-        split: whose figures are compared, `test` or `val`; None: the test split where there is one.
+        split: whose figures are compared, `test` or `val`; None: the test split where a problem has one.
         reference: the label of the method that the others are tested against; None: that of equal weights.
         pairs: of tasks that are shown against each other; none: every pair, where the tasks are few.
 
@@ -41,16 +41,13 @@ def report(
     if not finished:
         states = "".join(f"\n  {run.status:<12}{run.folder}  {run.error}" for run in runs)
         raise UserError(f"no run is finished, so there is nothing to compare:{states}")
-    split = split or ("test" if any(run.metrics.get("test") for run in finished) else "val")
-    if not any(run.metrics.get(split) for run in finished):
-        raise UserError(f"no finished run has figures of the {split} split")
 
     parts = sections(runs, split)
     check_names(parts, reference, pairs)
-    comparisons = [Comparison(part, split, reference) for part in parts]
+    comparisons = [Comparison(part, reference) for part in parts]
     blocks: list[Block] = pages.introduction(runs, [str(folder) for folder in folders])
-    for comparison in comparisons:
-        blocks += pages.page(comparison, pairs)
+    for number, comparison in enumerate(comparisons, 1):
+        blocks += pages.page(comparison, pairs, number)
     blocks += pages.explanation()
 
     place = out or folders[0] / "report"
@@ -66,7 +63,9 @@ def report(
         raise UserError(f"{place} can't be written: {error.strerror or error}; --out names another folder") from error
     console = Console()
     terminal.show(console, blocks)
-    console.print(f"\nWritten to {place}: report.html, report.md, report.csv", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"\nWritten to {place}: report.html, report.md, report.csv", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def main() -> None:
@@ -76,7 +75,9 @@ def main() -> None:
         description="Compares finished runs: means with intervals over seeds, the gain over single-task runs, tests, "
         "time and memory, curves, conflict, fronts. Written as report.html, report.md and report.csv.",
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of runs or multiruns; all below is read")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="of runs or multiruns; all below is read"
+    )
     parser.add_argument("--out", type=Path, help="where the report is written (default: FOLDER/report)")
     parser.add_argument("--split", choices=["test", "val"], help="whose figures are compared (default: test, if any)")
     parser.add_argument("--reference", metavar="METHOD", help="what the others are tested against (default: equal)")

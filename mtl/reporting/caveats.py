@@ -34,7 +34,7 @@ def _choosing(comparison: Comparison) -> Iterator[str]:
     if any(run.fingerprint("val") is not None and run.fingerprint("val") == run.fingerprint("test") for run in runs):
         yield (
             "The test split was used for choosing: validation and test are the same data, so each run's best epoch was "
-            "chosen on the figures that are shown here. They are too good, and a method chosen by them is chosen on test."
+            "chosen on the figures that are shown here. They are too good, and so is a choice of a method by them."
         )
     elif comparison.split == "test" and not any(run.metrics.get("val") for run in runs):
         yield (
@@ -70,8 +70,9 @@ def _seeds(comparison: Comparison) -> Iterator[str]:
     if 1 < most < 6:
         yield (
             f"With {most} seeds the intervals and the t-test take the seeds' figures for normally distributed, which "
-            f"so few can't show. A test by signed ranks, which doesn't, can't get below p = {smallest_p(most):g} with "
-            f"{most}; it takes 6 seeds to get below 0.05."
+            "so few can't show, and a small p may only mean that a few differences happened to be alike. A test by "
+            f"signed ranks, which doesn't, can't get below p = {smallest_p(most):g} with {most}; it takes 6 seeds to "
+            "get below 0.05."
         )
     stiff = [method.label for method in comparison.everything if _same_in_all_seeds(method, comparison)]
     if stiff:
@@ -134,7 +135,9 @@ def _data(comparison: Comparison) -> Iterator[str]:
         if differing := next((by for by in prints.values() if len(by) > 1), None):
             who = "; ".join(f"{told[:8]} for {listed(labels)}" for told, labels in differing.items())
             yield f"Different data: the {split} split isn't the same for all, with the same seed ({who})."
-    missing = [m.label for m in comparison.everything if any(r.fingerprint(comparison.split) is None for r in m.runs.values())]
+    missing = [
+        m.label for m in comparison.everything if any(r.fingerprint(comparison.split) is None for r in m.runs.values())
+    ]
     if missing:
         yield f"Whether all had the same data isn't known: {listed(missing)} can't tell, or didn't write it down."
 

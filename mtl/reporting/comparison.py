@@ -35,7 +35,7 @@ class Figure:
     @property
     def arrow(self) -> str:
         """Which way is better, for a table's head."""
-        return {"max": " ↑", "min": " ↓"}.get(self.mode or "", "")
+        return {"max": "↑", "min": "↓"}.get(self.mode or "", "")
 
 
 @dataclass(frozen=True)
@@ -66,25 +66,24 @@ class Choice:
 
 
 class Comparison:
-    """Compares a section's methods by the figures of a split.
+    """Compares a section's methods.
 
     Args:
         section: with at least one method.
-        split: `test` or `val`.
         reference: the label of the method that the others are tested against; None takes the one of equal weights,
             or else the first.
     """
 
-    def __init__(self, section: Section, split: str, reference: str | None = None) -> None:
+    def __init__(self, section: Section, reference: str | None = None) -> None:
         self.section = section
-        self.split = split
+        self.split = section.split
         self.choice = _choose(section.methods)
         rest = [method for method in section.methods if method not in self.choice.order]
         self.methods = [*self.choice.order, *rest]  # never in the order of the figures that are compared
         named = next((method for method in section.methods if method.label == reference), None)
         self.reference = named or next((m for m in section.methods if _is_equal(m)), section.methods[0])
         self.tasks = list(dict.fromkeys(task for method in section.methods for task in method.tasks))
-        self.figures = _figures(section, self.tasks, split)
+        self.figures = _figures(section, self.tasks)
 
     @property
     def everything(self) -> list[Method]:
@@ -173,7 +172,7 @@ def pairs_of(methods: Sequence[Method]) -> list[str]:
 
 
 def conflict(method: Method, pair: str, name: str) -> Estimate | None:
-    """The mean over seeds of a pair's `mean` cosine in the measured steps, or of the share in which it was `below_zero`."""
+    """The mean over seeds of a pair's `mean` cosine, or of the share of measured steps that had it `below_zero`."""
     found = [(run.metrics.get("cosine") or {}).get(pair) for run in method.runs.values()]
     return estimate([float(told[name]) for told in found if told])
 
@@ -201,12 +200,12 @@ def _is_equal(method: Method) -> bool:
     return str((method.settings.get("balancer") or {}).get("_target_")) == "mtl.balancers.Equal"
 
 
-def _figures(section: Section, tasks: Sequence[str], split: str) -> list[Figure]:
+def _figures(section: Section, tasks: Sequence[str]) -> list[Figure]:
     """All figures of the split, task by task; a task's main one is its first that isn't the loss."""
     runs = [run for method in section.methods for run in method.runs.values()]
     found = []
     for task in tasks:
-        named = dict.fromkeys(name for run in runs for name in (run.metrics.get(split) or {}).get(task) or {})
+        named = dict.fromkeys(name for run in runs for name in (run.metrics.get(section.split) or {}).get(task) or {})
         kinds: dict[str, str | None] = {}
         for run in runs:
             kinds |= run.metrics.get("kinds") or {}

@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -97,8 +98,8 @@ def band(runs: list[Series], points: int) -> Band:
     at = np.array(steps, dtype=np.float64)
     if len(steps) > points:
         cuts = np.linspace(0, len(steps), points + 1).astype(int)
-        at = np.array([at[a:b].mean() for a, b in zip(cuts, cuts[1:], strict=False)])
-        values = np.stack([values[:, a:b].mean(axis=1) for a, b in zip(cuts, cuts[1:], strict=False)], axis=1)
+        at = np.array([at[a:b].mean() for a, b in pairwise(cuts)])
+        values = np.stack([values[:, a:b].mean(axis=1) for a, b in pairwise(cuts)], axis=1)
     mean = values.mean(axis=0)
     if len(runs) == 1:
         return Band(at, mean, None, None)

@@ -27,9 +27,9 @@ class Delta:
 def delta(ours: Mapping[str, Values], alone: Mapping[str, Values], signs: Mapping[str, int]) -> Delta:
     """The mean over tasks of (ours - alone) / alone, in percent, by sign.
 
-    With at least two seeds in common it is taken for each of these, and the interval is over them. Otherwise it is taken
-    of the means, and the interval is by the delta method: the seeds of the method, of which each has all tasks, and
-    those of every task's single runs are independent, so their variances add up.
+    With at least two seeds in common it is taken for each of these, and the interval is over them. Otherwise it is
+    taken of the means, and the interval is by the delta method: the seeds of the method, of which each has all tasks,
+    and those of every task's single runs are independent, so their variances add up.
 
     Args:
         ours: by task.
@@ -41,7 +41,9 @@ def delta(ours: Mapping[str, Values], alone: Mapping[str, Values], signs: Mappin
         if not ours.get(task) or not alone.get(task):
             return Delta(None, "", f"no figures of {task}" + (" alone" if ours.get(task) else ""))
         if min(alone[task].values()) <= 0:
-            return Delta(None, "", f"{task} alone is {min(alone[task].values()):.3g}, of which no percentage can be told")
+            return Delta(
+                None, "", f"{task} alone is {min(alone[task].values()):.3g}, of which no percentage can be told"
+            )
     own = set.intersection(*(set(ours[task]) for task in tasks))
     common = [seed for seed in sorted(own) if all(seed in alone[task] for task in tasks)]
     if len(common) > 1:
@@ -55,7 +57,9 @@ def delta(ours: Mapping[str, Values], alone: Mapping[str, Values], signs: Mappin
     scale = {task: 100 * signs[task] / (len(tasks) * base[task]) for task in tasks}
     sums = [sum(scale[t] * (ours[t][seed] - base[t]) for t in tasks) for seed in sorted(own)]
     if len(own) < 2 or any(len(alone[task]) < 2 for task in tasks):
-        return Delta(Estimate(fmean(sums), None, min(len(own), *(len(alone[t]) for t in tasks))), "unpaired", "one seed")
+        return Delta(
+            Estimate(fmean(sums), None, min(len(own), *(len(alone[t]) for t in tasks))), "unpaired", "one seed"
+        )
     parts: list[tuple[float, list[float]]] = [(1.0, sums)]
     for task in tasks:
         mean = fmean(ours[task][seed] for seed in own)

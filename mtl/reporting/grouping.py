@@ -55,10 +55,12 @@ class Section:
     Args:
         title: the problem's name, and that of its data where a problem has several.
         methods: in the order of their names.
+        split: whose figures are compared, `test` or `val`.
         singles: by task the groups of runs that had this task alone, while the methods have several.
     """
 
     title: str
+    split: str
     methods: list[Method]
     singles: dict[str, list[Method]]
 
@@ -77,7 +79,7 @@ class Section:
         return None, []
 
 
-def sections(runs: Sequence[Run], split: str) -> list[Section]:
+def sections(runs: Sequence[Run], split: str | None) -> list[Section]:
     """Puts the runs into sections, and there into methods and single-task runs.
 
     Runs of one problem whose data have other settings are in one section if they are known to be measured on the same
@@ -85,7 +87,7 @@ def sections(runs: Sequence[Run], split: str) -> list[Section]:
 
     Args:
         runs: in any state.
-        split: the one whose figures are compared, `test` or `val`.
+        split: the one whose figures are compared, `test` or `val`; None: the test split where a problem has one.
     """
     problems: dict[str | None, list[Run]] = {}
     for run in runs:
@@ -93,11 +95,12 @@ def sections(runs: Sequence[Run], split: str) -> list[Section]:
             problems.setdefault(run.problem, []).append(run)
     found: list[Section] = []
     for problem, theirs in problems.items():
-        parts = _by_data(theirs, split)
+        chosen = split or ("test" if any(run.metrics.get("test") for run in theirs) else "val")
+        parts = _by_data(theirs, chosen)
         names = labels([{"data": settings(part[0])["data"]} for part in parts], [part[0].choices for part in parts])
         title = problem or "a problem whose name isn't known"
         for part, name in zip(parts, names, strict=True):
-            found.append(_section(f"{title} ({name})" if len(parts) > 1 else title, part))
+            found.append(_section(f"{title} ({name})" if len(parts) > 1 else title, chosen, part))
     _give_lost(found, [run for run in runs if run.status != "finished"])
     return sorted(found, key=lambda section: natural(section.title))
 
@@ -158,7 +161,7 @@ def _by_data(runs: Sequence[Run], split: str) -> list[list[Run]]:
     return [there for _, there in joined]
 
 
-def _section(title: str, runs: Sequence[Run]) -> Section:
+def _section(title: str, split: str, runs: Sequence[Run]) -> Section:
     several = {task for run in runs if len(run.tasks) > 1 for task in run.tasks}
     methods: dict[str, list[Run]] = {}
     singles: dict[str, dict[str, list[Run]]] = {}
@@ -170,7 +173,7 @@ def _section(title: str, runs: Sequence[Run]) -> Section:
             methods.setdefault(key(settings(run)), []).append(run)
     named = sorted(_methods(list(methods.values())), key=lambda method: natural(method.label))
     baselines = {task: _methods(list(groups.values()), alone=task) for task, groups in singles.items()}
-    return Section(title, named, baselines)
+    return Section(title, split, named, baselines)
 
 
 def _methods(groups: Sequence[Sequence[Run]], *, alone: str | None = None) -> list[Method]:

@@ -36,8 +36,7 @@ figcaption, caption { text-align: left; padding: 0 0 .4rem; font-weight: 600; }
 .note { color: var(--muted); font-size: .87rem; font-weight: 400; margin: .35rem 0 0; }
 .scroll { overflow-x: auto; }
 .scroll:focus-visible { outline: 2px solid var(--c1); outline-offset: 3px; }
-svg { display: block; width: 100%; min-width: 34rem; height: auto; stroke-linejoin: round; }
-svg.narrow { max-width: 38rem; }
+svg { display: block; width: 100%; min-width: min(34rem, 100%); height: auto; stroke-linejoin: round; }
 .method:hover { stroke-width: 3.5px; filter: drop-shadow(0 0 1.5px var(--ink)); }
 .method:hover path { stroke-width: 3px !important; }
 .table { margin: 1.8rem 0; }
@@ -67,7 +66,9 @@ def write(blocks: Sequence[Block]) -> str:
         if isinstance(block, Heading) and block.level == 1:
             body.append(f"<nav>{links}</nav>")
     inside = "\n".join(body)
-    return f"{HEAD}<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{inside}\n</body>\n</html>\n"
+    return (
+        f"{HEAD}<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{inside}\n</body>\n</html>\n"
+    )
 
 
 def _block(block: Block) -> str:
@@ -80,10 +81,8 @@ def _block(block: Block) -> str:
         items = "".join(f"<li>{escape(item)}</li>" for item in block.items)
         return f'<ul class="{"warning" if block.warning else "plain"}">{items}</ul>'
     if isinstance(block, Picture):
-        return (
-            f"<figure><figcaption>{escape(block.title)}{_note(block.note)}</figcaption>"
-            f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(block.title)}">{block.svg}</div></figure>'
-        )
+        caption = f"<figcaption>{escape(block.title)}{_note(block.note)}</figcaption>"
+        return f"<figure>{caption}{_scrolling(block.title)}{block.svg}</div></figure>"
     return _table(block)
 
 
@@ -97,11 +96,16 @@ def _table(block: Table) -> str:
         for index, row in enumerate(block.rows)
     )
     inside = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
-    begin = f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(block.title)}"><table>'
+    begin = f"{_scrolling(block.title)}<table>"
     if block.detail:
         return f"<details><summary>{escape(block.title)}</summary>{_note(block.note)}{begin}{inside}</details>"
     caption = f"<caption>{escape(block.title)}{_note(block.note)}</caption>"
     return f'<div class="table">{begin}{caption}{inside}</div>'
+
+
+def _scrolling(title: str) -> str:
+    """A box that scrolls by itself where it is too wide, with the keyboard too."""
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(title)}">'
 
 
 def _class(index: int, texts: int) -> str:

@@ -21,7 +21,10 @@ def write(blocks: Sequence[Block]) -> str:
         elif isinstance(block, Table):
             parts += _table(block)
         elif isinstance(block, Picture):
-            parts += [f"![{_plain(block.title)}]({FIGURES}/{block.name}.svg)", f"*{_plain(block.title)}.* {_plain(block.note)}"]
+            parts += [
+                f"![{_plain(block.title)}]({FIGURES}/{block.name}.svg)",
+                f"*{_plain(block.title)}.* {_plain(block.note)}",
+            ]
     return "\n\n".join(parts) + "\n"
 
 

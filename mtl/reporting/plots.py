@@ -1,27 +1,27 @@
 """The plots: what was reached, curves with bands, conflict over time, and two tasks against each other."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mtl.reporting.axes import WIDTH, figure_of, logarithmic, name_points, staircase
 from mtl.reporting.comparison import Comparison
 from mtl.reporting.curves import Curves
 from mtl.reporting.document import Picture
 from mtl.reporting.estimates import Estimate
-from mtl.reporting.grouping import Method
 from mtl.reporting.pareto import Picture as Pair
-from mtl.reporting.svg import INK, MUTED, PALE, RC, SERIES, take
+from mtl.reporting.svg import INK, MUTED, PALE, SERIES, take
 from mtl.reporting.writing import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH = 10.5  # inches
 ALL_COLOURED = len(SERIES)  # so many methods have a colour each; of more, the first few
 HIGHLIGHTED = 6
 POINTS = 40_000  # of all curves of a plot together
 MOST_POINTS = 150  # of one curve
+MOST_COSINES = 30  # the same, of cosines, which jump
+DASHED: Any = {"color": MUTED, "ls": (0, (4, 3)), "lw": 1}
 DASHES = ["-", "-", "-", "-", "-", "--", "--", "--"]
 
 
@@ -69,7 +69,7 @@ class Plots:
             for figure in mains
         ]
         if deltas:
-            panels.append(("Δm, %" + " ↑", deltas, 0.0))
+            panels.append(("Δm, %↑", deltas, 0.0))
         across = min(len(panels), 4)
         down = math.ceil(len(panels) / across)
         tall = 0.62 + 0.19 * len(comparison.methods)
@@ -90,7 +90,7 @@ class Plots:
                 f"{self.name}-reached",
                 title,
                 take(figure, f"{self.name}-reached", title, labels),
-                f"Mean over seeds and 95 % interval.{dashed}{few}",
+                f"Mean over seeds and 95 % interval.{dashed}{few} {self.legend}".strip(),
             )
 
     def training(self) -> Picture | None:
@@ -109,8 +109,9 @@ class Plots:
             "Losses and figures during training",
             panels,
             across,
+            MOST_POINTS,
             "Mean over seeds, with its 95 % interval as a band, as far as all seeds of a method go. Losses on a "
-            "logarithmic scale where they span more than tenfold.",
+            "logarithmic scale where they span more than tenfold. Long curves are averaged over windows.",
         )
 
     def conflict(self) -> Picture | None:
@@ -125,8 +126,9 @@ class Plots:
             "Conflict between tasks during training",
             [(tag.removeprefix("cosine/").replace("~", " and "), tag, None) for tag in shown],
             min(3, len(shown)),
+            MOST_COSINES,
             "Cosine between the tasks' gradients over the shared parameters, mean over seeds with its 95 % interval; "
-            f"below zero they pull against each other.{few}",
+            f"below zero they pull against each other. Averaged over windows where there are many.{few}",
         )
 
     def pareto(self, pairs: Sequence[Pair]) -> Picture:
@@ -145,38 +147,36 @@ class Plots:
                 take(figure, name, title, [method.label for method in self.comparison.methods]),
                 "Mean over seeds and 95 % interval of the methods' main figures. Ringed, and joined: the front, which "
                 "no other method's means beat in both. The shaded area is its hypervolume, from the cross, the "
-                "reference point. Dashed: the tasks alone.",
+                f"reference point. Dashed: the tasks alone. {self.legend}".strip(),
             )
 
     def _rows(self, ax: "Axes", title: str, estimates: dict[str, Estimate], alone: Estimate | float | None) -> None:
         ax.set_title(title)
         ax.grid(visible=False, axis="y")
         if alone is not None:
-            self._line(ax.axvline, ax.axvspan, alone)
+            ax.axvline(alone.mean if isinstance(alone, Estimate) else alone, **DASHED)
+        if isinstance(alone, Estimate) and alone.low is not None and alone.high is not None:
+            ax.axvspan(alone.low, alone.high, color=MUTED, alpha=0.13, lw=0)
         for method in self.comparison.methods:
             found = estimates.get(method.label)
             if found is not None:
                 row, colour = self._numbers[method.label], self._colours.get(method.label, MUTED)
                 gid = f"method-{row}"
                 if found.half is not None:
-                    ax.plot([found.mean - found.half, found.mean + found.half], [row, row], color=colour, gid=gid, lw=1.6)
+                    ax.plot(
+                        [found.mean - found.half, found.mean + found.half], [row, row], color=colour, gid=gid, lw=1.6
+                    )
                 ax.plot([found.mean], [row], "o", color=colour, gid=gid, ms=4.5)
 
-    def _line(self, line: Callable[..., Any], span: Callable[..., Any], alone: Estimate | float) -> None:
-        """Draws what is reached by a task alone."""
-        line(alone.mean if isinstance(alone, Estimate) else alone, color=MUTED, ls=(0, (4, 3)), lw=1)
-        if isinstance(alone, Estimate) and alone.low is not None and alone.high is not None:
-            span(alone.low, alone.high, color=MUTED, alpha=0.13, lw=0)
-
     def _curves(
-        self, kind: str, title: str, panels: Sequence[tuple[str, str, bool | None]], across: int, note: str
+        self, kind: str, title: str, panels: Sequence[tuple[str, str, bool | None]], across: int, most: int, note: str
     ) -> Picture | None:
-        """Curves with bands, a panel for each title and tag; None where nothing was logged.
+        """Curves with bands of at most so many points, a panel for each title and tag; None where nothing was logged.
 
         The third of a panel says whether its scale may be logarithmic; None draws a line at zero instead.
         """
         methods = self.comparison.methods
-        points = max(20, min(MOST_POINTS, POINTS // (len(panels) * len(methods))))
+        points = max(20, min(most, POINTS // (len(panels) * len(methods))))
         down = math.ceil(len(panels) / across)
         with figure_of(len(panels), across, 0.6 + 1.95 * down) as (figure, axes):
             drawn = False
@@ -193,15 +193,16 @@ class Plots:
                         ax.fill_between(band.steps, band.low, band.high, color=colour, alpha=0.16, lw=0, gid=gid)
                     dash = self._dashes.get(method.label, "-")
                     one = "o" if len(band.steps) == 1 else None
-                    ax.plot(band.steps, band.mean, dash, color=colour, lw=1.5 if strong else 0.8, gid=gid, marker=one, ms=3)
+                    ax.plot(
+                        band.steps, band.mean, dash, color=colour, lw=1.5 if strong else 0.8, gid=gid, marker=one, ms=3
+                    )
                 means = [value for _, band in found for value in band.mean.tolist() if math.isfinite(value)]
                 if may_be_log is None:
                     ax.axhline(0, color=MUTED, lw=0.8)
                 elif means:
                     low, high = min(means), max(means)
                     if may_be_log and low > 0 and high > 10 * low:
-                        ax.set_yscale("log")
-                        ax.set_ylim(low / 1.3, high * 1.3)
+                        logarithmic(ax, low / 1.3, high * 1.3)
                     else:
                         room = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
                         ax.set_ylim(low - room, high + room)
@@ -218,7 +219,8 @@ class Plots:
         from matplotlib.lines import Line2D
 
         handles = [
-            Line2D([], [], color=self._colours[m.label], ls=self._dashes[m.label], label=m.label) for m in self.highlighted
+            Line2D([], [], color=self._colours[m.label], ls=self._dashes[m.label], label=m.label)
+            for m in self.highlighted
         ]
         if len(self.highlighted) < len(self.comparison.methods):
             handles.append(Line2D([], [], color=PALE, lw=0.8, label="others"))
@@ -228,13 +230,13 @@ class Plots:
 
     def _pair(self, ax: "Axes", pair: Pair) -> None:
         comparison = self.comparison
-        ax.set_xlabel(f"{pair.x}{pair.x.arrow.replace('↑', '→').replace('↓', '←')}")
+        ax.set_xlabel(f"{pair.x}{'→' if pair.maximise[0] else '←'}")
         ax.set_ylabel(f"{pair.y}{pair.y.arrow}")
-        for figure, line, span in ((pair.x, ax.axvline, ax.axvspan), (pair.y, ax.axhline, ax.axhspan)):
+        for figure, line in ((pair.x, ax.axvline), (pair.y, ax.axhline)):
             if (alone := comparison.alone(figure)) is not None:
-                self._line(line, lambda *_, **__: None, alone)
+                line(alone.mean, **DASHED)
         front = sorted(point for point, on in zip(pair.means, pair.on_front, strict=True) if on)
-        corners = _staircase(front, pair.reference, pair.maximise)
+        corners = staircase(front, pair.reference, pair.maximise)
         ax.fill(*zip(*corners, strict=True), color=MUTED, alpha=0.08, lw=0)
         ax.plot(*zip(*corners[1:-1], strict=True), color=MUTED, lw=0.9)
         ax.plot(*pair.reference, "x", color=MUTED, ms=5)
@@ -244,43 +246,14 @@ class Plots:
             gid = f"method-{self._numbers[method.label]}"
             if strong or on:
                 ax.errorbar(x.mean, y.mean, xerr=x.half, yerr=y.half, color=colour, lw=0.9, alpha=0.7, gid=gid)
-            edge = {"markeredgecolor": INK, "markeredgewidth": 1.2} if on else {}
-            ax.plot(x.mean, y.mean, "o", color=colour, ms=6, gid=gid, **edge)
-            if strong or on:
-                ax.annotate(
-                    method.label, (x.mean, y.mean), xytext=(6, 5), textcoords="offset points", fontsize=7.5, color=INK
-                )
+            if on:
+                ax.plot(x.mean, y.mean, "o", color=INK, ms=9.5, fillstyle="none", markeredgewidth=0.9)
+            ax.plot(x.mean, y.mean, "o", color=colour, ms=6, gid=gid)
         ax.margins(0.06)
-        ax.text(
-            0.02, 0.02, f"hypervolume {number(pair.volume)}", transform=ax.transAxes, color=MUTED, fontsize=7.5
-        )
-
-
-def _staircase(
-    front: Sequence[tuple[float, float]], reference: tuple[float, float], maximise: Sequence[bool]
-) -> list[tuple[float, float]]:
-    """The corners of the area between a front, sorted by its first figure, and the reference point."""
-    ordered = list(front) if maximise[0] else list(front)[::-1]  # from the reference point's side outwards
-    corners = [reference, (reference[0], ordered[0][1])]
-    for index, point in enumerate(ordered):
-        corners.append(point)
-        following = ordered[index + 1][1] if index + 1 < len(ordered) else reference[1]
-        corners.append((point[0], following))
-    return corners
-
-
-@contextmanager
-def figure_of(
-    count: int, across: int, height: float, *, width: float = WIDTH, sharey: bool = False
-) -> Iterator[tuple[Any, list["Axes"]]]:
-    """A figure of so many panels, so many in a row, and these panels."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # type: ignore[union-attr]
-        axes = figure.subplots(math.ceil(count / across), across, sharey=sharey, squeeze=False).ravel().tolist()
-        for ax in axes[count:]:
-            ax.set_visible(False)
-        yield figure, axes[:count]
+        named = [
+            (method.label, point)
+            for method, point, on in zip(pair.methods, pair.means, pair.on_front, strict=True)
+            if on or method in self.highlighted
+        ]
+        name_points(ax, named, pair.means)
+        ax.text(0.02, 0.02, f"hypervolume {number(pair.volume)}", transform=ax.transAxes, color=MUTED, fontsize=7.5)

@@ -78,7 +78,9 @@ def find(folders: Iterable[Path]) -> list[Run]:
     given = list(folders)
     for folder in given:
         if not folder.is_dir():
-            raise UserError(f"'{folder}' is not a folder; give those of runs or multiruns, such as outputs/mnist_two_head")
+            raise UserError(
+                f"'{folder}' is not a folder; give those of runs or multiruns, such as outputs/mnist_two_head"
+            )
         for place, below, files in os.walk(folder):
             below.sort()
             if "config.yaml" in files or "metrics.json" in files:
@@ -113,8 +115,8 @@ def _json(path: Path) -> Any:
 
 def _yaml(path: Path) -> Any:
     """Much faster than OmegaConf, and enough for what OmegaConf has resolved and written."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader) if path.is_file() else {}
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return loader(path.read_text(encoding="utf-8")).get_single_data() if path.is_file() else {}
 
 
 def _mapping(value: Any) -> dict[str, Any]:

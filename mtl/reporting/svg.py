@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,8 @@ DARK = {
     **{"c0": "#f2f4f7", "c1": "#5aa9f5", "c2": "#f58b53", "c3": "#4cc38a", "c4": "#c293f2", "c5": "#f07cbb"},
     **{"c6": "#d9ac3d", "c7": "#4fc3d4"},
 }
-RC = {
+SCALE = 1.4  # pixels of the page for a point of a figure
+RC: Any = {
     **{"svg.fonttype": "none", "svg.hashsalt": "mtl", "text.parse_math": False, "axes.formatter.use_mathtext": False},
     **{"font.size": 8, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "axes.titlesize": 8.5},
     **{"axes.titleweight": "bold", "axes.titlelocation": "left", "legend.fontsize": 8, "legend.frameon": False},
@@ -31,6 +32,7 @@ RC = {
     **{"axes.edgecolor": GRID, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7, "axes.axisbelow": True},
     **{"axes.spines.top": False, "axes.spines.right": False, "xtick.major.size": 0, "ytick.major.size": 0},
     **{"xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "lines.linewidth": 1.5, "axes.linewidth": 0.8},
+    **{"figure.constrained_layout.w_pad": 0.08, "figure.constrained_layout.h_pad": 0.06},
 }
 
 
@@ -51,16 +53,19 @@ def take(figure: "Figure", name: str, title: str, labels: Sequence[str]) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S)
-    text = re.sub(r'<g id="method-(\d+)">', lambda m: f'<g class="method"><title>{escape(labels[int(m[1])])}</title>', text)
+    text = re.sub(
+        r'<g id="method-(\d+)">', lambda m: f'<g class="method"><title>{escape(labels[int(m[1])])}</title>', text
+    )
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
-    text = re.sub(r'(url\(#|href="#)', rf"\1{name}-", text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
     text = re.sub("|".join(NAMES), lambda m: f"var(--{NAMES[m[0]]})", text)
     text = re.sub(r"font-family: [^;\"]+", "font-family: inherit", text)
     text = re.sub(r"\n\s*", "\n", text)
     width, height = (float(size) for size in re.findall(r'(?:width|height)="([\d.]+)pt"', text)[:2])
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    head = f'<svg {spaces} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
+    head = f'<svg {spaces} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}" '
+    head += f'style="max-width: {SCALE * width:.0f}px">'
     return head + text[text.index(">") + 1 :]
 
 
@@ -70,6 +75,7 @@ def alone(svg: str) -> str:
     width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0]
     head = f'<svg width="{width}" height="{height}"'
     ground = f'<rect width="{width}" height="{height}" fill="{LIGHT["bg"]}"/>'
+    text = re.sub(r' style="max-width: \d+px"', "", text, count=1)
     begin = text.index(">") + 1
     return f"{head}{text[4:begin]}{ground}{text[begin:]}"
 

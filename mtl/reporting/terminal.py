@@ -9,6 +9,9 @@ from rich.text import Text as RichText
 
 from mtl.reporting.document import Block, Bullets, Heading, Table, Text
 
+GAP = 3  # characters from a column to the next
+MOST = 24  # characters of a name, before it is broken where there is no room
+
 
 def show(console: Console, blocks: Sequence[Block]) -> None:
     """Prints the blocks; names are printed as they are, whatever is in them."""
@@ -20,24 +23,48 @@ def show(console: Console, blocks: Sequence[Block]) -> None:
         elif isinstance(block, Bullets):
             for item in block.items:
                 grid = RichTable.grid(padding=(0, 1))
-                grid.add_row(RichText("!" if block.warning else "-", style="bold" if block.warning else ""), RichText(item))
+                grid.add_row(
+                    RichText("!" if block.warning else "-", style="bold" if block.warning else ""), RichText(item)
+                )
                 console.print(grid)
         elif isinstance(block, Table) and not block.detail:
-            console.print(_table(block))
+            console.print(RichText(f"\n{block.title}", style="bold"))
+            for columns in _fitting(block, console.width):
+                console.print(_table(block, columns))
+            if block.note:
+                console.print(RichText(block.note, style="italic"))
 
 
-def _table(block: Table) -> RichTable:
-    table = RichTable(
-        title=RichText(block.title, style="bold"),
-        title_justify="left",
-        caption=RichText(block.note) if block.note else None,
-        caption_justify="left",
-        header_style="bold",
-        box=SIMPLE_HEAD,
-        padding=(0, 1),
-    )
-    for index, column in enumerate(block.columns):
-        table.add_column(RichText(column), justify="left" if index < block.texts else "right", overflow="fold")
-    for index, row in enumerate(block.rows):
-        table.add_row(*map(RichText, row), style="bold" if index in block.strong else "")
+def _fitting(block: Table, width: int) -> list[list[int]]:
+    """The numbers of the columns, in as many parts as the width asks for, each with those that name the rows."""
+    names = list(range(block.texts))
+    taken = sum(min(MOST, _longest(block, index)) + GAP for index in names)
+    parts: list[list[int]] = [[]]
+    room = width - taken
+    for index in range(block.texts, len(block.columns)):
+        needed = _longest(block, index) + GAP
+        if parts[-1] and room < needed:
+            parts.append([])
+            room = width - taken
+        parts[-1].append(index)
+        room -= needed
+    return [[*names, *part] for part in parts]
+
+
+def _longest(block: Table, index: int) -> int:
+    """The characters of a column's longest cell, or of its head's longest word."""
+    return max(len(text) for text in [*(row[index] for row in block.rows), *block.columns[index].split()])
+
+
+def _table(block: Table, columns: Sequence[int]) -> RichTable:
+    table = RichTable(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False)
+    for index in columns:
+        if index < block.texts:
+            table.add_column(RichText(block.columns[index]), overflow="fold")
+        else:  # rather the head is broken than a number
+            longest = _longest(block, index)
+            table.add_column(RichText(block.columns[index]), justify="right", overflow="fold", min_width=longest)
+    for number, row in enumerate(block.rows):
+        cells = [RichText(row[index]) for index in columns]
+        table.add_row(*cells, style="bold" if number in block.strong else "")
     return table

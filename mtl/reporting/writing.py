@@ -12,12 +12,16 @@ def number(value: float) -> str:
 
 
 def plus_minus(found: Estimate | None) -> str:
-    """`0.934 ± 0.012`: as many digits as the interval allows, two of its own. Without an interval the mean alone."""
+    """`0.934 ± 0.012`: two digits of the interval, if the mean then has no more than five. A mean alone without one."""
     if found is None:
         return "–"
-    if not found.half:
-        return number(found.mean) + (" ± 0" if found.half == 0 else "")
+    if found.half is None:
+        return number(found.mean)
+    if found.half <= 5e-5 * abs(found.mean):
+        return f"{number(found.mean)} ± 0"
     places = 1 - math.floor(math.log10(found.half))
+    if found.mean:
+        places = min(places, 4 - math.floor(math.log10(abs(found.mean))))
     if places > 6:
         return f"{found.mean:.3g} ± {found.half:.2g}".replace("-", "−")
     places = max(0, places)
