@@ -240,7 +240,8 @@ class Plots:
         ax.fill(*zip(*corners, strict=True), color=MUTED, alpha=0.08, lw=0)
         ax.plot(*zip(*corners[1:-1], strict=True), color=MUTED, lw=0.9)
         ax.plot(*pair.reference, "x", color=MUTED, ms=5)
-        for method, (x, y), on in zip(pair.methods, pair.points, pair.on_front, strict=True):
+        drawn = list(zip(pair.methods, pair.points, pair.on_front, strict=True))
+        for method, (x, y), on in sorted(drawn, key=lambda each: each[0] in self.highlighted):
             strong = method in self.highlighted
             colour = self._colours.get(method.label, PALE)
             gid = f"method-{self._numbers[method.label]}"

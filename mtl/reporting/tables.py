@@ -57,8 +57,8 @@ def gains(comparison: Comparison) -> list[Block]:
     how = {"paired": "Δm is taken seed by seed", "unpaired": "Δm is taken of means"}
     notes = [f"{how[way]}." for way in dict.fromkeys(found.how for found in deltas) if way]
     notes += [f"Ranks are over {ranks[1]} pairs of task and seed."] if ranks else []
-    title = " and ".join(["Gain over the tasks alone"] * defined + ["Mean rank"] * (ranks is not None))
-    table = [Table(title, columns, rows, note=" ".join(notes))] if len(columns) > 1 else []
+    title = " and ".join(["gain over the tasks alone"] * defined + ["mean rank"] * (ranks is not None))
+    table = [Table(title.capitalize(), columns, rows, note=" ".join(notes))] if len(columns) > 1 else []
     return [*table, *(_no_gain(comparison, deltas) if len(comparison.tasks) > 1 else [])]
 
 

@@ -21,6 +21,8 @@ def run(
     test: Mapping[str, Mapping[str, float]] | None = None,
     val: Mapping[str, Mapping[str, float]] | None = None,
     best: float | None = 0.5,
+    mode: str = "max",
+    monitor: str = "mean of a/accuracy, b/accuracy (max)",
     kinds: Mapping[str, str | None] | None = None,
     curves: Mapping[str, Mapping[int, float]] | None = None,
     config: Mapping[str, Any] | None = None,
@@ -57,7 +59,7 @@ def run(
         "epochs": 3,
         "seconds_per_step": 0.01,
         "memory_per_step": 1_000_000,
-        "best": {"epoch": 2, "monitor": "mean of a/accuracy, b/accuracy (max)", "value": best, "mode": "max"},
+        "best": {"epoch": 2, "monitor": monitor, "value": best, "mode": mode},
         "kinds": kinds
         if kinds is not None
         else {
