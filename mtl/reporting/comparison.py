@@ -10,7 +10,7 @@ from mtl.errors import UserError, suggest
 from mtl.reporting.delta import Delta, delta
 from mtl.reporting.estimates import Difference, Estimate, estimate, holm, mean_ranks, paired
 from mtl.reporting.grouping import Method, Section
-from mtl.reporting.labels import natural
+from mtl.reporting.naming import natural
 
 
 @dataclass(frozen=True)

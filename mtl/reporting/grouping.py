@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtl.reporting.labels import differences, labels, natural
+from mtl.reporting.naming import differences, labels, natural
 from mtl.reporting.reading import Run
 from mtl.resume import IRRELEVANT
 

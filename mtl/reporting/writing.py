@@ -34,8 +34,9 @@ def signed(found: Estimate | None) -> str:
         return "–"
     if found.half is None or found.low is None or found.high is None:
         return f"{found.mean:+.3g}".replace("-", "−")
-    places = max(0, min(6, 1 - math.floor(math.log10(found.half)))) if found.half else 4
-    mean, low, high = (f"{value:+.{places}f}" for value in (found.mean, found.low, found.high))
+    places = max(0, 1 - math.floor(math.log10(found.half))) if found.half else 4
+    form = f"+.{places}f" if places <= 6 else "+.2g"
+    mean, low, high = (f"{value:{form}}" for value in (found.mean, found.low, found.high))
     return f"{mean} [{low}, {high}]".replace("-", "−")
 
 

@@ -51,7 +51,11 @@ def test_other_data_are_apart_unless_they_are_measured_alike(tmp_path: Path) -> 
     run(tmp_path / "d", fingerprints=None, config={"data.source": "fourth"})
     found = of(tmp_path)
     assert [labels(section) for section in found] == [["equal"], ["source=large", "source=small"], ["equal"]]
-    assert [section.title for section in found] == ["made (source=fourth)", "made (source=small)", "made (source=third)"]
+    assert [section.title for section in found] == [
+        "made (source=fourth)",
+        "made (source=small)",
+        "made (source=third)",
+    ]
 
 
 def test_batch_size_is_no_other_data(tmp_path: Path) -> None:

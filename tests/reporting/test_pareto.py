@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_runs import accuracies, run
 
 from mtl.reporting.axes import staircase
 from mtl.reporting.comparison import Comparison
 from mtl.reporting.grouping import sections
 from mtl.reporting.pareto import front, hypervolume, pictures
 from mtl.reporting.reading import find
-from made_runs import accuracies, run
 
 numbers = st.integers(0, 5).map(float)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mtl.reporting.labels import differences, labels, natural
+from mtl.reporting.naming import differences, labels, natural
 
 
 def config(balancer: str = "Equal", *, lr: float = 0.01, weights: tuple[float, float] = (1, 1), **keys: Any) -> Any:
