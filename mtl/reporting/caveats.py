@@ -15,6 +15,7 @@ def caveats(comparison: Comparison, curves: Curves) -> list[str]:
     """A sentence or two each, the gravest first."""
     found = [
         *_choosing(comparison),
+        *_confounded(comparison),
         *_seeds(comparison),
         *_lost(comparison),
         *_budgets(comparison),
@@ -46,6 +47,14 @@ def _choosing(comparison: Comparison) -> Iterator[str]:
             "These are figures of the validation split, at the epoch that was chosen by it: they are too good. A test "
             "split would say by how much."
         )
+
+
+def _confounded(comparison: Comparison) -> Iterator[str]:
+    """Keys that the names leave out: each of them may be why methods differ."""
+    hidden = list(dict.fromkeys(key for method in comparison.methods for key in method.name.left_out))
+    if hidden:
+        keys = listed(hidden, 12)
+        yield f"The methods differ in more than their names say: {keys}. A difference in figures may come from these."
 
 
 def _seeds(comparison: Comparison) -> Iterator[str]:
@@ -161,6 +170,9 @@ def _monitors(comparison: Comparison) -> Iterator[str]:
 
 
 def _figures(comparison: Comparison) -> Iterator[str]:
+    silent = [task for task in comparison.tasks if not any(figure.task == task for figure in comparison.figures)]
+    if silent:
+        yield f"There are no figures of {listed(silent)} on {comparison.split}, so nothing here speaks of them."
     unknown = [str(figure) for figure in comparison.mains if figure.mode is None]
     if unknown:
         yield f"Which way {listed(unknown)} is better isn't known, so there is no Δm, rank or front with it."

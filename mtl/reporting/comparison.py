@@ -171,6 +171,15 @@ def pairs_of(methods: Sequence[Method]) -> list[str]:
     return list(dict.fromkeys(pair for run in runs for pair in run.metrics.get("cosine") or {}))
 
 
+def hardest(methods: Sequence[Method], most: int) -> list[str]:
+    """The pairs of tasks, or so many of them: those with the lowest mean cosine over the methods."""
+    pairs = pairs_of(methods)
+    if len(pairs) <= most:
+        return pairs
+    means = {pair: fmean(e.mean for m in methods if (e := conflict(m, pair, "mean"))) for pair in pairs}
+    return sorted(pairs, key=means.__getitem__)[:most]
+
+
 def conflict(method: Method, pair: str, name: str) -> Estimate | None:
     """The mean over seeds of a pair's `mean` cosine, or of the share of measured steps that had it `below_zero`."""
     found = [(run.metrics.get("cosine") or {}).get(pair) for run in method.runs.values()]

@@ -59,10 +59,9 @@ class Curves:
     def __init__(self, methods: Iterable[Method]) -> None:
         self._read = {m.label: {seed: read(run.folder) for seed, run in m.runs.items()} for m in methods}
 
-    def tags(self, start: str) -> list[str]:
-        """The tags that begin so, of any method."""
-        found = dict.fromkeys(tag for runs in self._read.values() for logged in runs.values() for tag in logged)
-        return [tag for tag in found if tag.startswith(start)]
+    def tags(self) -> list[str]:
+        """The tags of any run."""
+        return list(dict.fromkeys(tag for runs in self._read.values() for logged in runs.values() for tag in logged))
 
     def missing(self, method: Method) -> bool:
         """Whether a run of the method has no CSV file."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, stdev, variance
 
 LEVEL = 0.95
@@ -53,6 +54,7 @@ class Difference:
     why: str
 
 
+@cache
 def quantile(freedom: float) -> float:
     """How many standard errors an interval reaches to either side, by Student's t with so many degrees of freedom."""
     from scipy import stats

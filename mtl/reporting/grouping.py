@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtl.reporting.naming import differences, labels, natural
+from mtl.reporting.naming import Name, differences, names, natural
 from mtl.reporting.reading import Run
 from mtl.resume import IRRELEVANT
 
@@ -23,6 +23,7 @@ class Method:
         label: what tells it from the other methods of its section.
         runs: by seed, one each.
         settings: the config that they have in common.
+        name: what the label is made of.
         lost: its runs that didn't finish.
         repeated: finished runs whose seed a newer one has too; they don't count.
     """
@@ -30,6 +31,7 @@ class Method:
     label: str
     runs: dict[int, Run]
     settings: dict[str, Any]
+    name: Name
     lost: list[Run] = field(default_factory=list)
     repeated: list[Run] = field(default_factory=list)
 
@@ -75,7 +77,8 @@ class Section:
             if _alone(single.settings, task) == own:
                 return single, []
         if len(there) == 1:
-            return there[0], differences(_alone(there[0].settings, task), own)
+            both = differences([_alone(there[0].settings, task), own], [{}, {}])
+            return there[0], list(dict.fromkeys([*both[0], *both[1]]))
         return None, []
 
 
@@ -97,9 +100,10 @@ def sections(runs: Sequence[Run], split: str | None) -> list[Section]:
     for problem, theirs in problems.items():
         chosen = split or ("test" if any(run.metrics.get("test") for run in theirs) else "val")
         parts = _by_data(theirs, chosen)
-        names = labels([{"data": settings(part[0])["data"]} for part in parts], [part[0].choices for part in parts])
+        data = [{"data": settings(part[0])["data"]} for part in parts]
+        called = [name.text for name in names(data, [part[0].choices for part in parts])]
         title = problem or "a problem whose name isn't known"
-        for part, name in zip(parts, names, strict=True):
+        for part, name in zip(parts, called, strict=True):
             found.append(_section(f"{title} ({name})" if len(parts) > 1 else title, chosen, part))
     _give_lost(found, [run for run in runs if run.status != "finished"])
     return sorted(found, key=lambda section: natural(section.title))
@@ -180,18 +184,17 @@ def _methods(groups: Sequence[Sequence[Run]], *, alone: str | None = None) -> li
     """A method for each group of runs; `alone` is the one task that they have, if they are single-task runs."""
     configs = [settings(group[0]) for group in groups]
     compared = configs if alone is None else [_alone(config, alone) for config in configs]
-    names = labels(compared, [group[0].choices for group in groups])
-    if alone is not None:
-        names = [f"{alone} alone, {name}" if len(groups) > 1 else f"{alone} alone" for name in names]
     found = []
-    for name, config, group in zip(names, configs, groups, strict=True):
+    called = names(compared, [group[0].choices for group in groups])
+    for name, config, group in zip(called, configs, groups, strict=True):
+        label = name.text if alone is None else f"{alone} alone, {name.text}" if len(groups) > 1 else f"{alone} alone"
         newest: dict[int, Run] = {}
         repeated = []
         for run in sorted(group, key=lambda run: (run.folder / "metrics.json").stat().st_mtime):
             if run.seed in newest:
                 repeated.append(newest[run.seed])
             newest[run.seed] = run
-        found.append(Method(name, dict(sorted(newest.items())), config, repeated=repeated))
+        found.append(Method(label, dict(sorted(newest.items())), config, name, repeated=repeated))
     return found
 
 

@@ -2,43 +2,69 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 MISSING = object()
 ORDER = ("balancer", "tasks", "model", "optimizer", "scheduler", "trainer")  # what comes first in a name; then the rest
 LONGEST = 40  # characters of a value
 
+LONG = 40  # characters of a name; where any is longer, keys that it can do without are left out of all
+
 Found = list[dict[str, str]]  # for each config: from a key with dots to what it is there
 
 
-def labels(configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, str]]) -> list[str]:
-    """A name for each config: `upgrad`, `upgrad, lr=0.001`, `weights digit 0.2 / parity 1.8`.
+@dataclass(frozen=True)
+class Name:
+    """What a config is called.
+
+    Args:
+        text: different for every config.
+        told: the keys that differ between any of the configs, with this one's values.
+        left_out: those of them that aren't in the text.
+    """
+
+    text: str
+    told: dict[str, str]
+    left_out: list[str]
+
+
+def names(configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, str]]) -> list[Name]:
+    """A name for each config, `upgrad`, `upgrad, lr=0.001`, `weights digit 0.2 / parity 1.8`, and all that differs.
 
     Where the class of a part differs, its own keys are told only among those that have that class. Without any
-    difference the balancer's name is taken.
+    difference the balancer's name is taken. Where names would get long they hold no more than tells them apart.
 
     Args:
         configs: plain, without what has no bearing on the comparison.
         choices: of each config, from Hydra's groups to the options taken; may be empty.
     """
-    found: Found = [{} for _ in configs]
-    _look(dict(enumerate(configs)), "", found, choices)
+    found = differences(configs, choices)
     short = _shorten(list(dict.fromkeys(key for pieces in found for key in pieces)))
-    names = []
-    for config, chosen, pieces in zip(configs, choices, found, strict=True):
-        text = ", ".join(_told(pieces, short))
-        names.append(text or _part(config.get("balancer"), "balancer", chosen) or "all the same")
+    kept = found
+    told = [", ".join(_told(pieces, short)) for pieces in kept]
+    if max(map(len, told), default=0) > LONG:
+        kept = _least(found)
+        told = [", ".join(_told(pieces, short)) for pieces in kept]
+    texts = [
+        text or _part(config.get("balancer"), "balancer", chosen) or "all the same"
+        for text, config, chosen in zip(told, configs, choices, strict=True)
+    ]
+    unique = [
+        f"{text} (#{texts[:index].count(text) + 1})" if texts.count(text) > 1 else text
+        for index, text in enumerate(texts)
+    ]
     return [
-        f"{name} (#{names[:index].count(name) + 1})" if names.count(name) > 1 else name
-        for index, name in enumerate(names)
+        Name(text, whole, [key for key in whole if key not in least])
+        for text, whole, least in zip(unique, found, kept, strict=True)
     ]
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The keys in which two configs differ."""
-    found: Found = [{}, {}]
-    _look({0: one, 1: other}, "", found, [{}, {}])
-    return list(dict.fromkeys([*found[0], *found[1]]))
+def differences(configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, str]]) -> Found:
+    """For each config the keys that differ between any, with its own values as text."""
+    found: Found = [{} for _ in configs]
+    _look(dict(enumerate(configs)), "", found, choices)
+    return found
 
 
 def natural(label: str) -> list[tuple[int, float, str]]:
@@ -107,7 +133,7 @@ def _value(value: Any) -> str:
         return f"{value:g}"
     text = "+".join(map(str, value)) or "[]" if isinstance(value, list) else str(value)
     text = re.sub(r"[\x00-\x1f\x7f]", " ", text)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[1 - LONGEST // 2 :]}"  # paths end apart
 
 
 def _shorten(keys: Sequence[str]) -> dict[str, str]:
@@ -123,16 +149,38 @@ def _shorten(keys: Sequence[str]) -> dict[str, str]:
     return short
 
 
+def _rank(key: str) -> int:
+    first = key.split(".")[0]
+    return ORDER.index(first) if first in ORDER else len(ORDER)
+
+
+def _least(found: Found) -> Found:
+    """Of the pieces those that tell the configs apart: a key is told where it parts some that are alike so far."""
+    kept: Found = [{} for _ in found]
+    alike = [list(range(len(found)))]
+    for key in sorted(dict.fromkeys(key for pieces in found for key in pieces), key=_rank):
+        parted: list[list[int]] = []
+        for group in alike:
+            parts: dict[str | None, list[int]] = {}
+            for index in group:
+                parts.setdefault(found[index].get(key), []).append(index)
+            parted += parts.values()
+            for index in group if len(parts) > 1 else []:
+                if key in found[index]:
+                    kept[index][key] = found[index][key]
+        alike = parted
+    for index, pieces in enumerate(kept):
+        if any(map(_is_weight, pieces)):
+            kept[index] |= {key: value for key, value in found[index].items() if _is_weight(key)}
+    return kept
+
+
 def _told(pieces: Mapping[str, str], short: Mapping[str, str]) -> list[str]:
     """One config's pieces, the weights of its tasks as one."""
 
-    def rank(key: str) -> int:
-        first = key.split(".")[0]
-        return ORDER.index(first) if first in ORDER else len(ORDER)
-
     told = []
     weights = [(key.split(".")[1], value) for key, value in pieces.items() if _is_weight(key)]
-    for key in sorted(pieces, key=rank):
+    for key in sorted(pieces, key=_rank):
         if key == "balancer":
             told.append(pieces[key])
         elif key == "tasks":

@@ -10,7 +10,7 @@ from mtl.reporting.curves import Curves
 from mtl.reporting.document import Block, Bullets, Heading, Picture, Table, Text
 from mtl.reporting.estimates import paired
 from mtl.reporting.grouping import Method
-from mtl.reporting.pareto import MOST_TASKS, pictures
+from mtl.reporting.pareto import MOST_TASKS, pairs_to_show
 from mtl.reporting.plots import Plots
 from mtl.reporting.reading import Run
 from mtl.reporting.writing import listed, number, plus_minus, signed, slug
@@ -77,6 +77,7 @@ def page(comparison: Comparison, pairs: Sequence[Sequence[str]], number: int) ->
         Text(_what(comparison)),
         Text(_which(comparison)),
         *_warnings(comparison, curves),
+        *tables.settings(comparison),
         *tables.figures(comparison),
         plots.reached(),
         *tables.gains(comparison),
@@ -138,7 +139,7 @@ def _warnings(comparison: Comparison, curves: Curves) -> list[Block]:
 
 
 def _pareto(comparison: Comparison, plots: Plots, pairs: Sequence[Sequence[str]]) -> list[Block]:
-    found = pictures(comparison, pairs)
+    found = pairs_to_show(comparison, pairs)
     if found:
         return [plots.pareto(found), tables.fronts(found)]
     many = len(comparison.mains) > MOST_TASKS and not pairs

@@ -29,7 +29,7 @@ def hypervolume(points: Sequence[Point], reference: Point, maximise: Sequence[bo
 
 
 @dataclass(frozen=True)
-class Picture:
+class Pair:
     """Two tasks' main figures of all methods that have both.
 
     Args:
@@ -93,8 +93,8 @@ class Picture:
         return estimate(volumes)
 
 
-def pictures(comparison: Comparison, wanted: Sequence[Sequence[str]] = ()) -> list[Picture]:
-    """A picture for each pair of tasks that is wanted and there; of all pairs where none is named and tasks are few."""
+def pairs_to_show(comparison: Comparison, wanted: Sequence[Sequence[str]] = ()) -> list[Pair]:
+    """The pairs of tasks that are wanted and there; all pairs where none is named and the tasks are few."""
     mains = {figure.task: figure for figure in comparison.mains}
     few = list(combinations(mains, 2)) if len(mains) <= MOST_TASKS else []
     found = []
@@ -105,5 +105,5 @@ def pictures(comparison: Comparison, wanted: Sequence[Sequence[str]] = ()) -> li
         pair = [(m, comparison.estimate(m, x), comparison.estimate(m, y)) for m in comparison.methods]
         there = [(m, (a, b)) for m, a, b in pair if a is not None and b is not None]
         if x.mode and y.mode and len(there) > 1:
-            found.append(Picture(comparison, x, y, [m for m, _ in there], [p for _, p in there]))
+            found.append(Pair(comparison, x, y, [m for m, _ in there], [p for _, p in there]))
     return found

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mtl.reporting.axes import WIDTH, figure_of, logarithmic, name_points, staircase
-from mtl.reporting.comparison import Comparison
+from mtl.reporting.comparison import Comparison, hardest
 from mtl.reporting.curves import Curves
 from mtl.reporting.document import Picture
 from mtl.reporting.estimates import Estimate
-from mtl.reporting.pareto import Picture as Pair
+from mtl.reporting.pareto import Pair
 from mtl.reporting.svg import INK, MUTED, PALE, SERIES, take
 from mtl.reporting.writing import number
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ALL_COLOURED = len(SERIES)  # so many methods have a colour each; of more, the first few
 HIGHLIGHTED = 6
+MOST_SHOWN = 12  # tasks, or pairs of tasks, in one plot
 POINTS = 40_000  # of all curves of a plot together
 MOST_POINTS = 150  # of one curve
 MOST_COSINES = 30  # the same, of cosines, which jump
@@ -59,7 +60,7 @@ class Plots:
         """Every method's main figures, and Δm, as rows of points with intervals."""
         comparison = self.comparison
         deltas = {m.label: d.estimate for m in comparison.methods if (d := comparison.delta(m)).estimate}
-        mains = comparison.mains[: 11 if deltas else 12]
+        mains = comparison.mains[: MOST_SHOWN - 1 if deltas else MOST_SHOWN]
         panels: list[tuple[str, dict[str, Estimate], Estimate | float | None]] = [
             (
                 f"{figure}{figure.arrow}",
@@ -94,41 +95,39 @@ class Plots:
             )
 
     def training(self) -> Picture | None:
-        """Loss and main figure of each task over the steps."""
-        panels = []
-        for main in self.comparison.mains:
-            panels += [
-                (f"{main.task} loss, training", f"loss/{main.task}/train", True),
-                (f"{main.task} loss, validation", f"loss/{main.task}/val", True),
-            ]
-            if main.name != "loss":
-                panels.append((f"{main}, validation", f"metric/{main.task}/{main.name}/val", False))
-        across = 3 if any(main.name != "loss" for main in self.comparison.mains) else 2
+        """Loss and main figure of each task over the steps, where they were logged."""
+        tasks = self.comparison.tasks[:MOST_SHOWN]
+        mains = {main.task: main for main in self.comparison.mains if main.name != "loss"}
+        panels: list[tuple[str, str, bool | None]] = []
+        for task in tasks:
+            panels.append((f"{task} loss, training", f"loss/{task}/train", True))
+            panels.append((f"{task} loss, validation", f"loss/{task}/val", True))
+            if main := mains.get(task):
+                panels.append((f"{main}, validation", f"metric/{task}/{main.name}/val", False))
+        logged = set(self.curves.tags())
+        few = f" The first {len(tasks)} tasks of {len(self.comparison.tasks)}." * (tasks != self.comparison.tasks)
         return self._curves(
             "training",
             "Losses and figures during training",
-            panels,
-            across,
+            [panel for panel in panels if panel[1] in logged],
+            3 if mains else 2,
             MOST_POINTS,
             "Mean over seeds, with its 95 % interval as a band, as far as all seeds of a method go. Losses on a "
-            "logarithmic scale where they span more than tenfold. Long curves are averaged over windows.",
+            f"logarithmic scale where they span more than tenfold. Long curves are averaged over windows.{few}",
         )
 
     def conflict(self) -> Picture | None:
         """The cosine between each two tasks' gradients over the steps."""
-        tags = self.curves.tags("cosine/")
-        if not tags:
-            return None
-        shown = tags[:12]
-        few = f" The first {len(shown)} pairs of {len(tags)}." if len(tags) > len(shown) else ""
+        logged = set(self.curves.tags())
+        pairs = [pair for pair in hardest(self.comparison.methods, MOST_SHOWN) if f"cosine/{pair}" in logged]
         return self._curves(
             "conflict",
             "Conflict between tasks during training",
-            [(tag.removeprefix("cosine/").replace("~", " and "), tag, None) for tag in shown],
-            min(3, len(shown)),
+            [(pair.replace("~", " and "), f"cosine/{pair}", None) for pair in pairs],
+            min(3, len(pairs)),
             MOST_COSINES,
             "Cosine between the tasks' gradients over the shared parameters, mean over seeds with its 95 % interval; "
-            f"below zero they pull against each other. Averaged over windows where there are many.{few}",
+            "below zero they pull against each other. Averaged over windows where there are many.",
         )
 
     def pareto(self, pairs: Sequence[Pair]) -> Picture:
@@ -175,17 +174,17 @@ class Plots:
 
         The third of a panel says whether its scale may be logarithmic; None draws a line at zero instead.
         """
+        if not panels:
+            return None
         methods = self.comparison.methods
         points = max(20, min(most, POINTS // (len(panels) * len(methods))))
         down = math.ceil(len(panels) / across)
         with figure_of(len(panels), across, 0.6 + 1.95 * down) as (figure, axes):
-            drawn = False
             order = sorted(methods, key=lambda method: method in self.highlighted)
             for (name, tag, may_be_log), ax in zip(panels, axes, strict=True):
                 ax.set_title(name)
                 found = [(m, band) for m in order if (band := self.curves.band(m, tag, points)) is not None]
                 for method, band in found:
-                    drawn |= len(band.steps) > 0
                     colour = self._colours.get(method.label, PALE)
                     strong = method in self.highlighted
                     gid = f"method-{self._numbers[method.label]}"
@@ -194,7 +193,7 @@ class Plots:
                     dash = self._dashes.get(method.label, "-")
                     one = "o" if len(band.steps) == 1 else None
                     ax.plot(
-                        band.steps, band.mean, dash, color=colour, lw=1.5 if strong else 0.8, gid=gid, marker=one, ms=3
+                        band.steps, band.mean, dash, color=colour, lw=1.5 if strong else 0.6, gid=gid, marker=one, ms=3
                     )
                 means = [value for _, band in found for value in band.mean.tolist() if math.isfinite(value)]
                 if may_be_log is None:
@@ -208,8 +207,6 @@ class Plots:
                         ax.set_ylim(low - room, high + room)
             for ax in axes[-across:]:
                 ax.set_xlabel("step")
-            if not drawn:
-                return None
             self._legend(figure)
             name = f"{self.name}-{kind}"
             svg = take(figure, name, title, [method.label for method in methods])

@@ -14,12 +14,12 @@ INK, MUTED, GRID, PALE = "#010101", "#010102", "#010103", "#010104"
 SERIES = [f"#0101{number:02x}" for number in range(0x10, 0x18)]
 NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", PALE: "pale"} | {c: f"c{i}" for i, c in enumerate(SERIES)}
 LIGHT = {
-    **{"bg": "#ffffff", "ink": "#1b1f24", "muted": "#59636e", "grid": "#e3e6ea", "pale": "#a9b1ba"},
+    **{"bg": "#ffffff", "ink": "#1b1f24", "muted": "#59636e", "grid": "#e3e6ea", "pale": "#8a939d"},
     **{"c0": "#20242a", "c1": "#0b67c2", "c2": "#c2410c", "c3": "#0f7b4f", "c4": "#8b3fc7", "c5": "#b0277a"},
     **{"c6": "#8a6500", "c7": "#0e7c8b"},
 }
 DARK = {
-    **{"bg": "#14171b", "ink": "#e8eaed", "muted": "#9aa4af", "grid": "#2c3239", "pale": "#59636e"},
+    **{"bg": "#14171b", "ink": "#e8eaed", "muted": "#9aa4af", "grid": "#2c3239", "pale": "#69737e"},
     **{"c0": "#f2f4f7", "c1": "#5aa9f5", "c2": "#f58b53", "c3": "#4cc38a", "c4": "#c293f2", "c5": "#f07cbb"},
     **{"c6": "#d9ac3d", "c7": "#4fc3d4"},
 }

@@ -2,14 +2,25 @@
 
 from collections.abc import Sequence
 
-from mtl.reporting.comparison import Comparison, Figure, conflict, cost, pairs_of
+from mtl.reporting.comparison import Comparison, Figure, conflict, cost, hardest, pairs_of
 from mtl.reporting.curves import Curves
 from mtl.reporting.delta import Delta
 from mtl.reporting.document import Block, Bullets, Table, Text
-from mtl.reporting.pareto import Picture as Pair
+from mtl.reporting.pareto import Pair
 from mtl.reporting.writing import listed, number, p_value, plus_minus, signed
 
+MOST_PAIRS = 12  # of tasks in the table of their conflict
 WIDE = 6  # figures; more of them have a table for each task
+
+
+def settings(comparison: Comparison) -> list[Block]:
+    """In what the methods differ, where it is more than one thing."""
+    keys = list(dict.fromkeys(key for method in comparison.methods for key in method.name.told))
+    if len(keys) < 2:
+        return []
+    rows = [[method.label, *(method.name.told.get(key, "–") for key in keys)] for method in comparison.methods]
+    note = "–: the method's class has no such key."
+    return [Table("In what the methods differ", ["method", *keys], rows, note=note, detail=True)]
 
 
 def figures(comparison: Comparison) -> list[Block]:
@@ -119,15 +130,16 @@ def costs(comparison: Comparison) -> list[Block]:
         row = [method.label]
         for name, factor, base in zip(("seconds_per_step", "memory_per_step"), (1e3, 1e-6), theirs, strict=True):
             found = cost(method, name)
-            ratio = f"{found.mean / base.mean:.2f}×" if found and base and base.mean > 0 else "–"
+            ratio = f"{found.mean / base.mean:.2f}" if found and base and base.mean > 0 else "–"
             row += [plus_minus(found.times(factor) if found else None), ratio]
         rows.append(row)
     kept = [0, *(i for i in range(1, 5) if any(row[i] != "–" for row in rows))]
     if len(kept) == 1:
         return [Text("Time and memory per step aren't known.")]
-    whose = f"of {comparison.reference.label}"
-    columns = ["method", "ms per step", whose, "MB per step", whose]
-    return [Table("Time and memory per step", [columns[i] for i in kept], [[row[i] for i in kept] for row in rows])]
+    columns = ["method", "ms per step", "× ref.", "MB per step", "× ref."]
+    note = f"× ref.: as a multiple of {comparison.reference.label}'s."
+    told = [[row[index] for index in kept] for row in rows]
+    return [Table("Time and memory per step", [columns[index] for index in kept], told, note=note)]
 
 
 def fronts(found: Sequence[Pair]) -> Table:
@@ -154,7 +166,9 @@ def fronts(found: Sequence[Pair]) -> Table:
 def conflicts(comparison: Comparison, curves: Curves) -> list[Block]:
     """How each two tasks' gradients get on under each method."""
     rows = []
-    for pair in pairs_of(comparison.methods):
+    count = len(pairs_of(comparison.methods))
+    shown = hardest(comparison.methods, MOST_PAIRS)
+    for pair in shown:
         for method in comparison.methods:
             cosine, below = (conflict(method, pair, name) for name in ("mean", "below_zero"))
             if cosine and below:
@@ -165,4 +179,7 @@ def conflicts(comparison: Comparison, curves: Curves) -> list[Block]:
         return []
     columns = ["tasks", "method", "mean cosine", "below 0, %", "first third", "second", "last"]
     note = "The share of measured steps in which the cosine was below zero: in all of training, and in its thirds."
+    note += f" The {len(shown)} of {count} pairs with the lowest mean cosine; report.csv has all." * (
+        len(shown) < count
+    )
     return [Table("Conflict between tasks", columns, rows, texts=2, note=note, detail=len(rows) > 30)]

@@ -112,6 +112,18 @@ def test_directions_that_arent_known(tmp_path: Path) -> None:
     assert line.startswith("Which way a accuracy and b accuracy is better isn't known")
 
 
+def test_methods_that_differ_in_more_than_they_are_called(tmp_path: Path) -> None:
+    more = {f"optimizer.{name}": 1 for name in ("momentum", "dampening", "weight_decay", "nesterov")}
+    make(tmp_path, {"equal": {}, "X": {"config": more}})
+    (line,) = said(tmp_path)
+    assert line.startswith("The methods differ in more than their names say: optimizer.dampening, optimizer.momentum, ")
+
+
+def test_tasks_without_figures(tmp_path: Path) -> None:
+    make(tmp_path, {"equal": {"config": {"tasks.c": {"weight": 1.0}}}, "X": {"config": {"tasks.c": {"weight": 1.0}}}})
+    assert said(tmp_path) == ["There are no figures of c on test, so nothing here speaks of them."]
+
+
 def test_baselines_of_other_settings(tmp_path: Path) -> None:
     make(tmp_path)
     for seed in range(6):

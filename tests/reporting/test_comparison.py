@@ -7,7 +7,7 @@ import pytest
 from made_runs import accuracies, run
 
 from mtl.errors import UserError
-from mtl.reporting.comparison import Comparison, check_names, conflict, cost, pairs_of
+from mtl.reporting.comparison import Comparison, check_names, conflict, cost, hardest, pairs_of
 from mtl.reporting.grouping import sections
 from mtl.reporting.reading import find
 
@@ -124,6 +124,14 @@ def test_costs_and_conflict_are_means_over_seeds(tmp_path: Path) -> None:
     assert pairs_of([method]) == ["a~b"]
     assert conflict(method, "a~b", "mean").mean == pytest.approx(0.2)  # type: ignore[union-attr]
     assert conflict(method, "a~b", "below_zero").mean == pytest.approx(0.3)  # type: ignore[union-attr]
+
+
+def test_of_many_pairs_those_that_conflict_most(tmp_path: Path) -> None:
+    told = {f"a~{n}": {"mean": 0.1 * n * (-1) ** n, "below_zero": 0.0, "steps": 9} for n in range(6)}
+    run(tmp_path / "one", cosine=told)
+    methods = comparison(tmp_path).methods
+    assert hardest(methods, 6) == list(told)
+    assert hardest(methods, 3) == ["a~5", "a~3", "a~1"]
 
 
 def test_names_on_the_command_line(three: Path) -> None:

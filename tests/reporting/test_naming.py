@@ -4,7 +4,11 @@ from typing import Any
 
 import pytest
 
-from mtl.reporting.naming import differences, labels, natural
+from mtl.reporting.naming import differences, names, natural
+
+
+def labels(configs: list[Any], choices: list[dict[str, str]]) -> list[str]:
+    return [name.text for name in names(configs, choices)]
 
 
 def config(balancer: str = "Equal", *, lr: float = 0.01, weights: tuple[float, float] = (1, 1), **keys: Any) -> Any:
@@ -14,7 +18,7 @@ def config(balancer: str = "Equal", *, lr: float = 0.01, weights: tuple[float, f
 
 
 @pytest.mark.parametrize(
-    ("configs", "names"),
+    ("configs", "texts"),
     [
         ([config()], ["Equal"]),
         ([config(), config("UPGrad")], ["Equal", "UPGrad"]),
@@ -33,11 +37,12 @@ def config(balancer: str = "Equal", *, lr: float = 0.01, weights: tuple[float, f
         ([config(scheduler=None), config(scheduler={"_target_": "x.Cosine"})], ["scheduler=none", "scheduler=Cosine"]),
         ([config(a={"size": 1}, b={"size": 1}), config(a={"size": 2}, b={"size": 3})], ["a.size=1, b.size=1"] + ["a.size=2, b.size=3"]),
         ([config(passes="joint"), config()], ["passes=joint", "passes=not set"]),
-        ([config(long="x" * 90 + "1"), config(long="x" * 90 + "2")], [f"long={'x' * 39}… (#1)", f"long={'x' * 39}… (#2)"]),
+        ([config(at="x" * 90 + "1"), config(at="x" * 90 + "2")], [f"at={'x' * 20}…{'x' * 18}{n}" for n in (1, 2)]),
+        ([config(at="x" * 90), config(at="x" * 91)], ["Equal (#1)", "Equal (#2)"]),
     ],
 )  # fmt: skip
-def test_names_are_made_of_what_differs(configs: list[Any], names: list[str]) -> None:
-    assert labels(configs, [{}] * len(configs)) == names
+def test_names_are_made_of_what_differs(configs: list[Any], texts: list[str]) -> None:
+    assert labels(configs, [{}] * len(configs)) == texts
 
 
 def test_the_option_is_named_rather_than_the_class() -> None:
@@ -56,9 +61,25 @@ def test_other_tasks() -> None:
     assert labels([one, other], [{}, {}]) == ["tasks digit+parity", "tasks digit+parity+sum"]
 
 
+def test_long_names_hold_no_more_than_tells_them_apart() -> None:
+    """The balancers tell one from the other two, whose weights tell them apart; what more differs is known too."""
+    more = {"trainer": {"max_epochs": 40, "clip_norm": 1.0}, "precision": "bf16"}
+    less = {"trainer": {"max_epochs": 10, "clip_norm": None}, "precision": "fp32"}
+    found = names([config("UPGrad", **more), config(weights=(0.2, 1.8), **less), config(**less)], [{}] * 3)
+    assert [name.text for name in found] == [
+        "UPGrad",
+        "Equal, weights digit 0.2 / parity 1.8",
+        "Equal, weights digit 1 / parity 1",
+    ]
+    assert found[0].told["trainer.max_epochs"] == "40"
+    hidden = {"precision", "trainer.clip_norm", "trainer.max_epochs"}
+    weights = {"tasks.digit.weight", "tasks.parity.weight"}
+    assert [set(name.left_out) for name in found] == [hidden | weights, hidden, hidden]
+
+
 def test_differences() -> None:
-    assert differences(config(lr=0.1), config(lr=0.2)) == ["optimizer.lr"]
-    assert differences(config(), config()) == []
+    assert differences([config(lr=0.1), config(lr=0.2)], [{}, {}]) == [{"optimizer.lr": "0.1"}, {"optimizer.lr": "0.2"}]
+    assert differences([config(), config()], [{}, {}]) == [{}, {}]
 
 
 def test_order_of_names() -> None:

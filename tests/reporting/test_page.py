@@ -117,7 +117,7 @@ def test_the_page_is_legible_and_asks_for_nothing(made: Path, browser: Any, sche
     assert len(found["text"]) > 100
     assert [(text, contrast) for text, contrast in found["text"] if contrast < 4.5] == []
     assert len(found["drawn"]) > 20
-    assert [(text, contrast) for text, contrast in found["drawn"] if contrast < 2] == []
+    assert [(text, contrast) for text, contrast in found["drawn"] if contrast < 3] == []
     page.close()
 
 

@@ -10,7 +10,7 @@ from made_runs import accuracies, run
 from mtl.reporting.axes import staircase
 from mtl.reporting.comparison import Comparison
 from mtl.reporting.grouping import sections
-from mtl.reporting.pareto import front, hypervolume, pictures
+from mtl.reporting.pareto import front, hypervolume, pairs_to_show
 from mtl.reporting.reading import find
 
 numbers = st.integers(0, 5).map(float)
@@ -60,7 +60,7 @@ def test_picture_of_methods(tmp_path: Path) -> None:
     for name, (a, b) in {"equal": (0.6, 0.4), "X": (0.4, 0.6), "Y": (0.4, 0.4)}.items():
         for seed, by in enumerate((-0.1, 0.1)):
             run(tmp_path / f"{name}{seed}", balancer=name, seed=seed, test=accuracies(a=a + by, b=b + by))
-    (picture,) = pictures(Comparison(*sections(find([tmp_path]), None)))
+    (picture,) = pairs_to_show(Comparison(*sections(find([tmp_path]), None)))
     assert {m.label: on for m, on in zip(picture.methods, picture.on_front, strict=True)} == {
         "equal": True,
         "X": True,
@@ -80,7 +80,7 @@ def test_pairs(tmp_path: Path) -> None:
         run(tmp_path / "six" / name, balancer=name, tasks=tasks)
         run(tmp_path / "five" / name, balancer=name, tasks=tasks[:5])
     six, five = (Comparison(*sections(find([tmp_path / part]), None)) for part in ("six", "five"))
-    assert len(pictures(five)) == 5 * 4 / 2
-    assert pictures(six) == []
-    (picture,) = pictures(six, [["t5", "t1"]])
+    assert len(pairs_to_show(five)) == 5 * 4 / 2
+    assert pairs_to_show(six) == []
+    (picture,) = pairs_to_show(six, [["t5", "t1"]])
     assert (picture.x.task, picture.y.task) == ("t5", "t1")
