@@ -135,6 +135,7 @@ class Plots:
         across = min(len(pairs), 2 if len(pairs) < 5 else 3)
         down = math.ceil(len(pairs) / across)
         title = "Two tasks against each other"
+        dashed = " Dashed: the tasks alone." * bool(self.comparison.section.singles)
         tall = down * (3.3 if across == 3 else 3.9)
         with figure_of(len(pairs), across, tall, width=6.2 if across == 1 else WIDTH) as (figure, axes):
             for pair, ax in zip(pairs, axes, strict=True):
@@ -146,7 +147,7 @@ class Plots:
                 take(figure, name, title, [method.label for method in self.comparison.methods]),
                 "Mean over seeds and 95 % interval of the methods' main figures. Ringed, and joined: the front, which "
                 "no other method's means beat in both. The shaded area is its hypervolume, from the cross, the "
-                f"reference point. Dashed: the tasks alone. {self.legend}".strip(),
+                f"reference point.{dashed} {self.legend}".strip(),
             )
 
     def _rows(self, ax: "Axes", title: str, estimates: dict[str, Estimate], alone: Estimate | float | None) -> None:
@@ -198,6 +199,8 @@ class Plots:
                 means = [value for _, band in found for value in band.mean.tolist() if math.isfinite(value)]
                 if may_be_log is None:
                     ax.axhline(0, color=MUTED, lw=0.8)
+                    low, high = ax.get_ylim()
+                    ax.set_ylim(max(low, -1.05), min(high, 1.05))  # an interval of few seeds may go beyond
                 elif means:
                     low, high = min(means), max(means)
                     if may_be_log and low > 0 and high > 10 * low:
