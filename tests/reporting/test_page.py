@@ -1,28 +1,18 @@
 """The page in a real Chromium, in light and dark."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from browser import CHROMIUM, browser
 from made_runs import accuracies, run
 
 from mtl.report import report
 from mtl.reporting.svg import DARK, LIGHT
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 HOSTILE = "<img src=x onerror=alert(1)> & $x_1$ | `y`"
 CONTRAST = """() => {
   const scene = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
@@ -87,19 +77,16 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def opened() -> Iterator[Any]:
     if CHROMIUM is None:
-        pytest.skip("there is no chromium")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
+        pytest.skip("there is no Chromium here (apt-get install chromium)")
+    with browser() as started:
+        yield started
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_is_legible_and_asks_for_nothing(made: Path, browser: Any, scheme: str) -> None:
-    page = browser.new_page(color_scheme=scheme, viewport={"width": 1200, "height": 900})
+def test_the_page_is_legible_and_asks_for_nothing(made: Path, opened: Any, scheme: str) -> None:
+    page = opened.new_page(color_scheme=scheme, viewport={"width": 1200, "height": 900})
     requests: list[str] = []
     said: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
@@ -122,14 +109,14 @@ def test_the_page_is_legible_and_asks_for_nothing(made: Path, browser: Any, sche
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pixels_are_of_the_scheme(made: Path, browser: Any, scheme: str) -> None:
+def test_pixels_are_of_the_scheme(made: Path, opened: Any, scheme: str) -> None:
     """The plots' ground is the page's, and their curves have the colours that they should."""
     import io
 
     import numpy as np
     from PIL import Image
 
-    page = browser.new_page(color_scheme=scheme, viewport={"width": 1200, "height": 900})
+    page = opened.new_page(color_scheme=scheme, viewport={"width": 1200, "height": 900})
     page.goto((made / "report.html").as_uri())
     colours = {"light": LIGHT, "dark": DARK}[scheme]
     for plot in page.locator("figure svg").all():
@@ -141,8 +128,8 @@ def test_pixels_are_of_the_scheme(made: Path, browser: Any, scheme: str) -> None
     page.close()
 
 
-def test_a_narrow_screen_scrolls_tables_and_not_the_page(made: Path, browser: Any) -> None:
-    page = browser.new_page(viewport={"width": 400, "height": 800})
+def test_a_narrow_screen_scrolls_tables_and_not_the_page(made: Path, opened: Any) -> None:
+    page = opened.new_page(viewport={"width": 400, "height": 800})
     page.goto((made / "report.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.close()
@@ -156,8 +143,8 @@ def test_ids_are_there_once_and_what_is_referred_to_is_there(made: Path) -> None
     assert {one or other for one, other in used} <= set(ids)
 
 
-def test_whoever_points_at_a_curve_is_told_its_name(made: Path, browser: Any) -> None:
-    page = browser.new_page()
+def test_whoever_points_at_a_curve_is_told_its_name(made: Path, opened: Any) -> None:
+    page = opened.new_page()
     page.goto((made / "report.html").as_uri())
     titles = set(page.locator("figure .method > title").all_text_contents())
     assert {"equal", "upgrad", HOSTILE} <= titles
