@@ -5,7 +5,7 @@ import sys
 
 from mtl.errors import suggest
 
-COMMANDS = {"train": "train a problem", "evaluate": "measure a trained model"}
+COMMANDS = {"train": "train a problem", "evaluate": "measure a trained model", "report": "compare finished runs"}
 
 
 def main() -> None:
