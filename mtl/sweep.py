@@ -167,7 +167,7 @@ def weight_grid(config: Any) -> str:
     if [1.0] * count not in points:
         points.insert(0, [1.0] * count)
     return ",".join(
-        "{" + ",".join(f"{name}:{{weight:{w:.4g}}}" for name, w in zip(names, point, strict=True)) + "}"
+        "{" + ",".join(f"{name}:{{weight:{round(w, 4)!r}}}" for name, w in zip(names, point, strict=True)) + "}"
         for point in points
     )
 

@@ -19,7 +19,7 @@ def test_round_trip(tmp_path: Path) -> None:
     checkpoint.save(path, state)
     loaded = checkpoint.load(path)
     assert torch.equal(loaded.pop("model")["w"], torch.arange(3))
-    assert loaded == {"format": 5, "config": {"a": [1, None, "x"]}, "best": 0.1 + 0.2}
+    assert loaded == {"format": checkpoint.FORMAT, "config": {"a": [1, None, "x"]}, "best": 0.1 + 0.2}
     assert {p.name for p in path.parent.iterdir()} == {path.name, "manifest.json"}  # nothing temporary is left
 
 
@@ -57,7 +57,7 @@ def test_files_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyP
         path.write_bytes(content)
         with pytest.raises(mtl.UserError, match=r"the checkpoint .*last\.pt can't be read"):
             checkpoint.load(path)
-    torch.save({"format": 5, "bomb": Bomb()}, path)
+    torch.save({"format": checkpoint.FORMAT, "bomb": Bomb()}, path)
     with pytest.raises(mtl.UserError, match="can't be read"):
         checkpoint.load(path)
     assert not Path("exploded").exists()
@@ -67,7 +67,7 @@ def test_files_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyP
         checkpoint.load(path)
     path.rmdir()
     torch.save({"format": 99}, path)
-    with pytest.raises(mtl.UserError, match="has format 99; this version of mtl reads format 5"):
+    with pytest.raises(mtl.UserError, match="has format 99; this version of mtl reads format 6"):
         checkpoint.load(path)
 
 
@@ -136,7 +136,11 @@ def test_commands_that_meet_a_damaged_checkpoint_say_so(
         path.write_bytes({"cut": content[:-5000], "bit": content, "empty": b""}[damage])
     else:
         (tmp_path / "run/checkpoints/manifest.json").unlink()
-        odd = {"bomb": {"format": 5, "model": Bomb()}, "another format": {"format": 1}, "not ours": [1, 2]}[damage]
+        odd = {
+            "bomb": {"format": checkpoint.FORMAT, "model": Bomb()},
+            "another format": {"format": 1},
+            "not ours": [1, 2],
+        }[damage]
         torch.save(odd, path)
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != "train.log"}
     for module, arguments in (

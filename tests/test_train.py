@@ -63,11 +63,11 @@ def test_events_hold_the_history(trained: Ended) -> None:
         f"{kind}/{task}/{split}"
         for kind in ("loss",)
         for task in ("digit", "parity")
-        for split in ("train", "val", "test")
+        for split in ("train", "val", "best", "test")
     }
-    expected |= {f"metric/{task}/accuracy/{split}" for task in ("digit", "parity") for split in ("val", "test")}
+    expected |= {f"metric/{task}/accuracy/{split}" for task in ("digit", "parity") for split in ("val", "best", "test")}
     expected |= {"grad_norm/digit", "grad_norm/parity", "grad_norm/total", "weight/digit", "weight/parity"}
-    expected |= {"cosine/digit~parity", "lr/default", "speed/samples_per_second", "monitor/val"}
+    expected |= {"cosine/digit~parity", "lr/default", "speed/samples_per_second", "monitor/val", "monitor/best"}
     assert set(logged) == expected
     assert [step for step, _ in logged["cosine/digit~parity"]] == [1, 20, 40, 60, 80, 100, 120]
     assert all(math.isfinite(value) for values in logged.values() for _, value in values)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoardLogger:
-    """Writes scalars by their tags, pictures and histograms; a layout with one chart each for all tasks' losses, metrics,
+    """Writes scalars by tag, pictures and histograms; a layout with one chart each for all tasks' losses, metrics,
     gradient norms, weights and cosines; the config as text; and the options and final figures for the HParams tab.
 
     Args:

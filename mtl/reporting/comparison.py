@@ -206,7 +206,10 @@ def check_names(sections: Sequence[Section], reference: str | None, pairs: Seque
 
 
 def _is_equal(method: Method) -> bool:
-    return str((method.settings.get("balancer") or {}).get("_target_")) == "mtl.balancers.Equal"
+    """Whether it is the plain sum of the losses."""
+    weights = [task.get("weight", 1.0) for task in method.settings["tasks"].values()]
+    alike = all(weight == weights[0] for weight in weights)
+    return alike and str((method.settings.get("balancer") or {}).get("_target_")) == "mtl.balancers.Equal"
 
 
 def _figures(section: Section, tasks: Sequence[str]) -> list[Figure]:

@@ -123,8 +123,16 @@ def settings(run: Run) -> dict[str, Any]:
 
 
 def key(config: Mapping[str, Any]) -> str:
-    """The same text for the same config, whatever the order of its keys."""
-    return json.dumps(config, sort_keys=True, default=str)
+    """The same text for the same config, whatever the order of its keys, and whether 1 is written 1 or 1.0."""
+    return json.dumps(_with_floats(config), sort_keys=True, default=str)
+
+
+def _with_floats(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {name: _with_floats(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_with_floats(value) for value in node]
+    return float(node) if type(node) is int else node
 
 
 def _take_out(config: dict[str, Any], names: set[str]) -> None:

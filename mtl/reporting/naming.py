@@ -47,8 +47,8 @@ def names(configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, s
         kept = _least(found)
         told = [", ".join(_told(pieces, short)) for pieces in kept]
     texts = [
-        text or _part(config.get("balancer"), "balancer", chosen) or "all the same"
-        for text, config, chosen in zip(told, configs, choices, strict=True)
+        text or ("equal weights" if pieces else _part(config.get("balancer"), "balancer", chosen)) or "all the same"
+        for text, pieces, config, chosen in zip(told, kept, configs, choices, strict=True)
     ]
     unique = [
         f"{text} (#{texts[:index].count(text) + 1})" if texts.count(text) > 1 else text
@@ -176,8 +176,7 @@ def _least(found: Found) -> Found:
 
 
 def _told(pieces: Mapping[str, str], short: Mapping[str, str]) -> list[str]:
-    """One config's pieces, the weights of its tasks as one."""
-
+    """One config's pieces, the weights of its tasks as one; weights of 1 needn't be told."""
     told = []
     weights = [(key.split(".")[1], value) for key, value in pieces.items() if _is_weight(key)]
     for key in sorted(pieces, key=_rank):
@@ -187,7 +186,7 @@ def _told(pieces: Mapping[str, str], short: Mapping[str, str]) -> list[str]:
             told.append(f"tasks {pieces[key]}")
         elif not _is_weight(key):
             told.append(f"{short[key]}={pieces[key]}")
-        elif weights:
+        elif any(value != "1" for _, value in weights):
             told.append("weights " + " / ".join(f"{task} {value}" for task, value in weights))
             weights = []
     return told

@@ -82,7 +82,9 @@ def _no_gain(comparison: Comparison, deltas: Sequence[Delta]) -> list[Block]:
             reasons.setdefault(f"{what}: {found.why}", []).append(method.label)
     texts = [f"{listed(labels)}: {reason}." for reason, labels in reasons.items()]
     if not comparison.section.singles:
-        texts = ["Δm isn't defined: there are no runs of the tasks alone. Add some, by only=TASK with the same seeds."]
+        texts = [
+            "Δm isn't defined: there are no runs of the tasks alone. Add some, by +sweep=single_task with the same seeds."
+        ]
     return [Bullets(texts)] if texts else []
 
 

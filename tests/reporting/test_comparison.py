@@ -114,6 +114,18 @@ def test_the_reference_can_be_chosen(three: Path) -> None:
     assert {test.method.label for test in comparison(three, "X").tests} == {"Y", "equal"}
 
 
+def test_the_reference_is_the_plain_sum(tmp_path: Path) -> None:
+    for number, weights in enumerate([(0.2, 1.8), (1, 1), (1.8, 0.2)]):
+        named = {f"tasks.{task}.weight": weight for task, weight in zip("ab", weights, strict=True)}
+        run(tmp_path / f"w{number}", config=named)
+    run(tmp_path / "u", balancer="UPGrad")
+    found = comparison(tmp_path)
+    assert found.reference.label == "equal"
+    assert {m.label for m in found.methods} == {
+        *("equal", "UPGrad", "equal, weights a 0.2 / b 1.8", "equal, weights a 1.8 / b 0.2")
+    }
+
+
 def test_costs_and_conflict_are_means_over_seeds(tmp_path: Path) -> None:
     for seed, (seconds, cosine) in enumerate([(0.1, 0.5), (0.3, -0.1)]):
         told = {"a~b": {"mean": cosine, "below_zero": 0.5 - cosine, "steps": 9}}

@@ -36,6 +36,13 @@ def test_what_has_no_bearing_on_the_numbers_makes_no_method(tmp_path: Path) -> N
     assert len(section.methods) == 1
 
 
+def test_one_is_one_however_it_is_written(tmp_path: Path) -> None:
+    run(tmp_path / "a", config={"tasks.a.weight": 1})
+    run(tmp_path / "b", seed=1, config={"tasks.a.weight": 1.0})
+    (section,) = of(tmp_path)
+    assert len(section.methods) == 1
+
+
 def test_problems_are_apart(tmp_path: Path) -> None:
     run(tmp_path / "a", problem="one")
     run(tmp_path / "b", problem="two")

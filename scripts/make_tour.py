@@ -1,0 +1,47 @@
+"""Makes the pictures of the README's tour: runs its commands and takes them out of what these wrote.
+
+    pip install -e ".[test]" && python scripts/make_tour.py [--browser /usr/bin/chromium]
+
+docs/tensorboard.png comes out of `pytest tests/test_tensorboard_page.py --screenshots docs`.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).parents[1]
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+
+
+def main() -> None:
+    """Runs, looks, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--browser", default=shutil.which("chromium"))
+    browser = parser.parse_args().browser
+    (tour,) = re.findall(r"^## A tour$.*?^## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    commands = [line for block in re.findall(r"^```bash\n(.*?)^```$", tour, re.M | re.S) for line in block.splitlines()]
+    with tempfile.TemporaryDirectory() as folder:
+        for command in commands:
+            if command.startswith("python -m mtl."):
+                print(command, flush=True)
+                subprocess.run(command.replace("python", sys.executable, 1), shell=True, cwd=folder, check=True)
+        graph = next(Path(folder).glob("outputs/graph/*/*/graph.png"))
+        for name in ("graph.png", "life.png"):
+            shutil.copy(graph.with_name(name), ROOT / "docs" / name)
+        page = next(Path(folder).glob("outputs/**/report.html"))
+        with sync_playwright() as playwright:
+            opened = playwright.chromium.launch(executable_path=browser, args=FLAGS)
+            shown = opened.new_page(viewport={"width": 1100, "height": 1500})
+            shown.goto(page.as_uri())
+            shown.screenshot(path=ROOT / "docs" / "report.png")
+            opened.close()
+
+
+if __name__ == "__main__":
+    main()
