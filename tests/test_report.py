@@ -120,7 +120,7 @@ def test_one_run_alone(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     out = " ".join(capsys.readouterr().out.split())
     assert "There is one method, so there is nothing to choose." in out
     assert "One seed only: there are no intervals and no tests" in out
-    assert "Δm isn't defined: there are no runs of the tasks alone." in out
+    assert "Δm isn't defined: no run is of a task alone." in out
 
 
 def test_runs_without_what_newer_ones_have(

@@ -82,9 +82,7 @@ def _no_gain(comparison: Comparison, deltas: Sequence[Delta]) -> list[Block]:
             reasons.setdefault(f"{what}: {found.why}", []).append(method.label)
     texts = [f"{listed(labels)}: {reason}." for reason, labels in reasons.items()]
     if not comparison.section.singles:
-        texts = [
-            "Δm isn't defined: there are no runs of the tasks alone. Add some, by +sweep=single_task with the same seeds."
-        ]
+        texts = ["Δm isn't defined: no run is of a task alone. Add some, by +sweep=single_task."]
     return [Bullets(texts)] if texts else []
 
 
