@@ -5,7 +5,7 @@ import sys
 
 from mtl.errors import suggest
 
-COMMANDS = {"train": "train a problem", "evaluate": "measure a trained model"}
+COMMANDS = {"train": "train a problem", "evaluate": "measure a trained model", "graph": "show what autograd builds"}
 
 
 def main() -> None:
