@@ -1,6 +1,7 @@
 """python -m mtl.graph task=…: what autograd builds for one batch, and how long it lives. Nothing is trained."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mtl.graphs import Life, Walk
+    from mtl.graphs.text import Grid
     from mtl.model import MultiTaskModel
     from mtl.task import Task
 
@@ -47,13 +49,47 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
     """Builds everything as for a training, looks, writes, and says what there is to see."""
     from rich.console import Console
 
-    from mtl import config as build
     from mtl.graphs import text
-    from mtl.parts import samples_in
     from mtl.passes import choose
-    from mtl.seeding import seed_all, use_deterministic_algorithms
 
     console = Console()
+    config, model, tasks, batch, total_steps = built(config, console)
+    chosen = choose(config["passes"], model)
+    pictures = Pictures(console)
+    walk, reach = look(config, model, tasks, batch, pictures)
+    if not walk.seen:
+        raise UserError("no task has labels in the first batch, so there is no graph")
+    lives, refused = live(config, model, tasks, batch, total_steps)
+
+    text.write_leaves(walk, folder / "leaves.csv")
+    text.write_life(lives, folder / "life.csv")
+    of_leaves = text.notes(walk, reach, model.frozen_until)
+    of_life = [text.peaks(lives, chosen)] if lives else []
+    of_life += [f"Not measured by {kind} passes: {why}." for kind, why in refused.items()]
+    whole = [text.leaves(walk, None).markdown(), *of_leaves, text.life(lives, None).markdown(), *of_life]
+    (folder / "graph.md").write_text("\n\n".join(whole), encoding="utf-8")
+    show(console, text.leaves(walk), of_leaves, "leaves.csv")
+    show(console, text.life(lives), of_life, "life.csv")
+    pictures.draw(walk, lives, folder)
+    if options["tensorboard"]:
+        write_events(lives, "\n\n".join(whole), folder)
+    written = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+    shown = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+    say(console, f"Written to {shown}: {text.listed(written, 2 * text.MODULES)}")
+    if options["tensorboard"]:
+        say(console, f"look     tensorboard --logdir {shlex.quote(shown)}")
+    if chosen in refused:
+        raise refused[chosen]
+
+
+def built(
+    config: dict[str, Any], console: "Console"
+) -> "tuple[dict[str, Any], MultiTaskModel, list[Task], dict[str, Any], int]":
+    """The config with what the data say, the model, the tasks, the first batch, and the steps of the training."""
+    from mtl import config as build
+    from mtl.parts import samples_in
+    from mtl.seeding import seed_all, use_deterministic_algorithms
+
     build.add_code_folders(cli.code_folders())
     for path in cli.shadowed():
         say(console, f"warning  {path} is not read: mtl's own file of that name comes first; rename yours")
@@ -65,53 +101,18 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
     seed_all(config["seed"])
     train = build.build_loaders(config, splits, device)["train"]
     tasks = build.build_tasks(config, splits)
-    model = build.build_model(config, tasks).to(device)
+    model = build.build_model(config, tasks).to(device).train()
     if config["init_from"] is not None:
         from mtl.runs import start_from
 
         for line in start_from(model, config["init_from"]):
             say(console, f"init     {line}")
-    chosen = choose(config["passes"], model)
-    model.train()
     batches: Any = train.batches(1)
     with closing(batches):  # worker processes end with it
         batch = next(batches)
     say(console, f"data     {splits.summary()}")
-    say(console, f"batch    {samples_in(tasks, batch)} samples, the first of epoch 1; no step is taken")
-
-    pictures = Pictures(console)
-    walk, reach = look(config, model, tasks, batch, pictures)
-    if not walk.seen:
-        raise UserError("no task has labels in the first batch, so there is no graph")
-    lives, refused = live(config, model, tasks, batch, total_steps=len(train) * config["trainer"]["max_epochs"])
-    until = model.frozen_until
-
-    text.write_leaves(walk, folder / "leaves.csv")
-    text.write_life(lives, folder / "life.csv")
-    every = [text.leaves(walk, None).markdown(), *text.notes(walk, reach, until), text.life(lives, None).markdown()]
-    every += [text.peaks(lives, chosen), *(f"Not measured: {why}." for why in refused.values())]
-    (folder / "graph.md").write_text("\n\n".join(every), encoding="utf-8")
-
-    for grid, where, lines in (
-        (text.leaves(walk), "leaves.csv", text.notes(walk, reach, until)),
-        (text.life(lives), "life.csv", every[-1 - len(refused) :]),
-    ):
-        console.print(grid.rich())
-        if grid.left_out:
-            say(console, f"  … and {grid.left_out} rows more, in {where}")
-        for line in lines:
-            console.print(line, highlight=False, markup=False)
-        console.print()
-    pictures.draw(walk, lives, folder)
-    if options["tensorboard"]:
-        write_events(lives, "\n\n".join(every), folder)
-    written = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
-    shown = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-    say(console, f"Written to {shown}: {text.listed(written, 2 * text.MODULES)}")
-    if options["tensorboard"]:
-        say(console, f"look     tensorboard --logdir {shown}")
-    if chosen in refused:
-        raise refused[chosen]
+    say(console, f"batch    {samples_in(tasks, batch):,} samples, the first of epoch 1; no step is taken")
+    return config, model, tasks, batch, len(train) * config["trainer"]["max_epochs"]
 
 
 def look(
@@ -131,7 +132,7 @@ def look(
 
 
 def live(
-    config: dict[str, Any], model: "MultiTaskModel", tasks: "Sequence[Task]", batch: Any, *, total_steps: int
+    config: dict[str, Any], model: "MultiTaskModel", tasks: "Sequence[Task]", batch: Any, total_steps: int
 ) -> "tuple[dict[str, Life], dict[str, UserError]]":
     """The life of one step of the config by each kind of passes, and by kind why there is none."""
     from mtl import config as build
@@ -188,7 +189,8 @@ class Pictures:
         from mtl.graphs import pictures, plot
 
         try:
-            plot.plot(lives, folder / "life.svg")
+            if lives:
+                plot.plot(lives, folder / "life.svg")
         except ImportError as error:
             say(self._console, f"warning  no plot of the step's life: {first_line(error)}. {pictures.EXTRA}")
         if self._missing is not None:
@@ -220,6 +222,16 @@ def write_events(lives: "Mapping[str, Life]", report: str, folder: Path) -> None
             writer.add_scalar(f"life_peak/{kind}", life.peak)
             for number, event in enumerate(life.events, start=1):
                 writer.add_scalar(f"life/{kind}", event.alive, number)
+
+
+def show(console: "Console", grid: "Grid", lines: "Sequence[str]", where: str) -> None:
+    """Prints a table and what there is to say of it."""
+    console.print(grid.rich())
+    if grid.left_out:
+        say(console, f"  … and {grid.left_out} rows more, in {where}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+    console.print()
 
 
 def say(console: "Console", line: str) -> None:
