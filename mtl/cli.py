@@ -36,6 +36,10 @@ REPLACED = (  # mappings whose keys are the user's
     *("trainer.monitor", "optimizer.groups", "model.freeze_until", "data.batch_size"),
 )
 TRAININGS = ("train", "graph")  # configs that `task=` completes
+EXTRAS = {  # of mtl-train, by the launcher or sweeper of a plugin of Hydra's
+    **{"joblib": "joblib", "ray": "ray", "optuna": "optuna"},
+    **{"submitit_slurm": "slurm", "submitit_local": "slurm"},
+}
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 
@@ -46,6 +50,7 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     """
     wanted = os.environ.get("HYDRA_FULL_ERROR")
     tracebacks = wanted == "1"
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are about the profiler's own affairs
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors, so that they are shown the same way as ours
     multirun = sweep.Sweep(sys.argv[1:], _run_id())
     _register_resolvers(multirun)
@@ -72,7 +77,8 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
             failed = True
             if swept:
                 sweep.note(folder, "failed")
-            return float("nan")
+            # Hydra's plugin for Optuna stumbles over NaN, and takes None for a trial that failed.
+            return None if "optuna" in str(HydraConfig.get().sweeper.get("_target_")) else float("nan")
         finally:
             if not there_before:
                 _forget_what_never_began(folder)
@@ -120,7 +126,7 @@ def _register_resolvers(multirun: sweep.Sweep) -> None:
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     # Its value goes with the config to jobs in other processes.
     OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)
-    for of_config in (sweep.task_names, sweep.weight_grid, sweep.search_space, sweep.direction):
+    for of_config in (sweep.task_names, sweep.weight_grid, sweep.direction):
         OmegaConf.register_new_resolver(of_config.__name__, _of_root(of_config), replace=True)
 
 
@@ -156,7 +162,7 @@ def arguments() -> list[str]:
     replaced = tuple(f"+{key}=" for key in REPLACED)
     deleting = [override for key in REPLACED for override in _deleting(key)]
     task = [argument for argument in HydraConfig.get().overrides.task if argument not in deleting]
-    given = [a.removeprefix("+") if a.startswith(replaced) else a for a in task]
+    given = [a.removeprefix("+") if a.startswith(replaced) else a for a in task if not a.startswith("+sweep=")]
     folders = [s.path for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
     return [*(part for folder in folders for part in ("--config-dir", _as_typed(folder))), *given]
 
@@ -203,6 +209,9 @@ def _show(error: Exception, full: bool, config_name: str) -> None:
         text = f"'{error.override}' can't be read: {' '.join((error.message or '').splitlines()[1:2])}"
         example = "task=mnist_two_head" if config_name in TRAININGS else "run=outputs/…"
         text += f"; values are written key=value, as {example}"
+    elif plugin := re.match(r"In 'hydra/config': Could not find 'hydra/(?:launcher|sweeper)/(\w+)'", text):
+        extra = EXTRAS.get(plugin[1])
+        text += f'\nInstall it: pip install "mtl-train[{extra}]"' if extra else ""
     elif "@task." in text:
         text += "\nThe task's file must begin with the line: # @package _global_"
     elif unknown and unknown[1] not in schema.SCHEMA:

@@ -74,7 +74,7 @@ class Sweep:
         """`0_lr-0.001_seed-0` for a job whose optimizer.lr and seed are swept: short, and a valid name everywhere."""
         swept = [override for override in overrides if override not in self.typed]
         names = [name for override in swept if "=" in override for name in _names(*override.split("=", 1))]
-        return re.sub(r"[^\w.-]+", "-", "_".join([str(number), *names]))[:100]
+        return "_".join([str(number), *(re.sub(r"[^\w.]+", "-", name).strip("-") for name in names)])[:100]
 
     def ended(self) -> list[dict[str, Any]]:
         """What was noted of the jobs that ended since the beginning, in the order of their numbers."""
@@ -118,11 +118,21 @@ def _telling(typed: Sequence[str]) -> Iterator[str]:
 
 
 def _names(key: str, value: str) -> list[str]:
-    """What of a swept value is shown in the job's name; a mapping's values by what is in it."""
-    if not value.startswith("{"):
-        return [f"{key.lstrip('+').split('.')[-1]}-{value}"]
-    plain = OmegaConf.to_container(OmegaConf.create(re.sub(r":(?=\S)", ": ", value)))
-    return [f"{name}-{each}" for name, each in _leaves(plain)]
+    """What of a swept value is shown in the job's name; of a mapping what is in it, of a task's weight the task."""
+    parts = key.lstrip("+").split(".")
+    if value.startswith("{"):
+        plain = OmegaConf.to_container(OmegaConf.create(re.sub(r":(?=\S)", ": ", value)))
+        return [f"{name}-{_short(each)}" for name, each in _leaves(plain)]
+    weight = parts[0] == "tasks" and parts[-1] == "weight"
+    return [f"{parts[-2 if weight else -1]}-{_short(value)}"]
+
+
+def _short(value: Any) -> str:
+    """A number in few digits."""
+    try:
+        return f"{float(value):.4g}"
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -133,9 +143,16 @@ def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield (name if key == "weight" and name else str(key)), value
 
 
+def _tasks(config: Any) -> list[str]:
+    """The names of those that are trained."""
+    only = config.get("only")
+    wanted = [only] if isinstance(only, str) else only
+    return [str(name) for name in config.tasks if wanted is None or name in wanted]
+
+
 def task_names(config: Any) -> str:
     """The tasks' names, to be swept over."""
-    return ",".join(map(str, config.tasks))
+    return ",".join(_tasks(config))
 
 
 def weight_grid(config: Any) -> str:
@@ -143,7 +160,7 @@ def weight_grid(config: Any) -> str:
 
     On the edges a task has no weight. Equal weights are among them.
     """
-    names = [str(name) for name in config.tasks]
+    names = _tasks(config)
     count = len(names)
     parts = max((n for n in range(count, FINEST + 1) if comb(n - 1, count - 1) <= MOST_POINTS), default=count)
     points = [_shares(cuts, parts, count) for cuts in combinations(range(1, parts), count - 1)]
@@ -160,13 +177,19 @@ def _shares(cuts: Sequence[int], parts: int, count: int) -> list[float]:
     return [count * (end - start) / parts for start, end in pairwise(ends)]
 
 
-def search_space(config: Any) -> dict[str, str]:
-    """What Optuna is to search: the learning rate around the config's own, and each task's weight over the first's."""
-    space = {f"++tasks.{name}.weight": "tag(log, interval(0.1, 10.0))" for name in list(config.tasks)[1:]}
+def search_space(config: Any, trial: Any) -> None:
+    """What Optuna searches: the learning rate, up to ten times the config's own, and each task's weight by the first's.
+
+    What the command line fixes, or searches itself, is left alone.
+    """
+    taken = {*trial.params, *trial.user_attrs}
+    taken |= {name.lstrip("+") for name in taken}
     rate = config.optimizer.get("lr")
-    if rate:
-        space["optimizer.lr"] = f"tag(log, interval({float(rate) / 10!r}, {float(rate) * 10!r}))"
-    return space
+    ranges = {"optimizer.lr": (rate / 10, rate * 10)} if rate else {}
+    ranges |= {f"++tasks.{name}.weight": (0.1, 10.0) for name in _tasks(config)[1:]}
+    for name, (low, high) in ranges.items():
+        if name.lstrip("+") not in taken:
+            trial.suggest_float(name, low, high, log=True)
 
 
 def direction(config: Any) -> str:

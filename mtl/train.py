@@ -21,6 +21,7 @@ from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, tol
 from mtl.resume import Refused, locked, write_whole
 
 if TYPE_CHECKING:
+    from mtl.step import StepResult
     from mtl.trainer import Trainer
 
 log = logging.getLogger("mtl")
@@ -146,7 +147,7 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
             monitor=config["trainer"]["monitor"],
             patience=config["trainer"]["patience"],
             loggers=[*loggers, terminal],
-            callbacks=[*callbacks, terminal],
+            callbacks=[*callbacks, check_direction, terminal],
             saved={
                 "config": config,
                 "composed": composed,
@@ -211,6 +212,21 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
         if "deterministic" in str(error) and not isinstance(error, UserError):
             raise UserError(f"deterministic=true {place}: {first_line(error)}") from error
         raise
+
+
+def check_direction(trainer: "Trainer", result: "StepResult") -> None:
+    """Called after each step.
+
+    Raises:
+        UserError: where Optuna goes the other way than what is monitored.
+    """
+    sweeper = HydraConfig.get().sweeper
+    if trainer.monitor is None or "optuna" not in str(sweeper.get("_target_")):
+        return
+    there = getattr(sweeper.direction, "name", sweeper.direction)
+    right = {"max": "maximize", "min": "minimize"}[trainer.monitor.mode]
+    if there != right:
+        raise UserError(f"the sweep would {there} {trainer.monitor}; give hydra.sweeper.direction={right}")
 
 
 def best(trainer: "Trainer", folder: Path) -> Any:

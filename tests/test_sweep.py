@@ -1,0 +1,365 @@
+"""Multiruns: what they go over, what they are called, how they end, and how they are taken up again."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, Ended, command
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from mtl import cli, sweep
+
+SMALL = ["task=mnist_two_head", "trainer.max_epochs=1", "data.batch_size=500", "logger=[csv]"]
+
+
+def jobs_of(ended: Ended) -> dict[str, dict]:
+    """By job its metrics.json."""
+    assert ended.run is not None
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(ended.run.parent.glob("*/metrics.json"))}
+
+
+def config_of(*overrides: str) -> OmegaConf:
+    with initialize_config_dir(cli.CONFIG_DIR, version_base=None):
+        return compose("train", list(overrides))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 9])
+def test_weights_lie_on_a_grid_that_sums_to_the_number_of_tasks(count: int) -> None:
+    names = [f"t{index}" for index in range(count)]
+    config = OmegaConf.create({"tasks": dict.fromkeys(names, 0)})
+    points = [
+        [each["weight"] for each in point.values()]
+        for point in OmegaConf.to_container(OmegaConf.create(f"[{sweep.weight_grid(config)}]".replace(":", ": ")))
+    ]
+    assert [1.0] * count in points
+    assert len({tuple(point) for point in points}) == len(points) <= sweep.MOST_POINTS + 1
+    for point in points:
+        assert sum(point) == pytest.approx(count, abs=1e-3)
+        assert min(point) > 0
+
+
+def test_two_tasks_have_tenths() -> None:
+    config = OmegaConf.create({"tasks": {"a": 0, "b": 0}})
+    assert sweep.weight_grid(config).split("},{")[:2] == [
+        "{a:{weight:0.2},b:{weight:1.8}",
+        "a:{weight:0.4},b:{weight:1.6}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["task=x", "optimizer.lr=0.001", "seed=0"], "7_lr-0.001_seed-0"),
+        (["balancer=upgrad", "seed=2"], "7_balancer-upgrad_seed-2"),
+        (["++tasks={digit:{weight:0.2},parity:{weight:1.8}}"], "7_digit-0.2_parity-1.8"),
+        (["optimizer.lr=0.0037509772", "++tasks.parity.weight=6.07499"], "7_lr-0.003751_parity-6.075"),
+        (["model.freeze=[trunk.conv1,trunk.conv2]"], "7_freeze-trunk.conv1-trunk.conv2"),
+        (["task=x"], "7"),
+    ],
+)
+def test_names_are_short_and_have_only_what_is_swept(overrides: list[str], name: str) -> None:
+    assert sweep.Sweep(["task=x", "-m"], "new").job_name(7, overrides) == name
+
+
+@pytest.mark.parametrize(
+    ("monitor", "way"),
+    [
+        ("null", "maximize"),
+        ("{digit/accuracy: max}", "maximize"),
+        ("{digit/loss: min, parity/loss: min}", "minimize"),
+        ("{digit/loss: {mode: min, scale: 1.0}, parity/loss: {mode: min, scale: 2.0}}", "maximize"),
+    ],
+)
+def test_optuna_goes_the_way_of_the_monitor(monitor: str, way: str) -> None:
+    config = OmegaConf.create(f"trainer: {{monitor: {monitor}}}")
+    assert sweep.direction(config) == way
+
+
+def test_only_trains_these_tasks(here: Path) -> None:
+    ended = command("train", *SMALL, "only=parity", "trainer.monitor={digit/loss: min, parity/loss: min}")
+    assert ended.code == 0, ended.err
+    assert list(ended.metrics["test"]) == ["parity"]
+    assert ended.metrics["best"]["monitor"] == "parity/loss (min)"
+    same = command("train", *SMALL, "~tasks.digit", "trainer.monitor={parity/loss: min}")
+    assert same.metrics["test"] == ended.metrics["test"]
+    wrong = command("train", *SMALL, "only=partiy")
+    assert wrong.code == 1
+    assert "only: there is no task 'partiy'; did you mean 'parity'?" in wrong.err
+
+
+def test_only_takes_up_again(here: Path) -> None:
+    ended = command("train", *SMALL, "only=[parity]")
+    (ended.run / "metrics.json").unlink()
+    again = command("train", *SMALL, "only=[parity]", "resume=auto")
+    assert again.code == 0, again.err
+    assert "resume   from step 8" in again.out
+
+
+def test_each_task_alone(here: Path) -> None:
+    ended = command("train", *SMALL, "+sweep=single_task", "seed=0,1")
+    assert ended.code == 0, ended.err
+    found = {name: list(metrics["test"]) for name, metrics in jobs_of(ended).items()}
+    assert found == {
+        "0_only-digit_seed-0": ["digit"],
+        "1_only-digit_seed-1": ["digit"],
+        "2_only-parity_seed-0": ["parity"],
+        "3_only-parity_seed-1": ["parity"],
+    }
+    alone = command("train", *SMALL, "only=parity", "seed=1")  # a job equals the same run by itself
+    assert alone.metrics["test"] == jobs_of(ended)["3_only-parity_seed-1"]["test"]
+    assert "+sweep" not in " ".join(jobs_of(ended)["0_only-digit_seed-0"]["arguments"])
+
+
+def params_of(name: str, task: str) -> dict[str, str]:
+    with initialize_config_dir(cli.CONFIG_DIR, version_base=None):
+        cli._register_resolvers(sweep.Sweep([], "new"))
+        composed = compose("train", [f"task={task}", f"+sweep={name}"], return_hydra_config=True)
+        assert composed.hydra.mode.name == "MULTIRUN"
+        return dict(composed.hydra.sweeper.params)
+
+
+@pytest.mark.parametrize("task", [path.stem for path in Path(cli.CONFIG_DIR, "task").glob("*.yaml")])
+def test_sweeps_of_every_problem(task: str) -> None:
+    names = list(config_of(f"task={task}").tasks)
+    assert params_of("single_task", task) == {"only": ",".join(names), "seed": "0,1,2"}
+    assert params_of("weights", task)["++tasks"].count("{") % (len(names) + 1) == 0
+
+
+def test_weights_reach_the_tasks(here: Path) -> None:
+    point = "{digit:{weight:0.2},parity:{weight:1.8}}"
+    ended = command("train", "-m", *SMALL, f"++tasks={point},{{digit:{{weight:1}},parity:{{weight:1}}}}")
+    assert ended.code == 0, ended.err
+    first, second = [m["weight"] for m in jobs_of(ended).values()]
+    assert first == pytest.approx({"digit": 0.2, "parity": 1.8})
+    assert second == {"digit": 1.0, "parity": 1.0}
+
+
+def test_all_balancers_are_swept(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names, from what the jobs are called; what each trains is tested elsewhere."""
+    from hydra._internal.core_plugins import basic_launcher, basic_sweeper
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr(basic_sweeper.BasicSweeper, "validate_batch_is_legal", lambda self, batch: seen.extend(batch))
+    monkeypatch.setattr(basic_launcher.BasicLauncher, "launch", lambda *_, **__: [])
+    command("train", *SMALL, "+sweep=balancers")
+    swept = [{part.split("=")[0]: part.split("=")[1] for part in job} for job in seen]
+    there = {path.stem for path in Path(cli.CONFIG_DIR, "balancer").glob("*.yaml")} - {"fixed", "torchjd"}
+    assert {(job["balancer"], job["seed"]) for job in swept} == set(itertools.product(there, "012"))
+    assert len(swept) == 3 * len(there)
+
+
+def failing(folder: Path) -> list[str]:
+    """A callback that fails in the jobs of seed 1 unless a file is there."""
+    (folder / "fails.py").write_text(
+        "import torch\nfrom pathlib import Path\n\nclass Fails:\n    def __call__(self, trainer, result):\n"
+        "        if torch.initial_seed() == 1 and trainer.global_step == 3 and not Path('mended').exists():\n"
+        "            raise RuntimeError('broken')\n"
+    )
+    return ["+callbacks.fails._target_=fails.Fails", "checkpoint.every_steps=2"]
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_job_that_fails_stops_no_other_and_is_tried_again(here: Path, launcher: str) -> None:
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    arguments = ["-m", *SMALL, "seed=0,1,2", f"hydra/launcher={launcher}", *failing(here)]
+    first = command("train", *arguments)
+    assert first.code == 1
+    states = [(m["status"], m.get("error")) for m in jobs_of(first).values()]
+    assert [status for status, _ in states] == ["finished", "failed", "finished"]
+    assert "callback Fails failed at step 3" in states[1][1]
+    assert "1_seed-1                                 failed" in first.out
+    before = jobs_of(first)
+
+    (here / "mended").touch()
+    again = command("train", *arguments, "resume=auto")
+    assert again.code == 0, again.err
+    assert len(list(here.glob("outputs/multirun/*/sweep.json"))) == 1
+    after = {path.parent.name: json.loads(path.read_text()) for path in here.glob("outputs/multirun/*/*/metrics.json")}
+    assert all(after[name] == before[name] for name in ("0_seed-0", "2_seed-2"))
+    assert after["1_seed-1"]["status"] == "finished"
+    alone = command("train", *SMALL, "seed=1")
+    assert after["1_seed-1"]["test"] == alone.metrics["test"]  # it went on from step 3, with the same numbers
+    if launcher == "basic":
+        assert "resume   from step 3" in again.out
+        assert again.out.count("is finished") == 2
+
+
+def test_other_arguments_are_another_sweep(here: Path) -> None:
+    first = command("train", "-m", *SMALL, "seed=0,1")
+    other = command("train", "-m", *SMALL, "seed=0,1", "optimizer.lr=1e-3", "resume=auto")
+    assert first.run.parent != other.run.parent
+    named = command("train", "-m", *SMALL, "seed=0,1", "optimizer.lr=1e-3", f"resume={first.run.parent}")
+    assert named.code == 1
+    assert "was begun with other arguments" in named.err
+    wrong = command("train", "-m", *SMALL, "seed=0,1", "resume=outputs")
+    assert "is not the folder of a multirun" in wrong.err
+    same = command("train", "-m", *SMALL, "seed=0,1", f"resume={first.run.parent}", "log.every=7")
+    assert same.code == 0, same.err
+    assert same.out.count("is finished") == 2
+
+
+def test_a_sweep_whose_config_has_changed_is_refused(here: Path) -> None:
+    experiment = ["--config-dir", "mine", "experiment=lr"]
+    own = here / "mine" / "experiment"
+    own.mkdir(parents=True)
+    (own / "lr.yaml").write_text("# @package _global_\noptimizer: {lr: 1e-3}\n")
+    command("train", "-m", *experiment, *SMALL, "seed=0,1")
+    (own / "lr.yaml").write_text("# @package _global_\noptimizer: {lr: 2e-3}\n")
+    changed = command("train", "-m", *experiment, *SMALL, "seed=0,1", "resume=auto")
+    assert changed.code == 1
+    assert "optimizer.lr: 0.001 there, 0.002 here" in changed.err
+
+
+@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_multirun_is_taken_up(here: Path, ends: signal.Signals) -> None:
+    """The first job finished, the second is killed within; afterwards all is as if nothing had been."""
+    (here / "slow.py").write_text(
+        "import time\nfrom pathlib import Path\n\nclass Slow:\n    def __call__(self, trainer, result):\n"
+        "        if trainer.global_step == 5 and Path('outputs/half').exists():\n            time.sleep(3)\n"
+        "        if trainer.global_step == 5:\n            Path('outputs/half').touch()\n"
+    )
+    arguments = ["-m", *SMALL, "seed=0,1,2", "checkpoint.every_steps=2", "+callbacks.slow._target_=slow.Slow"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mtl.train", *arguments], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    while not list(here.glob("outputs/multirun/*/1_seed-1/checkpoints/last.pt")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(ends)
+    out, _ = process.communicate(timeout=60)
+    (multirun,) = here.glob("outputs/multirun/*")
+    assert not (multirun / "2_seed-2").exists()
+    if ends == signal.SIGTERM:
+        assert process.returncode == 143
+        assert (
+            f"go on     python -m mtl.train {' '.join(arguments)} resume={multirun.relative_to(here)}"
+            in out.replace("'", "")
+        )
+    again = command("train", *arguments, "resume=auto")
+    assert again.code == 0, again.err
+    assert again.out.count("is finished") == 1
+    assert "resume   from step" in again.out
+    after = {path.parent.name: json.loads(path.read_text()) for path in sorted(multirun.glob("*/metrics.json"))}
+    assert list(after) == ["0_seed-0", "1_seed-1", "2_seed-2"]
+    whole = jobs_of(command("train", "-m", *SMALL, "seed=0,1,2"))
+    assert {name: m["test"] for name, m in after.items()} == {name: m["test"] for name, m in whole.items()}
+
+
+def test_optuna_searches_and_goes_on(here: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    arguments = [*SMALL, "+sweep=optuna", "hydra.sweeper.n_trials=3"]
+    first = command("train", *arguments)
+    assert first.code == 0, first.err
+    names = list(jobs_of(first))
+    rates = [float(metrics["arguments"][0].split("=")[1]) for metrics in jobs_of(first).values()]
+    assert all(5e-4 <= rate <= 5e-2 for rate in rates)
+    assert len(set(rates)) == 3
+    best = OmegaConf.load(first.run.parent / "optimization_results.yaml")
+    values = [metrics["best"]["value"] for metrics in jobs_of(first).values()]
+    assert best.best_value == max(values)
+    assert best.best_params["optimizer.lr"] == rates[values.index(max(values))]
+
+    (first.run.parent / names[1] / "metrics.json").unlink()  # as if it had been killed at its end
+    again = command("train", *arguments, "resume=auto")
+    assert again.code == 0, again.err
+    assert list(jobs_of(first)) == names  # the same trials
+    assert again.out.count("is finished") == 2
+
+
+def test_a_trial_that_fails_stops_no_other(here: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    arguments = [*SMALL, "+sweep=optuna", "hydra.sweeper.n_trials=4", "optimizer.lr=choice(-1,0.001)"]
+    ended = command("train", *arguments)
+    states = [m["status"] for m in jobs_of(ended).values()]
+    assert set(states) == {"finished", "failed"}
+    assert len(states) == 4
+    assert OmegaConf.load(ended.run.parent / "optimization_results.yaml").best_params["optimizer.lr"] == 0.001
+    assert ended.code == 1
+
+
+def test_optuna_and_a_monitor_that_goes_down(here: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    small = [a for a in SMALL if "task" not in a]
+    wrong = command(
+        "train",
+        "task=mnist_reconstruct",
+        *small,
+        "trainer.monitor=null",
+        "only=redrawn",
+        "+sweep=optuna",
+        "hydra.sweeper.n_trials=2",
+    )
+    assert wrong.code == 1
+    assert "hydra.sweeper.direction=minimize" in wrong.err
+
+
+def test_ray(here: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    line = [sys.executable, "-m", "mtl.train", "-m", *SMALL, "seed=0,1", "hydra/launcher=ray"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 jobs in outputs/multirun/" in done.stdout
+    assert len(list(here.glob("outputs/multirun/*/*/checkpoints/best.pt"))) == 2
+
+
+@pytest.mark.parametrize("name", ["joblib", "ray", "submitit_slurm", "submitit_local"])
+def test_launchers_compose(name: str) -> None:
+    plugin = name.split("_")[0]
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
+    with initialize_config_dir(cli.CONFIG_DIR, version_base=None):
+        cli._register_resolvers(sweep.Sweep([], "new"))
+        composed = compose(
+            "train", ["task=mnist_two_head", "+sweep=balancers", f"hydra/launcher={name}"], return_hydra_config=True
+        )
+    assert plugin in composed.hydra.launcher._target_
+
+
+def test_a_plugin_that_is_missing(here: Path) -> None:
+    """Plugins are looked for where python looks for modules, and this one finds none."""
+    look = (
+        "import sys; sys.modules['hydra_plugins'] = type(sys)('hydra_plugins'); sys.modules['hydra_plugins'].__path__ = []\n"
+        "import runpy; runpy.run_module('mtl.train', run_name='__main__')"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    for wanted, extra in [
+        ("hydra/launcher=joblib", "joblib"),
+        ("hydra/launcher=submitit_slurm", "slurm"),
+        ("+sweep=optuna", "optuna"),
+    ]:
+        line = [sys.executable, "-c", look, "-m", *SMALL, "seed=0,1", wanted]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert f'pip install "mtl-train[{extra}]"' in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_threads_are_shared_out(here: Path) -> None:
+    """Jobs side by side don't take all cores each."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    line = [
+        sys.executable,
+        "-m",
+        "mtl.train",
+        "-m",
+        *SMALL,
+        "seed=0,1",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+    ]
+    subprocess.run(line, env=environment, capture_output=True, check=True, timeout=300)
+    for path in here.glob("outputs/multirun/*/*/checkpoints/best.pt"):
+        threads = torch.load(path, weights_only=True)["versions"]["threads"]
+        assert threads <= max(1, (os.cpu_count() or 1) // 2)
