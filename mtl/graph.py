@@ -212,7 +212,7 @@ def write_events(lives: "Mapping[str, Life]", report: str, folder: Path) -> None
     from PIL import Image
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    with SummaryWriter(str(folder)) as writer:
         writer.add_text("graph", report)
         for path in sorted(folder.glob("*.png")):
             with Image.open(path) as picture:
