@@ -408,6 +408,17 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
     )
 
 
+def final_tags(config: Config, val: bool, test: bool) -> list[str]:
+    """The tags of a finished run's figures: what was monitored, and each task's on validation, then best, and test."""
+    splits = [split for split, there in (("best", val), ("test", test)) if there]
+    tags = ["monitor/best"] if val else []
+    for split in splits:
+        for name, task in config["tasks"].items():
+            metrics = [metric for metric, node in (task.get("metrics") or {}).items() if node]
+            tags += [f"metric/{name}/{metric}/{split}" for metric in metrics]
+    return tags + [f"loss/{name}/{split}" for split in splits for name in config["tasks"]]
+
+
 def without_effect(config: Config, step: Step, train: Loader | Mix, total_steps: int) -> list[str]:
     """What is set and changes nothing, a sentence each."""
     found = []

@@ -85,6 +85,8 @@ SCHEMA: dict[str, Check] = {
     "debug": _FLAG,
     "log": _MAPPING,
     "log.every": _whole(1),
+    "log.pictures": _or_null(_whole(1)),
+    "log.histograms": _or_null(_whole(1)),
     "data": _NODE,
     "data.batch_size": (
         lambda v: _whole(1)[0](v) or (isinstance(v, Mapping) and bool(v) and all(_whole(1)[0](n) for n in v.values())),

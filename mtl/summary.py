@@ -192,9 +192,9 @@ def table_of(splits: "Mapping[str, Figures]", more: Mapping[str, Mapping[str, fl
 
 
 def written(folder: Path) -> list[str]:
-    """The files of the run, and the folder of its events."""
-    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return list(dict.fromkeys("tensorboard/" if f.parts[0] == "tensorboard" else str(f) for f in files))
+    """The files of the run, its events as one."""
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return list(dict.fromkeys("events.out.tfevents.*" if f.startswith("events.out.") else f for f in files))
 
 
 def meaning(mean: float, below_zero: float, steps: int) -> str:
@@ -227,7 +227,7 @@ def next_steps(run: Run, folder: str) -> list[tuple[str, str]]:
     """Commands that go on from here, each with what it is for."""
     given = " ".join(shlex.quote(a) for a in run.arguments if not a.lstrip("+").startswith("resume"))
     commands = [("evaluate", f"python -m mtl.evaluate run={folder}")]
-    if (Path(run.folder) / "tensorboard").is_dir():
+    if any(Path(run.folder).glob("events.out.tfevents.*")):
         commands.insert(0, ("look", f"tensorboard --logdir {folder}"))
     if len(run.tasks) > 1:
         for task in run.tasks[:4]:

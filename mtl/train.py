@@ -4,7 +4,6 @@ import json
 import logging
 import platform
 import shlex
-import shutil
 import signal
 import sys
 from contextlib import ExitStack, suppress
@@ -77,7 +76,9 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
     from rich.console import Console
 
     from mtl import config as build
+    from mtl.gallery import Gallery
     from mtl.loggers import Terminal
+    from mtl.options import options
     from mtl.seeding import seed_all, use_deterministic_algorithms
     from mtl.summary import Run, summarise
     from mtl.targets import make
@@ -137,6 +138,11 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
         terminal = Terminal(console, names, mains, total_steps, config["trainer"]["max_epochs"])
         for logger in [*loggers, terminal]:
             open_ones.callback(close, logger, console)
+        text = OmegaConf.to_yaml(OmegaConf.create(composed))
+        finals = build.final_tags(config, "val" in loaders, "test" in loaders)
+        for logger in loggers:
+            if hasattr(logger, "begin"):
+                logger.begin(text, *options(composed, choices(), swept(folder)), finals)
         trainer = Trainer(
             step,
             loaders["train"],
@@ -148,6 +154,14 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
             patience=config["trainer"]["patience"],
             loggers=[*loggers, terminal],
             callbacks=[*callbacks, check_direction, terminal],
+            after_epoch=[
+                Gallery(
+                    loaders.get("val", loaders.get("test")),
+                    pictures_every=config["log"]["pictures"],
+                    histograms_every=config["log"]["histograms"],
+                    facts=splits.facts,
+                )
+            ],
             saved={
                 "config": config,
                 "composed": composed,
@@ -176,7 +190,11 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
             if "test" in loaders:
                 model.load_state_dict(best(trainer, folder))
                 test = validation(loaders["test"])
-                trainer.hand_out(tags(test, "test"))
+            monitored = {"monitor/best": trainer.best} if trainer.best is not None else {}
+            trainer.hand_out({**tags(trainer.figures, "best"), **tags(test, "test"), **monitored})
+            for logger in loggers:
+                if hasattr(logger, "end"):
+                    logger.end()
         except (Stopped, KeyboardInterrupt) as stop:
             terminal.close()
             stopped(console, trainer, folder, 128 + getattr(stop, "signal", signal.SIGINT))
@@ -275,7 +293,8 @@ def resumed(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any
         tell(console, f"resume   {folder_name(folder)} has no checkpoint yet: it begins anew")
         for name in ("metrics.csv", "nonfinite.jsonl"):
             (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        for events in folder.glob("events.out.tfevents.*"):
+            events.unlink()
         return None
     try:
         state = checkpoint.newest(folder / "checkpoints", lambda line: tell(console, line))
@@ -353,13 +372,26 @@ def versions() -> dict[str, Any]:
     }
 
 
+def choices() -> dict[str, str]:
+    """By group of the config, the option that was chosen."""
+    chosen = {str(group): option for group, option in HydraConfig.get().runtime.choices.items()}
+    return {group: option for group, option in chosen.items() if "hydra" not in group and isinstance(option, str)}
+
+
+def swept(folder: Path) -> list[str]:
+    """The job's overrides that its multirun sweeps over."""
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        return []
+    typed = sweep.arguments(folder.parent)
+    return [override for override in HydraConfig.get().overrides.task if override not in typed]
+
+
 def write_status(folder: Path, status: str, **more: Any) -> None:
     """Writes the run's metrics.json: what it is of, how it stands, and what more there is to say."""
-    choices = {str(group): option for group, option in HydraConfig.get().runtime.choices.items()}
     about = {
         "status": status,
-        "problem": choices["task"],
-        "choices": {g: option for g, option in choices.items() if "hydra" not in g and isinstance(option, str)},
+        "problem": choices()["task"],
+        "choices": choices(),
         "arguments": cli.arguments(),
     }
     write_whole(folder / "metrics.json", json.dumps(about | more, indent=2) + "\n")

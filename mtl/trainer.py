@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 
 class Logger(Protocol):
-    """What the trainer's figures are given to."""
+    """What the trainer's figures are given to.
+
+    Some have more: `picture(tag, step, picture)` and `histogram(tag, step, values)`, see `Trainer.show`; `state()` and
+    `resume(state)`, so that a run that goes on logs nothing twice; `begin(config, options, swept, finals)`, what the
+    run is, and `end()`, that it is finished.
+    """
 
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
         """Takes scalars by tag, as of this optimizer step, in this epoch (both from 1)."""
@@ -66,6 +71,7 @@ class Trainer:
         patience: stop after so many validations without a better one.
         loggers: are given all figures.
         callbacks: called with the trainer and the `StepResult` after each step.
+        after_epoch: called with the trainer after each epoch's validation.
         saved: further plain data for the checkpoints.
 
     Attributes:
@@ -73,6 +79,7 @@ class Trainer:
         epoch: the one under way, from 1.
         tried: steps, those included that fp16 overflow kept from being taken.
         measured: the gradients' figures by tag, for each step in which they were measured.
+        measured_in: the epochs of these steps.
         best, best_epoch, figures: the monitored value, the epoch and all of validation's figures when it was best.
         reach: from each parameter's name to the tasks that ever reached it.
         weights: the last steps' weights by tag, as far as they have been read.
@@ -94,6 +101,7 @@ class Trainer:
         patience: int | None = None,
         loggers: Sequence[Logger] = (),
         callbacks: Sequence[Callable[["Trainer", StepResult], None]] = (),
+        after_epoch: Sequence[Callable[["Trainer"], None]] = (),
         saved: Mapping[str, Any] | None = None,
         save_every_steps: int | None = None,
         save_every_minutes: float | None = None,
@@ -115,12 +123,14 @@ class Trainer:
         self.patience = patience
         self.loggers = loggers
         self.callbacks = callbacks
+        self.after_epoch = after_epoch
         self.global_step = 0
         self.epoch = 0
         self.position: int | None = None  # batches done in the epoch under way
         self.tried = 0
         self._rates: list[float] = []  # the learning rates of the last step
         self.measured: list[dict[str, float]] = []
+        self.measured_in: list[int] = []
         self._read: list[dict[str, float]] = []  # losses of the epoch's steps, by task
         self.best: float | None = None
         self.best_epoch = 0
@@ -179,6 +189,8 @@ class Trainer:
             self._train_epoch()
             if not self._stop.signal:
                 self._validate()
+                for callback in self.after_epoch:
+                    callback(self)
                 self.position = None
                 if self.best_epoch == self.epoch:
                     self._save("best")  # first: whoever goes on from last.pt finds what it calls best
@@ -282,6 +294,7 @@ class Trainer:
         scalars = {tag: v for tag, v in scalars.items() if not (tag.startswith("weight/") and math.isnan(v))}
         if result is not None:
             self.measured.append(scalars.copy())
+            self.measured_in.append(self.epoch)
         read, self._pending = self._pending, []
         self._read += read
         now = time.perf_counter()
@@ -354,10 +367,19 @@ class Trainer:
         self.hand_out(scalars)
 
     def hand_out(self, scalars: Mapping[str, float]) -> None:
-        """Gives the loggers their figures; one that can't write them is told of once, and training goes on."""
+        """Gives the loggers their figures."""
+        self._tell_loggers("log", self.global_step, self.epoch, scalars)
+
+    def show(self, kind: str, tag: str, value: Any) -> None:
+        """Gives a `picture` (H, W, 3), uint8, or the values of a `histogram` to those loggers that take them."""
+        self._tell_loggers(kind, tag, self.global_step, value)
+
+    def _tell_loggers(self, method: str, *arguments: Any) -> None:
+        """Calls the method of those that have it; one that can't write is told of once, and training goes on."""
         for logger in self.loggers:
             try:
-                logger.log(self.global_step, self.epoch, scalars)
+                if hasattr(logger, method):
+                    getattr(logger, method)(*arguments)
             except OSError as error:
                 self._silence(logger, error)
 
@@ -425,7 +447,7 @@ class Trainer:
 
 _COUNTERS = (
     *("global_step", "epoch", "position", "tried", "best", "best_epoch", "figures", "measured", "seconds"),
-    *("_read", "_pending", "_samples", "weights", "_rates", "_ended", "_due", "memory_per_step"),
+    *("_read", "_pending", "_samples", "weights", "_rates", "_ended", "_due", "memory_per_step", "measured_in"),
 )
 
 

@@ -21,6 +21,10 @@ from mtl import cli
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", help="a folder that tests of pages put their pictures into")
+
+
 @dataclass
 class Ended:
     """How a command ended: its exit code, what it printed, and the run's folder if it made one."""

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 
 # A module may import those of the levels below its own. The trainer's helpers stand beside each other.
 LEVELS = [
-    {"errors", "balancers", "signals", "optimizers", "memory"},
+    {"errors", "balancers", "signals", "optimizers", "memory", "pictures", "options"},
     {"seeding", "columns"},
     {"fingerprint"},
     {"batch", "precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
@@ -24,7 +24,7 @@ LEVELS = [
     {"step", "validation"},
     {"graphs"},
     {"monitor", "faults"},
-    {"trainer"},
+    {"trainer", "gallery"},
     {"config"},
     {"runs", "summary"},
     {"resume"},

@@ -132,7 +132,7 @@ def same_runs(mine: Path, its: Path) -> None:
     assert logs[0] == logs[1]
     scalars = []
     for run in (mine, its):
-        events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+        events = EventAccumulator(str(run), size_guidance={"scalars": 0})
         events.Reload()
         tags = [tag for tag in events.Tags()["scalars"] if "speed" not in tag]
         scalars.append({tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags})
@@ -576,7 +576,7 @@ def test_events_that_were_being_cut_when_it_was_killed(tmp_path: Path, monkeypat
     from mtl.loggers import TensorBoardLogger
 
     def written(folder: Path) -> list[int]:
-        events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
         events.Reload()
         return [event.step for event in events.Scalars("loss/a/train")]
 

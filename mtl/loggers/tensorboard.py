@@ -5,38 +5,95 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from mtl.loggers import hparams
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
 
 class TensorBoardLogger:
-    """Writes scalars by their tags, and a layout with one chart each for all tasks' losses, gradient norms, weights
-    and cosines.
+    """Writes scalars by their tags, pictures and histograms; a layout with one chart each for all tasks' losses, metrics,
+    gradient norms, weights and cosines; the config as text; and the options and final figures for the HParams tab.
 
     Args:
-        folder: the run's; the events go to its subfolder `tensorboard`.
+        folder: the run's, so that its name is what TensorBoard calls the run.
         tasks: the tasks' names.
     """
 
     def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
-        self._folder = folder / "tensorboard"
+        self._folder = folder
         self._tasks = tasks
         self._writer: SummaryWriter | None = None
         self._records = 0  # in the events files, from whichever process
+        self._config = ""
+        self._options: Mapping[str, hparams.Value] = {}
+        self._swept: Sequence[str] = ()
+        self._finals: Sequence[str] = ()
+
+    def begin(
+        self, config: str, options: Mapping[str, hparams.Value], swept: Sequence[str], finals: Sequence[str]
+    ) -> None:
+        """Takes what the run is, before anything is logged.
+
+        Args:
+            config: as YAML.
+            options: by name, see `mtl.options`.
+            swept: the names of those that a multirun sweeps over.
+            finals: the tags of the figures that the finished run is to be known by.
+        """
+        self._config = config
+        self._options = options
+        self._swept = swept
+        self._finals = finals
 
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
         """Writes each scalar at this step."""
+        writer = self._open()
+        self._records += len(scalars)
+        for tag, value in scalars.items():
+            writer.add_scalar(tag, value, step)
+
+    def picture(self, tag: str, step: int, picture: Any) -> None:
+        """Writes an image (H, W, 3), uint8."""
+        self._open().add_image(tag, picture, step, dataformats="HWC")
+        self._records += 1
+
+    def histogram(self, tag: str, step: int, values: "Tensor") -> None:
+        """Writes the values' histogram."""
+        self._open().add_histogram(tag, values, step)
+        self._records += 1
+
+    def end(self) -> None:
+        """Notes that the run is finished."""
+        if self._options:
+            self._write([hparams.ending()])
+
+    def _open(self) -> "SummaryWriter":
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # imported when the first step has been taken
 
+            new = not self._records
             self._writer = SummaryWriter(str(self._folder))
-            self._writer.add_custom_scalars(layout(self._tasks))
-            self._records += 2  # a file begins with its version
-        self._records += len(scalars)
-        for tag, value in scalars.items():
-            self._writer.add_scalar(tag, value, step)
+            self._records += 1  # a file begins with its version
+            if new:
+                self._writer.add_custom_scalars(layout(self._tasks, self._finals))
+                self._records += 1
+                if self._config:
+                    self._writer.add_text("config", f"```yaml\n{self._config}\n```", 0)
+                    self._records += 1
+                if self._options:
+                    self._write(hparams.beginning(self._options, self._swept, self._finals))
+        return self._writer
+
+    def _write(self, summaries: Sequence[Any]) -> None:
+        writer = self._open()
+        for summary in summaries:
+            assert writer.file_writer is not None
+            writer.file_writer.add_summary(summary)
+            self._records += 1
 
     def state(self) -> int:
         """How many records there are."""
@@ -78,15 +135,26 @@ class TensorBoardLogger:
             self._writer.close()
 
 
-def layout(tasks: Sequence[str]) -> dict[str, dict[str, list[object]]]:
-    """TensorBoard's custom-scalar layout: charts by name, each with the regular expressions of its tags."""
+def layout(tasks: Sequence[str], finals: Sequence[str] = ()) -> dict[str, dict[str, list[object]]]:
+    """TensorBoard's custom-scalar layout: charts by name, each with the regular expressions of its tags.
+
+    Args:
+        tasks: their names.
+        finals: tags of final figures; a metric's tasks have a chart together, since they are of one unit.
+    """
 
     def chart(*wanted: str) -> list[object]:
         return ["Multiline", [f"^{re.escape(tag)}$" for tag in wanted]]
 
     charts = {f"loss ({split})": chart(*(f"loss/{t}/{split}" for t in tasks)) for split in ("train", "val")}
+    metrics = [tag.split("/") for tag in finals if tag.startswith("metric/")]
+    for name in dict.fromkeys(name for _, _, name, _ in metrics):
+        with_it = dict.fromkeys(task for _, task, metric, _ in metrics if metric == name)
+        charts[f"{name} (val)"] = chart(*(f"metric/{task}/{name}/val" for task in with_it))
     charts["gradient norm"] = chart(*(f"grad_norm/{t}" for t in tasks), "grad_norm/total")
     charts["weight"] = chart(*(f"weight/{t}" for t in tasks))
     if len(tasks) > 1:
         charts["cosine"] = chart(*(f"cosine/{a}~{b}" for a, b in combinations(tasks, 2)))
+    charts["learning rate"] = ["Multiline", ["^lr/"]]
+    charts["samples per second"] = chart("speed/samples_per_second")
     return {"tasks": charts}

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mtl.loggers import TensorBoardLogger
 from mtl.loggers.tensorboard import layout
@@ -14,7 +16,7 @@ def test_scalars_and_layout(tmp_path: Path) -> None:
     logger.log(1, 1, {"loss/a/train": 0.5, "cosine/a~b": -0.25})
     logger.log(7, 2, {"loss/a/train": 0.125})
     logger.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss/a/train")] == [(1, 0.5), (7, 0.125)]
     assert [(e.step, e.value) for e in events.Scalars("cosine/a~b")] == [(1, -0.25)]
@@ -23,7 +25,52 @@ def test_scalars_and_layout(tmp_path: Path) -> None:
     charts = {chart.title: list(chart.multiline.tag) for chart in stored.category[0].chart}
     assert charts["cosine"] == ["^cosine/a\\~b$"] or charts["cosine"] == ["^cosine/a~b$"]
     assert charts["loss (train)"] == ["^loss/a/train$", "^loss/b/train$"]
-    assert set(charts) == {"loss (train)", "loss (val)", "gradient norm", "weight", "cosine"}
+    assert set(charts) == {
+        *("loss (train)", "loss (val)", "gradient norm", "weight", "cosine", "learning rate", "samples per second")
+    }
+
+
+def test_a_metric_has_one_chart_for_all_its_tasks() -> None:
+    finals = [f"metric/{name}/{split}" for split in ("best", "test") for name in ("a/accuracy", "b/accuracy", "c/mae")]
+    charts = layout(["a", "b", "c"], ["monitor/best", *finals, "loss/a/test"])["tasks"]
+    assert charts["accuracy (val)"][1] == ["^metric/a/accuracy/val$", "^metric/b/accuracy/val$"]
+    assert charts["mae (val)"][1] == ["^metric/c/mae/val$"]
+
+
+def test_what_a_run_is_and_how_it_ended(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, ["a"])
+    logger.begin(
+        "seed: 3\n", {"seed": 3, "balancer": "equal", "trainer.clip_norm": "null"}, ["seed"], ["metric/a/mae/test"]
+    )
+    logger.log(1, 1, {"metric/a/mae/test": 0.5})
+    state = logger.state()
+    logger.end()
+    logger.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert events.Tensors("config/text_summary")[0].tensor_proto.string_val == [b"```yaml\nseed: 3\n\n```"]
+    contents = events.PluginTagToContent("hparams")
+    told = {tag: HParamsPluginData.FromString(content) for tag, content in contents.items()}
+    experiment = told["_hparams_/experiment"].experiment
+    assert [(each.name, each.differs) for each in experiment.hparam_infos] == [
+        *(("seed", True), ("balancer", False), ("trainer.clip_norm", False))
+    ]
+    assert [each.name.tag for each in experiment.metric_infos] == ["metric/a/mae/test"]
+    start = told["_hparams_/session_start_info"].session_start_info.hparams
+    assert start["seed"].number_value == 3
+    assert start["trainer.clip_norm"].string_value == "null"
+    assert told["_hparams_/session_end_info"].session_end_info.status == STATUS_SUCCESS
+
+    again = TensorBoardLogger(tmp_path, ["a"])  # a run that goes on says none of it twice, and isn't finished
+    again.begin("seed: 3\n", {"seed": 3}, [], [])
+    again.resume(state)
+    again.log(2, 1, {"metric/a/mae/test": 0.25})
+    again.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("metric/a/mae/test")] == [(1, 0.5), (2, 0.25)]
+    assert len(events.Tensors("config/text_summary")) == 1
+    assert set(events.PluginTagToContent("hparams")) == {"_hparams_/experiment", "_hparams_/session_start_info"}
 
 
 def test_one_task_has_no_cosine() -> None:

@@ -1,0 +1,193 @@
+"""Pictures for the logs: the cosines between tasks, and what the tasks predict. Each is an array (H, W, 3), uint8."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Picture = NDArray[np.uint8]
+Array = NDArray[Any]
+RIGHT, WRONG = "#1a7f37", "#cf222e"
+GAP = 3  # pixels between tiles
+TILE = 96  # the least height and width, in pixels, that a tile is shown with
+MOST = 256  # pixels of a tile's side; of larger images every second row is shown, and so on
+MOST_CLASSES = 12  # of a confusion matrix with numbers in it
+
+
+def cosine_matrix(tasks: Sequence[str], cosines: Mapping[tuple[str, str], float]) -> Picture:
+    """All pairs' cosines as a matrix with numbers, blue where the tasks agree and red where they fight.
+
+    Args:
+        tasks: their names.
+        cosines: by pair of names; of a pair that isn't there nothing is shown.
+    """
+    matrix = np.full((len(tasks), len(tasks)), np.nan)
+    np.fill_diagonal(matrix, 1.0)
+    for (a, b), cosine in cosines.items():
+        i, j = tasks.index(a), tasks.index(b)
+        matrix[i, j] = matrix[j, i] = cosine
+    side = 1.6 + 0.6 * len(tasks)
+    figure, axes = _figure(side + 0.6, side)
+    _matrix(axes, matrix, tasks, tasks, "RdBu", -1.0, 1.0, "{:+.2f}")
+    return _drawn(figure)
+
+
+def confusion(predicted: Array, truth: Array, classes: Sequence[str]) -> Picture:
+    """How often which class, of (N,) truths, was taken for which.
+
+    Args:
+        predicted, truth: class numbers, (N,).
+        classes: their names; of the first twelve there are numbers.
+    """
+    count = min(len(classes), MOST_CLASSES)
+    matrix = np.zeros((count, count))
+    for row, column in zip(truth, predicted, strict=True):
+        if max(row, column) < count:
+            matrix[int(row), int(column)] += 1
+    side = 1.6 + 0.45 * count
+    figure, axes = _figure(side + 0.6, side)
+    names = [_short(name) for name in classes[:count]]
+    _matrix(axes, matrix, names, names, "Blues", 0.0, max(matrix.max(), 1.0), "{:.0f}")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("truth")
+    return _drawn(figure)
+
+
+def scatter(predicted: Array, truth: Array) -> Picture:
+    """Predicted numbers, (N,), against the true ones; on the line both are the same."""
+    figure, axes = _figure(3.6, 3.4)
+    axes.scatter(truth, predicted, s=8, alpha=0.6)
+    both = np.concatenate([truth, predicted])
+    low, high = (float(both.min()), float(both.max())) if both.size else (0.0, 1.0)
+    axes.plot([low, high], [low, high], color="gray", linewidth=1)
+    axes.set_xlabel("truth")
+    axes.set_ylabel("predicted")
+    return _drawn(figure)
+
+
+def labelled(images: Sequence[Array], words: Sequence[str], right: Sequence[bool | None]) -> Picture:
+    """Images in rows of four, each below a line of words: green where it is right, red where it is wrong.
+
+    Args:
+        images: (H, W, 3) in 0 … 1.
+        words: above each.
+        right: whether they are; None where there is no right or wrong.
+    """
+    colours = [{True: RIGHT, False: WRONG, None: "black"}[each] for each in right]
+    starts = range(0, len(images), 4)
+    return _grid(
+        [images[i : i + 4] for i in starts], [words[i : i + 4] for i in starts], [colours[i : i + 4] for i in starts]
+    )
+
+
+def side_by_side(rows: Sequence[Sequence[Array]], titles: Sequence[str]) -> Picture:
+    """A row of images (H, W, 3) in 0 … 1 for each sample, such as the input, what was predicted and the truth."""
+    return _grid(rows, [[*titles], *([""] * len(titles) for _ in rows[1:])], None)
+
+
+def rgb(image: Array, scale: Array | None = None) -> Array:
+    """An image (1 or 3, H, W) as (H, W, 3) in 0 … 1, stretched over the range of another, or its own."""
+    image = np.asarray(image, dtype=np.float64)
+    shown = np.moveaxis(image if len(image) == 3 else np.repeat(image, 3, axis=0), 0, -1)
+    finite = np.asarray(image if scale is None else scale, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    stretched: Array = np.nan_to_num((shown - low) / (high - low or 1.0)).clip(0, 1)
+    return stretched
+
+
+def numbers_as_colours(*maps: Array) -> list[Array]:
+    """Maps of numbers (H, W) as (H, W, 3) in 0 … 1, all with one scale; grey where there is none."""
+    there = np.concatenate([m[np.isfinite(m)].ravel() for m in maps])
+    low, high = (float(there.min()), float(there.max())) if there.size else (0.0, 1.0)
+    return [_coloured("viridis", (m - low) / (high - low or 1.0), np.isfinite(m)) for m in maps]
+
+
+def classes_as_colours(*maps: Array, missing: int = -100) -> list[Array]:
+    """Maps of class numbers (H, W) as (H, W, 3) in 0 … 1; grey where there is none."""
+    return [_coloured("tab20", (m % 20 + 0.5) / 20, m != missing) for m in maps]
+
+
+def _coloured(name: str, values: Array, there: Array) -> Array:
+    from matplotlib import colormaps
+
+    colours = np.asarray(colormaps[name](np.where(there, values, 0.0)))[..., :3]
+    coloured: Array = np.where(there[..., None], colours, 0.5)
+    return coloured
+
+
+def _grid(rows: Sequence[Sequence[Array]], words: Sequence[Sequence[str]], colours: Any) -> Picture:
+    rows = [[image[:: -(-len(image) // MOST), :: -(-image.shape[1] // MOST)] for image in row] for row in rows]
+    height = max(image.shape[0] for row in rows for image in row)
+    width = max(image.shape[1] for row in rows for image in row)
+    factor = max(1, -(-TILE // min(height, width)))
+    height, width = height * factor, width * factor
+    line = 18  # pixels for words above a row
+    words_there = [any(row) for row in words]
+    total = sum(height + GAP + line * there for there in words_there), (width + GAP) * max(map(len, rows))
+    canvas = np.ones((*total, 3))
+    texts = []
+    top = 0
+    for r, row in enumerate(rows):
+        top += line * words_there[r]
+        for c, image in enumerate(row):
+            tile = image.repeat(factor, axis=0).repeat(factor, axis=1)
+            left = c * (width + GAP)
+            canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+            if words[r][c]:
+                texts.append((left + width / 2, top - 4, words[r][c], colours[r][c] if colours else "black"))
+        top += height + GAP
+    figure, axes = _figure(total[1] / 100, total[0] / 100)
+    axes.set_position((0, 0, 1, 1))
+    axes.imshow(canvas, aspect="auto")
+    axes.set_axis_off()
+    for x, y, text, colour in texts:
+        axes.text(x, y, _short(text), color=colour, ha="center", va="baseline", fontsize=8)
+    return _drawn(figure, tight=False)
+
+
+def _matrix(
+    axes: "Axes",
+    matrix: Array,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    colours: str,
+    low: float,
+    high: float,
+    form: str,
+) -> None:
+    axes.imshow(matrix, cmap=colours, vmin=low, vmax=high)
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    for (i, j), value in np.ndenumerate(matrix):
+        if np.isfinite(value):
+            dark = (value - low) / (high - low) > 0.8 or (low < 0 and value < 0.6 * low)
+            axes.text(
+                j, i, form.format(value), ha="center", va="center", fontsize=8, color="white" if dark else "black"
+            )
+
+
+def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=100)
+    return figure, figure.add_subplot()
+
+
+def _drawn(figure: "Figure", *, tight: bool = True) -> Picture:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    if tight:
+        figure.set_layout_engine("tight")
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 18 else f"{text[:17]}…"

@@ -1,0 +1,112 @@
+"""Pictures and histograms in the logs: when they come, and that nothing else changes by them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Ended, command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mtl import checkpoint, gallery
+from mtl.data import Fields, Loader
+
+SMALL = ["task=mnist_two_head", "data.batch_size=250", "log.every=4"]
+
+
+def events(run: Path) -> EventAccumulator:
+    found = EventAccumulator(str(run), size_guidance={"images": 0, "histograms": 0})
+    found.Reload()
+    return found
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    folder = tmp_path_factory.mktemp("shown")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        ended = command("train", *SMALL, "trainer.max_epochs=5", "log.pictures=2", "log.histograms=4")
+        ended.run = ended.run.resolve()
+    assert ended.code == 0, ended.err
+    return ended
+
+
+def test_pictures_come_at_intervals_and_at_the_end(shown: Ended) -> None:
+    found = events(shown.run)
+    assert set(found.Tags()["images"]) == {"cosine/matrix", "prediction/digit", "prediction/parity"}
+    for tag in found.Tags()["images"]:
+        assert [event.step for event in found.Images(tag)] == [32, 64, 80]
+    steps = [event.step for event in found.Histograms("parameter/heads.digit.weight")]
+    assert steps == [64, 80]
+    (histogram,) = (event for event in found.Histograms("parameter/heads.digit.weight") if event.step == 80)
+    last = checkpoint.load(shown.run / "checkpoints" / "last.pt")["model"]["heads.digit.weight"].double()
+    assert histogram.histogram_value.num == last.numel()
+    assert histogram.histogram_value.min == pytest.approx(last.min().item())
+    assert histogram.histogram_value.sum == pytest.approx(last.sum().item(), rel=1e-5)
+    assert "gradient/trunk.conv1.weight" in found.Tags()["histograms"]
+
+
+def test_they_change_no_bit_of_the_training(shown: Ended, here: Path) -> None:
+    without = command("train", *SMALL, "trainer.max_epochs=5", "log.pictures=null")
+    assert events(without.run).Tags()["images"] == []
+    ours, theirs = (checkpoint.load(run / "checkpoints" / "last.pt") for run in (shown.run, without.run))
+    for name, value in ours["model"].items():
+        assert torch.equal(value, theirs["model"][name]), name
+    assert torch.equal(ours["random"]["torch"], theirs["random"]["torch"])
+
+
+def test_the_mean_is_over_what_was_measured_since(shown: Ended) -> None:
+    import csv
+
+    with (shown.run / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["tag"] == "cosine/digit~parity"]
+    state = checkpoint.load(shown.run / "checkpoints" / "last.pt")
+    assert [int(row["epoch"]) for row in rows] == state["measured_in"]
+
+
+def test_a_run_that_goes_on_shows_nothing_twice(here: Path) -> None:
+    arguments = [*SMALL, "trainer.max_epochs=3", "log.pictures=1", "scheduler=none"]
+    first = command("train", *arguments)
+    again = command(
+        "train",
+        *arguments[:1],
+        *SMALL[1:],
+        "trainer.max_epochs=5",
+        "log.pictures=1",
+        "scheduler=none",
+        f"resume={first.run}",
+    )
+    assert again.code == 0, again.err
+    found = events(first.run)
+    assert [event.step for event in found.Images("prediction/digit")] == [16, 32, 48, 64, 80]
+    assert len(found.Tensors("config/text_summary")) == 1
+
+
+@pytest.mark.parametrize(
+    "task", ["mnist_two_model", "mnist_reconstruct", "mnist_two_source", "mnist_disjoint", "multi_mnist", "burgers"]
+)
+def test_every_problem_has_its_pictures(here: Path, task: str) -> None:
+    ended = command("train", f"task={task}", "trainer.max_epochs=1", *(["data.epoch=3"] if task == "burgers" else []))
+    assert ended.code == 0, ended.err
+    assert "no more pictures" not in ended.out
+    tags = events(ended.run).Tags()["images"]
+    names = [name for name in ended.metrics["weight"] if task != "burgers"]
+    assert {tag for tag in tags if tag.startswith("prediction/")} == {f"prediction/{name}" for name in names}
+
+
+def test_what_goes_wrong_is_told_and_ends_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("odd data")
+
+    monkeypatch.setattr(gallery, "show", broken)
+    ended = command("train", *SMALL, "trainer.max_epochs=2", "log.pictures=1")
+    assert ended.code == 0
+    assert ended.out.count("warning  no more pictures: IndexError: odd data") == 1
+
+
+def test_samples_are_spread_over_the_data() -> None:
+    fields = {"x": torch.arange(100.0), "y": torch.arange(100)}
+    in_memory = gallery.some_samples(Loader(Fields(fields), batch_size=7), 5)
+    assert in_memory["x"].tolist() == [0.0, 25.0, 50.0, 74.0, 99.0]
+    listed = [{"x": x, "y": y} for x, y in zip(fields["x"], fields["y"], strict=True)]
+    assert gallery.some_samples(Loader(listed, batch_size=7), 5)["y"].tolist() == [0, 25, 50, 74, 99]
+    assert gallery.some_samples(Loader(listed, batch_size=7), 500)["y"].tolist() == list(range(100))

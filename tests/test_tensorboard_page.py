@@ -1,0 +1,107 @@
+"""Two finished runs in a real TensorBoard, looked at through a real browser.
+
+`pytest tests/test_tensorboard_page.py --screenshots docs` writes the README's picture.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import browser, needs_chromium, tensorboard
+from conftest import command
+
+pytestmark = needs_chromium
+RUNS = ["0_balancer-equal", "1_balancer-upgrad"]
+PATIENCE = 60_000  # milliseconds
+EVERYTHING = """
+    const all = root => [...root.querySelectorAll('*')].flatMap(e => [e, ...(e.shadowRoot ? all(e.shadowRoot) : [])]);
+"""
+LINES = f"""() => {{ {EVERYTHING}
+    const charts = all(document).filter(e => e.tagName === 'VZ-LINE-CHART2');
+    const lines = chart => all(chart.shadowRoot || chart).filter(e => e.tagName === 'path' && (e.getAttribute('d') || '').length > 30);
+    return charts.filter(chart => lines(chart).length >= 2).length >= 4;
+}}"""
+PICTURES = f"""() => {{ {EVERYTHING}
+    return all(document).filter(e => e.tagName === 'IMG' && e.complete && e.naturalWidth > 100).length >= 6;
+}}"""
+
+
+@pytest.fixture(scope="module")
+def multirun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        small = ["task=mnist_two_head", "trainer.max_epochs=4", "log.every=20", "log.pictures=2", "log.histograms=4"]
+        ended = command("train", "-m", *small, "balancer=equal,upgrad")
+        assert ended.code == 0, ended.err
+        return ended.run.resolve().parent
+
+
+@pytest.fixture(scope="module")
+def page(multirun: Path) -> Any:
+    with tensorboard(multirun) as address, browser() as opened:
+        page = opened.new_page(viewport={"width": 1400, "height": 900})
+        page.address = address
+        page.set_default_timeout(PATIENCE)
+        yield page
+
+
+def tab(page: Any, name: str) -> None:
+    page.goto(f"{page.address}#{name}")
+    page.reload()
+
+
+def test_one_chart_for_all_tasks(page: Any, pytestconfig: pytest.Config) -> None:
+    tab(page, "custom_scalars")
+    for chart in (
+        "loss (train)",
+        "loss (val)",
+        "gradient norm",
+        "weight",
+        "cosine",
+        "accuracy (val)",
+        "learning rate",
+        "samples per second",
+    ):
+        page.get_by_text(chart, exact=True).locator("visible=true").first.wait_for()
+    for run in RUNS:
+        page.get_by_text(run, exact=True).first.wait_for()
+    page.wait_for_function(LINES)  # the charts are drawn after their titles
+    matches = page.get_by_text("Matches (4)", exact=True)  # two tasks of two runs each
+    assert matches.count() >= 3
+    if folder := pytestconfig.getoption("--screenshots"):
+        page.screenshot(path=Path(folder) / "tensorboard.png")
+
+
+def test_runs_can_be_sorted_by_options_and_figures(page: Any, multirun: Path) -> None:
+    tab(page, "hparams")
+    page.get_by_text("Show Metrics").first.wait_for()
+    for run in RUNS:
+        page.get_by_text(run).first.wait_for()
+    headers = page.locator("vaadin-grid-cell-content").all_inner_texts()
+    assert "balancer" in [text.strip() for text in headers]
+    cells = [text.strip() for text in page.locator("vaadin-grid-cell-content").all_inner_texts()]
+    assert {"equal", "upgrad"} <= set(cells)
+    assert any("monitor/best" in cell for cell in cells)
+    for run in RUNS:
+        value = json.loads((multirun / run / "metrics.json").read_text())["best"]["value"]
+        assert any(cell.startswith(f"{value:.4f}") for cell in cells if cell), (value, cells)
+
+
+def test_pictures_are_there(page: Any) -> None:
+    tab(page, "images")
+    for tag in ("cosine/matrix", "prediction/digit", "prediction/parity"):
+        page.get_by_text(tag, exact=True).first.wait_for()
+    page.wait_for_function(PICTURES)
+
+
+def test_the_config_is_there_as_text(page: Any) -> None:
+    tab(page, "text")
+    page.get_by_text("num_outputs: 10").first.wait_for()
+    page.get_by_text("_target_: mtl.balancers.UPGrad").first.wait_for()
+
+
+def test_histograms_are_there_where_asked_for(page: Any) -> None:
+    tab(page, "histograms")
+    page.get_by_text("heads.digit.weight").first.wait_for()
