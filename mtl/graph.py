@@ -188,11 +188,8 @@ class Pictures:
         """Draws whatever can be drawn, and says what can't."""
         from mtl.graphs import pictures, plot
 
-        try:
-            if lives:
-                plot.plot(lives, folder / "life.svg")
-        except ImportError as error:
-            say(self._console, f"warning  no plot of the step's life: {first_line(error)}. {pictures.EXTRA}")
+        if lives:
+            plot.plot(lives, folder / "life.svg")
         if self._missing is not None:
             say(self._console, f"warning  {self._missing}")
             return

@@ -15,6 +15,7 @@ from mtl import graph
 from mtl.graphs import pictures
 
 HEAD = "task=mnist_two_head"
+TABLES = ("graph.md", "leaves.csv", "life.csv")
 needs_dot = pytest.mark.skipif(pictures.missing() is not None, reason=str(pictures.missing()))
 
 
@@ -33,7 +34,7 @@ def test_all_of_it(here: Path) -> None:
         f"{name}.{kind}" for name in ("graph", "graph_digit", "graph_parity", "life") for kind in ("png", "svg")
     ]
     names = {path.name for path in done.run.iterdir()}
-    assert names == {*pictured, "graph.md", "leaves.csv", "life.csv", "tensorboard"}
+    assert {name for name in names if not name.startswith("events.out.tfevents.")} == {*pictured, *TABLES}
     assert "trunk.conv2.weight" in (done.run / "graph_digit.svg").read_text()
     assert "trunk.conv1.weight" not in (done.run / "graph_digit.svg").read_text()
     assert "and not walked" in done.out
@@ -63,7 +64,7 @@ def test_tensorboard_shows_pictures_table_and_numbers(here: Path) -> None:
 
     done = command("graph", HEAD, "graph.tensorboard=true")
     assert done.run is not None
-    events = EventAccumulator(str(done.run / "tensorboard"), size_guidance={"images": 0, "tensors": 0})
+    events = EventAccumulator(str(done.run), size_guidance={"images": 0, "tensors": 0})
     events.Reload()
     assert set(events.Tags()["images"]) == {"graph", "graph_digit", "graph_parity", "life"}
     (image,) = events.Images("graph_digit")
@@ -118,13 +119,13 @@ def test_without_dot_there_are_tables_and_numbers(here: Path, monkeypatch: pytes
 
 
 def test_without_the_extra_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("torchviz", "graphviz", "matplotlib", "matplotlib.figure"):
+    for name in ("torchviz", "graphviz"):
         monkeypatch.setitem(sys.modules, name, None)
     done = command("graph", HEAD)
     assert done.code == 0, done.err
     assert done.run is not None
-    assert done.out.count('pip install "mtl-train[graph]"') == 2
-    assert {path.name for path in done.run.iterdir()} == {"leaves.csv", "life.csv", "graph.md"}
+    assert 'pip install "mtl-train[graph]"' in done.out
+    assert {path.name for path in done.run.iterdir()} == {*TABLES, "life.png", "life.svg"}
 
 
 @pytest.fixture

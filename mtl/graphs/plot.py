@@ -12,11 +12,7 @@ EXPLAINED = 12  # colours in the legend
 
 
 def plot(lives: Mapping[str, Life], path: Path) -> list[Path]:
-    """The bytes alive over a step, a panel a kind of passes, as SVG and PNG.
-
-    Raises:
-        ImportError: without matplotlib.
-    """
+    """The bytes alive over a step, a panel a kind of passes, as SVG and PNG."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 

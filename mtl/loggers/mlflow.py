@@ -1,5 +1,6 @@
 """All figures as a run of MLflow."""
 
+import logging
 import os
 import re
 import time
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
+SQLITE = "sqlite:///"
 AT_ONCE = 1000  # metrics, and
 PARAMETERS_AT_ONCE = 100  # that MLflow takes in one call
 LONGEST = 6000  # letters of a parameter
@@ -39,12 +41,16 @@ class MLflowLogger:
     """
 
     def __init__(self, folder: Path, tasks: Sequence[str], *, tracking_uri: str, experiment: str = "mtl") -> None:
-        needed = ["mlflow", *(["sqlalchemy", "alembic"] if tracking_uri.startswith("sqlite:") else [])]
+        needed = ["mlflow", *(["sqlalchemy", "alembic"] if tracking_uri.startswith(SQLITE) else [])]
         for package in needed:
             if find_spec(package) is None:
                 raise UserError(f'logger.mlflow: the package {package} isn\'t there; pip install "mtl-train[mlflow]"')
         self._folder = folder
         self._uri = tracking_uri
+        self._database: Path | None = None
+        if tracking_uri.startswith(SQLITE):
+            self._database = Path(tracking_uri.removeprefix(SQLITE)).resolve()
+            self._uri = f"{SQLITE}{self._database}"
         self._experiment = experiment
         self._options: Mapping[str, Any] = {}
         self._client: MlflowClient | None = None
@@ -107,9 +113,13 @@ class MLflowLogger:
         if self._client is not None:
             return
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         from mlflow import MlflowClient, MlflowException
         from mlflow.entities import Param
+
+        if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+            logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it makes
+        if self._database is not None:
+            self._database.parent.mkdir(parents=True, exist_ok=True)
 
         try:
             client = MlflowClient(tracking_uri=self._uri)
@@ -130,8 +140,8 @@ class MLflowLogger:
         found = client.get_experiment_by_name(self._experiment)
         if found is not None:
             return str(found.experiment_id)
-        local = self._uri.startswith("sqlite:///")  # artifacts go beside the database, and not where one happens to be
-        place = Path(self._uri.removeprefix("sqlite:///")).resolve().with_suffix("").as_uri() if local else None
+        # Artifacts go beside the database, and not to where one happens to be.
+        place = None if self._database is None else self._database.with_suffix("").as_uri()
         return str(client.create_experiment(self._experiment, artifact_location=place))
 
     def _beyond(self, client: "MlflowClient") -> Iterator[tuple[str, int, float]]:

@@ -1,5 +1,6 @@
 """All figures as a run of Weights & Biases."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,14 +13,20 @@ if TYPE_CHECKING:
     from torch import Tensor
     from wandb import Run
 
+BINS = 64  # of a histogram
+FLUSHED = 0.1  # seconds between W&B's writes to its file; what it holds is lost with a process that is killed
+
 
 class WandbLogger:
     """Writes figures, pictures and histograms, a row for each time that there are any, against the column `step`.
 
     Rows are handed over when the state that has them is saved, after each epoch and each `checkpoint.every_minutes`, so
     a process that was killed leaves none twice. Offline each process writes a folder of its own, all of one run id, of
-    which `wandb sync` makes one run. Where an older state had to be taken up, rows come again under numbers that were
-    there before; W&B takes no row back.
+    which `wandb sync` makes one run.
+
+    What W&B doesn't allow: to take a row back, so where an older state had to be taken up, rows come again under
+    numbers that were there before; and to be told to write, so a process that is killed within a tenth of a second
+    after a checkpoint may leave rows out.
 
     Args:
         folder: the run's; the files go to its subfolder `wandb`.
@@ -64,11 +71,14 @@ class WandbLogger:
         self._held.append({"step": step, tag: wandb.Image(picture)})
 
     def histogram(self, tag: str, step: int, values: "Tensor") -> None:
-        """Takes the values' histogram."""
+        """Takes the values' histogram, those that aren't finite left out."""
+        import numpy as np
         import wandb
 
         self._start()
-        self._held.append({"step": step, tag: wandb.Histogram(values.detach().cpu().numpy().ravel())})
+        finite = values.detach().float().cpu().numpy()
+        counts, edges = np.histogram(finite[np.isfinite(finite)], bins=BINS)
+        self._held.append({"step": step, tag: wandb.Histogram(np_histogram=(counts.tolist(), edges.tolist()))})
 
     def state(self) -> dict[str, Any]:
         """Hands over what is held; gives the run's id, and how many rows it has."""
@@ -101,6 +111,7 @@ class WandbLogger:
             return
         import wandb
 
+        logging.getLogger("wandb").propagate = False  # it has files of its own
         try:
             self._run = wandb.init(
                 project=self._project,
@@ -112,7 +123,12 @@ class WandbLogger:
                 config=dict(self._options),
                 resume="allow" if self._resumed and self._mode == "online" else None,
                 reinit="create_new",  # a multirun's jobs may be in one process
-                settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    x_disable_stats=True,  # of the machine
+                    x_transaction_log_flush_interval=FLUSHED,
+                ),
             )
         except (wandb.Error, ValueError) as error:
             raise UserError(f"logger.wandb: {first_line(error)}; logger.wandb.mode=offline needs no account") from error

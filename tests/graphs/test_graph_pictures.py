@@ -149,7 +149,6 @@ def test_every_task_has_a_colour_of_its_own(count: int) -> None:
 
 
 def test_plot_of_a_life(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     model, tasks = problem(3)
     (batch,) = batches(1)
     lives = {}
