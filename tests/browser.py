@@ -33,9 +33,10 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[str]:
-    """The address of a TensorBoard process that serves the folder."""
-    serve = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0"]
-    server = subprocess.Popen(serve, stderr=subprocess.PIPE, text=True)
+    """The address of a TensorBoard process that serves the multirun in this folder."""
+    place, shown = folder.parents[2], str(folder.relative_to(folder.parents[2]))  # the page shows what it is given
+    serve = [sys.executable, "-m", "tensorboard.main", "--logdir", shown, "--port", "0"]
+    server = subprocess.Popen(serve, cwd=place, stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
         yield next(found[0] for line in server.stderr if (found := re.search(r"http://\S+", line)))

@@ -28,9 +28,10 @@ LEVELS = [
     {"config"},
     {"runs", "summary"},
     {"resume"},
+    {"reporting"},
     {"sweep"},
     {"cli"},
-    {"train", "evaluate", "graph"},
+    {"train", "evaluate", "graph", "report"},
     {"__init__", "__main__"},
 ]
 
@@ -76,7 +77,7 @@ def test_hydra_is_in_the_entry_points_alone() -> None:
 @pytest.mark.parametrize(
     ("code", "heavy"),
     [
-        ("import mtl.train, mtl.evaluate, mtl.graph, mtl.schema", ["torch", "rich", "numpy"]),
+        ("import mtl.train, mtl.evaluate, mtl.graph, mtl.report, mtl.schema", ["torch", "rich", "numpy"]),
         (
             "import mtl.trainer, mtl.config, mtl.loggers",
             ["torchvision", "pandas", "pyarrow", "PIL", "torchmetrics", "tensorboard", "matplotlib", "hydra"],

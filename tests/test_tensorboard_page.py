@@ -71,6 +71,8 @@ def test_one_chart_for_all_tasks(page: Any, pytestconfig: pytest.Config) -> None
     matches = page.get_by_text("Matches (4)", exact=True)  # two tasks of two runs each
     assert matches.count() >= 3
     if folder := pytestconfig.getoption("--screenshots"):
+        page.set_viewport_size({"width": 1100, "height": 1330})
+        page.wait_for_timeout(2_000)
         page.screenshot(path=Path(folder) / "tensorboard.png")
 
 

@@ -1,0 +1,101 @@
+"""python -m mtl.report outputs/… [more]: compares finished runs, on the terminal, in Markdown, CSV and HTML."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtl.errors import UserError
+
+
+def report(
+    folders: Sequence[Path],
+    *,
+    out: Path | None = None,
+    split: str | None = None,
+    reference: str | None = None,
+    pairs: Sequence[Sequence[str]] = (),
+) -> None:
+    """Reads all runs in the folders and below, prints the comparison, and writes report.md, .csv and .html.
+
+    Args:
+        folders: of runs and multiruns, or of many of these.
+        out: where the files are written; None: a folder `report` in the first folder.
+        split: whose figures are compared, `test` or `val`; None: the test split where a problem has one.
+        reference: the label of the method that the others are tested against; None: that of equal weights.
+        pairs: of tasks that are shown against each other; none: every pair, where the tasks are few.
+
+    Raises:
+        UserError: where there is nothing to compare, or nothing can be written.
+    """
+    from rich.console import Console
+
+    from mtl.reporting import html, markdown, pages, reading, terminal, tidy
+    from mtl.reporting.comparison import Comparison, check_names
+    from mtl.reporting.document import Block, Picture
+    from mtl.reporting.grouping import sections
+    from mtl.reporting.svg import alone
+
+    runs = reading.find(folders)
+    finished = [run for run in runs if run.status == "finished"]
+    if not finished:
+        states = "".join(f"\n  {run.status:<12}{run.folder}  {run.error}" for run in runs)
+        raise UserError(f"no run is finished, so there is nothing to compare:{states}")
+
+    parts = sections(runs, split)
+    check_names(parts, reference, pairs)
+    comparisons = [Comparison(part, reference) for part in parts]
+    blocks: list[Block] = pages.introduction(runs, [str(folder) for folder in folders])
+    for number, comparison in enumerate(comparisons, 1):
+        blocks += pages.page(comparison, pairs, number)
+    blocks += pages.explanation()
+
+    place = out or folders[0] / "report"
+    try:
+        (place / markdown.FIGURES).mkdir(parents=True, exist_ok=True)
+        for block in blocks:
+            if isinstance(block, Picture):
+                (place / markdown.FIGURES / f"{block.name}.svg").write_text(alone(block.svg), encoding="utf-8")
+        (place / "report.md").write_text(markdown.write(blocks), encoding="utf-8")
+        (place / "report.html").write_text(html.write(blocks), encoding="utf-8")
+        tidy.write(place / "report.csv", comparisons)
+    except OSError as error:
+        raise UserError(f"{place} can't be written: {error.strerror or error}; --out names another folder") from error
+    console = Console()
+    terminal.show(console, blocks)
+    console.print(
+        f"\nWritten to {place}: report.html, report.md, report.csv", highlight=False, markup=False, soft_wrap=True
+    )
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mtl.report" if sys.argv[0].endswith(".py") else sys.argv[0],
+        description="Compares finished runs: means with intervals over seeds, the gain over single-task runs, tests, "
+        "time and memory, curves, conflict, fronts. Written as report.html, report.md and report.csv.",
+    )
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="of runs or multiruns; all below is read"
+    )
+    parser.add_argument("--out", type=Path, help="where the report is written (default: FOLDER/report)")
+    parser.add_argument("--split", choices=["test", "val"], help="whose figures are compared (default: test, if any)")
+    parser.add_argument("--reference", metavar="METHOD", help="what the others are tested against (default: equal)")
+    parser.add_argument(
+        "--pair",
+        nargs=2,
+        action="append",
+        default=[],
+        dest="pairs",
+        metavar="TASK",
+        help="two tasks to be shown against each other; may be repeated (default: all pairs of up to 5 tasks)",
+    )
+    given = parser.parse_args()
+    try:
+        report(given.folders, out=given.out, split=given.split, reference=given.reference, pairs=given.pairs)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What the plots are drawn on, and with: panels, scales, and names beside points."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mtl.reporting.svg import INK, RC
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH = 10.5  # inches
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, bottom, right, top
+
+
+def logarithmic(ax: "Axes", low: float, high: float) -> None:
+    """Gives the axis of y a logarithmic scale with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.set_yscale("log")
+    ax.set_ylim(low, high)
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 500 * low else (1,)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def name_points(ax: "Axes", named: Sequence[tuple[str, Point]], points: Sequence[Point]) -> None:
+    """Writes names beside some of the points, where they cover the least of other names and points."""
+
+    def place(point: Point) -> Point:
+        x, y = ax.transData.transform(point) * 72 / ax.figure.dpi
+        return float(x), float(y)
+
+    covered: list[Box] = [(x - 3, y - 3, x + 3, y + 3) for x, y in map(place, points)]
+    for label, point in named:
+        x, y = place(point)
+        wide, tall = 4.4 * len(label), 9.0
+        beside = [(6.0, 4.0), (6.0, -12.0), (-6 - wide, 4.0), (-6 - wide, -12.0), (6.0, 14.0), (6.0, -22.0)]
+        boxes = [(x + across, y + up, x + across + wide, y + up + tall) for across, up in beside]
+        overlaps = [sum(_overlap(box, other) for other in covered) for box in boxes]
+        best = overlaps.index(min(overlaps))
+        covered.append(boxes[best])
+        ax.annotate(label, point, xytext=beside[best], textcoords="offset points", fontsize=7.5, color=INK)
+
+
+def _overlap(one: Box, other: Box) -> float:
+    wide = min(one[2], other[2]) - max(one[0], other[0])
+    tall = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, wide) * max(0.0, tall)
+
+
+def staircase(front: Sequence[Point], reference: Point, maximise: Sequence[bool]) -> list[Point]:
+    """The corners of the area between a front, sorted by its first figure, and the reference point."""
+    ordered = list(front) if maximise[0] else list(front)[::-1]  # from the reference point's side outwards
+    corners = [reference, (reference[0], ordered[0][1])]
+    for index, point in enumerate(ordered):
+        corners.append(point)
+        following = ordered[index + 1][1] if index + 1 < len(ordered) else reference[1]
+        corners.append((point[0], following))
+    return corners
+
+
+@contextmanager
+def figure_of(
+    count: int, across: int, height: float, *, width: float = WIDTH, sharey: bool = False
+) -> Iterator[tuple[Any, list["Axes"]]]:
+    """A figure of so many panels, so many in a row, and these panels."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(math.ceil(count / across), across, sharey=sharey, squeeze=False).ravel().tolist()
+        for ax in axes[count:]:
+            ax.set_visible(False)
+        yield figure, axes[:count]

@@ -1,0 +1,115 @@
+"""Figures over the steps: of each run from its metrics.csv, and of a method with a band over seeds."""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtl.reporting.estimates import quantile
+from mtl.reporting.grouping import Method
+
+Array = NDArray[np.float64]
+Series = tuple[list[int], list[float]]  # steps, values
+KINDS = ("loss/", "metric/", "cosine/")
+PARTS = 3  # of training, for which conflict is counted
+
+
+@dataclass(frozen=True)
+class Band:
+    """A curve: a method's mean over seeds, with its interval where there are several."""
+
+    steps: Array
+    mean: Array
+    low: Array | None
+    high: Array | None
+
+
+def read(folder: Path) -> dict[str, Series]:
+    """By tag what a run logged of losses, metrics and cosines; empty where it logged into no CSV file."""
+    found: dict[str, Series] = {}
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return found
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.reader(file):
+            if len(row) == 4 and row[2].startswith(KINDS):
+                steps, values = found.setdefault(row[2], ([], []))
+                try:
+                    value = float(row[3])
+                    steps.append(int(row[0]))
+                    values.append(value)
+                except ValueError:  # a line that was cut
+                    continue
+    return found
+
+
+class Curves:
+    """What the runs of some methods logged.
+
+    Args:
+        methods: whose runs are read, each once.
+    """
+
+    def __init__(self, methods: Iterable[Method]) -> None:
+        self._read = {m.label: {seed: read(run.folder) for seed, run in m.runs.items()} for m in methods}
+
+    def tags(self) -> list[str]:
+        """The tags of any run."""
+        return list(dict.fromkeys(tag for runs in self._read.values() for logged in runs.values() for tag in logged))
+
+    def missing(self, method: Method) -> bool:
+        """Whether a run of the method has no CSV file."""
+        return not all(self._read[method.label].values())
+
+    def band(self, method: Method, tag: str, points: int) -> Band | None:
+        """The tag's curve as far as all seeds have it, None where they don't.
+
+        Args:
+            method: one of those that were given.
+            tag: as in metrics.csv.
+            points: where there are more steps, means over so many windows are taken of each run first.
+        """
+        runs = [logged.get(tag) for logged in self._read[method.label].values()]
+        return band([run for run in runs if run], points) if all(runs) else None
+
+    def below_zero(self, method: Method, pair: str) -> list[float | None]:
+        """For each part of training the mean over seeds of the share of cosines of the pair, `a~b`, below zero."""
+        shares = []
+        for seed, run in method.runs.items():
+            logged = self._read[method.label][seed].get(f"cosine/{pair}")
+            if logged:
+                shares.append(_below_zero(logged, max(run.metrics.get("steps") or 0, *logged[0])))
+        parts = [[share[part] for share in shares] for part in range(PARTS)]
+        return [fmean(s for s in part if s is not None) if any(s is not None for s in part) else None for part in parts]
+
+
+def band(runs: list[Series], points: int) -> Band:
+    """The runs' mean and its interval, at the steps that all of them have."""
+    columns: list[Mapping[int, float]] = [dict(zip(*run, strict=True)) for run in runs]
+    steps = sorted(set(columns[0]).intersection(*columns[1:]))
+    values = np.array([[column[step] for step in steps] for column in columns], dtype=np.float64)
+    at = np.array(steps, dtype=np.float64)
+    if len(steps) > points:
+        cuts = np.linspace(0, len(steps), points + 1).astype(int)
+        at = np.array([at[a:b].mean() for a, b in pairwise(cuts)])
+        values = np.stack([values[:, a:b].mean(axis=1) for a, b in pairwise(cuts)], axis=1)
+    mean = values.mean(axis=0)
+    if len(runs) == 1:
+        return Band(at, mean, None, None)
+    half = quantile(len(runs) - 1) * values.std(axis=0, ddof=1) / math.sqrt(len(runs))
+    return Band(at, mean, mean - half, mean + half)
+
+
+def _below_zero(run: Series, last: int) -> list[float | None]:
+    """The share of cosines below zero in each part of a training of so many steps, None where none was measured."""
+    parts: list[list[bool]] = [[] for _ in range(PARTS)]
+    for step, value in zip(*run, strict=True):
+        if math.isfinite(value):
+            parts[min(PARTS - 1, (step - 1) * PARTS // last)].append(value < 0)
+    return [fmean(part) if part else None for part in parts]

@@ -1,0 +1,217 @@
+"""Which runs belong together: those of one problem are compared, those that differ in the seed alone are one method."""
+
+import copy
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtl.reporting.naming import Name, differences, names, natural
+from mtl.reporting.reading import Run
+from mtl.resume import IRRELEVANT
+
+UNSEEN = {*IRRELEVANT, "seed", "only", "data.root"}  # what makes no other method
+OF_SEVERAL = {"balancer", "gradients", "passes", "trainer.monitor"}  # what means nothing to a task by itself
+
+
+@dataclass
+class Method:
+    """Finished runs that differ in the seed alone.
+
+    Args:
+        label: what tells it from the other methods of its section.
+        runs: by seed, one each.
+        settings: the config that they have in common.
+        name: what the label is made of.
+        lost: its runs that didn't finish.
+        repeated: finished runs whose seed a newer one has too; they don't count.
+    """
+
+    label: str
+    runs: dict[int, Run]
+    settings: dict[str, Any]
+    name: Name
+    lost: list[Run] = field(default_factory=list)
+    repeated: list[Run] = field(default_factory=list)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Its tasks' names."""
+        return list(self.settings["tasks"])
+
+    def values(self, split: str, task: str, name: str) -> dict[int, float]:
+        """By seed what was measured; what isn't there, or isn't a finite number, is left out."""
+        found = {}
+        for seed, run in self.runs.items():
+            value = ((run.metrics.get(split) or {}).get(task) or {}).get(name)
+            if isinstance(value, int | float) and math.isfinite(value):
+                found[seed] = float(value)
+        return found
+
+
+@dataclass
+class Section:
+    """Methods that can be compared, since they have one problem and one evaluation.
+
+    Args:
+        title: the problem's name, and that of its data where a problem has several.
+        methods: in the order of their names.
+        split: whose figures are compared, `test` or `val`.
+        singles: by task the groups of runs that had this task alone, while the methods have several.
+    """
+
+    title: str
+    split: str
+    methods: list[Method]
+    singles: dict[str, list[Method]]
+
+    def baseline(self, method: Method, task: str) -> tuple[Method | None, list[str]]:
+        """The single-task runs that a method's task is measured against, and the keys in which they differ otherwise.
+
+        Those of the method's own settings where there are such; else those that there are, if they have one setting.
+        """
+        there = self.singles.get(task, [])
+        own = _alone(method.settings, task)
+        for single in there:
+            if _alone(single.settings, task) == own:
+                return single, []
+        if len(there) == 1:
+            both = differences([_alone(there[0].settings, task), own], [{}, {}])
+            return there[0], list(dict.fromkeys([*both[0], *both[1]]))
+        return None, []
+
+
+def sections(runs: Sequence[Run], split: str | None) -> list[Section]:
+    """Puts the runs into sections, and there into methods and single-task runs.
+
+    Runs of one problem whose data have other settings are in one section if they are known to be measured on the same
+    data, by fingerprints of the split for a seed that they share.
+
+    Args:
+        runs: in any state.
+        split: the one whose figures are compared, `test` or `val`; None: the test split where a problem has one.
+    """
+    problems: dict[str | None, list[Run]] = {}
+    for run in runs:
+        if run.status == "finished":
+            problems.setdefault(run.problem, []).append(run)
+    found: list[Section] = []
+    for problem, theirs in problems.items():
+        chosen = split or ("test" if any(run.metrics.get("test") for run in theirs) else "val")
+        parts = _by_data(theirs, chosen)
+        data = [{"data": settings(part[0])["data"]} for part in parts]
+        called = [name.text for name in names(data, [part[0].choices for part in parts])]
+        title = problem or "a problem whose name isn't known"
+        for part, name in zip(parts, called, strict=True):
+            found.append(_section(f"{title} ({name})" if len(parts) > 1 else title, chosen, part))
+    _give_lost(found, [run for run in runs if run.status != "finished"])
+    return sorted(found, key=lambda section: natural(section.title))
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """The run's config without what makes no other method, and without the tasks that were left out."""
+    config = copy.deepcopy(run.config)
+    _take_out(config, UNSEEN)
+    config["tasks"] = {task: config["tasks"][task] for task in run.tasks}
+    monitor = (config.get("trainer") or {}).get("monitor")
+    if isinstance(monitor, dict):
+        kept = {name: term for name, term in monitor.items() if str(name).split("/")[0] in run.tasks}
+        config["trainer"]["monitor"] = kept or None
+    config.setdefault("data", None)
+    return config
+
+
+def key(config: Mapping[str, Any]) -> str:
+    """The same text for the same config, whatever the order of its keys."""
+    return json.dumps(config, sort_keys=True, default=str)
+
+
+def _take_out(config: dict[str, Any], names: set[str]) -> None:
+    for name in names:
+        *path, last = name.split(".")
+        node: Any = config
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
+
+
+def _alone(config: dict[str, Any], task: str) -> dict[str, Any]:
+    """What of a config has to do with one task that is trained by itself; its weight has not."""
+    rest = copy.deepcopy(config)
+    _take_out(rest, OF_SEVERAL)
+    rest["tasks"] = {task: {k: v for k, v in config["tasks"][task].items() if k != "weight"}}
+    return rest
+
+
+def _by_data(runs: Sequence[Run], split: str) -> list[list[Run]]:
+    """The runs, those that are measured on the same data together."""
+    parts: dict[str, list[Run]] = {}
+    for run in runs:
+        data = settings(run)["data"]
+        _take_out(data or {}, {"batch_size", "collate"})
+        parts.setdefault(key(data), []).append(run)
+    joined: list[tuple[set[tuple[int, str]], list[Run]]] = []
+    for part in parts.values():
+        prints = {(run.seed, p) for run in part if (p := run.fingerprint(split)) is not None}
+        for known, there in joined:
+            if known & prints:
+                known |= prints
+                there += part
+                break
+        else:
+            joined.append((prints, list(part)))
+    return [there for _, there in joined]
+
+
+def _section(title: str, split: str, runs: Sequence[Run]) -> Section:
+    several = {task for run in runs if len(run.tasks) > 1 for task in run.tasks}
+    methods: dict[str, list[Run]] = {}
+    singles: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        if len(run.tasks) == 1 and run.tasks[0] in several:
+            alone = _alone(settings(run), run.tasks[0])
+            singles.setdefault(run.tasks[0], {}).setdefault(key(alone), []).append(run)
+        else:
+            methods.setdefault(key(settings(run)), []).append(run)
+    named = sorted(_methods(list(methods.values())), key=lambda method: natural(method.label))
+    baselines = {task: _methods(list(groups.values()), alone=task) for task, groups in singles.items()}
+    return Section(title, split, named, baselines)
+
+
+def _methods(groups: Sequence[Sequence[Run]], *, alone: str | None = None) -> list[Method]:
+    """A method for each group of runs; `alone` is the one task that they have, if they are single-task runs."""
+    configs = [settings(group[0]) for group in groups]
+    compared = configs if alone is None else [_alone(config, alone) for config in configs]
+    found = []
+    called = names(compared, [group[0].choices for group in groups])
+    for name, config, group in zip(called, configs, groups, strict=True):
+        label = name.text if alone is None else f"{alone} alone, {name.text}" if len(groups) > 1 else f"{alone} alone"
+        newest: dict[int, Run] = {}
+        repeated = []
+        for run in sorted(group, key=lambda run: (run.folder / "metrics.json").stat().st_mtime):
+            if run.seed in newest:
+                repeated.append(newest[run.seed])
+            newest[run.seed] = run
+        found.append(Method(label, dict(sorted(newest.items())), config, name, repeated=repeated))
+    return found
+
+
+def _give_lost(sections: Sequence[Section], lost: Sequence[Run]) -> None:
+    """Gives runs that didn't finish to the methods, or single-task runs, whose settings they have."""
+    own = {key(method.settings): method for section in sections for method in section.methods}
+    alone = {
+        key(_alone(single.settings, task)): single
+        for section in sections
+        for task, singles in section.singles.items()
+        for single in singles
+    }
+    for run in lost:
+        if not run.config:
+            continue
+        method = own.get(key(settings(run)))
+        if method is None and len(run.tasks) == 1:
+            method = alone.get(key(_alone(settings(run), run.tasks[0])))
+        if method is not None:
+            method.lost.append(run)

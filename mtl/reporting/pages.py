@@ -1,0 +1,169 @@
+"""The report, from its parts: what is said, shown and put into tables of each section."""
+
+from collections.abc import Sequence
+from textwrap import shorten
+
+from mtl.reporting import tables
+from mtl.reporting.caveats import caveats
+from mtl.reporting.comparison import Comparison
+from mtl.reporting.curves import Curves
+from mtl.reporting.document import Block, Bullets, Heading, Picture, Table, Text
+from mtl.reporting.estimates import paired
+from mtl.reporting.grouping import Method
+from mtl.reporting.pareto import MOST_TASKS, pairs_to_show
+from mtl.reporting.plots import Plots
+from mtl.reporting.reading import Run
+from mtl.reporting.writing import listed, number, plus_minus, signed, slug
+
+SHOWN = 6  # figures of the method that one would choose
+METHOD = [
+    "A method is the finished runs whose configs differ in the seed alone. It is named by what tells it from others.",
+    "Figures are those of the best epoch on validation. ± and [ ] are 95 % confidence intervals by Student's t over "
+    "seeds. They say how far other seeds would move the mean on the same data, not what other test samples would.",
+    "Δm is the mean over tasks of (method - alone) / alone in percent, of each task's main figure, its first that "
+    "isn't the loss. The sign is turned where less is better, so above 0 the method beats the tasks alone (Maninis et "
+    "al. 2019, arXiv 1904.08918). With at least two seeds in common it is taken seed by seed, and the interval is over "
+    "these; otherwise of the means, with the interval by the delta method and Welch's and Satterthwaite's degrees of "
+    "freedom. Either way the spread of the single-task runs is in it.",
+    "The mean rank is over tasks and the seeds that all methods have; 1 is the best, and equal figures share a rank.",
+    "Tests are paired t-tests against the reference over common seeds, two-sided. Holm's correction is for all tests "
+    "of their table together; those of another table aren't counted in.",
+    "Time and memory are the runs' own measurements: seconds per step, logging included, and the peak beyond what is "
+    "alive between steps, in MB of a million bytes.",
+    "The front and its hypervolume are of the methods' means (moocore). The reference point is the worst of either "
+    "figure in any run of these methods, so volumes of different reports can't be compared.",
+]
+
+
+def introduction(runs: Sequence[Run], folders: Sequence[str]) -> list[Block]:
+    """What the report is of, and the runs that don't count."""
+    finished = sum(run.status == "finished" for run in runs)
+    blocks: list[Block] = [
+        Heading("Comparison of runs", 1),
+        Text(f"{finished} finished of {len(runs)} runs in {listed(list(folders))}."),
+    ]
+    lost = [run for run in runs if run.status != "finished"]
+    if lost:
+        rows = [
+            [run.status, run.problem or "–", str(run.folder), shorten(run.error, 160, placeholder=" …")] for run in lost
+        ]
+        blocks.append(
+            Table(
+                f"{len(lost)} runs don't count, since they aren't finished"
+                if len(lost) > 1
+                else "One run doesn't count, since it isn't finished",
+                ["status", "problem", "folder", "why"],
+                rows,
+                texts=4,
+            )
+        )
+    return blocks
+
+
+def explanation() -> list[Block]:
+    """How the numbers are made."""
+    return [Heading("How the numbers are made", 2), Bullets(METHOD)]
+
+
+def page(comparison: Comparison, pairs: Sequence[Sequence[str]], number: int) -> list[Block]:
+    """Everything about one section, the report's so-manieth."""
+    heading = Heading(comparison.section.title, 2)
+    if not comparison.figures:
+        return [heading, Text(f"No run has figures of the {comparison.split} split."), _runs(comparison)]
+    curves = Curves(comparison.methods)
+    plots = Plots(comparison, curves, f"{slug(comparison.section.title)}-{number}")
+    return [
+        heading,
+        Text(_what(comparison)),
+        Text(_which(comparison)),
+        *_warnings(comparison, curves),
+        *tables.settings(comparison),
+        *tables.figures(comparison),
+        plots.reached(),
+        *tables.gains(comparison),
+        *tables.tests(comparison),
+        *tables.costs(comparison),
+        *_pareto(comparison, plots, pairs),
+        *_plot(plots.training()),
+        *_plot(plots.conflict()),
+        *tables.conflicts(comparison, curves),
+        _runs(comparison),
+    ]
+
+
+def _what(comparison: Comparison) -> str:
+    methods, singles = comparison.methods, comparison.everything[len(comparison.methods) :]
+    runs = [run for method in methods for run in method.runs.values()]
+    seeds = sorted({run.seed for run in runs})
+    samples = {(run.metrics.get("samples") or {}).get(comparison.split) for run in runs} - {None}
+    size = f" of {samples.pop():,} samples" if len(samples) == 1 else ""
+    alone = f", and {sum(len(single.runs) for single in singles)} of single tasks" if singles else ""
+    order = "by validation, the best first" if comparison.choice.order else "by name"
+    return (
+        f"{len(runs)} runs of {len(methods)} method{'s' * (len(methods) > 1)}{alone}. "
+        f"Seed{'s' * (len(seeds) > 1)} {listed([str(seed) for seed in seeds], 10)}. Figures of the {comparison.split} "
+        f"split{size}. Methods are in order {order}."
+    )
+
+
+def _which(comparison: Comparison) -> str:
+    """What validation would have one choose, and how sure that is."""
+    choice = comparison.choice
+    if len(comparison.methods) < 2:
+        return "There is one method, so there is nothing to choose."
+    if choice.why:
+        return f"Which method to choose can't be said: {choice.why}."
+    first, second = choice.order[:2]
+    values = [{seed: float(run.metrics["best"]["value"]) for seed, run in m.runs.items()} for m in (first, second)]
+    ahead = paired(*values)
+    text = (
+        f"By validation one would choose {first.label}: {plus_minus(choice.values[0])} in {choice.monitor}, "
+        f"before {second.label} with {plus_minus(choice.values[1])}."
+    )
+    if ahead.estimate is None or ahead.estimate.half is None:
+        text += " There aren't two seeds in common to say whether that is more than chance."
+    else:
+        more = abs(ahead.estimate.mean) > ahead.estimate.half
+        text += (
+            f" Their difference over {ahead.estimate.n} common seeds is {signed(ahead.estimate)}, "
+            f"{'which is more than the spread over seeds explains' if more else 'which may be chance: either would do'}"
+        )
+        text += f", though these two are the first of {len(choice.order)}." if more and len(choice.order) > 2 else "."
+    figures = [f"{f} {plus_minus(comparison.estimate(first, f))}" for f in comparison.mains[:SHOWN]]
+    return f"{text} What it then reaches on {comparison.split}: {listed(figures)}."
+
+
+def _warnings(comparison: Comparison, curves: Curves) -> list[Block]:
+    found = caveats(comparison, curves)
+    return [Heading("What this can't say", 3), Bullets(found, warning=True)] if found else []
+
+
+def _pareto(comparison: Comparison, plots: Plots, pairs: Sequence[Sequence[str]]) -> list[Block]:
+    found = pairs_to_show(comparison, pairs)
+    if found:
+        return [plots.pareto(found), tables.fronts(found)]
+    many = len(comparison.mains) > MOST_TASKS and not pairs
+    ask = f"Of {len(comparison.mains)} tasks no two are shown against each other; --pair A B asks for some."
+    return [Text(ask)] if many else []
+
+
+def _plot(picture: Picture | None) -> list[Block]:
+    return [picture] if picture else []
+
+
+def _runs(comparison: Comparison) -> Table:
+    def row(method: Method, run: Run) -> list[str]:
+        best = run.metrics.get("best") or {}
+        value = best.get("value")
+        return [
+            method.label,
+            str(run.folder),
+            str(run.seed),
+            str(run.metrics.get("steps", "–")),
+            f"{best.get('epoch', '–')} of {run.metrics.get('epochs', '–')}",
+            "–" if value is None else number(float(value)),
+        ]
+
+    rows = [row(method, run) for method in comparison.everything for run in method.runs.values()]
+    columns = ["method", "folder", "seed", "steps", "best epoch", "monitored"]
+    return Table(f"The {len(rows)} runs", columns, rows, texts=2, detail=True)

@@ -1,0 +1,260 @@
+"""The plots: what was reached, curves with bands, conflict over time, and two tasks against each other."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mtl.reporting.axes import WIDTH, figure_of, logarithmic, name_points, staircase
+from mtl.reporting.comparison import Comparison, hardest
+from mtl.reporting.curves import Curves
+from mtl.reporting.document import Picture
+from mtl.reporting.estimates import Estimate
+from mtl.reporting.pareto import Pair
+from mtl.reporting.svg import INK, MUTED, PALE, SERIES, take
+from mtl.reporting.writing import number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ALL_COLOURED = len(SERIES)  # so many methods have a colour each; of more, the first few
+HIGHLIGHTED = 6
+MOST_SHOWN = 12  # tasks, or pairs of tasks, in one plot
+POINTS = 40_000  # of all curves of a plot together
+MOST_POINTS = 150  # of one curve
+MOST_COSINES = 30  # the same, of cosines, which jump
+DASHED: Any = {"color": MUTED, "ls": (0, (4, 3)), "lw": 1}
+DASHES = ["-", "-", "-", "-", "-", "--", "--", "--"]
+
+
+class Plots:
+    """Plots of one section.
+
+    Args:
+        comparison: of its methods.
+        curves: what its methods' runs logged.
+        name: of the section, for the names of files.
+    """
+
+    def __init__(self, comparison: Comparison, curves: Curves, name: str) -> None:
+        self.comparison = comparison
+        self.curves = curves
+        self.name = name
+        methods = comparison.methods
+        rest = [method for method in methods if method is not comparison.reference]
+        shown = [comparison.reference, *rest]
+        shown = shown if len(shown) <= ALL_COLOURED else shown[:HIGHLIGHTED]
+        self.highlighted = [method for method in methods if method in shown]
+        self._colours = {method.label: SERIES[index] for index, method in enumerate(shown)}
+        self._dashes = {method.label: DASHES[index] for index, method in enumerate(shown)}
+        self._numbers = {method.label: index for index, method in enumerate(methods)}
+
+    @property
+    def legend(self) -> str:
+        """What the colours mean where not every method has one."""
+        if len(self.highlighted) == len(self.comparison.methods):
+            return ""
+        by = "the first by validation" if self.comparison.choice.order else "the first by name"
+        return f"In colour: the reference and {by}; the others are grey, and named where one points at them."
+
+    def reached(self) -> Picture:
+        """Every method's main figures, and Δm, as rows of points with intervals."""
+        comparison = self.comparison
+        deltas = {m.label: d.estimate for m in comparison.methods if (d := comparison.delta(m)).estimate}
+        mains = comparison.mains[: MOST_SHOWN - 1 if deltas else MOST_SHOWN]
+        panels: list[tuple[str, dict[str, Estimate], Estimate | float | None]] = [
+            (
+                f"{figure}{figure.arrow}",
+                {m.label: e for m in comparison.methods if (e := comparison.estimate(m, figure))},
+                comparison.alone(figure),
+            )
+            for figure in mains
+        ]
+        if deltas:
+            panels.append(("Δm, %↑", deltas, 0.0))
+        across = min(len(panels), 4)
+        down = math.ceil(len(panels) / across)
+        tall = 0.62 + 0.19 * len(comparison.methods)
+        with figure_of(len(panels), across, tall * down, sharey=True) as (figure, axes):
+            for place, ax in zip(panels, axes, strict=True):
+                self._rows(ax, *place)
+            labels = [method.label for method in comparison.methods]
+            axes[0].set_yticks(range(len(labels)), labels)
+            axes[0].set_ylim(len(labels) - 0.4, -0.6)
+            for tick, method in zip(axes[0].get_yticklabels(), comparison.methods, strict=True):
+                tick.set_color(self._colours.get(method.label, MUTED))
+            split = comparison.split
+            title = f"What the methods reach, {split} split"
+            few = f" The first {len(mains)} tasks of {len(comparison.mains)}." * (len(mains) < len(comparison.mains))
+            alone = any(there is not None for *_, there in panels)
+            dashed = " Dashed: the task alone, its interval shaded; for Δm, zero." * alone
+            return Picture(
+                f"{self.name}-reached",
+                title,
+                take(figure, f"{self.name}-reached", title, labels),
+                f"Mean over seeds and 95 % interval.{dashed}{few} {self.legend}".strip(),
+            )
+
+    def training(self) -> Picture | None:
+        """Loss and main figure of each task over the steps, where they were logged."""
+        tasks = self.comparison.tasks[:MOST_SHOWN]
+        mains = {main.task: main for main in self.comparison.mains if main.name != "loss"}
+        panels: list[tuple[str, str, bool | None]] = []
+        for task in tasks:
+            panels.append((f"{task} loss, training", f"loss/{task}/train", True))
+            panels.append((f"{task} loss, validation", f"loss/{task}/val", True))
+            if main := mains.get(task):
+                panels.append((f"{main}, validation", f"metric/{task}/{main.name}/val", False))
+        logged = set(self.curves.tags())
+        few = f" The first {len(tasks)} tasks of {len(self.comparison.tasks)}." * (tasks != self.comparison.tasks)
+        return self._curves(
+            "training",
+            "Losses and figures during training",
+            [panel for panel in panels if panel[1] in logged],
+            3 if mains else 2,
+            MOST_POINTS,
+            "Mean over seeds, with its 95 % interval as a band, as far as all seeds of a method go. Losses on a "
+            f"logarithmic scale where they span more than tenfold. Long curves are averaged over windows.{few}",
+        )
+
+    def conflict(self) -> Picture | None:
+        """The cosine between each two tasks' gradients over the steps."""
+        logged = set(self.curves.tags())
+        pairs = [pair for pair in hardest(self.comparison.methods, MOST_SHOWN) if f"cosine/{pair}" in logged]
+        return self._curves(
+            "conflict",
+            "Conflict between tasks during training",
+            [(pair.replace("~", " and "), f"cosine/{pair}", None) for pair in pairs],
+            min(3, len(pairs)),
+            MOST_COSINES,
+            "Cosine between the tasks' gradients over the shared parameters, mean over seeds with its 95 % interval; "
+            "below zero they pull against each other. Averaged over windows where there are many.",
+        )
+
+    def pareto(self, pairs: Sequence[Pair]) -> Picture:
+        """Two tasks' main figures against each other, for each pair."""
+        across = min(len(pairs), 2 if len(pairs) < 5 else 3)
+        down = math.ceil(len(pairs) / across)
+        title = "Two tasks against each other"
+        dashed = " Dashed: the tasks alone." * bool(self.comparison.section.singles)
+        tall = down * (3.3 if across == 3 else 3.9)
+        with figure_of(len(pairs), across, tall, width=6.2 if across == 1 else WIDTH) as (figure, axes):
+            for pair, ax in zip(pairs, axes, strict=True):
+                self._pair(ax, pair)
+            name = f"{self.name}-pareto"
+            return Picture(
+                name,
+                title,
+                take(figure, name, title, [method.label for method in self.comparison.methods]),
+                "Mean over seeds and 95 % interval of the methods' main figures. Ringed, and joined: the front, which "
+                "no other method's means beat in both. The shaded area is its hypervolume, from the cross, the "
+                f"reference point.{dashed} {self.legend}".strip(),
+            )
+
+    def _rows(self, ax: "Axes", title: str, estimates: dict[str, Estimate], alone: Estimate | float | None) -> None:
+        ax.set_title(title)
+        ax.grid(visible=False, axis="y")
+        if alone is not None:
+            ax.axvline(alone.mean if isinstance(alone, Estimate) else alone, **DASHED)
+        if isinstance(alone, Estimate) and alone.low is not None and alone.high is not None:
+            ax.axvspan(alone.low, alone.high, color=MUTED, alpha=0.13, lw=0)
+        for method in self.comparison.methods:
+            found = estimates.get(method.label)
+            if found is not None:
+                row, colour = self._numbers[method.label], self._colours.get(method.label, MUTED)
+                gid = f"method-{row}"
+                if found.half is not None:
+                    ax.plot(
+                        [found.mean - found.half, found.mean + found.half], [row, row], color=colour, gid=gid, lw=1.6
+                    )
+                ax.plot([found.mean], [row], "o", color=colour, gid=gid, ms=4.5)
+
+    def _curves(
+        self, kind: str, title: str, panels: Sequence[tuple[str, str, bool | None]], across: int, most: int, note: str
+    ) -> Picture | None:
+        """Curves with bands of at most so many points, a panel for each title and tag; None where nothing was logged.
+
+        The third of a panel says whether its scale may be logarithmic; None draws a line at zero instead.
+        """
+        if not panels:
+            return None
+        methods = self.comparison.methods
+        points = max(20, min(most, POINTS // (len(panels) * len(methods))))
+        down = math.ceil(len(panels) / across)
+        with figure_of(len(panels), across, 0.6 + 1.95 * down) as (figure, axes):
+            order = sorted(methods, key=lambda method: method in self.highlighted)
+            for (name, tag, may_be_log), ax in zip(panels, axes, strict=True):
+                ax.set_title(name)
+                found = [(m, band) for m in order if (band := self.curves.band(m, tag, points)) is not None]
+                for method, band in found:
+                    colour = self._colours.get(method.label, PALE)
+                    strong = method in self.highlighted
+                    gid = f"method-{self._numbers[method.label]}"
+                    if strong and band.low is not None and band.high is not None:
+                        ax.fill_between(band.steps, band.low, band.high, color=colour, alpha=0.16, lw=0, gid=gid)
+                    dash = self._dashes.get(method.label, "-")
+                    one = "o" if len(band.steps) == 1 else None
+                    ax.plot(
+                        band.steps, band.mean, dash, color=colour, lw=1.5 if strong else 0.6, gid=gid, marker=one, ms=3
+                    )
+                means = [value for _, band in found for value in band.mean.tolist() if math.isfinite(value)]
+                if may_be_log is None:
+                    ax.axhline(0, color=MUTED, lw=0.8)
+                    low, high = ax.get_ylim()
+                    ax.set_ylim(max(low, -1.05), min(high, 1.05))  # an interval of few seeds may go beyond
+                elif means:
+                    low, high = min(means), max(means)
+                    if may_be_log and low > 0 and high > 10 * low:
+                        logarithmic(ax, low / 1.3, high * 1.3)
+                    else:
+                        room = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+                        ax.set_ylim(low - room, high + room)
+            for ax in axes[-across:]:
+                ax.set_xlabel("step")
+            self._legend(figure)
+            name = f"{self.name}-{kind}"
+            svg = take(figure, name, title, [method.label for method in methods])
+            return Picture(name, title, svg, f"{note} {self.legend}".strip())
+
+    def _legend(self, figure: Any) -> None:
+        from matplotlib.lines import Line2D
+
+        handles = [
+            Line2D([], [], color=self._colours[m.label], ls=self._dashes[m.label], label=m.label)
+            for m in self.highlighted
+        ]
+        if len(self.highlighted) < len(self.comparison.methods):
+            handles.append(Line2D([], [], color=PALE, lw=0.8, label="others"))
+        longest = max(len(method.label) for method in self.highlighted)
+        columns = max(1, min(len(handles), 150 // (longest + 8)))
+        figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=1.8, borderpad=0.2)
+
+    def _pair(self, ax: "Axes", pair: Pair) -> None:
+        comparison = self.comparison
+        ax.set_xlabel(f"{pair.x}{'→' if pair.maximise[0] else '←'}")
+        ax.set_ylabel(f"{pair.y}{pair.y.arrow}")
+        for figure, line in ((pair.x, ax.axvline), (pair.y, ax.axhline)):
+            if (alone := comparison.alone(figure)) is not None:
+                line(alone.mean, **DASHED)
+        front = sorted(point for point, on in zip(pair.means, pair.on_front, strict=True) if on)
+        corners = staircase(front, pair.reference, pair.maximise)
+        ax.fill(*zip(*corners, strict=True), color=MUTED, alpha=0.08, lw=0)
+        ax.plot(*zip(*corners[1:-1], strict=True), color=MUTED, lw=0.9)
+        ax.plot(*pair.reference, "x", color=MUTED, ms=5)
+        drawn = list(zip(pair.methods, pair.points, pair.on_front, strict=True))
+        for method, (x, y), on in sorted(drawn, key=lambda each: each[0] in self.highlighted):
+            strong = method in self.highlighted
+            colour = self._colours.get(method.label, PALE)
+            gid = f"method-{self._numbers[method.label]}"
+            if strong or on:
+                ax.errorbar(x.mean, y.mean, xerr=x.half, yerr=y.half, color=colour, lw=0.9, alpha=0.7, gid=gid)
+            if on:
+                ax.plot(x.mean, y.mean, "o", color=INK, ms=9.5, fillstyle="none", markeredgewidth=0.9)
+            ax.plot(x.mean, y.mean, "o", color=colour, ms=6, gid=gid)
+        ax.margins(0.06)
+        named = [
+            (method.label, point)
+            for method, point, on in zip(pair.methods, pair.means, pair.on_front, strict=True)
+            if on or method in self.highlighted
+        ]
+        name_points(ax, named, pair.means)
+        ax.text(0.02, 0.02, f"hypervolume {number(pair.volume)}", transform=ax.transAxes, color=MUTED, fontsize=7.5)

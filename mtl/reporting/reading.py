@@ -1,0 +1,125 @@
+"""Runs as they are on the disk, whatever their state."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mtl.errors import UserError, first_line
+from mtl.resume import locked
+
+UNREADABLE = "can't be read"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder.
+
+    Args:
+        folder: as it was given, or below what was given.
+        config: the whole config; empty where the run ended before it was written.
+        metrics: what metrics.json holds; empty where there is none.
+        status: finished, failed, stopped, running, unfinished (killed, that is) or can't be read.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    status: str
+
+    @property
+    def problem(self) -> str | None:
+        """What `task=` named, None where it isn't known."""
+        if self.metrics.get("problem"):
+            return str(self.metrics["problem"])
+        named = [str(a).split("=", 1)[1] for a in self.metrics.get("arguments", []) if str(a).startswith("task=")]
+        return named[-1] if named else None
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.config["seed"])
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """The names of the tasks that were trained."""
+        only = self.config.get("only")
+        wanted = [only] if isinstance(only, str) else only
+        tasks = self.config.get("tasks") or {}
+        return [name for name, node in tasks.items() if node is not None and (not wanted or name in wanted)]
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """From each of Hydra's groups to the option that was taken; empty where it isn't known."""
+        return {str(group): str(option) for group, option in (self.metrics.get("choices") or {}).items()}
+
+    @property
+    def error(self) -> str:
+        """The first line of what ended the run; a dash where none was written."""
+        return (str(self.metrics.get("error", "")).strip() or "–").splitlines()[0]
+
+    def fingerprint(self, split: str) -> str | None:
+        """What tells a split's data from others, None where it isn't known."""
+        return (self.metrics.get("fingerprints") or {}).get(split)
+
+
+def find(folders: Iterable[Path]) -> list[Run]:
+    """All runs in the folders and below, by the folders' names, each once.
+
+    Raises:
+        UserError: where there is no such folder, or no run in any.
+    """
+    found: dict[Path, Run] = {}
+    given = list(folders)
+    for folder in given:
+        if not folder.is_dir():
+            raise UserError(
+                f"'{folder}' is not a folder; give those of runs or multiruns, such as outputs/mnist_two_head"
+            )
+        for place, below, files in os.walk(folder):
+            below.sort()
+            if "config.yaml" in files or "metrics.json" in files:
+                run = read(Path(place))
+                if run is not None:
+                    found.setdefault(run.folder.resolve(), run)
+                    below.clear()  # a run's own folders hold no runs
+    if not found:
+        raise UserError(f"there is no run in {', '.join(map(str, given))}; a run's folder holds a config.yaml")
+    return list(found.values())
+
+
+def read(folder: Path) -> Run | None:
+    """The run in the folder; None where the files are of something else."""
+    try:
+        metrics = _mapping(_json(folder / "metrics.json"))
+        config = _mapping(_yaml(folder / "config.yaml"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return Run(folder, {}, {"error": first_line(error)}, UNREADABLE)
+    status = str(metrics.get("status", "running"))
+    if not {"seed", "tasks", "trainer"} <= set(config):
+        return Run(folder, {}, metrics, status) if status == "failed" else None
+    if status == "running":
+        with locked(folder) as free:
+            status = "unfinished" if free else "running"
+    return Run(folder, config, metrics, status)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _yaml(path: Path) -> Any:
+    """Much faster than OmegaConf, and enough for what OmegaConf has resolved and written."""
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return loader(path.read_text(encoding="utf-8")).get_single_data() if path.is_file() else {}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("it holds no mapping")
+    return value

@@ -1,0 +1,185 @@
+"""The tables of a section."""
+
+from collections.abc import Sequence
+
+from mtl.reporting.comparison import Comparison, Figure, conflict, cost, hardest, pairs_of
+from mtl.reporting.curves import Curves
+from mtl.reporting.delta import Delta
+from mtl.reporting.document import Block, Bullets, Table, Text
+from mtl.reporting.pareto import Pair
+from mtl.reporting.writing import listed, number, p_value, plus_minus, signed
+
+MOST_PAIRS = 12  # of tasks in the table of their conflict
+WIDE = 6  # figures; more of them have a table for each task
+
+
+def settings(comparison: Comparison) -> list[Block]:
+    """In what the methods differ, where it is more than one thing."""
+    keys = list(dict.fromkeys(key for method in comparison.methods for key in method.name.told))
+    if len(keys) < 2:
+        return []
+    rows = [[method.label, *(method.name.told.get(key, "–") for key in keys)] for method in comparison.methods]
+    note = "–: the method's class has no such key."
+    return [Table("In what the methods differ", ["method", *keys], rows, note=note, detail=True)]
+
+
+def figures(comparison: Comparison) -> list[Block]:
+    """A table of all figures, or one for each task where they are many."""
+    if len(comparison.figures) <= WIDE:
+        return [_table(comparison, f"Figures on {comparison.split}", comparison.figures)]
+    return [
+        _table(comparison, f"Figures on {comparison.split}: {task}", figures)
+        for task in comparison.tasks
+        if (figures := [figure for figure in comparison.figures if figure.task == task])
+    ]
+
+
+def _table(comparison: Comparison, title: str, figures: Sequence[Figure]) -> Table:
+    rows = [
+        [method.label, str(len(method.runs)), *(plus_minus(comparison.estimate(method, f)) for f in figures)]
+        for method in comparison.methods
+    ]
+    for task in dict.fromkeys(figure.task for figure in figures):
+        for single in comparison.section.singles.get(task, []):
+            cells = [plus_minus(comparison.estimate(single, f)) if f.task == task else "" for f in figures]
+            rows.append([single.label, str(len(single.runs)), *cells])
+    columns = ["method", "seeds", *(f"{figure}{figure.arrow}" for figure in figures)]
+    chosen = {0} if comparison.choice.order and len(comparison.methods) > 1 else set[int]()
+    note = "Bold: what validation would choose." if chosen else ""
+    return Table(title, columns, rows, strong=chosen, note=note)
+
+
+def gains(comparison: Comparison) -> list[Block]:
+    """Δm and that of each task, mean ranks, and why there are none."""
+    deltas = [comparison.delta(method) for method in comparison.methods]
+    defined = any(found.estimate for found in deltas)
+    ranks = comparison.ranks
+    each = comparison.mains if defined and 1 < len(comparison.mains) <= WIDE else []
+    columns = [
+        *(["method"] + ["seeds", "Δm, %↑"] * defined),
+        *(["mean rank↓"] * (ranks is not None) + [f"Δ {figure.task}, %" for figure in each]),
+    ]
+    rows = []
+    for index, (method, found) in enumerate(zip(comparison.methods, deltas, strict=True)):
+        gain = [str(found.estimate.n) if found.estimate else "–", signed(found.estimate)] if defined else []
+        rank = [f"{ranks[0][index]:.2f}"] if ranks else []
+        alone = [signed(comparison.delta(method, [f]).estimate) if f.task in method.tasks else "" for f in each]
+        rows.append([method.label, *gain, *rank, *alone])
+    how = {"paired": "Δm is taken seed by seed", "unpaired": "Δm is taken of means"}
+    notes = [f"{how[way]}." for way in dict.fromkeys(found.how for found in deltas) if way]
+    notes += [f"Ranks are over {ranks[1]} pairs of task and seed."] if ranks else []
+    title = " and ".join(["gain over the tasks alone"] * defined + ["mean rank"] * (ranks is not None))
+    table = [Table(title.capitalize(), columns, rows, note=" ".join(notes))] if len(columns) > 1 else []
+    return [*table, *(_no_gain(comparison, deltas) if len(comparison.tasks) > 1 else [])]
+
+
+def _no_gain(comparison: Comparison, deltas: Sequence[Delta]) -> list[Block]:
+    """Why Δm isn't defined, or has no interval."""
+    reasons: dict[str, list[str]] = {}
+    for method, found in zip(comparison.methods, deltas, strict=True):
+        if found.why:
+            what = "no interval for Δm" if found.estimate else "Δm isn't defined"
+            reasons.setdefault(f"{what}: {found.why}", []).append(method.label)
+    texts = [f"{listed(labels)}: {reason}." for reason, labels in reasons.items()]
+    if not comparison.section.singles:
+        texts = ["Δm isn't defined: there are no runs of the tasks alone. Add some, by only=TASK with the same seeds."]
+    return [Bullets(texts)] if texts else []
+
+
+def tests(comparison: Comparison) -> list[Block]:
+    """Every method against the reference."""
+    if not comparison.tests:
+        return []
+    rows = [
+        [
+            test.method.label,
+            str(test.figure),
+            signed(test.difference.estimate),
+            str(test.difference.estimate.n) if test.difference.estimate else "0",
+            p_value(test.difference.p) if test.difference.p is not None else test.difference.why,
+            p_value(test.holm),
+        ]
+        for test in comparison.tests
+    ]
+    strong = {i for i, test in enumerate(comparison.tests) if test.holm is not None and test.holm < 0.05}
+    count = comparison.num_tests
+    note = f"Corrected for {count} test{'s' * (count != 1)}." if count else "There is nothing to test."
+    if count:
+        small = sum(test.difference.p is not None and test.difference.p < 0.05 for test in comparison.tests)
+        note += (
+            f" Of {count} tests of methods that don't differ, {number(0.05 * count)} would have p < 0.05 by chance; "
+            f"{small} {'has' if small == 1 else 'have'}, and {len(strong)} after correction (bold)."
+        )
+    return [
+        Table(
+            f"Difference from {comparison.reference.label}, on common seeds",
+            ["method", "figure", "difference", "seeds", "p", "p, Holm"],
+            rows,
+            texts=2,
+            strong=strong,
+            note=note,
+        )
+    ]
+
+
+def costs(comparison: Comparison) -> list[Block]:
+    """Time and memory, as they are and beside the reference's."""
+    rows = []
+    theirs = [cost(comparison.reference, name) for name in ("seconds_per_step", "memory_per_step")]
+    for method in comparison.everything:
+        row = [method.label]
+        for name, factor, base in zip(("seconds_per_step", "memory_per_step"), (1e3, 1e-6), theirs, strict=True):
+            found = cost(method, name)
+            ratio = f"{found.mean / base.mean:.2f}" if found and base and base.mean > 0 else "–"
+            row += [plus_minus(found.times(factor) if found else None), ratio]
+        rows.append(row)
+    kept = [0, *(i for i in range(1, 5) if any(row[i] != "–" for row in rows))]
+    if len(kept) == 1:
+        return [Text("Time and memory per step aren't known.")]
+    columns = ["method", "ms per step", "× ref.", "MB per step", "× ref."]
+    note = f"× ref.: as a multiple of {comparison.reference.label}'s."
+    told = [[row[index] for index in kept] for row in rows]
+    return [Table("Time and memory per step", [columns[index] for index in kept], told, note=note)]
+
+
+def fronts(found: Sequence[Pair]) -> Table:
+    """The methods on each pair's front, and its hypervolume."""
+    rows = [
+        [
+            f"{pair.x.task} and {pair.y.task}",
+            listed([m.label for m, on in zip(pair.methods, pair.on_front, strict=True) if on], 8),
+            number(pair.volume),
+            plus_minus(pair.volume_over_seeds),
+            f"({number(pair.reference[0])}, {number(pair.reference[1])})",
+        ]
+        for pair in found
+    ]
+    return Table(
+        "Fronts and hypervolumes",
+        ["tasks", "on the front", "hypervolume", "of each seed's front", "reference point"],
+        rows,
+        texts=2,
+        note="Where intervals overlap, another method may as well be on the front.",
+    )
+
+
+def conflicts(comparison: Comparison, curves: Curves) -> list[Block]:
+    """How each two tasks' gradients get on under each method."""
+    rows = []
+    count = len(pairs_of(comparison.methods))
+    shown = hardest(comparison.methods, MOST_PAIRS)
+    for pair in shown:
+        for method in comparison.methods:
+            cosine, below = (conflict(method, pair, name) for name in ("mean", "below_zero"))
+            if cosine and below:
+                parts = ["–" if share is None else f"{share:.0%}" for share in curves.below_zero(method, pair)]
+                told = [signed(cosine), plus_minus(below.times(100)), *parts]
+                rows.append([pair.replace("~", " and "), method.label, *told])
+    if not rows:
+        return []
+    columns = ["tasks", "method", "mean cosine", "below 0, %", "first third", "second", "last"]
+    note = "The share of measured steps in which the cosine was below zero: in all of training, and in its thirds."
+    note += f" The {len(shown)} of {count} pairs with the lowest mean cosine; report.csv has all." * (
+        len(shown) < count
+    )
+    return [Table("Conflict between tasks", columns, rows, texts=2, note=note, detail=len(rows) > 30)]

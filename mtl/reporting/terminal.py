@@ -1,0 +1,82 @@
+"""The report on the terminal, without its plots."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text as RichText
+
+from mtl.reporting.document import Block, Bullets, Heading, Table, Text
+
+GAP = 3  # characters from a column to the next
+MOST, LEAST = 24, 8  # characters of a name, where there is no room
+
+
+def show(console: Console, blocks: Sequence[Block]) -> None:
+    """Prints the blocks; names are printed as they are, whatever is in them."""
+    for block in blocks:
+        if isinstance(block, Heading):
+            console.print(RichText(f"\n{block.text}", style="bold underline" if block.level < 3 else "bold"))
+        elif isinstance(block, Text):
+            console.print(RichText(block.text))
+        elif isinstance(block, Bullets):
+            for item in block.items:
+                grid = RichTable.grid(padding=(0, 1))
+                grid.add_row(
+                    RichText("!" if block.warning else "-", style="bold" if block.warning else ""), RichText(item)
+                )
+                console.print(grid)
+        elif isinstance(block, Table) and not block.detail:
+            console.print(RichText(f"\n{block.title}", style="bold"))
+            for columns in _fitting(block, console.width):
+                console.print(_table(block, columns, console.width))
+            if block.note:
+                console.print(RichText(block.note, style="italic"))
+
+
+def _fitting(block: Table, width: int) -> list[list[int]]:
+    """The numbers of the columns, in as many parts as the width asks for, each with those that name the rows."""
+    names = list(range(block.texts))
+    room = width - sum(min(MOST, _longest(block, index)) + GAP for index in names)
+    parts: list[list[int]] = [[]]
+    taken = 0
+    for index in range(block.texts, len(block.columns)):
+        taken += _longest(block, index) + GAP
+        if parts[-1] and taken > room + GAP:
+            parts.append([])
+            taken = _longest(block, index) + GAP
+        parts[-1].append(index)
+    return [[*names, *part] for part in parts]
+
+
+def _longest(block: Table, index: int) -> int:
+    """The characters of a column's longest cell, or of its head's longest word."""
+    return max(len(text) for text in [*(row[index] for row in block.rows), *block.columns[index].split()])
+
+
+def _widths(block: Table, columns: Sequence[int], width: int) -> dict[int, int]:
+    """How wide the columns are: names are broken where they must be, numbers never, heads rather than either."""
+    widths = {index: _longest(block, index) for index in columns}
+    room = width - sum(widths.values()) - GAP * (len(columns) - 1)
+    while room < 0 and max(widths[index] for index in range(block.texts)) > LEAST:
+        widest = max(range(block.texts), key=widths.__getitem__)
+        widths[widest] -= 1
+        room += 1
+    for index in columns:
+        more = max(0, min(room, len(block.columns[index]) - widths[index]))
+        widths[index] += more
+        room -= more
+    return widths
+
+
+def _table(block: Table, columns: Sequence[int], width: int) -> RichTable:
+    table = RichTable(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False)
+    for index, wide in _widths(block, columns, width).items():
+        side: Literal["left", "right"] = "left" if index < block.texts else "right"
+        table.add_column(RichText(block.columns[index]), justify=side, overflow="fold", width=wide)
+    for number, row in enumerate(block.rows):
+        cells = [RichText(row[index]) for index in columns]
+        table.add_row(*cells, style="bold" if number in block.strong else "")
+    return table

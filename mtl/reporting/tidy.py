@@ -1,0 +1,62 @@
+"""The numbers as one CSV file, a line for each."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mtl.reporting.comparison import Comparison, conflict, cost, pairs_of
+from mtl.reporting.estimates import Estimate
+from mtl.reporting.grouping import Method
+
+COLUMNS = ["problem", "method", "role", "split", "task", "figure", "mean", "low", "high", "n", "p", "p_holm"]
+Line = dict[str, str | float | int | None]
+
+
+def write(path: Path, comparisons: Sequence[Comparison]) -> None:
+    """Writes a line for each method, task and figure, and for Δm, ranks, differences, time, memory and conflict.
+
+    `role` is method, reference or single task; `low` and `high` are the interval's ends; what isn't known is empty.
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for comparison in comparisons:
+            writer.writerows(_lines(comparison))
+
+
+def _lines(comparison: Comparison) -> Iterator[Line]:
+    def line(method: Method, figure: str, found: Estimate | None, task: str = "", split: str = "") -> Line:
+        role = "method" if method in comparison.methods else "single task"
+        about: Line = {
+            "problem": comparison.section.title,
+            "method": method.label,
+            "role": "reference" if method is comparison.reference else role,
+            "split": split,
+            "task": task,
+            "figure": figure,
+        }
+        numbers = {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n} if found else {}
+        return about | numbers
+
+    split = comparison.split
+    for method in comparison.everything:
+        for figure in comparison.figures:
+            if (found := comparison.estimate(method, figure)) is not None:
+                yield line(method, figure.name, found, figure.task, split)
+        for name in ("seconds_per_step", "memory_per_step"):
+            if (found := cost(method, name)) is not None:
+                yield line(method, name, found)
+    for method in comparison.methods:
+        if (found := comparison.delta(method).estimate) is not None:
+            yield line(method, "delta_m", found, split=split)
+    for index, method in enumerate(comparison.methods if comparison.ranks else []):
+        assert comparison.ranks is not None
+        ranks, count = comparison.ranks
+        yield line(method, "mean_rank", None, split=split) | {"mean": ranks[index], "n": count}
+    for test in comparison.tests:
+        told = line(test.method, f"difference in {test.figure.name}", test.difference.estimate, test.figure.task, split)
+        yield told | {"p": test.difference.p, "p_holm": test.holm}
+    for method in comparison.methods:
+        for pair in pairs_of([method]):
+            yield line(method, "cosine", conflict(method, pair, "mean"), pair)
+            yield line(method, "cosine below zero", conflict(method, pair, "below_zero"), pair)

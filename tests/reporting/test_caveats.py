@@ -1,0 +1,132 @@
+"""What can't be said honestly is said; and where nothing is wrong, nothing is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_runs import accuracies, run
+
+from mtl.reporting.caveats import caveats
+from mtl.reporting.comparison import Comparison
+from mtl.reporting.curves import Curves
+from mtl.reporting.grouping import sections
+from mtl.reporting.reading import find
+
+
+def said(folder: Path, split: str | None = None) -> list[str]:
+    found: list[str] = []
+    for section in sections(find([folder]), split):
+        comparison = Comparison(section)
+        found += caveats(comparison, Curves(comparison.methods))
+    return found
+
+
+def make(folder: Path, methods: dict[str, dict[str, Any]] | None = None, *, seeds: int = 6) -> None:
+    """Six seeds of two methods, in which nothing is wrong but what the methods' own values make so."""
+    for name, more in (methods or {"equal": {}, "X": {}}).items():
+        for seed in range(seeds):
+            figures = accuracies(a=0.5 + 0.01 * seed, b=0.6 - 0.01 * seed)
+            values: dict[str, Any] = {"test": figures, "curves": {"loss/a/val": {1: 1.0}}} | more
+            run(folder / f"{name}-{seed}", balancer=name, seed=seed, **values)
+
+
+def test_nothing_is_wrong(tmp_path: Path) -> None:
+    make(tmp_path)
+    assert said(tmp_path) == []
+
+
+def test_one_seed_only(tmp_path: Path) -> None:
+    make(tmp_path, seeds=1)
+    assert any(line.startswith("One seed only: there are no intervals") for line in said(tmp_path))
+
+
+@pytest.mark.parametrize(("seeds", "p"), [(2, "0.5"), (3, "0.25"), (5, "0.0625")])
+def test_few_seeds(tmp_path: Path, seeds: int, p: str) -> None:
+    make(tmp_path, seeds=seeds)
+    (line,) = said(tmp_path)
+    assert f"can't get below p = {p} with {seeds}" in line
+
+
+def test_one_method_with_one_seed_and_seeds_that_are_missing(tmp_path: Path) -> None:
+    make(tmp_path)
+    run(tmp_path / "lone", balancer="Y", seed=3, curves={"loss/a/val": {1: 1.0}})
+    lines = said(tmp_path)
+    assert "One seed only of Y: no intervals and no tests of these." in lines
+    assert any("Y lacks 0, 1, 2, 4 and 5" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("more", "start", "within"),
+    [
+        ({"steps": 60, "epochs": 6}, "Different budgets", "steps 60 (X); 30 (equal), epochs 6 (X); 3 (equal)"),
+        ({"config": {"data.batch_size": 32}}, "Different budgets", "batch size 32 (X, batch_size=32); 64"),
+        ({"torch": "2.9"}, "Different versions of torch", "2.14.1 (equal)"),
+        ({"monitor": "a/loss (max)"}, "Their best epochs were chosen by different figures", "a/loss (max)"),
+        (
+            {"fingerprints": {"train": "q" * 9, "val": "v" * 8, "test": "e" * 8}},
+            "Different data: the train split",
+            "qqqqqqqq for X",
+        ),
+        ({"fingerprints": None}, "Whether all had the same data isn't known", "X"),
+        ({"curves": None}, "No curves of X", "metrics.csv"),
+        (
+            {"test": {"a": {"accuracy": float("nan"), "loss": 1.0}, "b": {"accuracy": 0.5, "loss": 1.0}}},
+            "Left out, since there is no number",
+            "X, seed 0: a accuracy is nan",
+        ),
+        ({"test": accuracies(a=0.5, b=0.5)}, "All seeds of X have the same figures", "no effect"),
+    ],
+)
+def test_a_difference_is_told(tmp_path: Path, more: dict[str, Any], start: str, within: str) -> None:
+    make(tmp_path, {"equal": {}, "X": more})
+    found = [line for line in said(tmp_path) if line.startswith(start)]
+    assert len(found) == 1, said(tmp_path)
+    assert within in found[0]
+
+
+def test_the_test_split_was_used_for_choosing(tmp_path: Path) -> None:
+    same = {"fingerprints": {"train": "t", "val": "same", "test": "same"}}
+    make(tmp_path, {"equal": same, "X": same})
+    assert said(tmp_path)[0].startswith("The test split was used for choosing")
+
+
+def test_no_validation_and_validation_alone(tmp_path: Path) -> None:
+    make(tmp_path, {"equal": {"val": {}}, "X": {"val": {}}})
+    assert said(tmp_path)[0].startswith("There is no validation")
+    make(tmp_path / "2")
+    assert said(tmp_path / "2", "val")[0].startswith("These are figures of the validation split")
+
+
+def test_lost_and_repeated_runs(tmp_path: Path) -> None:
+    make(tmp_path)
+    run(tmp_path / "failed", seed=9, status="failed")
+    run(tmp_path / "twice", seed=0, test=accuracies(a=0.5, b=0.6), curves={"loss/a/val": {1: 1.0}})
+    lines = said(tmp_path)
+    assert any(line.startswith("equal: 1 of 7 runs didn't finish (failed)") for line in lines)
+    assert any(line.startswith("Run more than once") for line in lines)
+
+
+def test_directions_that_arent_known(tmp_path: Path) -> None:
+    make(tmp_path, {"equal": {"kinds": {}}, "X": {"kinds": {}}})
+    (line,) = said(tmp_path)
+    assert line.startswith("Which way a accuracy and b accuracy is better isn't known")
+
+
+def test_methods_that_differ_in_more_than_they_are_called(tmp_path: Path) -> None:
+    more = {f"optimizer.{name}": 1 for name in ("momentum", "dampening", "weight_decay", "nesterov")}
+    make(tmp_path, {"equal": {}, "X": {"config": more}})
+    (line,) = said(tmp_path)
+    assert line.startswith("The methods differ in more than their names say: optimizer.dampening, optimizer.momentum, ")
+
+
+def test_tasks_without_figures(tmp_path: Path) -> None:
+    make(tmp_path, {"equal": {"config": {"tasks.c": {"weight": 1.0}}}, "X": {"config": {"tasks.c": {"weight": 1.0}}}})
+    assert said(tmp_path) == ["There are no figures of c on test, so nothing here speaks of them."]
+
+
+def test_baselines_of_other_settings(tmp_path: Path) -> None:
+    make(tmp_path)
+    for seed in range(6):
+        figures = accuracies(a=0.5 + 0.01 * seed)
+        run(tmp_path / f"a{seed}", tasks=["a"], seed=seed, test=figures, config={"optimizer.lr": 0.5})
+    assert "Δm of X and equal is against runs of other settings: a alone differs in optimizer.lr." in said(tmp_path)

@@ -1,0 +1,86 @@
+"""Names for methods."""
+
+from typing import Any
+
+import pytest
+
+from mtl.reporting.naming import differences, names, natural
+
+
+def labels(configs: list[Any], choices: list[dict[str, str]]) -> list[str]:
+    return [name.text for name in names(configs, choices)]
+
+
+def config(balancer: str = "Equal", *, lr: float = 0.01, weights: tuple[float, float] = (1, 1), **keys: Any) -> Any:
+    tasks = {name: {"weight": weight} for name, weight in zip(("digit", "parity"), weights, strict=True)}
+    of_balancer = {"_target_": f"mtl.balancers.{balancer}"} | keys.pop("of_balancer", {})
+    return {"tasks": tasks, "balancer": of_balancer, "optimizer": {"_target_": "torch.optim.AdamW", "lr": lr}, **keys}
+
+
+@pytest.mark.parametrize(
+    ("configs", "texts"),
+    [
+        ([config()], ["Equal"]),
+        ([config(), config("UPGrad")], ["Equal", "UPGrad"]),
+        ([config(lr=0.01), config(lr=0.001)], ["lr=0.01", "lr=0.001"]),
+        ([config("UPGrad", lr=0.001), config(lr=0.01)], ["UPGrad, lr=0.001", "Equal, lr=0.01"]),
+        (
+            [config(weights=(0.2, 1.8)), config(weights=(1, 1))],
+            ["weights digit 0.2 / parity 1.8", "weights digit 1 / parity 1"],
+        ),
+        # A class's own keys tell it from those of the same class alone.
+        (
+            [config("UW", of_balancer={"lr": 0.1}), config("UW", of_balancer={"lr": 0.2}), config("MGDA")],
+            ["UW, balancer.lr=0.1", "UW, balancer.lr=0.2", "MGDA"],
+        ),
+        ([config("UW", of_balancer={"lr": 0.1}), config()], ["UW", "Equal"]),
+        ([config(scheduler=None), config(scheduler={"_target_": "x.Cosine"})], ["scheduler=none", "scheduler=Cosine"]),
+        ([config(a={"size": 1}, b={"size": 1}), config(a={"size": 2}, b={"size": 3})], ["a.size=1, b.size=1"] + ["a.size=2, b.size=3"]),
+        ([config(passes="joint"), config()], ["passes=joint", "passes=not set"]),
+        ([config(at="x" * 90 + "1"), config(at="x" * 90 + "2")], [f"at={'x' * 20}…{'x' * 18}{n}" for n in (1, 2)]),
+        ([config(at="x" * 90), config(at="x" * 91)], ["Equal (#1)", "Equal (#2)"]),
+    ],
+)  # fmt: skip
+def test_names_are_made_of_what_differs(configs: list[Any], texts: list[str]) -> None:
+    assert labels(configs, [{}] * len(configs)) == texts
+
+
+def test_the_option_is_named_rather_than_the_class() -> None:
+    configs = [config("UPGrad"), config()]
+    assert labels(configs, [{"balancer": "upgrad"}, {"balancer": "equal"}]) == ["upgrad", "equal"]
+    assert labels(configs[:1], [{"balancer": "upgrad"}]) == ["upgrad"]
+
+
+def test_an_option_known_of_some_only_makes_no_difference() -> None:
+    assert labels([config(lr=0.1), config(lr=0.2)], [{"balancer": "equal"}, {}]) == ["lr=0.1", "lr=0.2"]
+
+
+def test_other_tasks() -> None:
+    one = config()
+    other = {**config(), "tasks": {"digit": {"weight": 1}, "parity": {"weight": 1}, "sum": {"weight": 3}}}
+    assert labels([one, other], [{}, {}]) == ["tasks digit+parity", "tasks digit+parity+sum"]
+
+
+def test_long_names_hold_no_more_than_tells_them_apart() -> None:
+    """The balancers tell one from the other two, whose weights tell them apart; what more differs is known too."""
+    more = {"trainer": {"max_epochs": 40, "clip_norm": 1.0}, "precision": "bf16"}
+    less = {"trainer": {"max_epochs": 10, "clip_norm": None}, "precision": "fp32"}
+    found = names([config("UPGrad", **more), config(weights=(0.2, 1.8), **less), config(**less)], [{}] * 3)
+    assert [name.text for name in found] == [
+        "UPGrad",
+        "Equal, weights digit 0.2 / parity 1.8",
+        "Equal, weights digit 1 / parity 1",
+    ]
+    assert found[0].told["trainer.max_epochs"] == "40"
+    hidden = {"precision", "trainer.clip_norm", "trainer.max_epochs"}
+    weights = {"tasks.digit.weight", "tasks.parity.weight"}
+    assert [set(name.left_out) for name in found] == [hidden | weights, hidden, hidden]
+
+
+def test_differences() -> None:
+    assert differences([config(lr=0.1), config(lr=0.2)], [{}, {}]) == [{"optimizer.lr": "0.1"}, {"optimizer.lr": "0.2"}]
+    assert differences([config(), config()], [{}, {}]) == [{}, {}]
+
+
+def test_order_of_names() -> None:
+    assert sorted(["lr=10", "lr=0.5", "b", "lr=2", "a"], key=natural) == ["a", "b", "lr=0.5", "lr=2", "lr=10"]
