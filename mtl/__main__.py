@@ -5,7 +5,12 @@ import sys
 
 from mtl.errors import suggest
 
-COMMANDS = {"train": "train a problem", "evaluate": "measure a trained model", "report": "compare finished runs"}
+COMMANDS = {
+    "train": "train a problem",
+    "evaluate": "measure a trained model",
+    "graph": "show what autograd builds",
+    "report": "compare finished runs",
+}
 
 
 def main() -> None:

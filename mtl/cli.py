@@ -35,6 +35,7 @@ CONFIG_DIR = next(
 REPLACED = (  # mappings whose keys are the user's
     *("trainer.monitor", "optimizer.groups", "model.freeze_until", "data.batch_size"),
 )
+TRAININGS = ("train", "graph")  # configs that `task=` completes
 EXTRAS = {  # of mtl-train, by the launcher or sweeper of a plugin of Hydra's
     **{"joblib": "joblib", "ray": "ray", "optuna": "optuna"},
     **{"submitit_slurm": "slurm", "submitit_local": "slurm"},
@@ -53,7 +54,7 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors, so that they are shown the same way as ours
     multirun = sweep.Sweep(sys.argv[1:], _run_id())
     _register_resolvers(multirun)
-    if config_name == "train" and {"-h", "--help"} & set(sys.argv) and not _overrides("task"):
+    if config_name in TRAININGS and {"-h", "--help"} & set(sys.argv) and not _overrides("task"):
         sys.argv.append("task=mnist_two_head")  # Hydra composes a config even to show help, and `task` has no default
     for key in REPLACED:
         if any(argument.startswith(f"{key}={{") for argument in sys.argv):
@@ -206,9 +207,8 @@ def _show(error: Exception, full: bool, config_name: str) -> None:
     unknown = re.match(r"Could not override '([^']+)'", text)
     if isinstance(error, OverrideParseException):
         text = f"'{error.override}' can't be read: {' '.join((error.message or '').splitlines()[1:2])}"
-        text += (
-            f"; values are written key=value, as {'task=mnist_two_head' if config_name == 'train' else 'run=outputs/…'}"
-        )
+        example = "task=mnist_two_head" if config_name in TRAININGS else "run=outputs/…"
+        text += f"; values are written key=value, as {example}"
     elif plugin := re.match(r"In 'hydra/config': Could not find 'hydra/(?:launcher|sweeper)/(\w+)'", text):
         extra = EXTRAS.get(plugin[1])
         text += f'\nInstall it: pip install "mtl-train[{extra}]"' if extra else ""
@@ -225,7 +225,7 @@ def _forget_what_never_began(folder: Path) -> None:
     """Removes the folder of a new run that failed before anything was trained; in a sweep it stays, to say so."""
     hydra_config = HydraConfig.get()
     kept = {path.name for path in folder.iterdir()} - {"train.log", "metrics.json", "config.yaml"}
-    if hydra_config.mode == RunMode.RUN and hydra_config.job.config_name == "train" and not kept:
+    if hydra_config.mode == RunMode.RUN and hydra_config.job.config_name in TRAININGS and not kept:
         for handler in logging.getLogger().handlers:
             handler.close()
         shutil.rmtree(folder)

@@ -143,6 +143,11 @@ class MultiTaskModel(nn.Module):
         """Whether parameters are frozen that won't stay so."""
         return bool(self._thaws)
 
+    @property
+    def frozen_until(self) -> dict[str, int]:
+        """From such parameters' names to the optimizer steps until which they are frozen."""
+        return dict(self._thaws)
+
     def _keep_in_eval_mode(self) -> None:
         self._frozen = [
             module

@@ -185,6 +185,22 @@ def check(config: DictConfig) -> dict[str, Any]:
     return checked
 
 
+GRAPH: dict[str, Check] = {"tensorboard": _FLAG}
+
+
+def check_graph(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of a training, as `check` gives it, and the options of mtl.graph beside it.
+
+    Raises:
+        UserError: see `check`.
+    """
+    training = check(OmegaConf.masked_copy(config, [str(key) for key in config if key != "graph"]))
+    options: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, "graph"), resolve=True)
+    _check_level(options, "", {"graph": _MAPPING})
+    _check_level(options["graph"], "graph", GRAPH)
+    return training, options["graph"]
+
+
 def narrowed(plain: dict[str, Any]) -> dict[str, Any]:
     """The config with those tasks alone that `only` names, and with what `trainer.monitor` says of them.
 
@@ -236,6 +252,8 @@ def siblings(key: str, config_name: str) -> list[str]:
     parts = key.split(".")
     if config_name == "evaluate":
         return EVALUATE
+    if config_name == "graph" and parts[0] == "graph":
+        return [f"graph.{name}" for name in GRAPH]
     if parts[0] == "tasks" and len(parts) > 2:
         return [f"tasks.{parts[1]}.{name}" for name in TASK]
     return [name for name in SCHEMA if name.startswith(f"{parts[0]}.")] or [n for n in SCHEMA if "." not in n]

@@ -149,7 +149,7 @@ class Step:
         self.parameters = dict(model.named_parameters())
         autocast_for(precision, self.device)  # an unknown precision is an error now, not in the first step
         self.precision = precision
-        self._runner = Runner(model, self.passes, self.autocast)
+        self.runner = Runner(model, self.passes, self.autocast)
         self._first = optimizer
         self._then = then
         for each in (optimizer, then[1] if then else None):
@@ -300,9 +300,9 @@ class Step:
     @property
     def _run(self) -> Runner:
         """What takes parts forward and backward, where the model and the scaler are by now."""
-        self._runner.autocast = self.autocast
-        self._runner.scaler = self.scaler
-        return self._runner
+        self.runner.autocast = self.autocast
+        self.runner.scaler = self.scaler
+        return self.runner
 
     def _parts_of(self, batch: StepBatch) -> Parts:
         return Parts.of(self.tasks, batch, size=self.micro_batch_size, count=self.num_micro_batches)
@@ -416,7 +416,7 @@ class Step:
 
     def state_dict(self) -> dict[str, Any]:
         """The steps taken, states of optimizer, scheduler, scaler and balancer, and weights that serve on."""
-        counters = {"num_taken": self.num_taken, "checked": sorted(self._runner.checked)}
+        counters = {"num_taken": self.num_taken, "checked": sorted(self.runner.checked)}
         return {**counters, **{name: part.state_dict() for name, part in self._parts().items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -425,7 +425,7 @@ class Step:
             part.load_state_dict(state[name])
         self.num_taken = state["num_taken"]
         self._take_over()
-        self._runner.checked = set(state["checked"])
+        self.runner.checked = set(state["checked"])
 
     def _parts(self) -> dict[str, Any]:
         then = self._then[1] if self._then else None

@@ -192,9 +192,10 @@ def table_of(splits: "Mapping[str, Figures]", more: Mapping[str, Mapping[str, fl
 
 
 def written(folder: Path) -> list[str]:
-    """The files of the run, its events as one."""
+    """The files of the run, its events as one, and what is W&B's."""
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return list(dict.fromkeys("events.out.tfevents.*" if f.startswith("events.out.") else f for f in files))
+    several = {"events.out.": "events.out.tfevents.*", "wandb/": "wandb/"}
+    return list(dict.fromkeys(next((n for start, n in several.items() if f.startswith(start)), f) for f in files))
 
 
 def meaning(mean: float, below_zero: float, steps: int) -> str:

@@ -46,10 +46,11 @@ class Ended:
 
 def command(module: str, *arguments: str) -> Ended:
     """Runs `python -m mtl.<module> <arguments>` in this process, as if from the shell."""
-    from mtl import evaluate, train
+    from mtl import evaluate, graph, train
 
-    jobs = {"train": train.train, "evaluate": evaluate.evaluate}
-    before = set(Path.cwd().glob("outputs/**/train.log"))
+    jobs = {"train": train.train, "evaluate": evaluate.evaluate, "graph": graph.graph}
+    marker = "outputs/graph/**/leaves.csv" if module == "graph" else "outputs/**/train.log"
+    before = set(Path.cwd().glob(marker))
     for name, loaded in list(sys.modules.items()):  # another test has another module of that name
         known = getattr(loaded, "__dict__", {})
         place = str(known.get("__path__") or known.get("__file__") or "")
@@ -68,7 +69,7 @@ def command(module: str, *arguments: str) -> Ended:
             if isinstance(handler, logging.FileHandler):
                 logging.getLogger().removeHandler(handler)
                 handler.close()
-    new = set(Path.cwd().glob("outputs/**/train.log")) - before
+    new = set(Path.cwd().glob(marker)) - before
     return Ended(int(ended.value.code or 0), out.getvalue(), err.getvalue(), max(new).parent if new else None)
 
 

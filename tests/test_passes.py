@@ -110,13 +110,13 @@ def alive_before_each_backward(kind: str, num_tasks: int) -> tuple[list[int], in
     step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), passes=kind)
     (batch,) = batches(1, num_tasks)
     alive, counts = Alive(), []
-    backward = step._runner._backward
+    backward = step.runner._backward
 
     def counted(losses: list[torch.Tensor], weights: list[float], **options: bool) -> None:
         counts.append(len(alive))
         backward(losses, weights, **options)
 
-    step._runner._backward = counted  # type: ignore[method-assign]
+    step.runner._backward = counted  # type: ignore[method-assign]
     gc.disable()  # graphs must go by themselves, not by a garbage collection that happens to come by
     try:
         with torch.autograd.graph.saved_tensors_hooks(alive.pack, alive.unpack):

@@ -1,7 +1,9 @@
 """Where a run's figures go."""
 
 from mtl.loggers.csv import CsvLogger
+from mtl.loggers.mlflow import MLflowLogger
 from mtl.loggers.tensorboard import TensorBoardLogger
 from mtl.loggers.terminal import Terminal
+from mtl.loggers.wandb import WandbLogger
 
-__all__ = ["CsvLogger", "TensorBoardLogger", "Terminal"]
+__all__ = ["CsvLogger", "MLflowLogger", "TensorBoardLogger", "Terminal", "WandbLogger"]

@@ -1,0 +1,240 @@
+"""python -m mtl.graph task=…: what autograd builds for one batch, and how long it lives. Nothing is trained."""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from mtl import cli, schema
+from mtl.errors import UserError, first_line, is_out_of_memory
+
+if TYPE_CHECKING:
+    from graphviz import Digraph
+    from rich.console import Console
+
+    from mtl.graphs import Life, Walk
+    from mtl.graphs.text import Grid
+    from mtl.model import MultiTaskModel
+    from mtl.task import Task
+
+
+def graph(composed: DictConfig) -> None:
+    """Shows the graphs of the problem that the config describes; writes tables and pictures to Hydra's folder.
+
+    Raises:
+        UserError: for whatever is wrong in the config, or would be in a training's first step.
+    """
+    config, options = schema.check_graph(composed)  # before torch is imported, which takes seconds
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError("-m: mtl.graph looks at one problem at a time")
+    if config["resume"] is not None:
+        raise UserError("resume: mtl.graph trains nothing, so there is nothing to go on with; init_from=… is possible")
+    try:
+        _graph(config, options, Path(HydraConfig.get().runtime.output_dir))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        line = f"out of memory: {first_line(error)}. A smaller data.batch_size has the same graph"
+        raise UserError(line) from error
+
+
+def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> None:
+    """Builds everything as for a training, looks, writes, and says what there is to see."""
+    from rich.console import Console
+
+    from mtl.graphs import text
+    from mtl.passes import choose
+
+    console = Console()
+    config, model, tasks, batch, total_steps = built(config, console)
+    chosen = choose(config["passes"], model)
+    pictures = Pictures(console)
+    walk, reach = look(config, model, tasks, batch, pictures)
+    if not walk.seen:
+        raise UserError("no task has labels in the first batch, so there is no graph")
+    lives, refused = live(config, model, tasks, batch, total_steps)
+
+    text.write_leaves(walk, folder / "leaves.csv")
+    text.write_life(lives, folder / "life.csv")
+    of_leaves = text.notes(walk, reach, model.frozen_until)
+    of_life = [text.peaks(lives, chosen)] if lives else []
+    of_life += [f"Not measured by {kind} passes: {why}." for kind, why in refused.items()]
+    whole = [text.leaves(walk, None).markdown(), *of_leaves, text.life(lives, None).markdown(), *of_life]
+    (folder / "graph.md").write_text("\n\n".join(whole), encoding="utf-8")
+    show(console, text.leaves(walk), of_leaves, "leaves.csv")
+    show(console, text.life(lives), of_life, "life.csv")
+    pictures.draw(walk, lives, folder)
+    if options["tensorboard"]:
+        write_events(lives, "\n\n".join(whole), folder)
+    written = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+    shown = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+    say(console, f"Written to {shown}: {text.listed(written, 2 * text.MODULES)}")
+    if options["tensorboard"]:
+        say(console, f"look     tensorboard --logdir {shlex.quote(shown)}")
+    if chosen in refused:
+        raise refused[chosen]
+
+
+def built(
+    config: dict[str, Any], console: "Console"
+) -> "tuple[dict[str, Any], MultiTaskModel, list[Task], dict[str, Any], int]":
+    """The config with what the data say, the model, the tasks, the first batch, and the steps of the training."""
+    from mtl import config as build
+    from mtl.parts import samples_in
+    from mtl.seeding import seed_all, use_deterministic_algorithms
+
+    build.add_code_folders(cli.code_folders())
+    for path in cli.shadowed():
+        say(console, f"warning  {path} is not read: mtl's own file of that name comes first; rename yours")
+    use_deterministic_algorithms(config["deterministic"])
+    seed_all(config["seed"])
+    device = build.choose_device(config["device"])
+    splits = build.build_splits(config)
+    config = build.fill_from_data(config, splits)
+    seed_all(config["seed"])
+    train = build.build_loaders(config, splits, device)["train"]
+    tasks = build.build_tasks(config, splits)
+    model = build.build_model(config, tasks).to(device).train()
+    if config["init_from"] is not None:
+        from mtl.runs import start_from
+
+        for line in start_from(model, config["init_from"]):
+            say(console, f"init     {line}")
+    batches: Any = train.batches(1)
+    with closing(batches):  # worker processes end with it
+        batch = next(batches)
+    say(console, f"data     {splits.summary()}")
+    say(console, f"batch    {samples_in(tasks, batch):,} samples, the first of epoch 1; no step is taken")
+    return config, model, tasks, batch, len(train) * config["trainer"]["max_epochs"]
+
+
+def look(
+    config: dict[str, Any], model: "MultiTaskModel", tasks: "Sequence[Task]", batch: Any, pictures: "Pictures"
+) -> "tuple[Walk, Mapping[str, Sequence[str]]]":
+    """Looks at the graphs of one joint step; gives them, and by parameter the tasks that gave it a gradient."""
+    from mtl.graphs import Walk, backward
+    from mtl.step import Step
+
+    walk = Walk(model, [task.name for task in tasks], batch, pictures.take)
+    pictures.named = walk.named()
+    parts = {key: config["trainer"][key] for key in ("micro_batch_size", "num_micro_batches")}
+    step = Step(model, tasks, passes="joint", precision=config["precision"], **parts)
+    with walk.looking():
+        result = backward(step, batch, walk, measure=True)
+    return walk, result.reach or {}
+
+
+def live(
+    config: dict[str, Any], model: "MultiTaskModel", tasks: "Sequence[Task]", batch: Any, total_steps: int
+) -> "tuple[dict[str, Life], dict[str, UserError]]":
+    """The life of one step of the config by each kind of passes, and by kind why there is none."""
+    from mtl import config as build
+    from mtl.graphs import Life, backward, living_anyway
+    from mtl.passes import PASSES, choose
+
+    lives: dict[str, Life] = {}
+    refused: dict[str, UserError] = {}
+    for kind in PASSES:
+        own = {**config, "passes": kind}
+        if kind != choose(config["passes"], model):
+            own["gradients"] = {**config["gradients"], "source": "auto"}  # the one asked for may not go with this kind
+        life = Life(living_anyway(model, batch))
+        try:
+            step = build.build_step(own, model, list(tasks), total_steps)
+            with life.counting():
+                backward(step, batch, life)
+            lives[kind] = life
+        except UserError as error:
+            refused[kind] = error
+    return lives, refused
+
+
+class Pictures:
+    """Pictures of graphs, as far as what draws them is there.
+
+    Args:
+        console: is told what isn't.
+
+    Attributes:
+        named: the parameters, whose names the pictures show.
+    """
+
+    def __init__(self, console: "Console") -> None:
+        from mtl.graphs import pictures
+
+        self._console = console
+        self._missing = pictures.missing()
+        self._taken: dict[str, Digraph] = {}
+        self.named: Mapping[str, Any] = {}
+
+    def take(self, task: str, loss: Any) -> None:
+        """Lets torchviz look at the task's graph while it is alive."""
+        from mtl.graphs import pictures
+
+        if self._missing is None:
+            try:
+                self._taken[task] = pictures.of_task(task, loss, self.named)
+            except Exception as error:  # it is given whatever graph there is
+                say(self._console, f"warning  torchviz can't draw the graph of {task}: {first_line(error)}")
+
+    def draw(self, walk: "Walk", lives: "Mapping[str, Life]", folder: Path) -> None:
+        """Draws whatever can be drawn, and says what can't."""
+        from mtl.graphs import pictures, plot
+
+        if lives:
+            plot.plot(lives, folder / "life.svg")
+        if self._missing is not None:
+            say(self._console, f"warning  {self._missing}")
+            return
+        everything = {"graph": pictures.of_all(walk)} | {f"graph_{task}": each for task, each in self._taken.items()}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            jobs = {name: pool.submit(pictures.draw, each, folder / f"{name}.svg") for name, each in everything.items()}
+        for name, job in jobs.items():
+            try:
+                job.result()
+            except OSError as error:
+                say(self._console, f"warning  no picture {name}: {first_line(error)}")
+
+
+def write_events(lives: "Mapping[str, Life]", report: str, folder: Path) -> None:
+    """Pictures, report and numbers as TensorBoard's events."""
+    import numpy as np
+    from PIL import Image
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_text("graph", report)
+        for path in sorted(folder.glob("*.png")):
+            with Image.open(path) as picture:
+                picture.thumbnail((4096, 4096))
+                writer.add_image(path.stem, np.asarray(picture.convert("RGB")), dataformats="HWC")
+        for kind, life in lives.items():
+            writer.add_scalar(f"life_peak/{kind}", life.peak)
+            for number, event in enumerate(life.events, start=1):
+                writer.add_scalar(f"life/{kind}", event.alive, number)
+
+
+def show(console: "Console", grid: "Grid", lines: "Sequence[str]", where: str) -> None:
+    """Prints a table and what there is to say of it."""
+    console.print(grid.rich())
+    if grid.left_out:
+        say(console, f"  … and {grid.left_out} rows more, in {where}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+    console.print()
+
+
+def say(console: "Console", line: str) -> None:
+    """Prints a line whole, whatever the terminal's width."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    cli.launch(graph, "graph")

@@ -1,0 +1,210 @@
+"""Pictures of what autograd built: torchviz's of each task's graph, and one of all tasks by colour."""
+
+import math
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from mtl.errors import first_line
+from mtl.graphs.colours import MANY, colours
+from mtl.graphs.walk import Leaf, Walk
+
+if TYPE_CHECKING:
+    from graphviz import Digraph
+
+EXTRA = 'pip install "mtl-train[graph]"'
+DOT = "apt install graphviz, brew install graphviz or conda install graphviz"
+SECONDS = 120  # for one picture
+MOST_PIXELS, MOST_IN_A_ROW = 40e6, 30_000  # of a PNG; letters get smaller in larger graphs
+FEW = 4  # tasks whose colours stand side by side in one box
+ON_THE_WAY = {f"{name}Backward0" for name in ("T", "ToCopy", "Transpose", "Permute", "View", "UnsafeView")}
+FONT = {"fontname": "Helvetica,Arial,sans-serif", "fontsize": "10"}
+
+
+def missing() -> str | None:
+    """What pictures of graphs need and isn't there, and how to install it; None where all is."""
+    try:
+        with _quiet():
+            import graphviz  # noqa: F401
+            import torchviz  # noqa: F401
+    except ImportError as error:
+        return f"no pictures of the graphs: {first_line(error)}. Install it: {EXTRA}"
+    if shutil.which("dot") is None:
+        return f"no pictures of the graphs: graphviz's program 'dot' isn't there. Install it: {DOT}"
+    return None
+
+
+def of_task(task: str, loss: Tensor, named: Mapping[str, Tensor]) -> "Digraph":
+    """torchviz's picture of a task's whole graph, in which each parameter has its name."""
+    with _quiet():
+        from torchviz import make_dot
+
+        before = sys.getrecursionlimit()
+        sys.setrecursionlimit(max(before, 100_000))  # it goes down the graph by calling itself
+        try:
+            picture = make_dot(loss, params={f"loss of {task}": loss, **named})
+        finally:
+            sys.setrecursionlimit(before)
+    picture.graph_attr.pop("size", None)  # or dot would shrink the letters of a large graph
+    return picture
+
+
+def of_all(walk: Walk) -> "Digraph":
+    """The graphs of all tasks in one, coloured by who reaches what.
+
+    Operations that follow each other without a branch are in one box. The steps from a parameter to its operation that
+    change nothing but its layout or type are left out.
+    """
+    from graphviz import Digraph
+
+    palette = colours(walk.seen)
+    picture = Digraph(
+        graph_attr={"ranksep": "0.25", "nodesep": "0.15", **FONT},
+        node_attr={"shape": "box", "height": "0.2", "margin": "0.08,0.04", "color": "#555555", **FONT},
+        edge_attr={"color": "#777777", "arrowsize": "0.6"},
+    )
+    inputs = _without_ways(walk)
+    users: dict[int | str, list[int]] = {}
+    for number, its in inputs.items():
+        for each in its:
+            users.setdefault(each, []).append(number)
+    boxes: dict[tuple[str, tuple[int, ...]], list[Leaf]] = {}
+    for name, leaf in walk.leaves.items():  # what one layer uses is one box
+        if name in users:
+            boxes.setdefault((name.rpartition(".")[0], tuple(sorted(set(users[name])))), []).append(leaf)
+    chains = _chains(walk, inputs, users)
+    end_of = {number: chain[-1] for chain in chains for number in chain}
+    for chain in chains:
+        end = walk.operations[chain[-1]]
+        label = "\n".join(re.sub(r"Backward\d*$", "", walk.operations[number].name) for number in chain)
+        colour = palette[end.tasks[0]] if len(end.tasks) == 1 else MANY
+        picture.node(str(chain[-1]), label, style="rounded,filled", fillcolor=colour)
+        for each in inputs[chain[0]]:
+            if isinstance(each, int):
+                picture.edge(str(each), str(chain[-1]))
+        for task in end.ends:
+            picture.node(f"loss {task}", f"loss of {task}", shape="ellipse", style="filled", fillcolor=palette[task])
+            picture.edge(str(chain[-1]), f"loss {task}")
+    for index, ((_, its_users), its_leaves) in enumerate(boxes.items()):
+        picture.node(f"leaf {index}", _label(its_leaves), **_look(its_leaves[0].tasks, palette))
+        for number in its_users:
+            picture.edge(f"leaf {index}", str(end_of[number]), color="#222222")
+    _legend(picture, palette, walk)
+    return picture
+
+
+def _without_ways(walk: Walk) -> dict[int, list[int | str]]:
+    """By number of an operation what it takes: operations and leaves, without what only lies on the way to a leaf."""
+
+    def source(each: int | str) -> int | str:
+        end = each
+        while isinstance(end, int):
+            operation = walk.operations[end]
+            if operation.name not in ON_THE_WAY or len(operation.inputs) != 1:
+                return each
+            end = operation.inputs[0]
+        return end
+
+    return {
+        number: [source(each) for each in operation.inputs]
+        for number, operation in walk.operations.items()
+        if operation.ends or isinstance(source(number), int)
+    }
+
+
+def _chains(
+    walk: Walk, inputs: Mapping[int, Sequence[int | str]], users: Mapping[int | str, Sequence[int]]
+) -> list[list[int]]:
+    """The operations in runs, in which each takes nothing but what the one before gives to it alone."""
+
+    def before(number: int) -> int | None:
+        its = inputs[number]
+        if len(its) != 1 or not isinstance(its[0], int) or len(users[its[0]]) > 1 or walk.operations[its[0]].ends:
+            return None
+        return its[0]
+
+    following = {previous: number for number in inputs if (previous := before(number)) is not None}
+    chains = []
+    for start in inputs:
+        if before(start) is None:
+            chains.append([start])
+            while chains[-1][-1] in following:
+                chains[-1].append(following[chains[-1][-1]])
+    return chains
+
+
+def _label(leaves: Sequence[Leaf]) -> str:
+    def sizes(leaf: Leaf) -> str:
+        return "×".join(map(str, leaf.shape)) or "1"
+
+    if len(leaves) == 1:
+        return "\n".join([leaves[0].name, *(f"= {other}" for other in leaves[0].also), sizes(leaves[0])])
+    parts = [f"{leaf.name.rpartition('.')[2]} {sizes(leaf)}" for leaf in leaves]
+    return "\n".join([leaves[0].name.rpartition(".")[0], *parts])
+
+
+def _look(tasks: Sequence[str], palette: Mapping[str, str]) -> dict[str, str]:
+    """Stripes and a thick line for what several tasks share."""
+    if len(tasks) == 1:
+        return {"style": "filled", "fillcolor": palette[tasks[0]]}
+    if len(tasks) <= FEW:
+        return {"style": "striped", "fillcolor": ":".join(palette[task] for task in tasks), "penwidth": "2"}
+    return {"style": "filled", "fillcolor": MANY, "penwidth": "2"}
+
+
+def _legend(picture: "Digraph", palette: Mapping[str, str], walk: Walk) -> None:
+    tasks = list(palette)
+    rows = [f'<td bgcolor="{colour}">{task}</td>' for task, colour in palette.items()]
+    if any(leaf.shared for leaf in walk.leaves.values()):
+        rows.append(f'<td bgcolor="{MANY}">several tasks</td>')
+    rows += [f"<td>{name}: not in this batch</td>" for name in walk.names if name not in tasks]
+    if frozen := list(walk.frozen()):
+        more = f" and {len(frozen) - FEW} more" if len(frozen) > FEW else ""
+        rows.append(f"<td>not in it, since frozen: parameters of {', '.join(frozen[:FEW])}{more}</td>")
+    lines = "".join(f"<tr>{''.join(rows[start : start + 8])}</tr>" for start in range(0, len(rows), 8))
+    table = f'<table border="0" cellborder="1" cellspacing="0" cellpadding="5">{lines}</table>'
+    picture.attr(label=f"<{table}>", labelloc="t")
+
+
+def draw(picture: "Digraph", path: Path) -> list[Path]:
+    """Writes the picture as SVG and PNG.
+
+    Raises:
+        OSError: where dot can't.
+    """
+    drawing = _dot(picture, "-Tsvg")
+    width, height = (float(size) / 72 for size in re.findall(rb'<svg width="(\d+)pt" height="(\d+)pt"', drawing)[0])
+    dpi = min(96.0, math.sqrt(MOST_PIXELS / (width * height)), MOST_IN_A_ROW / max(width, height))
+    files = [path.with_suffix(".svg"), path.with_suffix(".png")]
+    files[0].write_bytes(drawing)
+    files[1].write_bytes(_dot(picture, "-Tpng", f"-Gdpi={dpi:.1f}"))
+    return files
+
+
+def _dot(picture: "Digraph", *options: str) -> bytes:
+    try:
+        done = subprocess.run(
+            ["dot", *options], input=picture.source.encode(), capture_output=True, check=True, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"dot has not drawn it within {SECONDS} seconds") from error
+    except subprocess.CalledProcessError as error:
+        raise OSError(f"dot failed: {error.stderr.decode(errors='replace').strip()}") from error
+    drawing: bytes = done.stdout
+    return drawing
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torchviz asks distutils for torch's version, which warns of itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

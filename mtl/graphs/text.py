@@ -1,0 +1,195 @@
+"""What there is to say of a step's graph: tables for a terminal, for Markdown and as CSV, and sentences."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from mtl.graphs.life import Life
+from mtl.graphs.walk import Leaf, Walk
+
+MOST = 30  # rows that a terminal is given
+NAMES = 3  # of tasks that are named one by one
+MODULES = 8  # of modules
+LEAF_HEADS = ("leaf", "shape", "requires_grad", "tasks", "shared")
+LIFE_HEADS = ("passes", "after", "alive", "peak within")
+
+
+@dataclass
+class Grid:
+    """A table as texts.
+
+    Attributes:
+        heads: of the columns.
+        rows: a text for each column.
+        numbers: which columns go to the right.
+        left_out: how many further rows there are.
+    """
+
+    heads: Sequence[str]
+    rows: list[list[str]]
+    numbers: tuple[int, ...] = ()
+    left_out: int = 0
+
+    def rich(self) -> Table:
+        """For the terminal."""
+        table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
+        for index, head in enumerate(self.heads):
+            justify: Literal["left", "right"] = "right" if index in self.numbers else "left"
+            table.add_column(head.replace("_", "\n_"), justify=justify, overflow="fold", no_wrap=head != "tasks")
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        return table
+
+    def markdown(self) -> str:
+        """As text."""
+        ends = ["---:" if index in self.numbers else "---" for index in range(len(self.heads))]
+        lines = [list(self.heads), ends, *self.rows]
+        return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines) + "\n"
+
+
+def leaves(walk: Walk, most: int | None = MOST) -> Grid:
+    """The leaves, a row each; where that makes too many rows, those of a module together if tasks treat them alike."""
+    every = list(walk.leaves.values())
+    groups = [[leaf] for leaf in every]
+    depth = max(leaf.name.count(".") for leaf in every)
+    while most is not None and len(groups) > most and depth:
+        groups = _grouped(every, depth, each=False)
+        depth -= 1
+    if most is not None and len(groups) > most:
+        groups = _grouped(every, 1, each=True)
+    shown = groups[:most]
+    return Grid(LEAF_HEADS, [_row(group, walk.names) for group in shown], (), len(groups) - len(shown))
+
+
+def _grouped(every: Iterable[Leaf], depth: int, *, each: bool) -> list[list[Leaf]]:
+    """Those that tasks treat alike; with `each` also those of which every one is a single task's."""
+    found: dict[tuple[object, ...], list[Leaf]] = {}
+    for leaf in every:
+        place = tuple(leaf.name.split(".")[:depth])
+        tasks: object = "one each" if each and len(leaf.tasks) == 1 else tuple(leaf.tasks)
+        found.setdefault((place, leaf.kind, leaf.requires_grad, tasks), []).append(leaf)
+    return list(found.values())
+
+
+def _row(group: Sequence[Leaf], names: Sequence[str]) -> list[str]:
+    first = group[0]
+    if len(group) == 1:
+        name = " = ".join([first.name, *first.also]) + ("" if first.kind == "parameter" else f" ({first.kind})")
+        sizes = "×".join(map(str, first.shape)) or "()"
+    else:
+        parts = [leaf.name.split(".") for leaf in group]
+        common = next(n for n in range(len(parts[0]), -1, -1) if all(p[:n] == parts[0][:n] for p in parts))
+        name = ".".join([*parts[0][:common], "*"])
+        sizes = f"{len(group)} tensors: {sum(leaf.count for leaf in group):,}"
+    tasks = listed(first.tasks) if len(first.tasks) < len(names) or len(names) < NAMES else f"all {len(names)}"
+    if any(leaf.tasks != first.tasks for leaf in group):
+        tasks = f"one each of {len({task for leaf in group for task in leaf.tasks})}"
+    return [name, sizes, "yes" if first.requires_grad else "no", tasks or "–", "yes" if first.shared else "no"]
+
+
+def life(lives: Mapping[str, Life], most: int | None = MOST) -> Grid:
+    """The bytes alive after each event, kind by kind; of many events a kind the first ones."""
+    rows, left_out = [], 0
+    for kind, each in lives.items():
+        shown = each.events[: None if most is None else most // len(lives)]
+        left_out += len(each.events) - len(shown)
+        several = each.events[-1].phase.part > 1 if each.events else False
+        for index, event in enumerate(shown):
+            part = f", part {event.phase.part}" if several else ""
+            rows.append([kind if not index else "", f"{event.phase}{part}", size(event.alive), size(event.peak)])
+    return Grid(LIFE_HEADS, rows, (2, 3), left_out)
+
+
+def notes(walk: Walk, reach: Mapping[str, Sequence[str]], until: Mapping[str, int]) -> list[str]:
+    """Sentences: what is frozen, and walked or not; where nothing was saved; what nobody reaches.
+
+    Args:
+        walk: the graph.
+        reach: from each parameter's name to the tasks from which it was given a gradient.
+        until: from frozen parameters' names to the steps until which they are.
+    """
+    lines = []
+    absent = [name for name in walk.names if name not in walk.seen]
+    if absent:
+        lines.append(f"Not in this batch, so in none of this: {listed(absent)}. They have no labels in it.")
+    if walk.without_graph:
+        lines.append(f"Without a graph, since all that the loss depends on is frozen: {listed(walk.without_graph)}.")
+    kinds: dict[str, list[str]] = {}
+    for name, (inside, visit) in walk.frozen().items():
+        count = sum(leaf.count for leaf in inside)
+        steps = {until[leaf.name] for leaf in inside if leaf.name in until}
+        soon = f" until step {max(steps)}" if steps else ""
+        kinds.setdefault(_state(walk, name, called=visit.called, walked=visit.walked), []).append(
+            f"{name} ({count:,} numbers{soon})"
+        )
+    lines += [f"Frozen, {state}: {listed(names, MODULES)}." for state, names in kinds.items()]
+    if not kinds:
+        lines.append("Frozen: nothing.")
+    lines.append(f"Modules in which nothing was saved: {listed(walk.saved_nothing(), MODULES) or 'none'}.")
+    lines.append(f"Trainable parameters that no task reaches: {listed(walk.unreached(), MODULES) or 'none'}.")
+    given = [
+        leaf.name
+        for leaf in walk.leaves.values()
+        if leaf.kind == "parameter" and set(leaf.tasks) - set(reach.get(leaf.name, ()))
+    ]
+    if given:
+        lines.append(f"In the graph, and yet given no gradient by some task: {listed(given, MODULES)}.")
+    return lines
+
+
+def _state(walk: Walk, name: str, *, called: bool, walked: bool) -> str:
+    if not called:
+        return "and not called with this batch"
+    if name in walk.leaves:
+        return "beside others that aren't, so the backward comes by and takes no gradient of them"
+    if walked:
+        return "and walked through, since what lies before it is trained: gradients pass, none is taken of its own"
+    return "and not walked: no graph is built there, so it has no backward and keeps nothing for one"
+
+
+def peaks(lives: Mapping[str, Life], chosen: str) -> str:
+    """One sentence on the kinds of passes."""
+    each = [f"{kind} {size(life.peak)}{' (this config)' if kind == chosen else ''}" for kind, life in lives.items()]
+    return f"At most alive: {', '.join(each)}."
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    return decimal(count, precision=3)
+
+
+def listed(names: Sequence[str], most: int = NAMES) -> str:
+    """The names, or the first of many."""
+    if len(names) <= most + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
+
+
+def write_leaves(walk: Walk, path: Path) -> None:
+    """All leaves as CSV; several names in one cell stand with a space between them."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["leaf", "kind", "shape", "requires_grad", "tasks", "shared", "also"])
+        for leaf in walk.leaves.values():
+            shape = "×".join(map(str, leaf.shape))
+            marks = [str(leaf.requires_grad).lower(), " ".join(leaf.tasks), str(leaf.shared).lower()]
+            writer.writerow([leaf.name, leaf.kind, shape, *marks, " ".join(leaf.also)])
+
+
+def write_life(lives: Mapping[str, Life], path: Path) -> None:
+    """All events as CSV, in bytes."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["passes", "part", "after", "of", "alive", "peak"])
+        for kind, each in lives.items():
+            for event in each.events:
+                phase = event.phase
+                whose = " ".join(phase.of) or ("" if phase.kind == "between" else "trunk")
+                writer.writerow([kind, phase.part, phase.kind, whose, event.alive, event.peak])

@@ -1,0 +1,276 @@
+"""What autograd built for one batch: its leaves, its operations, and the modules that it left out."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves
+
+from mtl.gradients import leaves
+from mtl.graphs.life import living_anyway, storages
+from mtl.graphs.watched import Watcher
+from mtl.model import MultiTaskModel
+
+
+@dataclass
+class Leaf:
+    """A tensor where gradients end, or would if it weren't frozen.
+
+    Attributes:
+        name: a parameter's, a buffer's, or the batch's field it is or is a part of.
+        kind: `parameter`, `buffer`, `input` or `other`.
+        shape: its sizes.
+        requires_grad: whether it takes part.
+        tasks: whose losses reach it, in the tasks' order.
+        also: a tied parameter's other names.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    requires_grad: bool
+    tasks: list[str] = field(default_factory=list)
+    also: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
+
+    @property
+    def shared(self) -> bool:
+        """Whether at least two tasks reach it."""
+        return len(self.tasks) > 1
+
+
+@dataclass
+class Operation:
+    """A node of the graph.
+
+    Attributes:
+        name: autograd's, such as `AddmmBackward0`.
+        inputs: what its gradients go to: numbers of operations, names of leaves.
+        tasks: whose losses it leads to, in the tasks' order.
+        ends: the tasks whose losses it gives.
+    """
+
+    name: str
+    inputs: list[int | str]
+    tasks: list[str] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Visit:
+    """What a module did in the forward passes.
+
+    Attributes:
+        called: whether it was.
+        walked: whether a graph goes through it, since some output requires gradients.
+        saved: bytes of what was saved within it, whatever lives anyway left out.
+    """
+
+    called: bool = False
+    walked: bool = False
+    saved: int = 0
+
+
+class Walk(Watcher):
+    """Looks at the graphs of a step while they are there.
+
+    Args:
+        model: of which the step is.
+        names: the tasks', in their order.
+        batch: the step's.
+        draw: is given each task's name and its loss, while its graph is alive, once.
+
+    Attributes:
+        leaves: by name, the model's parameters and whatever else gradients end at.
+        operations: by number. Those of tasks that have batches of their own are in graphs of their own.
+        modules: by name, what each did.
+        without_graph: tasks whose losses need no gradient.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        names: Sequence[str],
+        batch: Any,
+        draw: Callable[[str, Tensor], None] = lambda name, loss: None,
+    ) -> None:
+        self._model = model
+        self.names = list(names)
+        self._draw = draw
+        self._first = {parameter: name for name, parameter in model.named_parameters()}
+        self._buffers = {buffer: name for name, buffer in model.named_buffers()}
+        self._fields = _fields(batch)
+        self._others: dict[Tensor, str] = {}
+        self.leaves = {
+            name: Leaf(name, "parameter", tuple(p.shape), p.requires_grad) for p, name in self._first.items()
+        }
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if name != self._first[parameter]:
+                self.leaves[self._first[parameter]].also.append(name)
+        self.operations: dict[int, Operation] = {}
+        self.modules = {name: Visit() for name, _ in model.named_modules() if name}
+        self.without_graph: list[str] = []
+        self._anyway = {place for tensor in living_anyway(model, batch) for place, _ in storages(tensor)}
+        self._within: list[str] = []
+        self._counted: set[tuple[str, int]] = set()
+        self._going_back = False
+
+    @property
+    def seen(self) -> list[str]:
+        """The tasks that took part in the step, in their order."""
+        there = {task for operation in self.operations.values() for task in operation.ends}
+        there |= {task for leaf in self.leaves.values() for task in leaf.tasks}
+        return [name for name in self.names if name in there or name in self.without_graph]
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Within this the model's modules say what they do."""
+        with ExitStack() as stack:
+            for name, module in self._model.named_modules():
+                if name and not isinstance(module, torch.jit.ScriptModule):
+                    stack.callback(module.register_forward_pre_hook(partial(self._enter, name)).remove)
+                    stack.callback(module.register_forward_hook(partial(self._leave, name), always_call=True).remove)
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._saved, lambda saved: saved))
+            yield
+
+    def _enter(self, name: str, *_: Any) -> None:
+        self._within.append(name)
+
+    def _leave(self, name: str, _: nn.Module, __: Any, output: Any) -> None:
+        self._within.pop()
+        if self._going_back:
+            return
+        visit = self.modules[name]
+        visit.called = True
+        visit.walked |= any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(output))
+
+    def _saved(self, tensor: Tensor) -> Tensor:
+        for place, size in storages(tensor):
+            for name in self._within if not self._going_back and place not in self._anyway else ():
+                if (name, place) not in self._counted:
+                    self._counted.add((name, place))
+                    self.modules[name].saved += size
+        return tensor.detach()  # one with its graph would keep that alive
+
+    def begin(self, phase: Any) -> None:
+        """Checkpointed modules run again in the backward, which counts for nothing here."""
+        self._going_back = phase.kind == "backward"
+
+    def see(self, names: Sequence[str], losses: Sequence[Tensor]) -> None:
+        """Goes over the graphs of these losses."""
+        numbers: dict[Any, int] = {}  # the graph's nodes stay themselves as long as somebody holds them
+        for name, loss in zip(names, losses, strict=True):
+            new = name not in self.seen
+            for tensor in leaves([loss]):
+                leaf = self._leaf(tensor)
+                if name not in leaf.tasks:
+                    leaf.tasks = [each for each in self.names if each in leaf.tasks or each == name]
+            if not loss.requires_grad:
+                self.without_graph.append(name)
+            elif new:  # micro-batches have the same graph again
+                self._draw(name, loss)
+                if loss.grad_fn is not None:
+                    self._go(name, loss.grad_fn, numbers)
+
+    def _go(self, task: str, end: Any, numbers: dict[Any, int]) -> None:
+        """Writes down every operation that the node leads to."""
+        stack, seen = [end], {end}
+        while stack:
+            node = stack.pop()
+            number = self._number(node, numbers)
+            operation = self.operations[number]
+            operation.tasks = [each for each in self.names if each in operation.tasks or each == task]
+            if node is end:
+                operation.ends.append(task)
+            fresh = not operation.inputs
+            for following, _ in node.next_functions:
+                if following is None:
+                    continue
+                if hasattr(following, "variable"):
+                    if fresh:
+                        operation.inputs.append(self._leaf(following.variable).name)
+                    continue
+                if fresh:
+                    operation.inputs.append(self._number(following, numbers))
+                if following not in seen:
+                    seen.add(following)
+                    stack.append(following)
+
+    def _number(self, node: Any, numbers: dict[Any, int]) -> int:
+        if node not in numbers:
+            numbers[node] = len(self.operations)
+            self.operations[numbers[node]] = Operation(node.name(), [])
+        return numbers[node]
+
+    def _leaf(self, tensor: Tensor) -> Leaf:
+        if tensor in self._first:
+            return self.leaves[self._first[tensor]]  # type: ignore[index]
+        kind, name = "other", self._others.setdefault(tensor, f"leaf {len(self._others) + 1}")
+        places = [place for place, _ in storages(tensor)]
+        if tensor in self._buffers:
+            kind, name = "buffer", self._buffers[tensor]
+        elif places[0] in self._fields:
+            kind, name = "input", self._fields[places[0]]
+        return self.leaves.setdefault(name, Leaf(name, kind, tuple(tensor.shape), True))
+
+    def named(self) -> dict[str, Tensor]:
+        """Parameters by name, for whoever draws."""
+        return {name: parameter for parameter, name in self._first.items()}
+
+    def unreached(self) -> list[str]:
+        """Trainable parameters that no task reached."""
+        return [leaf.name for leaf in self.leaves.values() if leaf.requires_grad and not leaf.tasks]
+
+    def frozen(self) -> dict[str, tuple[list[Leaf], Visit]]:
+        """What is frozen, by the outermost modules that are as a whole, or by parameter: leaves, and what it did.
+
+        A module that is never called by itself does what the one around it does.
+        """
+        found: dict[str, tuple[list[Leaf], Visit]] = {}
+        for leaf in self.leaves.values():
+            if leaf.kind == "parameter" and not leaf.requires_grad:
+                around = [name for name in _around(leaf.name) if self._is_frozen(name)]
+                name = around[0] if around else leaf.name
+                found.setdefault(name, ([], self._visit(name)))[0].append(leaf)
+        return found
+
+    def _is_frozen(self, module: str) -> bool:
+        """Whether all of the module's parameters are."""
+        inside = [leaf for leaf in self.leaves.values() if leaf.name.startswith(f"{module}.")]
+        return not any(leaf.requires_grad for leaf in inside)
+
+    def _visit(self, name: str) -> Visit:
+        for each in [name, *reversed(_around(name))]:
+            if each in self.modules and self.modules[each].called:
+                return self.modules[each]
+        return Visit()
+
+    def saved_nothing(self) -> list[str]:
+        """The outermost modules that were called and in which nothing was saved."""
+        nothing = {name for name, visit in self.modules.items() if visit.called and not visit.saved}
+        return [name for name in self.modules if name in nothing and not nothing & set(_around(name))]
+
+
+def _around(name: str) -> list[str]:
+    """The modules around what has this name, the outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _fields(batch: Any) -> Mapping[int, str]:
+    """From the batch's memory to the fields' names; of a field that several tasks have, the first one."""
+    found: dict[int, str] = {}
+    for path, value in tree_flatten_with_path(batch)[0]:
+        if isinstance(value, Tensor):
+            for place, _ in storages(value):
+                found.setdefault(place, ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path))
+    return found

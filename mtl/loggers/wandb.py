@@ -1,0 +1,135 @@
+"""All figures as a run of Weights & Biases."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+from mtl.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from wandb import Run
+
+BINS = 64  # of a histogram
+FLUSHED = 0.1  # seconds between W&B's writes to its file; what it holds is lost with a process that is killed
+
+
+class WandbLogger:
+    """Writes figures, pictures and histograms, a row for each time that there are any, against the column `step`.
+
+    Rows are handed over when the state that has them is saved, after each epoch and each `checkpoint.every_minutes`, so
+    a process that was killed leaves none twice. Offline each process writes a folder of its own, all of one run id, of
+    which `wandb sync` makes one run.
+
+    What W&B doesn't allow: to take a row back, so where an older state had to be taken up, rows come again under
+    numbers that were there before; and to be told to write, so a process that is killed within a tenth of a second
+    after a checkpoint may leave rows out.
+
+    Args:
+        folder: the run's; the files go to its subfolder `wandb`.
+        tasks: the tasks' names.
+        project: of W&B.
+        mode: `offline` for files alone, `online`, or whatever else `wandb.init` takes.
+
+    Raises:
+        UserError: without the package.
+    """
+
+    def __init__(self, folder: Path, tasks: Sequence[str], *, project: str = "mtl", mode: str = "offline") -> None:
+        if find_spec("wandb") is None:
+            raise UserError('logger.wandb: the package wandb isn\'t there; pip install "mtl-train[wandb]"')
+        self._folder = folder
+        self._project = project
+        self._mode = mode
+        self._options: Mapping[str, Any] = {}
+        self._group: str | None = None
+        self._id = token_hex(4)
+        self._resumed = False
+        self._run: Run | None = None
+        self._held: list[dict[str, Any]] = []
+        self._rows = 0  # handed over, by whichever process
+        self._finished = False
+
+    def begin(self, config: str, options: Mapping[str, Any], swept: Sequence[str], finals: Sequence[str]) -> None:
+        """Takes the run's options; runs of a multirun are a group."""
+        self._options = options
+        self._group = self._folder.parent.name if swept else None
+
+    def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
+        """Takes a row."""
+        self._start()
+        self._held.append({"step": step, "epoch": epoch, **scalars})
+
+    def picture(self, tag: str, step: int, picture: Any) -> None:
+        """Takes an image (H, W, 3), uint8."""
+        import wandb
+
+        self._start()
+        self._held.append({"step": step, tag: wandb.Image(picture)})
+
+    def histogram(self, tag: str, step: int, values: "Tensor") -> None:
+        """Takes the values' histogram, those that aren't finite left out."""
+        import numpy as np
+        import wandb
+
+        self._start()
+        finite = values.detach().float().cpu().numpy()
+        counts, edges = np.histogram(finite[np.isfinite(finite)], bins=BINS)
+        self._held.append({"step": step, tag: wandb.Histogram(np_histogram=(counts.tolist(), edges.tolist()))})
+
+    def state(self) -> dict[str, Any]:
+        """Hands over what is held; gives the run's id, and how many rows it has."""
+        self._hand_over()
+        return {"id": self._id, "rows": self._rows}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Goes on with the run of that state."""
+        self._id, self._rows, self._resumed = state["id"], state["rows"], True
+
+    def end(self) -> None:
+        """Notes that the run is finished."""
+        self._finished = True
+
+    def close(self) -> None:
+        """Hands over what is held, and ends this process's part of the run."""
+        self._hand_over()
+        if self._run is not None:
+            self._run.finish(exit_code=0 if self._finished else 1)
+
+    def _hand_over(self) -> None:
+        held, self._held = self._held, []
+        for row in held:
+            assert self._run is not None
+            self._run.log(row, step=self._rows, commit=True)
+            self._rows += 1
+
+    def _start(self) -> None:
+        if self._run is not None:
+            return
+        import wandb
+
+        logging.getLogger("wandb").propagate = False  # it has files of its own
+        try:
+            self._run = wandb.init(
+                project=self._project,
+                dir=str(self._folder),
+                mode=self._mode,  # type: ignore[arg-type]
+                id=self._id,
+                name=self._folder.name,
+                group=self._group,
+                config=dict(self._options),
+                resume="allow" if self._resumed and self._mode == "online" else None,
+                reinit="create_new",  # a multirun's jobs may be in one process
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    x_disable_stats=True,  # of the machine
+                    x_transaction_log_flush_interval=FLUSHED,
+                ),
+            )
+        except (wandb.Error, ValueError) as error:
+            raise UserError(f"logger.wandb: {first_line(error)}; logger.wandb.mode=offline needs no account") from error
+        self._run.define_metric("*", step_metric="step")

@@ -1,0 +1,204 @@
+"""What MLflow has, read back by its own client."""
+
+import csv
+import math
+import os
+import shutil
+import signal
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import command
+
+import mtl
+from mtl.loggers import MLflowLogger
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+pytest.importorskip("mlflow", reason="the package mlflow isn't there")
+pytest.importorskip("sqlalchemy", reason="the package sqlalchemy isn't there")
+pytest.importorskip("alembic", reason="the package alembic isn't there")
+HEAD = ["task=mnist_two_head", "trainer.max_epochs=2", "log.every=20", "logger=[csv,mlflow]"]
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database without a run; to make one takes seconds."""
+    logger = logger_of(tmp_path_factory.mktemp("empty"))
+    logger.log(1, 1, {})
+    logger._client.delete_run(logger._run)
+    return logger._database
+
+
+@pytest.fixture(autouse=True)
+def own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, empty: Path) -> Path:
+    shutil.copy(empty, tmp_path / "runs.db")
+    return tmp_path
+
+
+def client(database: Path):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{database}")
+
+
+def only_run(database: Path, experiment: str = "mtl"):
+    store = client(database)
+    (run,) = store.search_runs([store.get_experiment_by_name(experiment).experiment_id])
+    return run
+
+
+def history(database: Path) -> dict[str, list[tuple[int, float]]]:
+    """By key, steps and values in the order in which they came."""
+    store, run = client(database), only_run(database)
+    return {
+        key: [(m.step, m.value) for m in sorted(store.get_metric_history(run.info.run_id, key), key=lambda m: m.step)]
+        for key in run.data.metrics
+    }
+
+
+def in_csv(run: Path) -> dict[str, list[tuple[int, float]]]:
+    found = defaultdict(list)
+    with (run / "metrics.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            found[row["tag"].replace("~", "-")].append((int(row["step"]), float(row["value"])))
+    return dict(found)
+
+
+def test_all_figures_of_a_run_exactly(here: Path) -> None:
+    done = command("train", *HEAD)
+    assert done.code == 0, done.err
+    assert done.run is not None
+    found = history(here / "outputs" / "mlflow.db")
+    epochs = found.pop("epoch")
+    assert found == in_csv(done.run)
+    assert set(epochs) == {(step, epoch) for step, epoch in epochs if epoch == math.ceil(step / 63)}
+    run = only_run(here / "outputs" / "mlflow.db")
+    assert run.info.run_name == done.run.name
+    assert run.info.status == "FINISHED"
+    assert run.data.params["balancer"] == "equal"
+    assert run.data.params["seed"] == "0"
+    assert run.data.tags["folder"] == str(done.run)
+    pictures = [path.relative_to(here / "outputs" / "mlflow") for path in here.rglob("*.png")]
+    assert any(path.parts[-3:-1] == ("cosine", "matrix") for path in pictures)
+    assert {path.name for path in here.iterdir()} == {"outputs"}
+    assert "mlflow" not in done.err
+
+
+def test_a_run_that_goes_on_is_one_run(here: Path, empty: Path) -> None:
+    (here / "outputs").mkdir()
+    shutil.copy(empty, here / "outputs" / "mlflow.db")
+    (here / "code").mkdir()
+    (here / "code" / "stops.py").write_text(
+        "import os, signal\n"
+        "class At:\n"
+        "    def __call__(self, trainer, result):\n"
+        "        if trainer.global_step == 90: os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    stopped = command("train", "--config-dir", "code", *HEAD, "+callbacks.stop._target_=stops.At")
+    assert stopped.code == 128 + signal.SIGTERM
+    assert only_run(here / "outputs" / "mlflow.db").info.status == "KILLED"
+    again = command("train", *HEAD, "resume=auto")
+    assert again.code == 0, again.err
+    found = history(here / "outputs" / "mlflow.db")
+    del found["epoch"]
+    assert stopped.run is not None
+    assert found == in_csv(stopped.run)
+    assert only_run(here / "outputs" / "mlflow.db").info.status == "FINISHED"
+
+
+def logger_of(folder: Path) -> MLflowLogger:
+    return MLflowLogger(folder, ["a"], tracking_uri=f"sqlite:///{folder / 'runs.db'}")
+
+
+def test_what_was_logged_after_the_last_state_of_a_killed_process_is_there_once(folder: Path) -> None:
+    first = logger_of(folder)
+    first.log(1, 1, {"loss/a/train": 0.1})
+    state = first.state()
+    first.log(2, 1, {"loss/a/train": 0.2})  # the process is gone, and with it what it held
+    second = logger_of(folder)
+    second.resume(state)
+    second.log(2, 1, {"loss/a/train": 0.2})
+    second.log(3, 2, {"loss/a/train": float("nan")})
+    second.end()
+    second.close()
+    found = history(folder / "runs.db")["loss/a/train"]
+    assert found[:2] == [(1, 0.1), (2, 0.2)]
+    assert found[2][0] == 3
+    assert math.isnan(found[2][1])
+    assert len(found) == 3
+
+
+def test_an_older_state_writes_again_only_what_came_out_otherwise(folder: Path) -> None:
+    first = logger_of(folder)
+    first.log(1, 1, {"loss/a/train": 0.1, "speed": 100.0})
+    older = first.state()
+    first.log(2, 1, {"loss/a/train": 0.2, "speed": 101.0})
+    first.state()  # its checkpoint will be damaged
+    second = logger_of(folder)
+    second.resume(older)
+    second.log(2, 1, {"loss/a/train": 0.2, "speed": 99.0})
+    second.log(3, 1, {"loss/a/train": 0.3, "speed": 98.0})
+    second.close()
+    found = history(folder / "runs.db")
+    assert found["loss/a/train"] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert sorted(found["speed"]) == [(1, 100.0), (2, 99.0), (2, 101.0), (3, 98.0)]
+
+
+def test_more_than_mlflow_takes_at_once(folder: Path) -> None:
+    logger = logger_of(folder)
+    logger.begin("", {f"option.{n}": "x" * 7000 for n in range(150)} | {"tasks.a~b": 1}, [], [])
+    for step in range(1, 60):
+        logger.log(step, 1, {f"tag/{n}": step + n / 7 for n in range(25)})
+    logger.close()
+    run = only_run(folder / "runs.db")
+    assert len(run.data.params) == 151
+    assert run.data.params["tasks.a-b"] == "1"
+    found = history(folder / "runs.db")
+    assert all(found[f"tag/{n}"] == [(step, step + n / 7) for step in range(1, 60)] for n in range(25))
+
+
+def test_pictures_are_artifacts_beside_the_database(folder: Path, empty: Path) -> None:
+    from PIL import Image
+
+    logger = logger_of(folder)
+    picture = np.arange(8 * 9 * 3, dtype=np.uint8).reshape(8, 9, 3)
+    logger.picture("cosine/a~b", 5, picture)
+    logger.close()
+    (path,) = (empty.parent / "runs").rglob("a-b/*.png")
+    assert path.parts[-3:] == ("cosine", "a-b", "00000005.png")
+    with Image.open(path) as image:
+        assert np.array_equal(np.asarray(image), picture)
+
+
+def test_a_store_that_is_none_is_a_mistake_of_the_users(folder: Path) -> None:
+    logger = MLflowLogger(folder, ["a"], tracking_uri="nowhere://x")
+    with pytest.raises(mtl.UserError, match=r"logger.mlflow: nowhere://x: "):
+        logger.log(1, 1, {"loss/a/train": 0.5})
+
+
+def test_a_store_that_fails_later_ends_nothing(folder: Path) -> None:
+    from mlflow import MlflowException
+
+    logger = logger_of(folder)
+    logger.log(1, 1, {"loss/a/train": 0.5})
+
+    def fails(*_: object, **__: object) -> None:
+        raise MlflowException("no space left")
+
+    logger._client.log_batch = fails
+    with pytest.raises(OSError, match="no space left"):
+        logger.state()
+
+
+def test_nothing_is_begun_before_there_is_a_figure(tmp_path: Path) -> None:
+    logger = logger_of(tmp_path)
+    assert logger.state() == {"run": "", "step": 0}
+    logger.close()
+    assert not list(tmp_path.iterdir())
