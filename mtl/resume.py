@@ -144,8 +144,8 @@ def locked(folder: Path) -> Iterator[bool]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes the file so that it is there whole or as it was before."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Writes the file so that it is there whole or as it was before, also where several processes write it at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

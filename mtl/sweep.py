@@ -60,9 +60,10 @@ class Sweep:
             if not _same(arguments(folder), self.typed):
                 theirs = shlex.join(arguments(folder))
                 raise UserError(f"resume: '{resume}' was begun with other arguments: {theirs}")
+        if self.folder is None:
+            journal = folder / JOURNAL
+            self.began_at = journal.stat().st_size if journal.is_file() else 0
         self.folder = folder
-        journal = folder / JOURNAL
-        self.began_at = journal.stat().st_size if journal.is_file() else 0
         return str(folder)
 
     def begin(self, job: Path) -> None:

@@ -8,8 +8,11 @@ again.
 """
 
 import argparse
+import json
 import math
 import os
+import subprocess
+import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -20,7 +23,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import matplotlib.pyplot as plt
 import torch
-from compare_balancers import run
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -44,6 +46,18 @@ WAYS = {
     "upgrad": ["balancer=upgrad"],
     LAST: [f"trainer.max_epochs={(ADAM + LBFGS) // 500}", f"optimizer.then={THEN}"],
 }
+
+
+def run(folder: Path, arguments: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """The figures of a run in this folder, which is made unless it is there."""
+    done = list(folder.glob("*/*/metrics.json"))
+    if not done:
+        command = [sys.executable, "-m", "mtl.train", *arguments, f"output_root={folder}", "logger=[]"]
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        done = list(folder.glob("*/*/metrics.json"))
+    (metrics,) = done
+    figures: dict[str, dict[str, dict[str, float]]] = json.loads(metrics.read_text())
+    return figures
 
 
 def solution(folder: Path, point: Tensor) -> Tensor:

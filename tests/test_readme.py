@@ -136,6 +136,6 @@ def test_help_of_the_command(tmp_path: Path) -> None:
     assert "did you mean 'train'?" in wrong.stderr
 
 
-@pytest.mark.parametrize("name", re.findall(r"\((docs/[^)]+)\)", README))
+@pytest.mark.parametrize("name", re.findall(r"[(\"](docs/[^)\"]+)[)\"]", README))
 def test_pictures_and_pages_are_there(name: str) -> None:
     assert (ROOT / name).stat().st_size > (10_000 if name.endswith(".png") else 1_000)

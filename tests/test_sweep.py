@@ -193,6 +193,27 @@ def test_a_job_that_fails_stops_no_other_and_is_tried_again(here: Path, launcher
         assert again.out.count("is finished") == 2
 
 
+RACE = """
+import sys
+from pathlib import Path
+from mtl import sweep
+for number in range(300):
+    (Path(sys.argv[1]) / sweep.ABOUT).unlink(missing_ok=True)
+    sweep.Sweep(["a=1"], "new").begin(Path(sys.argv[1]) / "job")
+"""
+
+
+def test_jobs_that_begin_at_once_leave_each_other_in_peace(tmp_path: Path) -> None:
+    """Whoever comes first writes what they all have in common."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    line = [sys.executable, "-c", RACE, str(tmp_path)]
+    racing = [subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in racing:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert sweep.arguments(tmp_path) == ["a=1"]
+
+
 def test_other_arguments_are_another_sweep(here: Path) -> None:
     first = command("train", "-m", *SMALL, "seed=0,1")
     other = command("train", "-m", *SMALL, "seed=0,1", "optimizer.lr=1e-3", "resume=auto")

@@ -3,8 +3,8 @@
 import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtl.reporting.naming import Name, differences, names, natural
@@ -92,6 +92,7 @@ def sections(runs: Sequence[Run], split: str | None) -> list[Section]:
         runs: in any state.
         split: the one whose figures are compared, `test` or `val`; None: the test split where a problem has one.
     """
+    runs = _without_seeds_that_follow(runs)
     problems: dict[str | None, list[Run]] = {}
     for run in runs:
         if run.status == "finished":
@@ -120,6 +121,28 @@ def settings(run: Run) -> dict[str, Any]:
         config["trainer"]["monitor"] = kept or None
     config.setdefault("data", None)
     return config
+
+
+def _without_seeds_that_follow(runs: Sequence[Run]) -> list[Run]:
+    """The runs without keys `seed` of parts, such as a balancer's, that have the run's own seed in every run."""
+    follows: dict[str, bool] = {}
+    for run in runs:
+        for name, seed in _seeds(run.config):
+            follows[name] = follows.get(name, True) and seed == run.seed
+    found = []
+    for run in runs:
+        config = copy.deepcopy(run.config)
+        _take_out(config, {name for name, always in follows.items() if always})
+        found.append(replace(run, config=config))
+    return found
+
+
+def _seeds(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _seeds(value, f"{where}{name}.")
+        elif where and name == "seed":
+            yield f"{where}{name}", value
 
 
 def key(config: Mapping[str, Any]) -> str:

@@ -43,6 +43,19 @@ def test_one_is_one_however_it_is_written(tmp_path: Path) -> None:
     assert len(section.methods) == 1
 
 
+def test_a_seed_that_follows_the_runs_makes_no_method(tmp_path: Path) -> None:
+    for seed in range(3):
+        run(tmp_path / f"e{seed}", seed=seed, config={"balancer.seed": seed, "data.seed": 0})
+        run(tmp_path / f"u{seed}", seed=seed, balancer="UPGrad", config={"data.seed": 0})
+    (section,) = of(tmp_path)
+    assert [(method.label, list(method.runs)) for method in section.methods] == [
+        ("UPGrad", [0, 1, 2]),
+        ("equal", [0, 1, 2]),
+    ]
+    run(tmp_path / "other", seed=1, config={"balancer.seed": 5, "data.seed": 0})
+    assert len(of(tmp_path)[0].methods) > 2  # now it doesn't follow
+
+
 def test_problems_are_apart(tmp_path: Path) -> None:
     run(tmp_path / "a", problem="one")
     run(tmp_path / "b", problem="two")
