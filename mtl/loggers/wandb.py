@@ -1,6 +1,7 @@
 """All figures as a run of Weights & Biases."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,6 +110,8 @@ class WandbLogger:
     def _start(self) -> None:
         if self._run is not None:
             return
+        if self._mode == "offline":
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # or its process looks for a host all the same
         import wandb
 
         logging.getLogger("wandb").propagate = False  # it has files of its own

@@ -1,10 +1,14 @@
-"""Loggers of packages that aren't there."""
+"""What both loggers of extra packages have in common: what is said where these are missing, and that nobody is called."""
 
 import importlib.util
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import command
+from conftest import ROOT, command
 
 import mtl
 from mtl.loggers import MLflowLogger, WandbLogger
@@ -42,3 +46,28 @@ def test_it_is_an_error_before_training(here: Path, monkeypatch: pytest.MonkeyPa
     assert done.code == 1
     assert 'pip install "mtl-train[wandb]"' in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace isn't there")
+@pytest.mark.parametrize(
+    ("package", "made"),
+    [
+        ("wandb", "WandbLogger(Path.cwd(), ['a'])"),
+        ("mlflow", "MLflowLogger(Path.cwd(), ['a'], tracking_uri='sqlite:///x.db')"),
+    ],
+)
+def test_nobody_is_called(here: Path, package: str, made: str) -> None:
+    """No name is looked up and no connection made but within the machine, by other processes of a package neither."""
+    pytest.importorskip(package, reason=f"the package {package} isn't there")
+    code = (
+        "from pathlib import Path\n"
+        "from mtl.loggers import MLflowLogger, WandbLogger\n"
+        f"logger = {made}\n"
+        "logger.log(1, 1, {'loss/a/train': 0.5}); logger.state(); logger.end(); logger.close()\n"
+    )
+    line = ["strace", "-f", "-e", "trace=connect,sendto,sendmmsg", "-o", "calls.txt", sys.executable, "-c", code]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MLFLOW_"))}
+    done = subprocess.run(line, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(here.rglob("*.wandb")) or (here / "x.db").is_file()
+    assert "AF_INET" not in (here / "calls.txt").read_text()

@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,13 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def files(run: Path) -> list[Path]:
-    return sorted(run.glob("wandb/offline-run-*/*.wandb"))
+    """One for each process, the last of which has ended; W&B writes on for a moment after it said that it is done."""
+    found = sorted(run.glob("wandb/offline-run-*/*.wandb"))
+    patience = time.monotonic() + 10
+    while not any(record.WhichOneof("record_type") == "exit" for record in records(found[-1])):
+        assert time.monotonic() < patience
+        time.sleep(0.01)
+    return found
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -133,6 +140,7 @@ def test_what_was_logged_after_the_last_state_of_a_killed_process_is_there_once(
     state = first.state()
     first.log(3, 1, {"loss/a/train": 0.3})
     first._run.finish()  # the process is gone, and with it what it held
+    time.sleep(1.1)  # W&B names a process's folder by the second
     assert json.loads(json.dumps(state)) == state
     second = WandbLogger(tmp_path, ["a"])
     second.resume(state)
