@@ -1,4 +1,4 @@
-"""Makes the pictures of the README's tour: runs its commands and takes them out of what these wrote.
+"""Makes the pictures of the README's tour: runs its graph, sweeps and report, and takes them out of what these wrote.
 
     pip install -e ".[test]" && python scripts/make_tour.py [--browser /usr/bin/chromium]
 
@@ -28,7 +28,7 @@ def main() -> None:
     commands = [line for block in re.findall(r"^```bash\n(.*?)^```$", tour, re.M | re.S) for line in block.splitlines()]
     with tempfile.TemporaryDirectory() as folder:
         for command in commands:
-            if command.startswith("python -m mtl."):
+            if re.search("mtl.graph|[+]sweep=|mtl.report", command):
                 print(command, flush=True)
                 subprocess.run(command.replace("python", sys.executable, 1), shell=True, cwd=folder, check=True)
         graph = next(Path(folder).glob("outputs/graph/*/*/graph.png"))
