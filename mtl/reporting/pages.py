@@ -28,8 +28,8 @@ METHOD = [
     "The mean rank is over tasks and the seeds that all methods have; 1 is the best, and equal figures share a rank.",
     "Tests are paired t-tests against the reference over common seeds, two-sided. Holm's correction is for all tests "
     "of their table together; those of another table aren't counted in.",
-    "Time and memory are the runs' own measurements: seconds per step, logging included, and the peak beyond what is "
-    "alive between steps, in MB of a million bytes.",
+    "Time and memory are the runs' own measurements: seconds per step, logging included, and the peak beyond "
+    "parameters, buffers and the optimizer's state, in MB of a million bytes.",
     "The front and its hypervolume are of the methods' means (moocore). The reference point is the worst of either "
     "figure in any run of these methods, so volumes of different reports can't be compared.",
 ]
