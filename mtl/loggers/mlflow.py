@@ -113,28 +113,32 @@ class MLflowLogger:
         if self._client is not None:
             return
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        from mlflow import MlflowClient, MlflowException
-        from mlflow.entities import Param
+        from mlflow import MlflowClient
 
         if "MLFLOW_LOGGING_LEVEL" not in os.environ:
             logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it makes
-        if self._database is not None:
-            self._database.parent.mkdir(parents=True, exist_ok=True)
-
         try:
-            client = MlflowClient(tracking_uri=self._uri)
+            with _alone(self._database):
+                client = MlflowClient(tracking_uri=self._uri)
+                experiment = self._experiment_id(client)
             if self._run:
                 client.update_run(self._run, status="RUNNING")
                 self._there = set(self._beyond(client))
             else:
-                self._run = client.create_run(self._experiment_id(client), run_name=self._folder.name).info.run_id
-                client.set_tag(self._run, "folder", str(self._folder))
-                given = [Param(re.sub(r"[^\w./ -]", "-", k), str(v)[:LONGEST]) for k, v in self._options.items()]
-                for start in range(0, len(given), PARAMETERS_AT_ONCE):
-                    client.log_batch(self._run, params=given[start : start + PARAMETERS_AT_ONCE])
-        except MlflowException as error:
+                self._run = self._new_run(client, experiment)
+        except Exception as error:  # of whatever is below MLflow
             raise UserError(f"logger.mlflow: {self._uri}: {first_line(error)}") from error
         self._client = client
+
+    def _new_run(self, client: "MlflowClient", experiment: str) -> str:
+        from mlflow.entities import Param
+
+        run = str(client.create_run(experiment, run_name=self._folder.name).info.run_id)
+        client.set_tag(run, "folder", str(self._folder))
+        given = [Param(re.sub(r"[^\w./ -]", "-", k), str(v)[:LONGEST]) for k, v in self._options.items()]
+        for start in range(0, len(given), PARAMETERS_AT_ONCE):
+            client.log_batch(run, params=given[start : start + PARAMETERS_AT_ONCE])
+        return run
 
     def _experiment_id(self, client: "MlflowClient") -> str:
         found = client.get_experiment_by_name(self._experiment)
@@ -150,6 +154,22 @@ class MLflowLogger:
             for metric in client.get_metric_history(self._run, key):
                 if metric.step >= self._step:
                     yield key, metric.step, metric.value
+
+
+@contextmanager
+def _alone(database: Path | None) -> Iterator[None]:
+    """Jobs of a multirun begin at once, and MLflow doesn't bear it when two make the tables of one database."""
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        database = None
+    if database is None:
+        yield
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -5,12 +5,14 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import command
+from conftest import ROOT, command
 
 import mtl
 from mtl.loggers import MLflowLogger
@@ -195,6 +197,25 @@ def test_a_store_that_fails_later_ends_nothing(folder: Path) -> None:
     logger._client.log_batch = fails
     with pytest.raises(OSError, match="no space left"):
         logger.state()
+
+
+def test_processes_that_make_one_database_at_once(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from mtl.loggers import MLflowLogger\n"
+        "logger = MLflowLogger(Path.cwd(), ['a'], tracking_uri='sqlite:///runs.db')\n"
+        "for step in range(9): logger.log(step, 1, {'loss/a/train': step / 7}); logger.state()\n"
+        "logger.end(); logger.close()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    jobs = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment) for _ in range(3)]
+    assert [job.wait(120) for job in jobs] == [0, 0, 0]
+    store = client(tmp_path / "runs.db")
+    runs = store.search_runs([store.get_experiment_by_name("mtl").experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    for run in runs:
+        found = store.get_metric_history(run.info.run_id, "loss/a/train")
+        assert sorted((metric.step, metric.value) for metric in found) == [(step, step / 7) for step in range(9)]
 
 
 def test_nothing_is_begun_before_there_is_a_figure(tmp_path: Path) -> None:
