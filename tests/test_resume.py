@@ -612,9 +612,9 @@ def test_data_that_are_not_the_runs(tmp_path: Path) -> None:
 
 def test_versions_that_changed_are_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert interrupted(5).code == 143
-    from mtl import train
+    from mtl import record, train
 
-    now = train.versions()
+    now = record.versions()
     assert set(now) == {"mtl", "torch", "numpy", "python", "threads", "device"}
     monkeypatch.setattr(train, "versions", lambda: {**now, "threads": 99, "device": "another"})
     ended = command("train", *SMALL, "balancer=moco", "resume=auto")

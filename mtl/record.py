@@ -1,0 +1,116 @@
+"""What a run says and writes of itself: its status, what it was made with, how it goes on."""
+
+import json
+import logging
+import platform
+import shlex
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from mtl import cli, sweep
+from mtl.errors import first_line
+from mtl.resume import write_whole
+
+if TYPE_CHECKING:
+    from mtl.trainer import Trainer
+
+log = logging.getLogger("mtl")
+
+
+def tell(console: Any, line: str) -> None:
+    """Prints a line whole, whatever the terminal's width, and puts it into the run's log."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+    log.info("%s", line)
+
+
+def folder_name(folder: Path) -> str:
+    """The folder as one would type it here."""
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+
+
+def write_status(folder: Path, status: str, **more: Any) -> None:
+    """Writes the run's metrics.json: what it is of, how it stands, and what more there is to say."""
+    about = {
+        "status": status,
+        "problem": choices()["task"],
+        "choices": choices(),
+        "arguments": cli.arguments(),
+    }
+    write_whole(folder / "metrics.json", json.dumps(about | more, indent=2) + "\n")
+
+
+def failed(began: list[Path], error: str) -> None:
+    """Writes down that the run failed, if it is this process's."""
+    for folder in began:
+        with suppress(OSError):  # what went wrong is told all the same
+            write_status(folder, "failed", error=error)
+
+
+def choices() -> dict[str, str]:
+    """By group of the config, the option that was chosen."""
+    chosen = {str(group): option for group, option in HydraConfig.get().runtime.choices.items()}
+    return {group: option for group, option in chosen.items() if "hydra" not in group and isinstance(option, str)}
+
+
+def swept(folder: Path) -> list[str]:
+    """The job's overrides that its multirun sweeps over."""
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        return []
+    typed = sweep.arguments(folder.parent)
+    return [override for override in HydraConfig.get().overrides.task if override not in typed]
+
+
+def versions() -> dict[str, Any]:
+    """What the numbers may depend on besides the config."""
+    import numpy
+    import torch
+
+    import mtl
+
+    return {
+        "mtl": mtl.__version__,
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }
+
+
+def stopped(console: Any, trainer: "Trainer", folder: Path, code: int) -> NoReturn:
+    """Says after Ctrl-C or SIGTERM what was saved and how to go on, and ends the process, a sweep's other jobs too."""
+    saved = folder_name(folder)
+    there = sorted(str(path) for path in Path(saved).glob("checkpoints/*.pt"))
+    place = {"steps": trainer.global_step, "epochs": trainer.epoch}
+    with suppress(OSError):
+        write_status(folder, "stopped", **place)
+    at = f"at step {trainer.global_step}, in epoch {trainer.epoch}"
+    older = "" if trainer.saved_step == trainer.global_step else f" (of step {trainer.saved_step})"
+    tell(console, f"Stopped {at}. Saved: {', '.join(there) or 'nothing yet'}{older if there else ''}")
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        _go_on(console, sweep.arguments(folder.parent), folder_name(folder.parent))
+    elif there:
+        _go_on(console, cli.arguments(), saved)
+    if there:
+        tell(console, f"look      tensorboard --logdir {shlex.quote(saved)}")
+        tell(console, f"evaluate  python -m mtl.evaluate run={shlex.quote(saved)} checkpoint=last")
+    sys.exit(code)
+
+
+def _go_on(console: Any, arguments: list[str], name: str) -> None:
+    """Says with what command the run, or the multirun, goes on."""
+    again = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
+    tell(console, f"go on     python -m mtl.train {shlex.join(again)} resume={shlex.quote(name)}")
+
+
+def close(logger: Any, console: Any) -> None:
+    """Closes the logger; what it can't write any more is told, and ends nothing."""
+    try:
+        logger.close()
+    except OSError as error:
+        tell(console, f"error    {type(logger).__name__} can't write: {first_line(error)}")
