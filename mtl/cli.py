@@ -22,9 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mtl import schema, sweep
+from mtl import schema, search, sweep
 from mtl.errors import UserError, suggest
-from mtl.resume import newest_unfinished
+from mtl.resume import Busy, newest_unfinished
+from mtl.signals import end_with
 
 # In a wheel the configs are inside the package, in a checkout beside it.
 CONFIG_DIR = next(
@@ -40,6 +41,9 @@ EXTRAS = {  # of mtl-train, by the launcher or sweeper of a plugin of Hydra's
     **{"joblib": "joblib", "ray": "ray", "optuna": "optuna"},
     **{"submitit_slurm": "slurm", "submitit_local": "slurm"},
 }
+# What Hydra says of an option that a group hasn't.
+NO_OPTION = r".*Could not find '([^']+)/([^/']+)'\s+Available options in '[^']+':\n(.*?)(?:\n\S|\Z)"
+RESOLVING = "UserError raised while resolving interpolation: "  # what OmegaConf says of our own errors
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 
@@ -52,6 +56,7 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     tracebacks = wanted == "1"
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are about the profiler's own affairs
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors, so that they are shown the same way as ours
+    sys.argv[1:] = sweep.flags_first(sys.argv[1:])
     multirun = sweep.Sweep(sys.argv[1:], _run_id())
     _register_resolvers(multirun)
     if config_name in TRAININGS and {"-h", "--help"} & set(sys.argv) and not _overrides("task"):
@@ -62,6 +67,7 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
             added = [f"+{argument}" for argument in sys.argv[1:] if argument.startswith(f"{key}={{")]
             sys.argv[1:] = [*others, *_deleting(key), *added]
     failed = False
+    began_in = os.getpid()
 
     def guarded(config: DictConfig) -> float | None:
         nonlocal failed
@@ -70,27 +76,29 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
         swept = HydraConfig.get().mode == RunMode.MULTIRUN
         if swept:
             multirun.begin(folder)
+            if os.getpid() != began_in:
+                end_with(os.getppid())
         try:
             value = job(config)
         except Exception as error:
             _show(error, tracebacks or config.get("debug") is True, config_name)
             failed = True
             if swept:
-                sweep.note(folder, "failed")
+                multirun.note(folder, "busy" if isinstance(error, Busy) else "failed")
             # Hydra's plugin for Optuna stumbles over NaN, and takes None for a trial that failed.
             return None if "optuna" in str(HydraConfig.get().sweeper.get("_target_")) else float("nan")
         finally:
             if not there_before:
                 _forget_what_never_began(folder)
         if swept:
-            sweep.note(folder, "done", value)
+            multirun.note(folder, "done", value)
         return value
 
     try:
         hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(guarded)()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except HydraException as error:  # some of them are OSErrors too
+    except (HydraException, OmegaConfBaseException) as error:  # some of them are OSErrors or ValueErrors too
         _show(error, tracebacks, config_name)
         failed = True
     except OSError as error:  # Hydra makes the run's folder before the job begins
@@ -109,7 +117,7 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
         if wanted is not None:
             os.environ["HYDRA_FULL_ERROR"] = wanted
         _say_how_jobs_ended(multirun)
-    sys.exit(1 if failed or any(ended["outcome"] == "failed" for ended in multirun.ended()) else 0)
+    sys.exit(1 if failed or any(ended["outcome"] != "done" for ended in multirun.ended()) else 0)
 
 
 def _register_resolvers(multirun: sweep.Sweep) -> None:
@@ -126,7 +134,7 @@ def _register_resolvers(multirun: sweep.Sweep) -> None:
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     # Its value goes with the config to jobs in other processes.
     OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)
-    for of_config in (sweep.task_names, sweep.weight_grid, sweep.direction):
+    for of_config in (search.task_names, search.weight_grid, search.direction):
         OmegaConf.register_new_resolver(of_config.__name__, _of_root(of_config), replace=True)
 
 
@@ -145,6 +153,8 @@ def _say_how_jobs_ended(multirun: sweep.Sweep) -> None:
     for ended in jobs:
         value = "" if ended["value"] is None else f" {ended['value']:.4f}"
         print(f"  {ended['job']:<40} {ended['outcome']}{value}")
+    if not any(ended["outcome"] == "done" for ended in jobs):
+        return
     folder = shlex.quote(_as_typed(str(multirun.folder)))
     print(f"\ncompare               python -m mtl.report {folder}")
     print(f"look                  tensorboard --logdir {folder}")
@@ -200,6 +210,8 @@ def _show(error: Exception, full: bool, config_name: str) -> None:
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, OmegaConfBaseException) and isinstance(cause, UserError):
         error = cause  # raised by a resolver of ours
+    elif isinstance(error, OmegaConfBaseException | HydraException) and RESOLVING in str(error):
+        error = UserError(str(error).partition(RESOLVING)[2].partition("\n    full_key")[0])
     if full or not isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError):
         traceback.print_exception(error)
         return
@@ -214,6 +226,12 @@ def _show(error: Exception, full: bool, config_name: str) -> None:
         text += f'\nInstall it: pip install "mtl-train[{extra}]"' if extra else ""
     elif "@task." in text:
         text += "\nThe task's file must begin with the line: # @package _global_"
+    elif unknown and unknown[1] == "sweep":
+        text = "a sweep is added: " + next(
+            (f"+{given}" for given in sys.argv if given.startswith("sweep=")), "+sweep=…"
+        )
+    elif missing := re.match(NO_OPTION, text, re.S):
+        text = f"{missing[1]}: there is no '{missing[2]}'" + suggest(missing[2], missing[3].split())
     elif unknown and unknown[1] not in schema.SCHEMA:
         text = f"there is no key '{unknown[1]}'" + suggest(unknown[1], schema.siblings(unknown[1], config_name))
         if unknown[1].split(".")[0] in ("data", "model", "optimizer", "scheduler", "balancer", "tasks"):

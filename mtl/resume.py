@@ -26,6 +26,10 @@ class Refused(UserError):
     """A run that is there can't go on like this; nothing in its folder is touched."""
 
 
+class Busy(Refused):
+    """Another process is at work in the folder."""
+
+
 def differences(theirs: Any, ours: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
     """What differs between two configs and has to do with the numbers: key, value there, value here."""
     if isinstance(theirs, dict) and isinstance(ours, dict):

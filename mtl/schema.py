@@ -217,6 +217,8 @@ def narrowed(plain: dict[str, Any]) -> dict[str, Any]:
     trainer = dict(plain["trainer"])
     if isinstance(trainer.get("monitor"), Mapping):
         of_them = {name: term for name, term in trainer["monitor"].items() if str(name).split("/")[0] in names}
+        if len(of_them) == 1:  # a scale sets a figure against others
+            of_them = {n: term.get("mode") if isinstance(term, Mapping) else term for n, term in of_them.items()}
         trainer["monitor"] = of_them or None
     return {**plain, "trainer": trainer, "tasks": {n: task for n, task in plain["tasks"].items() if n in names}}
 

@@ -1,10 +1,15 @@
 """Ctrl-C and SIGTERM, which end a run after the step at hand."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
+
+LOOKS = 0.3  # seconds from one look after another process to the next
 
 
 class Stop:
@@ -34,3 +39,15 @@ class Stop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@cache
+def end_with(parent: int) -> None:
+    """Sends SIGTERM to this process when its parent, of that number, ends: nobody would wait for it any more."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOKS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

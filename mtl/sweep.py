@@ -1,11 +1,10 @@
-"""A multirun: its folder, its jobs' names, what its sweeps go over, and how its jobs ended."""
+"""A multirun: its folder, its jobs' names, and how its jobs ended."""
 
 import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, pairwise
-from math import comb
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from mtl.resume import IRRELEVANT, write_whole
 
 ABOUT = "sweep.json"  # what was typed
 JOURNAL = "jobs.jsonl"  # how each job ended, a line of JSON each, by whichever process it ran in
-MOST_POINTS = 12  # of a grid of weights
-FINEST = 10  # parts that a grid cuts the weights' sum into
 
 
 class Sweep:
@@ -26,19 +23,17 @@ class Sweep:
     It goes with the jobs into other processes.
 
     Args:
-        typed: the command line, without the program's name.
-        new: the name of a new multirun's folder.
+        typed: the command line, without the program's name, its flags first.
+        new: the name of a new multirun's folder, which no other process has.
 
     Attributes:
         folder: where the jobs' folders are, once it has been asked for.
-        began_at: how long the journal was then.
     """
 
     def __init__(self, typed: Sequence[str], new: str) -> None:
         self.typed = list(typed)
         self.new = new
         self.folder: Path | None = None
-        self.began_at = 0
 
     def choose_folder(self, root: str, resume: str | None) -> str:
         """The folder of the multirun: a new one, or that of the one that is to go on.
@@ -52,7 +47,7 @@ class Sweep:
         """
         folder = Path(root) / self.new
         if resume == "auto":
-            folder = next((path for path in _newest_first(root) if _same(arguments(path), self.typed)), folder)
+            folder = next((path for path, typed in _newest_first(root) if _same(typed, self.typed)), folder)
         elif resume is not None:
             folder = Path(resume)
             if not (folder / ABOUT).is_file():
@@ -60,9 +55,8 @@ class Sweep:
             if not _same(arguments(folder), self.typed):
                 theirs = shlex.join(arguments(folder))
                 raise UserError(f"resume: '{resume}' was begun with other arguments: {theirs}")
-        if self.folder is None:
-            journal = folder / JOURNAL
-            self.began_at = journal.stat().st_size if journal.is_file() else 0
+        if self.folder is None and resume == "auto" and not folder.exists():
+            print("resume   there is no multirun with these arguments: a new one begins")
         self.folder = folder
         return str(folder)
 
@@ -75,24 +69,26 @@ class Sweep:
         """`0_lr-0.001_seed-0` for a job whose optimizer.lr and seed are swept: short, and a valid name everywhere."""
         swept = [override for override in overrides if override not in self.typed]
         names = [name for override in swept if "=" in override for name in _names(*override.split("=", 1))]
-        return "_".join([str(number), *(re.sub(r"[^\w.]+", "-", name).strip("-") for name in names)])[:100]
+        return "_".join([str(number), *names])[:100]
+
+    def note(self, job: Path, outcome: str, value: float | None = None) -> None:
+        """Writes down how the job of that folder ended: done, failed, or busy, where another process is at it."""
+        line = json.dumps({"by": self.new, "job": job.name, "outcome": outcome, "value": value})
+        with (job.parent / JOURNAL).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
     def ended(self) -> list[dict[str, Any]]:
-        """What was noted of the jobs that ended since the beginning, in the order of their numbers."""
+        """What was noted of the jobs that this multirun's processes ended, in the order of their numbers."""
         journal = self.folder / JOURNAL if self.folder else None
         if journal is None or not journal.is_file():
             return []
-        with journal.open(encoding="utf-8") as file:
-            file.seek(self.began_at)
-            jobs = [json.loads(line) for line in file]
-        return sorted(jobs, key=lambda job: int(str(job["job"]).split("_")[0]))
-
-
-def note(job: Path, outcome: str, value: float | None = None) -> None:
-    """Writes down how the job of that folder ended."""
-    line = json.dumps({"job": job.name, "outcome": outcome, "value": value})
-    with (job.parent / JOURNAL).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+        jobs = {}
+        for line in journal.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # a line that was cut off
+                noted = json.loads(line)
+                if noted["by"] == self.new:
+                    jobs[noted["job"]] = noted
+        return sorted(jobs.values(), key=lambda job: int(str(job["job"]).split("_")[0]))
 
 
 def arguments(folder: Path) -> list[str]:
@@ -101,8 +97,10 @@ def arguments(folder: Path) -> list[str]:
     return typed
 
 
-def _newest_first(root: str) -> list[Path]:
-    return [path.parent for path in sorted(Path(root).glob(f"*/{ABOUT}"), reverse=True)]
+def _newest_first(root: str) -> Iterator[tuple[Path, list[str]]]:
+    for path in sorted(Path(root).glob(f"*/{ABOUT}"), reverse=True):
+        with suppress(OSError, ValueError, LookupError, TypeError):  # what can't be read is none that could go on
+            yield path.parent, arguments(path.parent)
 
 
 def _same(theirs: Sequence[str], ours: Sequence[str]) -> bool:
@@ -123,17 +121,46 @@ def _names(key: str, value: str) -> list[str]:
     parts = key.lstrip("+").split(".")
     if value.startswith("{"):
         plain = OmegaConf.to_container(OmegaConf.create(re.sub(r":(?=\S)", ": ", value)))
-        return [f"{name}-{_short(each)}" for name, each in _leaves(plain)]
+        return [f"{name}-{_short(str(each))}" for name, each in _leaves(plain)]
     weight = parts[0] == "tasks" and parts[-1] == "weight"
-    return [f"{parts[-2 if weight else -1]}-{_short(value)}"]
+    return [f"{_plain(parts[-2 if weight else -1])}-{_short(value)}"]
 
 
-def _short(value: Any) -> str:
-    """A number in few digits."""
+def _short(value: str) -> str:
+    """A number in few digits, if it isn't a whole one."""
     try:
-        return f"{float(value):.4g}"
-    except (TypeError, ValueError):
-        return str(value)
+        number = f"{float(value):.4g}".replace("e+", "e")
+    except ValueError:
+        return _plain(value)
+    return value if value.lstrip("-").isdecimal() else number
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w.]+", "-", text).strip("-")
+
+
+def flags_first(typed: Sequence[str]) -> list[str]:
+    """The command line with its flags before its overrides: argparse takes no override after another flag."""
+    with_value = (
+        "--config-dir",
+        "-cd",
+        "--config-path",
+        "-cp",
+        "--config-name",
+        "-cn",
+        "--package",
+        "-p",
+        "--cfg",
+        "-c",
+    )
+    flags: list[str] = []
+    rest: list[str] = []
+    words = iter(typed)
+    for word in words:
+        (flags if word.startswith("-") else rest).append(word)
+        if word in with_value:
+            flags += [following] if (following := next(words, None)) is not None else []
+    return [*flags, *rest]
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -142,63 +169,3 @@ def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, str(key))
         else:
             yield (name if key == "weight" and name else str(key)), value
-
-
-def _tasks(config: Any) -> list[str]:
-    """The names of those that are trained."""
-    only = config.get("only")
-    wanted = [only] if isinstance(only, str) else only
-    return [str(name) for name in config.tasks if wanted is None or name in wanted]
-
-
-def task_names(config: Any) -> str:
-    """The tasks' names, to be swept over."""
-    return ",".join(_tasks(config))
-
-
-def weight_grid(config: Any) -> str:
-    """Sets of task weights that sum to the number of tasks, on a grid without its edges, to be swept over.
-
-    On the edges a task has no weight. Equal weights are among them.
-    """
-    names = _tasks(config)
-    count = len(names)
-    parts = max((n for n in range(count, FINEST + 1) if comb(n - 1, count - 1) <= MOST_POINTS), default=count)
-    points = [_shares(cuts, parts, count) for cuts in combinations(range(1, parts), count - 1)]
-    if [1.0] * count not in points:
-        points.insert(0, [1.0] * count)
-    return ",".join(
-        "{" + ",".join(f"{name}:{{weight:{round(w, 4)!r}}}" for name, w in zip(names, point, strict=True)) + "}"
-        for point in points
-    )
-
-
-def _shares(cuts: Sequence[int], parts: int, count: int) -> list[float]:
-    ends = [0, *cuts, parts]
-    return [count * (end - start) / parts for start, end in pairwise(ends)]
-
-
-def search_space(config: Any, trial: Any) -> None:
-    """What Optuna searches: the learning rate, up to ten times the config's own, and each task's weight by the first's.
-
-    What the command line fixes, or searches itself, is left alone.
-    """
-    taken = {*trial.params, *trial.user_attrs}
-    taken |= {name.lstrip("+") for name in taken}
-    rate = config.optimizer.get("lr")
-    ranges = {"optimizer.lr": (rate / 10, rate * 10)} if rate else {}
-    ranges |= {f"++tasks.{name}.weight": (0.1, 10.0) for name in _tasks(config)[1:]}
-    for name, (low, high) in ranges.items():
-        if name.lstrip("+") not in taken:
-            trial.suggest_float(name, low, high, log=True)
-
-
-def direction(config: Any) -> str:
-    """Which way Optuna is to go: that of `trainer.monitor`; up where it names no mode, which the jobs then check."""
-    terms = config.trainer.monitor
-    modes = {
-        term.get("mode") if isinstance(term, Mapping) else term
-        for term in (terms.values() if terms is not None else ())
-    }
-    scaled = any(isinstance(term, Mapping) and "scale" in term for term in (terms or {}).values())
-    return "minimize" if modes == {"min"} and not scaled else "maximize"

@@ -15,7 +15,7 @@ from mtl import cli, schema
 from mtl import resume as taking_up
 from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, told
 from mtl.record import choices, close, failed, folder_name, stopped, swept, tell, versions, write_status
-from mtl.resume import Refused, locked, write_whole
+from mtl.resume import Busy, Refused, locked, write_whole
 
 if TYPE_CHECKING:
     from mtl.step import StepResult
@@ -50,7 +50,7 @@ def run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None
     """Trains in the folder, which this process then has for itself."""
     with locked(folder) as free:
         if not free:
-            raise Refused(f"another process is at work in {folder_name(folder)}")
+            raise Busy(f"another process is at work in {folder_name(folder)}")
         if config["resume"] is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
             done = taking_up.finished(folder)
             if done is not None:

@@ -83,8 +83,9 @@ class Trainer:
         best, best_epoch, figures: the monitored value, the epoch and all of validation's figures when it was best.
         reach: from each parameter's name to the tasks that ever reached it.
         weights: the last steps' weights by tag, as far as they have been read.
-        memory_per_step: the peak, in bytes, of a step's tensors beyond parameters, buffers and optimizer state, in
-            a step whose gradients aren't measured for the logs; None where there was none.
+        memory_per_step: the peak, in bytes, of a step's tensors beyond parameters, buffers and optimizer state, in the
+            first steps whose gradients aren't measured for the logs; None where there was none.
+        weighed: the number of these steps.
         seconds: spent in training steps and logging after the first step; validation and saving are left out.
     """
 
@@ -138,6 +139,9 @@ class Trainer:
         self.reach: dict[str, set[str]] = {name: set() for name in step.parameters}
         self.seconds = 0.0
         self.memory_per_step: int | None = None
+        self.weighed = 0
+        # Steps aren't alike where weights serve on, or tasks come by turns.
+        self._to_weigh = max(step.balancing.every, len(step.tasks))
         self.monitor: Monitor | None = None
         self._monitor_terms = monitor
         self._saved = dict(saved or {})
@@ -216,8 +220,12 @@ class Trainer:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """The mean over all steps but the first, in which much is done once; None where there was no other."""
-        return self.seconds / (self.tried - 1) if self.tried > 1 else None
+        """The mean over all steps but the first, in which much is done once, and those whose memory was measured.
+
+        None where there was no other.
+        """
+        count = self.tried - 1 - self.weighed
+        return self.seconds / count if count > 0 else None
 
     def _train_epoch(self) -> None:
         start = self._clock = time.perf_counter()
@@ -268,8 +276,8 @@ class Trainer:
     def _step(self, batch: Any, number: int, measure: bool) -> StepResult:
         """The step; one that fails before it moves the parameters leaves everything as it was before it."""
         try:
-            if self.memory_per_step is None and self.tried and not measure:
-                return self._weigh(batch)
+            if self.weighed < self._to_weigh and self.tried and (not measure or self.log_every == 1):
+                return self._weigh(batch, measure)
             return self.step(batch, measure=measure)
         except Exception as error:
             self._intact = self.step.undo()
@@ -279,11 +287,15 @@ class Trainer:
                 raise self.faults.note(place, error.found, "ended the run") from error
             raise
 
-    def _weigh(self, batch: Any) -> StepResult:
+    def _weigh(self, batch: Any, measure: bool) -> StepResult:
         """The step, with its memory measured."""
+        start = time.perf_counter()
         for parameter in self.step.parameters.values():
             parameter.grad = None  # the last step's are none of this one's
-        result, self.memory_per_step = peak_within(lambda: self.step(batch), self.step.device)
+        result, peak = peak_within(lambda: self.step(batch, measure=measure), self.step.device)
+        self.memory_per_step = max([p for p in (self.memory_per_step, peak) if p is not None], default=None)
+        self.weighed += 1
+        self.seconds -= time.perf_counter() - start  # it took longer than others do
         return result
 
     def _log(self, result: StepResult | None = None) -> None:
@@ -447,7 +459,18 @@ class Trainer:
 
 _COUNTERS = (
     *("global_step", "epoch", "position", "tried", "best", "best_epoch", "figures", "measured", "seconds"),
-    *("_read", "_pending", "_samples", "weights", "_rates", "_ended", "_due", "memory_per_step", "measured_in"),
+    *(
+        "_read",
+        "_pending",
+        "_samples",
+        "weights",
+        "_rates",
+        "_ended",
+        "_due",
+        "memory_per_step",
+        "weighed",
+        "measured_in",
+    ),
 )
 
 

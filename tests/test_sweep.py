@@ -15,7 +15,8 @@ from conftest import ROOT, Ended, command
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mtl import cli, sweep
+from mtl import cli, search, sweep
+from mtl.resume import locked
 
 SMALL = ["task=mnist_two_head", "trainer.max_epochs=1", "data.batch_size=500", "logger=[csv]"]
 
@@ -34,21 +35,21 @@ def config_of(*overrides: str) -> OmegaConf:
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 9])
 def test_weights_lie_on_a_grid_that_sums_to_the_number_of_tasks(count: int) -> None:
     names = [f"t{index}" for index in range(count)]
-    config = OmegaConf.create({"tasks": dict.fromkeys(names, 0)})
+    config = OmegaConf.create({"tasks": dict.fromkeys(names, 0), "hydra": {"overrides": {"task": []}}})
     points = [
         [each["weight"] for each in point.values()]
-        for point in OmegaConf.to_container(OmegaConf.create(f"[{sweep.weight_grid(config)}]".replace(":", ": ")))
+        for point in OmegaConf.to_container(OmegaConf.create(f"[{search.weight_grid(config)}]".replace(":", ": ")))
     ]
     assert [1.0] * count in points
-    assert len({tuple(point) for point in points}) == len(points) <= sweep.MOST_POINTS + 1
+    assert len({tuple(point) for point in points}) == len(points) <= search.MOST_POINTS + 1
     for point in points:
         assert sum(point) == pytest.approx(count, abs=1e-3)
         assert min(point) > 0
 
 
 def test_two_tasks_have_tenths() -> None:
-    config = OmegaConf.create({"tasks": {"a": 0, "b": 0}})
-    assert sweep.weight_grid(config).split("},{")[:2] == [
+    config = OmegaConf.create({"tasks": {"a": 0, "b": 0}, "hydra": {"overrides": {"task": []}}})
+    assert search.weight_grid(config).split("},{")[:2] == [
         "{a:{weight:0.2},b:{weight:1.8}",
         "a:{weight:0.4},b:{weight:1.6}",
     ]
@@ -63,6 +64,8 @@ def test_two_tasks_have_tenths() -> None:
         (["optimizer.lr=0.0037509772", "++tasks.parity.weight=6.07499"], "7_lr-0.003751_parity-6.075"),
         (["model.freeze=[trunk.conv1,trunk.conv2]"], "7_freeze-trunk.conv1-trunk.conv2"),
         (["task=x"], "7"),
+        (["seed=10001", "fill=-1", "optimizer.lr=1e5"], "7_seed-10001_fill--1_lr-1e05"),
+        (["optimizer.lr=-0.0000123456", "model.name=a/b"], "7_lr--1.235e-05_name-a-b"),
     ],
 )
 def test_names_are_short_and_have_only_what_is_swept(overrides: list[str], name: str) -> None:
@@ -76,11 +79,12 @@ def test_names_are_short_and_have_only_what_is_swept(overrides: list[str], name:
         ("{digit/accuracy: max}", "maximize"),
         ("{digit/loss: min, parity/loss: min}", "minimize"),
         ("{digit/loss: {mode: min, scale: 1.0}, parity/loss: {mode: min, scale: 2.0}}", "maximize"),
+        ("{digit/loss: {mode: min, scale: 1.0}}", "minimize"),
     ],
 )
 def test_optuna_goes_the_way_of_the_monitor(monitor: str, way: str) -> None:
-    config = OmegaConf.create(f"trainer: {{monitor: {monitor}}}")
-    assert sweep.direction(config) == way
+    config = OmegaConf.create(f"{{trainer: {{monitor: {monitor}}}, tasks: {{digit: 0, parity: 0}}}}")
+    assert search.direction(config) == way
 
 
 def test_only_trains_these_tasks(here: Path) -> None:
@@ -140,6 +144,45 @@ def test_weights_reach_the_tasks(here: Path) -> None:
     first, second = [m["weight"] for m in jobs_of(ended).values()]
     assert first == pytest.approx({"digit": 0.2, "parity": 1.8})
     assert second == {"digit": 1.0, "parity": 1.0}
+
+
+def test_the_weights_of_a_sweep_reach_the_tasks_and_no_others_do(here: Path) -> None:
+    ended = command("train", *SMALL, "+sweep=weights", "seed=0", "only=[digit,parity]")
+    assert ended.code == 0, ended.err
+    for path in here.glob("outputs/multirun/*/*/config.yaml"):
+        tasks = OmegaConf.load(path).tasks
+        weights = [tasks.digit.weight, tasks.parity.weight]
+        assert path.parent.name.split("_", 1)[1] == f"digit-{weights[0]:g}_parity-{weights[1]:g}"
+        assert sum(weights) == pytest.approx(2)
+    assert len(jobs_of(ended)) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["+sweep=weights", "tasks.digit.weight=2"], "sets the tasks' weights itself; leave tasks.digit.weight=2 out"),
+        (["+sweep=weights", "only=digit"], "digit is the only task"),
+        (["+sweep=weights", "only=nope"], "only: there is no task 'nope'"),
+        (["+sweep=single_task", "only=[]"], "only: it is empty"),
+        (["+sweep=single_task", "only=digits"], "did you mean 'digit'?"),
+        (["sweep=weights"], "a sweep is added: +sweep=weights"),
+        (["+sweep=balancer"], "sweep: there is no 'balancer'; did you mean 'balancers'?"),
+        (["balancer=upgard"], "balancer: there is no 'upgard'; did you mean 'upgrad'?"),
+        (["resume=nope", "-m", "seed=0,1"], "resume: 'nope' is not the folder of a multirun"),
+        (["resume=nope"], "resume: 'nope' is not the folder of a run"),
+    ],
+)
+def test_slips_are_told_in_a_sentence_before_any_job(here: Path, arguments: list[str], message: str) -> None:
+    ended = command("train", *SMALL, *arguments)
+    assert ended.code == 1
+    assert message in ended.err
+    assert len(ended.err.strip().splitlines()) == 2, ended.err
+    assert "Launching" not in ended.out
+
+
+def test_flags_come_first() -> None:
+    typed = ["task=x", "-m", "seed=0,1", "--config-dir", "mine", "a=b", "--cfg=job"]
+    assert sweep.flags_first(typed) == ["-m", "--config-dir", "mine", "--cfg=job", "task=x", "seed=0,1", "a=b"]
 
 
 def test_all_balancers_are_swept(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +281,48 @@ def test_a_sweep_whose_config_has_changed_is_refused(here: Path) -> None:
     changed = command("train", "-m", *experiment, *SMALL, "seed=0,1", "resume=auto")
     assert changed.code == 1
     assert "optimizer.lr: 0.001 there, 0.002 here" in changed.err
+
+
+def test_jobs_in_other_processes_stop_when_the_multirun_is_ended(here: Path) -> None:
+    """Whoever is killed tells nobody; the jobs notice, save, and let go of their folders."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    arguments = [
+        "-m",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        *SMALL,
+        "trainer.max_epochs=2000",
+        "seed=0,1",
+    ]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mtl.train", *arguments], env=environment, stdout=subprocess.DEVNULL
+    )
+    while len(list(here.glob("outputs/multirun/*/*/checkpoints/last.pt"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    states: list[str] = []
+    end = time.monotonic() + 60
+    while states != ["stopped", "stopped"] and time.monotonic() < end:
+        time.sleep(0.2)
+        states = [json.loads(path.read_text())["status"] for path in here.glob("outputs/multirun/*/*/metrics.json")]
+    assert states == ["stopped", "stopped"]
+
+
+def test_a_job_that_another_process_is_at_is_not_called_failed(here: Path) -> None:
+    first = command("train", "-m", *SMALL, "seed=0,1")
+    assert first.run is not None
+    (multirun,) = here.glob("outputs/multirun/*")
+    (multirun / "0_seed-0" / "metrics.json").unlink()
+    with locked(multirun / "0_seed-0") as free:
+        assert free
+        ended = command("train", "-m", *SMALL, "seed=0,1", "resume=auto")
+    assert ended.code == 1
+    assert "0_seed-0                                 busy" in ended.out
+    assert "1_seed-1                                 done" in ended.out
+    assert ended.out.count("0_seed-0 ") == 1  # and what the first process noted isn't listed again
 
 
 @pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGKILL])
@@ -381,6 +466,8 @@ def test_threads_are_shared_out(here: Path) -> None:
         "hydra.launcher.n_jobs=2",
     ]
     subprocess.run(line, env=environment, capture_output=True, check=True, timeout=300)
-    for path in here.glob("outputs/multirun/*/*/checkpoints/best.pt"):
+    saved = list(here.glob("outputs/multirun/*/*/checkpoints/best.pt"))
+    assert len(saved) == 2
+    for path in saved:
         threads = torch.load(path, weights_only=True)["versions"]["threads"]
         assert threads <= max(1, (os.cpu_count() or 1) // 2)
