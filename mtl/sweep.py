@@ -121,7 +121,7 @@ def _names(key: str, value: str) -> list[str]:
     parts = key.lstrip("+").split(".")
     if value.startswith("{"):
         plain = OmegaConf.to_container(OmegaConf.create(re.sub(r":(?=\S)", ": ", value)))
-        return [f"{name}-{_short(str(each))}" for name, each in _leaves(plain)]
+        return [f"{_plain(name)}-{_short(str(each))}" for name, each in _leaves(plain)]
     weight = parts[0] == "tasks" and parts[-1] == "weight"
     return [f"{_plain(parts[-2 if weight else -1])}-{_short(value)}"]
 

@@ -64,6 +64,7 @@ def test_two_tasks_have_tenths() -> None:
         (["optimizer.lr=0.0037509772", "++tasks.parity.weight=6.07499"], "7_lr-0.003751_parity-6.075"),
         (["model.freeze=[trunk.conv1,trunk.conv2]"], "7_freeze-trunk.conv1-trunk.conv2"),
         (["task=x"], "7"),
+        (["+trainer.monitor={sign/loss: min}"], "7_sign-loss-min"),
         (["seed=10001", "fill=-1", "optimizer.lr=1e5"], "7_seed-10001_fill--1_lr-1e05"),
         (["optimizer.lr=-0.0000123456", "model.name=a/b"], "7_lr--1.235e-05_name-a-b"),
     ],
