@@ -40,6 +40,7 @@ def write_status(folder: Path, status: str, **more: Any) -> None:
         "problem": choices()["task"],
         "choices": choices(),
         "arguments": cli.arguments(),
+        "launcher": HydraConfig.get().runtime.choices["hydra/launcher"],
     }
     write_whole(folder / "metrics.json", json.dumps(about | more, indent=2) + "\n")
 

@@ -63,7 +63,6 @@ def run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None
 
 def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None:
     """Builds everything, trains, measures the best parameters on the test split, and writes and shows the results."""
-    import torch
     from rich.console import Console
 
     from mtl import config as build
@@ -193,7 +192,7 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
     finished = Run(trainer, splits, test, validation.kinds(), folder_name(folder), cli.arguments(), config)
     console.print()
     summarise(console, finished)
-    write_status(folder, "finished", **finished.figures(), torch=torch.__version__)
+    write_status(folder, "finished", **finished.figures(), versions=versions())
     with (folder / "train.log").open("a", encoding="utf-8") as file:
         summarise(Console(file=file, width=120), finished)
     return trainer.best

@@ -16,7 +16,6 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[1]
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 
 def main() -> None:
@@ -36,7 +35,9 @@ def main() -> None:
             shutil.copy(graph.with_name(name), ROOT / "docs" / name)
         page = next(Path(folder).glob("outputs/**/report.html"))
         with sync_playwright() as playwright:
-            opened = playwright.chromium.launch(executable_path=browser, args=FLAGS)
+            opened = playwright.chromium.launch(
+                executable_path=browser, args=["--headless", "--no-sandbox", "--disable-gpu"]
+            )
             shown = opened.new_page(viewport={"width": 1100, "height": 1500})
             shown.goto(page.as_uri())
             shown.screenshot(path=ROOT / "docs" / "report.png")

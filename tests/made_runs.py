@@ -69,7 +69,8 @@ def run(
         "fingerprints": {"train": "t" * 8, "val": "v" * 8, "test": "e" * 8},
         "val": val if val is not None else figures,
         "test": figures,
-        "torch": "2.14.1",
+        "versions": {"torch": "2.14.1", "device": "x86_64", "threads": 1},
+        "launcher": "basic",
     }
     told = {key: value for key, value in (told | metrics).items() if value is not None}
     (folder / "config.yaml").write_text(yaml.safe_dump(whole))

@@ -26,7 +26,7 @@ def data(**changes: torch.Tensor) -> Fields:
 def test_the_same_data_have_the_same_and_others_another() -> None:
     assert fingerprint(data()) == fingerprint(data())
     other = torch.arange(64.0).view(32, 2).clone()
-    other[31, 1] += 1e-3
+    other[7, 1] += 1e-3  # one number of all, wherever it is
     found = {
         fingerprint(each)
         for each in (

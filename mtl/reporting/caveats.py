@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from mtl.reporting.comparison import Comparison
+from mtl.reporting.comparison import Comparison, side_by_side
 from mtl.reporting.curves import Curves
 from mtl.reporting.estimates import SAME, smallest_p
 from mtl.reporting.grouping import Method
@@ -21,6 +21,7 @@ def caveats(comparison: Comparison, curves: Curves) -> list[str]:
         *_budgets(comparison),
         *_data(comparison),
         *_versions(comparison),
+        *_times(comparison),
         *_monitors(comparison),
         *_figures(comparison),
         *_baselines(comparison),
@@ -152,13 +153,23 @@ def _data(comparison: Comparison) -> Iterator[str]:
 
 
 def _versions(comparison: Comparison) -> Iterator[str]:
-    versions: dict[str, list[str]] = {}
-    for method in comparison.everything:
-        for told in dict.fromkeys(str(run.metrics.get("torch") or "unknown") for run in method.runs.values()):
-            versions.setdefault(told, []).append(method.label)
-    if len(versions) > 1:
-        who = "; ".join(f"{version} ({listed(labels)})" for version, labels in versions.items())
-        yield f"Different versions of torch: {who}. Figures may differ a little by that, time and memory by more."
+    for what, name in (("versions of torch", "torch"), ("devices", "device"), ("numbers of threads", "threads")):
+        versions: dict[str, list[str]] = {}
+        for method in comparison.everything:
+            told = ((run.metrics.get("versions") or {}).get(name) or "unknown" for run in method.runs.values())
+            for version in dict.fromkeys(map(str, told)):
+                versions.setdefault(version, []).append(method.label)
+        if len(versions) > 1:
+            who = "; ".join(f"{version} ({listed(labels)})" for version, labels in versions.items())
+            yield f"Different {what}: {who}. Figures may differ a little by that, time and memory by more."
+
+
+def _times(comparison: Comparison) -> Iterator[str]:
+    if together := side_by_side(comparison):
+        yield (
+            f"Jobs ran side by side (hydra/launcher={listed(together)}), so their times say as much of the machine's "
+            "load as of the methods, whatever their intervals; they aren't compared."
+        )
 
 
 def _monitors(comparison: Comparison) -> Iterator[str]:

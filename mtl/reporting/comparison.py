@@ -186,6 +186,12 @@ def conflict(method: Method, pair: str, name: str) -> Estimate | None:
     return estimate([float(told[name]) for told in found if told])
 
 
+def side_by_side(comparison: Comparison) -> list[str]:
+    """The launchers of runs that may have shared a machine with others."""
+    runs = [run for method in comparison.everything for run in method.runs.values()]
+    return sorted({str(run.metrics.get("launcher") or "basic") for run in runs} - {"basic"})
+
+
 def check_names(sections: Sequence[Section], reference: str | None, pairs: Sequence[Sequence[str]]) -> None:
     """Looks whether any section has what was named on the command line.
 

@@ -55,7 +55,7 @@ def names(configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, s
         for index, text in enumerate(texts)
     ]
     return [
-        Name(text, whole, [key for key in whole if key not in least])
+        Name(text, whole, [key for key in whole if key not in least and not _goes_without_saying(key, whole)])
         for text, whole, least in zip(unique, found, kept, strict=True)
     ]
 
@@ -190,6 +190,10 @@ def _told(pieces: Mapping[str, str], short: Mapping[str, str]) -> list[str]:
             told.append("weights " + " / ".join(f"{task} {value}" for task, value in weights))
             weights = []
     return told
+
+
+def _goes_without_saying(key: str, told: Mapping[str, str]) -> bool:
+    return _is_weight(key) and told[key] == "1"
 
 
 def _is_weight(key: str) -> bool:

@@ -30,6 +30,8 @@ METHOD = [
     "of their table together; those of another table aren't counted in.",
     "Time and memory are the runs' own measurements: seconds per step, logging included, and the peak beyond "
     "parameters, buffers and the optimizer's state, in MB of a million bytes.",
+    "Data are taken for the same where their fingerprints are: a digest of all of a split that is in memory, of others "
+    "the length and 16 samples.",
     "The front and its hypervolume are of the methods' means (moocore). The reference point is the worst of either "
     "figure in any run of these methods, so volumes of different reports can't be compared.",
 ]

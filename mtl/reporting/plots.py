@@ -53,7 +53,7 @@ class Plots:
         """What the colours mean where not every method has one."""
         if len(self.highlighted) == len(self.comparison.methods):
             return ""
-        by = "the first by validation" if self.comparison.choice.order else "the first by name"
+        by = f"the first {len(self.highlighted) - 1} by {'validation' if self.comparison.choice.order else 'name'}"
         return f"In colour: the reference and {by}; the others are grey, and named where one points at them."
 
     def reached(self) -> Picture:
@@ -140,6 +140,7 @@ class Plots:
         with figure_of(len(pairs), across, tall, width=6.2 if across == 1 else WIDTH) as (figure, axes):
             for pair, ax in zip(pairs, axes, strict=True):
                 self._pair(ax, pair)
+            self._legend(figure)
             name = f"{self.name}-pareto"
             return Picture(
                 name,
@@ -254,7 +255,7 @@ class Plots:
         named = [
             (method.label, point)
             for method, point, on in zip(pair.methods, pair.means, pair.on_front, strict=True)
-            if on or method in self.highlighted
+            if on and method not in self.highlighted  # the legend tells which the others are
         ]
         name_points(ax, named, pair.means)
         ax.text(0.02, 0.02, f"hypervolume {number(pair.volume)}", transform=ax.transAxes, color=MUTED, fontsize=7.5)

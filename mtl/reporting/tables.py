@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-from mtl.reporting.comparison import Comparison, Figure, conflict, cost, hardest, pairs_of
+from mtl.reporting.comparison import Comparison, Figure, conflict, cost, hardest, pairs_of, side_by_side
 from mtl.reporting.curves import Curves
 from mtl.reporting.delta import Delta
 from mtl.reporting.document import Block, Bullets, Table, Text
 from mtl.reporting.pareto import Pair
 from mtl.reporting.writing import listed, number, p_value, plus_minus, signed
 
+FEW = 8  # measured steps that say nothing yet about how two tasks get on
 MOST_PAIRS = 12  # of tasks in the table of their conflict
 WIDE = 6  # figures; more of them have a table for each task
 
@@ -96,7 +97,7 @@ def tests(comparison: Comparison) -> list[Block]:
             str(test.figure),
             signed(test.difference.estimate),
             str(test.difference.estimate.n) if test.difference.estimate else "0",
-            p_value(test.difference.p) if test.difference.p is not None else test.difference.why,
+            p_value(test.difference.p) if test.difference.p is not None else "–",
             p_value(test.holm),
         ]
         for test in comparison.tests
@@ -110,6 +111,8 @@ def tests(comparison: Comparison) -> list[Block]:
             f" Of {count} tests of methods that don't differ, {number(0.05 * count)} would have p < 0.05 by chance; "
             f"{small} {'has' if small == 1 else 'have'}, and {len(strong)} after correction (bold)."
         )
+    untested = dict.fromkeys(test.difference.why for test in comparison.tests if test.difference.p is None)
+    note += f" –: {'; '.join(untested)}." if untested else ""
     return [
         Table(
             f"Difference from {comparison.reference.label}, on common seeds",
@@ -130,7 +133,8 @@ def costs(comparison: Comparison) -> list[Block]:
         row = [method.label]
         for name, factor, base in zip(("seconds_per_step", "memory_per_step"), (1e3, 1e-6), theirs, strict=True):
             found = cost(method, name)
-            ratio = f"{found.mean / base.mean:.2f}" if found and base and base.mean > 0 else "–"
+            comparable = name != "seconds_per_step" or not side_by_side(comparison)
+            ratio = f"{found.mean / base.mean:.2f}" if comparable and found and base and base.mean > 0 else "–"
             row += [plus_minus(found.times(factor) if found else None), ratio]
         rows.append(row)
     kept = [0, *(i for i in range(1, 5) if any(row[i] != "–" for row in rows))]
@@ -172,13 +176,20 @@ def conflicts(comparison: Comparison, curves: Curves) -> list[Block]:
         for method in comparison.methods:
             cosine, below = (conflict(method, pair, name) for name in ("mean", "below_zero"))
             if cosine and below:
-                parts = ["–" if share is None else f"{share:.0%}" for share in curves.below_zero(method, pair)]
-                told = [signed(cosine), plus_minus(below.times(100)), *parts]
+                steps = conflict(method, pair, "steps")
+                few = steps is None or steps.mean < FEW
+                shares = [None if few else share for share in curves.below_zero(method, pair)]
+                parts = ["–" if share is None else f"{share:.0%}" for share in shares]
+                measured = "–" if steps is None else f"{steps.mean:.0f}"
+                told = [measured, signed(cosine), "–" if few else plus_minus(below.times(100)), *parts]
                 rows.append([pair.replace("~", " and "), method.label, *told])
     if not rows:
         return []
-    columns = ["tasks", "method", "mean cosine", "below 0, %", "first third", "second", "last"]
-    note = "The share of measured steps in which the cosine was below zero: in all of training, and in its thirds."
+    columns = ["tasks", "method", "steps", "mean cosine", "below 0, %", "first third", "second", "last"]
+    note = (
+        "The share of measured steps in which the cosine was below zero: in all of training, and in its thirds; of "
+        f"fewer than {FEW} steps there is none: log.every=10 measures more often."
+    )
     note += f" The {len(shown)} of {count} pairs with the lowest mean cosine; report.csv has all." * (
         len(shown) < count
     )

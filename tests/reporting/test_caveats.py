@@ -60,7 +60,17 @@ def test_one_method_with_one_seed_and_seeds_that_are_missing(tmp_path: Path) -> 
     [
         ({"steps": 60, "epochs": 6}, "Different budgets", "steps 60 (X); 30 (equal), epochs 6 (X); 3 (equal)"),
         ({"config": {"data.batch_size": 32}}, "Different budgets", "batch size 32 (X, batch_size=32); 64"),
-        ({"torch": "2.9"}, "Different versions of torch", "2.14.1 (equal)"),
+        (
+            {"versions": {"torch": "2.9", "device": "x86_64", "threads": 1}},
+            "Different versions of torch",
+            "2.9 (X)",
+        ),
+        (
+            {"versions": {"torch": "2.14.1", "device": "x86_64", "threads": 8}},
+            "Different numbers of threads",
+            "8 (X)",
+        ),
+        ({"launcher": "joblib"}, "Jobs ran side by side (hydra/launcher=joblib)", "they aren't compared"),
         ({"monitor": "a/loss (max)"}, "Their best epochs were chosen by different figures", "a/loss (max)"),
         (
             {"fingerprints": {"train": "q" * 9, "val": "v" * 8, "test": "e" * 8}},
