@@ -2,7 +2,7 @@
 
     python scripts/soak_resume.py [--rounds 10] [--seed 0]
 
-Each round is the suite's test of it, 20 kills, with other moments.
+Each round is the suite's test of it, 10 kills, with other moments.
 """
 
 import argparse

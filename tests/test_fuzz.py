@@ -78,7 +78,7 @@ def at_most(seconds: int) -> Iterator[None]:
 
 
 @settings(
-    max_examples=int(os.environ.get("MTL_FUZZ", "200")),
+    max_examples=int(os.environ.get("MTL_FUZZ", "120")),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -109,7 +109,7 @@ def stopped(here: Path) -> Path:
 
 
 @settings(
-    max_examples=int(os.environ.get("MTL_FUZZ", "200")) // 5,
+    max_examples=int(os.environ.get("MTL_FUZZ", "120")) // 5,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
