@@ -116,8 +116,9 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
         del os.environ["HYDRA_FULL_ERROR"]
         if wanted is not None:
             os.environ["HYDRA_FULL_ERROR"] = wanted
-        _say_how_jobs_ended(multirun)
-    sys.exit(1 if failed or any(ended["outcome"] != "done" for ended in multirun.ended()) else 0)
+        jobs = multirun.ended()
+        _say_how_jobs_ended(multirun, jobs)
+    sys.exit(1 if failed or any(ended["outcome"] != "done" for ended in jobs) else 0)
 
 
 def _register_resolvers(multirun: sweep.Sweep) -> None:
@@ -145,8 +146,7 @@ def _of_root(function: Callable[[Any], Any]) -> Callable[..., Any]:
     return resolver
 
 
-def _say_how_jobs_ended(multirun: sweep.Sweep) -> None:
-    jobs = multirun.ended()
+def _say_how_jobs_ended(multirun: sweep.Sweep, jobs: list[dict[str, Any]]) -> None:
     if len(jobs) < 2:
         return
     print(f"\n{len(jobs)} jobs in {multirun.folder}, each with what it monitors on validation:")

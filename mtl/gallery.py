@@ -13,6 +13,7 @@ from mtl import pictures
 from mtl.batch import Batch
 from mtl.data import Drawn, Fields, Loader, Mix
 from mtl.errors import told
+from mtl.passes import look
 from mtl.precision import Autocast
 from mtl.task import Task
 
@@ -53,9 +54,7 @@ class Gallery:
         if _due(trainer, self.pictures_every) and any(hasattr(logger, "picture") for logger in trainer.loggers):
             try:
                 found = self.pictures(trainer)
-            except (
-                Exception
-            ) as error:  # data of a kind that nobody thought of; training is worth more than its pictures
+            except Exception as error:  # odd data; training is worth more than its pictures
                 trainer.tell(f"warning  no more pictures: {told(error)}")
                 self.pictures_every = None
                 return
@@ -129,10 +128,10 @@ def predict(model: "MultiTaskModel", tasks: Sequence[Task], batch: Batch, autoca
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), autocast():
-            return {task.name: model.predict(task.name, model.features(batch, task.name)) for task in tasks}
+        (found,) = look(model, [(tasks, batch)], autocast, take=lambda task, prediction, batch: prediction)
     finally:
         model.train(training)
+    return {task.name: prediction for task, prediction in zip(tasks, found, strict=True)}
 
 
 def image_of(model: "MultiTaskModel", batch: Batch) -> Tensor | None:

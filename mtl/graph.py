@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from mtl import cli, schema
 from mtl.errors import UserError, first_line, is_out_of_memory
+from mtl.record import folder_name
 
 if TYPE_CHECKING:
     from graphviz import Digraph
@@ -74,7 +75,7 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
     if options["tensorboard"]:
         write_events(lives, "\n\n".join(whole), folder)
     written = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
-    shown = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+    shown = folder_name(folder)
     say(console, f"Written to {shown}: {text.listed(written, 2 * text.MODULES)}")
     if options["tensorboard"]:
         say(console, f"look     tensorboard --logdir {shlex.quote(shown)}")

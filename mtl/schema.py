@@ -1,7 +1,7 @@
 """What a config may hold: checked before torch is imported, so that a slip is answered at once."""
 
 import math
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -207,20 +207,32 @@ def narrowed(plain: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: for a task that isn't there.
     """
-    only = plain.get("only")
-    if only is None or not isinstance(plain.get("tasks"), Mapping):
+    if plain.get("only") is None or not isinstance(plain.get("tasks"), Mapping):
         return plain
-    names = [only] if isinstance(only, str) else list(only)
-    for name in names:
-        if name not in plain["tasks"]:
-            raise UserError(f"only: there is no task '{name}'" + suggest(str(name), plain["tasks"]))
+    names = trained(plain["only"], plain["tasks"])
     trainer = dict(plain["trainer"])
     if isinstance(trainer.get("monitor"), Mapping):
         of_them = {name: term for name, term in trainer["monitor"].items() if str(name).split("/")[0] in names}
         if len(of_them) == 1:  # a scale sets a figure against others
             of_them = {n: term.get("mode") if isinstance(term, Mapping) else term for n, term in of_them.items()}
         trainer["monitor"] = of_them or None
-    return {**plain, "trainer": trainer, "tasks": {n: task for n, task in plain["tasks"].items() if n in names}}
+    return {**plain, "trainer": trainer, "tasks": {name: plain["tasks"][name] for name in names}}
+
+
+def trained(only: str | Sequence[str] | None, tasks: Iterable[Any]) -> list[str]:
+    """The names of the tasks that are trained, in the config's order.
+
+    Raises:
+        UserError: for a task that isn't there, and where none is named.
+    """
+    there = [str(name) for name in tasks]
+    wanted = [only] if isinstance(only, str) else only
+    for name in wanted or ():
+        if name not in there:
+            raise UserError(f"only: there is no task '{name}'" + suggest(str(name), there))
+    if wanted is not None and not wanted:
+        raise UserError("only: it is empty; name a task, or leave it out")
+    return [name for name in there if wanted is None or name in wanted]
 
 
 def _check_level(

@@ -8,22 +8,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mtl.errors import UserError, suggest
+from mtl.errors import UserError
+from mtl.schema import trained
 
 MOST_POINTS = 12  # of a grid of weights
 FINEST = 10  # parts that a grid cuts the weights' sum into
 
 
 def _tasks(config: Any) -> list[str]:
-    """The names of those that are trained."""
-    only = config.get("only")
-    wanted = [only] if isinstance(only, str) else only
-    for name in wanted or ():
-        if name not in config.tasks:
-            raise UserError(f"only: there is no task '{name}'" + suggest(str(name), map(str, config.tasks)))
-    if wanted is not None and not wanted:
-        raise UserError("only: it is empty; name a task, or leave it out")
-    return [str(name) for name in config.tasks if wanted is None or name in wanted]
+    return trained(config.get("only"), config.tasks)
 
 
 def task_names(config: Any) -> str:

@@ -12,11 +12,11 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 # A module may import those of the levels below its own. The trainer's helpers stand beside each other.
 LEVELS = [
     {"errors", "balancers", "signals", "optimizers", "memory", "pictures", "options"},
-    {"seeding", "columns", "search"},
+    {"seeding", "columns"},
     {"fingerprint"},
     {"batch", "precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
     | {"trunks", "heads", "losses"},
-    {"labels", "model", "gradients", "layerwise", "buffers"},
+    {"search", "labels", "model", "gradients", "layerwise", "buffers"},
     {"architectures", "features", "parts"},
     {"passes", "balancing", "problems"},
     {"accumulation", "before"},
