@@ -191,9 +191,9 @@ def _as_typed(folder: str) -> str:
 
 
 def shadowed() -> list[str]:
-    """Files of --config-dir that aren't read, since a file of mtl's with the same name comes first."""
+    """A line for each file of --config-dir that isn't read."""
     return [
-        str(path)
+        f"{path} is not read: mtl's own file of that name comes first; rename yours"
         for folder in code_folders()[1:]
         for path in sorted(Path(folder).rglob("*.yaml"))
         if (Path(CONFIG_DIR) / path.relative_to(folder)).is_file()

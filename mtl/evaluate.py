@@ -28,30 +28,24 @@ def evaluate(composed: DictConfig) -> None:
 
     from rich.console import Console
 
-    from mtl import config as build
     from mtl import runs
+    from mtl.build import build
     from mtl.precision import autocast_for
-    from mtl.seeding import seed_all
     from mtl.summary import table_of
     from mtl.validation import Validation
 
     folder = Path(str(options["run"]))
     state = runs.read(folder, options["checkpoint"])
-    config = state["config"]
-    build.add_code_folders(state["code_folders"])
-    device = build.choose_device(options["device"] or config["device"])
-    seed_all(config["seed"])  # data may be drawn when they are built, so in the same order as in training
-    splits = build.build_splits(config)
-    build.check_facts(splits, state.get("facts", {}))
-    loaders = build.build_loaders(config, splits, device)
-    tasks = build.build_tasks(config, splits)
-    model = build.build_model(config, tasks).to(device)
+    config = {**state["config"], "device": options["device"] or state["config"]["device"]}
+    problem = build(config, code_folders=state["code_folders"], trained_on=state.get("facts", {}))
+    loaders, model = problem.loaders, problem.model
     if options["split"] not in loaders:
         raise UserError(f"split: the data have no '{options['split']}'; they have {', '.join(loaders)}")
     model.load_state_dict(state["model"])
-    figures = Validation(model, tasks, autocast_for(config["precision"], device))(loaders[options["split"]])
+    autocast = autocast_for(config["precision"], problem.device)
+    figures = Validation(model, problem.tasks, autocast)(loaders[options["split"]])
     console = Console()
-    console.print(f"data     {splits.summary()}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"data     {problem.splits.summary()}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"model    {folder}, {options['checkpoint']}.pt", soft_wrap=True, highlight=False, markup=False)
     console.print(table_of({options["split"]: figures}))
 

@@ -14,16 +14,15 @@ from omegaconf import DictConfig
 
 from mtl import cli, schema
 from mtl.errors import UserError, first_line, is_out_of_memory
-from mtl.record import folder_name
+from mtl.record import folder_name, tell
 
 if TYPE_CHECKING:
     from graphviz import Digraph
     from rich.console import Console
 
+    from mtl.build import Built
     from mtl.graphs import Life, Walk
     from mtl.graphs.text import Grid
-    from mtl.model import MultiTaskModel
-    from mtl.task import Task
 
 
 def graph(composed: DictConfig) -> None:
@@ -54,13 +53,14 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
     from mtl.passes import choose
 
     console = Console()
-    config, model, tasks, batch, total_steps = built(config, console)
+    problem, batch = built(config, console)
+    config, model = problem.config, problem.model
     chosen = choose(config["passes"], model)
     pictures = Pictures(console)
-    walk, reach = look(config, model, tasks, batch, pictures)
+    walk, reach = look(problem, batch, pictures)
     if not walk.seen:
         raise UserError("no task has labels in the first batch, so there is no graph")
-    lives, refused = live(config, model, tasks, batch, total_steps)
+    lives, refused = live(problem, batch)
 
     text.write_leaves(walk, folder / "leaves.csv")
     text.write_life(lives, folder / "life.csv")
@@ -76,70 +76,51 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
         write_events(lives, "\n\n".join(whole), folder)
     written = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
     shown = folder_name(folder)
-    say(console, f"Written to {shown}: {text.listed(written, 2 * text.MODULES)}")
+    tell(console, f"Written to {shown}: {text.listed(written, 2 * text.MODULES)}")
     if options["tensorboard"]:
-        say(console, f"look     tensorboard --logdir {shlex.quote(shown)}")
+        tell(console, f"look     tensorboard --logdir {shlex.quote(shown)}")
     if chosen in refused:
         raise refused[chosen]
 
 
-def built(
-    config: dict[str, Any], console: "Console"
-) -> "tuple[dict[str, Any], MultiTaskModel, list[Task], dict[str, Any], int]":
-    """The config with what the data say, the model, the tasks, the first batch, and the steps of the training."""
-    from mtl import config as build
+def built(config: dict[str, Any], console: "Console") -> "tuple[Built, Any]":
+    """The problem, and the first batch of its training."""
+    from mtl.build import build
     from mtl.parts import samples_in
-    from mtl.seeding import seed_all, use_deterministic_algorithms
 
-    build.add_code_folders(cli.code_folders())
-    for path in cli.shadowed():
-        say(console, f"warning  {path} is not read: mtl's own file of that name comes first; rename yours")
-    use_deterministic_algorithms(config["deterministic"])
-    seed_all(config["seed"])
-    device = build.choose_device(config["device"])
-    splits = build.build_splits(config)
-    config = build.fill_from_data(config, splits)
-    seed_all(config["seed"])
-    train = build.build_loaders(config, splits, device)["train"]
-    tasks = build.build_tasks(config, splits)
-    model = build.build_model(config, tasks).to(device).train()
-    if config["init_from"] is not None:
-        from mtl.runs import start_from
-
-        for line in start_from(model, config["init_from"]):
-            say(console, f"init     {line}")
-    batches: Any = train.batches(1)
+    for line in cli.shadowed():
+        tell(console, f"warning  {line}")
+    problem = build(config, code_folders=cli.code_folders(), tell=lambda line: tell(console, line))
+    problem.model.train()
+    batches: Any = problem.loaders["train"].batches(1)
     with closing(batches):  # worker processes end with it
         batch = next(batches)
-    say(console, f"data     {splits.summary()}")
-    say(console, f"batch    {samples_in(tasks, batch):,} samples, the first of epoch 1; no step is taken")
-    return config, model, tasks, batch, len(train) * config["trainer"]["max_epochs"]
+    tell(console, f"data     {problem.splits.summary()}")
+    tell(console, f"batch    {samples_in(problem.tasks, batch):,} samples, the first of epoch 1; no step is taken")
+    return problem, batch
 
 
-def look(
-    config: dict[str, Any], model: "MultiTaskModel", tasks: "Sequence[Task]", batch: Any, pictures: "Pictures"
-) -> "tuple[Walk, Mapping[str, Sequence[str]]]":
+def look(problem: "Built", batch: Any, pictures: "Pictures") -> "tuple[Walk, Mapping[str, Sequence[str]]]":
     """Looks at the graphs of one joint step; gives them, and by parameter the tasks that gave it a gradient."""
     from mtl.graphs import Walk, backward
     from mtl.step import Step
 
-    walk = Walk(model, [task.name for task in tasks], batch, pictures.take)
+    walk = Walk(problem.model, [task.name for task in problem.tasks], batch, pictures.take)
     pictures.named = walk.named()
-    parts = {key: config["trainer"][key] for key in ("micro_batch_size", "num_micro_batches")}
-    step = Step(model, tasks, passes="joint", precision=config["precision"], **parts)
+    parts = {key: problem.config["trainer"][key] for key in ("micro_batch_size", "num_micro_batches")}
+    step = Step(problem.model, problem.tasks, passes="joint", precision=problem.config["precision"], **parts)
     with walk.looking():
         result = backward(step, batch, walk, measure=True)
     return walk, result.reach or {}
 
 
-def live(
-    config: dict[str, Any], model: "MultiTaskModel", tasks: "Sequence[Task]", batch: Any, total_steps: int
-) -> "tuple[dict[str, Life], dict[str, UserError]]":
+def live(problem: "Built", batch: Any) -> "tuple[dict[str, Life], dict[str, UserError]]":
     """The life of one step of the config by each kind of passes, and by kind why there is none."""
-    from mtl import config as build
+    from mtl.config import build_step
     from mtl.graphs import Life, backward, living_anyway
     from mtl.passes import PASSES, choose
 
+    config, model = problem.config, problem.model
     lives: dict[str, Life] = {}
     refused: dict[str, UserError] = {}
     for kind in PASSES:
@@ -148,7 +129,7 @@ def live(
             own["gradients"] = {**config["gradients"], "source": "auto"}  # the one asked for may not go with this kind
         life = Life(living_anyway(model, batch))
         try:
-            step = build.build_step(own, model, list(tasks), total_steps)
+            step = build_step(own, model, problem.tasks, problem.total_steps)
             with life.counting():
                 backward(step, batch, life)
             lives[kind] = life
@@ -183,7 +164,7 @@ class Pictures:
             try:
                 self._taken[task] = pictures.of_task(task, loss, self.named)
             except Exception as error:  # it is given whatever graph there is
-                say(self._console, f"warning  torchviz can't draw the graph of {task}: {first_line(error)}")
+                tell(self._console, f"warning  torchviz can't draw the graph of {task}: {first_line(error)}")
 
     def draw(self, walk: "Walk", lives: "Mapping[str, Life]", folder: Path) -> None:
         """Draws whatever can be drawn, and says what can't."""
@@ -192,7 +173,7 @@ class Pictures:
         if lives:
             plot.plot(lives, folder / "life.svg")
         if self._missing is not None:
-            say(self._console, f"warning  {self._missing}")
+            tell(self._console, f"warning  {self._missing}")
             return
         everything = {"graph": pictures.of_all(walk)} | {f"graph_{task}": each for task, each in self._taken.items()}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -201,7 +182,7 @@ class Pictures:
             try:
                 job.result()
             except OSError as error:
-                say(self._console, f"warning  no picture {name}: {first_line(error)}")
+                tell(self._console, f"warning  no picture {name}: {first_line(error)}")
 
 
 def write_events(lives: "Mapping[str, Life]", report: str, folder: Path) -> None:
@@ -226,15 +207,10 @@ def show(console: "Console", grid: "Grid", lines: "Sequence[str]", where: str) -
     """Prints a table and what there is to say of it."""
     console.print(grid.rich())
     if grid.left_out:
-        say(console, f"  … and {grid.left_out} rows more, in {where}")
+        tell(console, f"  … and {grid.left_out} rows more, in {where}")
     for line in lines:
         console.print(line, highlight=False, markup=False)
     console.print()
-
-
-def say(console: "Console", line: str) -> None:
-    """Prints a line whole, whatever the terminal's width."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

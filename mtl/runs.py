@@ -9,10 +9,11 @@ from torch import nn
 from mtl import checkpoint, config
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
+from mtl.targets import add_code_folders
 
 
 def read(run: str | Path, name: str = "best") -> dict[str, Any]:
-    """The checkpoint of that name in the run's folder; a model of its config needs no file of first weights.
+    """The checkpoint of that name in the run's folder; a model of its config needs no first weights from elsewhere.
 
     Raises:
         UserError: where the folder holds no run, or the checkpoint can't be read.
@@ -29,6 +30,7 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
             f"'{run}' has no checkpoint '{name}'; it has: {', '.join(there) or 'none'}; ask for it with checkpoint=…"
         )
     state = checkpoint.load(path)
+    state["config"]["init_from"] = None  # what it gave has been trained since
     trunk = state["config"]["model"]["trunk"]
     if trunk["_target_"] == "mtl.trunks.Torchvision":
         trunk["weights"] = None  # they are in the checkpoint, and the file may be gone
@@ -49,7 +51,7 @@ def load(run: str | Path, *, checkpoint: str = "best", device: torch.device | st
         UserError: where the folder holds no run, or code that the model needs is gone.
     """
     state = read(run, checkpoint)
-    config.add_code_folders(state["code_folders"])
+    add_code_folders(state["code_folders"])
     with torch.random.fork_rng(devices=[]):  # whoever loads a model keeps their random state
         model = config.build_model(state["config"], config.build_tasks(state["config"]))
     model.load_state_dict(state["model"])

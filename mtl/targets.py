@@ -1,7 +1,8 @@
 """From a config node with a `_target_` to the object that it names."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module
 from types import ModuleType, NoneType
@@ -112,3 +113,8 @@ def _import(module: str, where: str, name: str) -> Any:
         ) from None
     except Exception as error:
         raise UserError(f"{where}._target_: importing '{module}' failed: {told(error)}") from error
+
+
+def add_code_folders(folders: Iterable[str]) -> None:
+    """Makes modules in these folders importable, after all others."""
+    sys.path.extend(folder for folder in folders if folder not in sys.path)

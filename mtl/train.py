@@ -18,7 +18,8 @@ from mtl.record import choices, close, failed, folder_name, stopped, swept, tell
 from mtl.resume import Busy, Refused, locked, write_whole
 
 if TYPE_CHECKING:
-    from mtl.step import StepResult
+    from mtl.build import Built
+    from mtl.step import Step, StepResult
     from mtl.trainer import Trainer
 
 log = logging.getLogger("mtl")
@@ -65,71 +66,39 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
     """Builds everything, trains, measures the best parameters on the test split, and writes and shows the results."""
     from rich.console import Console
 
-    from mtl import config as build
+    from mtl.build import build
+    from mtl.config import build_step
     from mtl.gallery import Gallery
     from mtl.loggers import Terminal
-    from mtl.options import options
-    from mtl.seeding import seed_all, use_deterministic_algorithms
+    from mtl.options import final_tags, options
     from mtl.summary import Run, summarise
     from mtl.targets import make
     from mtl.trainer import Stopped, Trainer, tags
 
     console = Console()
-    code = cli.code_folders()
-    build.add_code_folders(code)
     state = resumed(console, config, folder)
-    composed = config
+    composed, text = config, OmegaConf.to_yaml(OmegaConf.create(config))
     if state is None:
-        write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-    for path in cli.shadowed():
-        tell(console, f"warning  {path} is not read: mtl's own file of that name comes first; rename yours")
-
-    use_deterministic_algorithms(config["deterministic"])
-    seed_all(config["seed"])
-    device = build.choose_device(config["device"])
-    splits = build.build_splits(config)
-    if state is not None:
-        try:
-            build.check_facts(splits, state.get("facts", {}))
-        except UserError as error:
-            raise Refused(f"resume: {error}") from error
-    config = build.fill_from_data(config, splits)
-    seed_all(config["seed"])  # what the data drew, validation's too, makes no other model
-    loaders = build.build_loaders(config, splits, device)
-    tasks = build.build_tasks(config, splits)
-    model = build.build_model(config, tasks)
-    model.to(device)
-    if config["init_from"] is not None:
-        from mtl.runs import start_from
-
-        for line in start_from(model, config["init_from"]):
-            tell(console, f"init     {line}")
-    total_steps = len(loaders["train"]) * config["trainer"]["max_epochs"]
-    step = build.build_step(config, model, tasks, total_steps)
-
-    count = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = "" if trained == count else f", {count - trained:,} of them frozen"
-    tell(console, f"data     {splits.summary()}")
-    tell(console, f"model    {count:,} parameters{frozen}; tasks: {', '.join(t.name for t in tasks)}")
-    if not step.balancing.collects and config["gradients"] != {"source": "auto", "every": 1}:
-        tell(
-            console, f"warning  gradients.* has no effect with {type(step.balancing.balancer).__name__} and these tasks"
-        )
-    for line in build.without_effect(config, step, loaders["train"], total_steps):
+        write_whole(folder / "config.yaml", text)
+    for line in cli.shadowed():
         tell(console, f"warning  {line}")
-    tell(console, f"run      {folder_name(folder)}  (seed {config['seed']}, {device}, {config['precision']})")
+
+    code = cli.code_folders()
+    trained_on = None if state is None else state.get("facts", {})
+    problem = build(config, code_folders=code, trained_on=trained_on, tell=lambda line: tell(console, line))
+    config, loaders, tasks = problem.config, problem.loaders, problem.tasks
+    step = build_step(config, problem.model, tasks, problem.total_steps)
+    announce(console, problem, step, folder)
 
     names = [task.name for task in tasks]
     mains = {task.name: next(iter(task.metrics)) for task in tasks if task.metrics}
     callbacks = [make(node, f"callbacks.{key}") for key, node in (config["callbacks"] or {}).items()]
     with ExitStack() as open_ones:
         loggers = [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
-        terminal = Terminal(console, names, mains, total_steps, config["trainer"]["max_epochs"])
+        terminal = Terminal(console, names, mains, problem.total_steps, config["trainer"]["max_epochs"])
         for logger in [*loggers, terminal]:
             open_ones.callback(close, logger, console)
-        text = OmegaConf.to_yaml(OmegaConf.create(composed))
-        finals = build.final_tags(config, "val" in loaders, "test" in loaders)
+        finals = final_tags(config, "val" in loaders, "test" in loaders)
         for logger in loggers:
             if hasattr(logger, "begin"):
                 logger.begin(text, *options(composed, choices(), swept(folder)), finals)
@@ -149,13 +118,13 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
                     loaders.get("val", loaders.get("test")),
                     pictures_every=config["log"]["pictures"],
                     histograms_every=config["log"]["histograms"],
-                    facts=splits.facts,
+                    facts=problem.splits.facts,
                 )
             ],
             saved={
                 "config": config,
                 "composed": composed,
-                "facts": dict(splits.facts),
+                "facts": dict(problem.splits.facts),
                 "code_folders": code,
                 "versions": versions(),
             },
@@ -168,17 +137,17 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
         try:
             if state is not None:
                 take_up(trainer, state, config)
-                write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(composed)))
+                write_whole(folder / "config.yaml", text)
                 tell(console, f"resume   from step {trainer.global_step}, epoch {trainer.epoch}")
             began[:] = [folder]
             write_status(folder, "running")
             fit(trainer, folder, console)
             from mtl.validation import Validation
 
-            validation = Validation(model, tasks, step.autocast)
+            validation = Validation(problem.model, tasks, step.autocast)
             test = {}
             if "test" in loaders:
-                model.load_state_dict(best(trainer, folder))
+                problem.model.load_state_dict(best(trainer, folder))
                 test = validation(loaders["test"])
             monitored = {"monitor/best": trainer.best} if trainer.best is not None else {}
             trainer.hand_out({**tags(trainer.figures, "best"), **tags(test, "test"), **monitored})
@@ -189,13 +158,28 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
             terminal.close()
             stopped(console, trainer, folder, 128 + getattr(stop, "signal", signal.SIGINT))
 
-    finished = Run(trainer, splits, test, validation.kinds(), folder_name(folder), cli.arguments(), config)
+    finished = Run(trainer, problem.splits, test, validation.kinds(), folder_name(folder), cli.arguments(), config)
     console.print()
     summarise(console, finished)
     write_status(folder, "finished", **finished.figures(), versions=versions())
     with (folder / "train.log").open("a", encoding="utf-8") as file:
         summarise(Console(file=file, width=120), finished)
     return trainer.best
+
+
+def announce(console: Any, problem: "Built", step: "Step", folder: Path) -> None:
+    """Says what is about to be trained, and what of the config changes nothing."""
+    from mtl.config import without_effect
+
+    config, model = problem.config, problem.model
+    count = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = "" if trained == count else f", {count - trained:,} of them frozen"
+    tell(console, f"data     {problem.splits.summary()}")
+    tell(console, f"model    {count:,} parameters{frozen}; tasks: {', '.join(t.name for t in problem.tasks)}")
+    for line in without_effect(config, step, problem.loaders["train"], problem.total_steps):
+        tell(console, f"warning  {line}")
+    tell(console, f"run      {folder_name(folder)}  (seed {config['seed']}, {problem.device}, {config['precision']})")
 
 
 def fit(trainer: "Trainer", folder: Path, console: Any) -> None:

@@ -82,9 +82,10 @@ def test_nothing_is_trained(here: Path, monkeypatch: pytest.MonkeyPatch) -> None
     models = []
     look = graph.look
 
-    def looking(config, model, *rest):
-        models.append((model, {name: value.clone() for name, value in model.state_dict().items()}))
-        return look(config, model, *rest)
+    def looking(problem, *rest):
+        state = problem.model.state_dict()
+        models.append((problem.model, {name: value.clone() for name, value in state.items()}))
+        return look(problem, *rest)
 
     def step(*_: object, **__: object) -> None:
         raise AssertionError("an optimizer took a step")

@@ -28,7 +28,7 @@ LEVELS = [
     {"config"},
     {"runs", "summary"},
     {"resume"},
-    {"reporting"},
+    {"reporting", "build"},
     {"sweep"},
     {"cli"},
     {"record"},

@@ -1,0 +1,107 @@
+"""The config's tasks, with what only the trunk and the data know."""
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtl.config.data import Config, Data
+from mtl.config.model import build_module, build_trunk
+from mtl.data import Fields, Splits
+from mtl.errors import UserError
+from mtl.labels import BY_ELEMENT, there
+from mtl.targets import make
+from mtl.task import Task
+
+
+def build_tasks(config: Config, splits: Data | None = None) -> list[Task]:
+    """The tasks, in the config's order.
+
+    In a task's head, loss and objective `from_trunk` stands for the width of the trunk's features: the number that the
+    trunk's config gives as `num_features`, or the attribute of that name of the trunk itself.
+    Where a task's `missing` is `auto`, labels may be missing unless the splits are in memory and all labels are there.
+
+    Raises:
+        UserError: for `from_trunk` where the trunk has neither.
+    """
+    tasks = []
+    width = cache(partial(_trunk_width, config))
+    for name, node in config["tasks"].items():
+        where = f"tasks.{name}"
+        metrics = node.get("metrics") or {}
+        tasks.append(
+            Task(
+                name,
+                **_own_parts(_replaced(node, "from_trunk", width), where),
+                metrics={key: partial(make, each, f"{where}.metrics.{key}") for key, each in metrics.items() if each},
+                weight=make(node.get("weight", 1.0), f"{where}.weight"),
+                count=make(node["count"], f"{where}.count") if node.get("count") else None,
+                mask=node.get("mask"),
+                missing=bool(node.get("missing", "auto")) and not node.get("objective"),
+                whole_batch=node.get("whole_batch", False),
+            )
+        )
+        if splits is not None:
+            _check_kind(tasks[-1], splits.of_task(name, node.get("source")))
+        if node.get("missing", "auto") == "auto" and splits is not None and not node.get("objective"):
+            tasks[-1].missing = not _complete(tasks[-1], splits.of_task(name, node.get("source")))
+    return tasks
+
+
+def _replaced(node: Any, word: str, value: Callable[[], Any]) -> Any:
+    """The node with the value in place of the word, which is asked for only where that stands."""
+    if isinstance(node, Mapping):
+        return {key: _replaced(each, word, value) for key, each in node.items()}
+    if isinstance(node, list):
+        return [_replaced(each, word, value) for each in node]
+    return value() if node == word else node
+
+
+def _trunk_width(config: Config) -> int:
+    node = config["model"]["trunk"]
+    width = node.get("num_features")
+    if width is None:
+        # A trunk for a look. The model's own is made after the heads, as ever, so that each gets the same first values
+        # wherever the width is known from.
+        with torch.random.fork_rng(devices=[]):
+            width = getattr(build_trunk(node), "num_features", None)
+    if type(width) is not int:
+        raise UserError(
+            f"model.trunk: heads ask for the width of its features with from_trunk, and {node['_target_']} has neither "
+            "a key nor an attribute num_features. Give heads the number itself, such as tasks.….head.in_features=64"
+        )
+    return width
+
+
+def _own_parts(node: Config, where: str) -> dict[str, Any]:
+    """What a task has of head, loss, target and objective."""
+    parts: dict[str, Any] = {}
+    if node.get("head"):
+        parts["head"] = build_module(node["head"], f"{where}.head")
+    for key in ("loss", "objective"):
+        if node.get(key):
+            parts[key] = make(node[key], f"{where}.{key}")
+    if node.get("target"):
+        parts["target"] = node["target"]
+    return parts
+
+
+def _check_kind(task: Task, splits: Splits) -> None:
+    """Raises a UserError for a loss of numbers on a column of classes."""
+    known = splits.facts.get("targets", {}).get(task.target, {})
+    numbers = isinstance(task.loss, BY_ELEMENT) and not isinstance(task.loss, nn.BCEWithLogitsLoss)
+    if numbers and known.get("kind") == "class":
+        raise UserError(
+            f"task '{task.name}': its target '{task.target}' is of classes ({', '.join(known['vocabulary'][:5])}, …), "
+            f"and {type(task.loss).__name__} compares numbers; take /objective@tasks.{task.name}: classification"
+        )
+
+
+def _complete(task: Task, splits: Splits) -> bool:
+    """Whether it is known that every label is there."""
+    if task.mask is not None or not all(isinstance(dataset, Fields) for _, dataset in splits.items()):
+        return False
+    found = [there(task, dataset.fields) for _, dataset in splits.items()]
+    return all(labels is None or bool(labels.all()) for labels in found)

@@ -1,0 +1,120 @@
+"""The config's step: balancer, optimizer, scheduler."""
+
+import inspect
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mtl.balancers import Balancer
+from mtl.config.data import Config
+from mtl.data import Loader, Mix
+from mtl.errors import UserError
+from mtl.model import MultiTaskModel, match
+from mtl.step import Step
+from mtl.targets import find, make
+from mtl.task import Task
+
+
+def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_steps: int) -> Step:
+    """The step, with balancer, optimizer and scheduler."""
+    optimizer = _build_optimizer(config, model)
+    then = _build_then(config, model)
+    balancer = make(config["balancer"], "balancer")
+    if not isinstance(balancer, Balancer):
+        target = config["balancer"]["_target_"]
+        raise UserError(f"balancer: {target} gives a {type(balancer).__name__}, not a mtl.balancers.Balancer")
+    return Step(
+        model,
+        tasks,
+        optimizer,
+        balancer=balancer,
+        passes=config["passes"],
+        source=config["gradients"]["source"],
+        every=config["gradients"]["every"],
+        micro_batch_size=config["trainer"]["micro_batch_size"],
+        num_micro_batches=config["trainer"]["num_micro_batches"],
+        scheduler=_build_scheduler(config, optimizer, min(total_steps, then[0]) if then else total_steps),
+        clip_norm=config["trainer"]["clip_norm"],
+        precision=config["precision"],
+        on_nonfinite=config["on_nonfinite"],
+        then=then,
+    )
+
+
+def _build_optimizer(config: Config, model: nn.Module) -> Optimizer:
+    """The optimizer over all of the model's parameters, with the config's groups.
+
+    Raises:
+        UserError: for a pattern that nothing matches, and for a parameter in two groups.
+    """
+    node = {key: value for key, value in config["optimizer"].items() if key not in ("groups", "then")}
+    named = dict(model.named_parameters())
+    groups: list[dict[str, Any]] = []
+    taken: dict[str, str] = {}
+    takes = inspect.signature(find(node["_target_"], "optimizer")).parameters
+    for pattern, values in (config["optimizer"].get("groups") or {}).items():
+        where = f"optimizer.groups.{pattern}"
+        names = match(model, [pattern], where)
+        for name in names:
+            if name in taken:
+                raise UserError(f"{where}: '{name}' is in the group '{taken[name]}' too")
+            taken[name] = pattern
+        for key in values:
+            if key not in takes:
+                raise UserError(f"{where}.{key}: {node['_target_']} has no '{key}'; it takes: {', '.join(takes)}")
+        groups.append({"params": [named[name] for name in names], "name": pattern, **values})
+    rest = [parameter for name, parameter in named.items() if name not in taken]
+    if rest:
+        groups.insert(0, {"params": rest, "name": "default"})
+    optimizer = make(node, "optimizer", groups)
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"optimizer: {node['_target_']} gives a {type(optimizer).__name__}, not a torch Optimizer")
+    return optimizer
+
+
+def _build_then(config: Config, model: nn.Module) -> tuple[int, Optimizer] | None:
+    """From how many steps on which other optimizer is to take over, None for never."""
+    node = config["optimizer"].get("then")
+    if node is None:
+        return None
+    kept = {key: value for key, value in node.items() if key != "after"}
+    optimizer = make(kept, "optimizer.then", list(model.parameters()))
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"optimizer.then: {node['_target_']} gives a {type(optimizer).__name__}, not a torch Optimizer")
+    return node["after"], optimizer
+
+
+def _build_scheduler(config: Config, optimizer: Optimizer, total_steps: int) -> LRScheduler | None:
+    """The learning-rate scheduler, or None; in its arguments the word `total_steps` stands for that number."""
+    node = config["scheduler"]
+    if node is None:
+        return None
+    node = {key: total_steps if value == "total_steps" else value for key, value in node.items()}
+    scheduler = make(node, "scheduler", optimizer)
+    if not isinstance(scheduler, LRScheduler) or "metrics" in inspect.signature(scheduler.step).parameters:
+        raise UserError(f"scheduler: {node['_target_']} can't be stepped once a step, as torch's LRSchedulers can")
+    return scheduler
+
+
+def without_effect(config: Config, step: Step, train: Loader | Mix, total_steps: int) -> list[str]:
+    """What is set and changes nothing, a sentence each."""
+    found = []
+    name = type(step.balancing.balancer).__name__
+    if not step.balancing.collects and config["gradients"] != {"source": "auto", "every": 1}:
+        found.append(f"gradients.* has no effect with {name} and these tasks")
+    if step.balancing.collects and isinstance(train, Mix) and train.sampling != "all":
+        sources = list(train.tasks.values())
+        if all(sources.count(source) == 1 for source in sources):
+            found.append(
+                f"{name} has nothing to balance: with data.sampling={train.sampling} and a source for each task, every "
+                "step is of one task; take data.sampling=all"
+            )
+    then = config["optimizer"].get("then")
+    if then and then["after"] >= total_steps:
+        found.append(f"optimizer.then takes over after {then['after']} steps, and the run has {total_steps}")
+    for pattern, until in (config["model"].get("freeze_until") or {}).items():
+        if until >= total_steps:
+            found.append(f"model.freeze_until.{pattern}: {until} steps, and the run has {total_steps}")
+    return found
