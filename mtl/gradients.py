@@ -5,6 +5,7 @@ from itertools import combinations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from mtl.balancers.gramian import gramian
 from mtl.errors import UserError
@@ -38,6 +39,15 @@ def leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
                 seen.add(following)
                 stack.append(following)
     return list(found)
+
+
+def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The norm, 0-dim, of all the gradients that are there."""
+    parameters = list(parameters)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros((), device=parameters[0].device)
+    return get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
 
 
 class Rows:

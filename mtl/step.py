@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -25,9 +24,10 @@ from mtl.balancers import Balancer, Equal
 from mtl.balancing import Balancing
 from mtl.before import Before
 from mtl.buffers import kept_buffers
-from mtl.errors import NotFinite, UserError, told
+from mtl.descent import Descent
+from mtl.errors import NotFinite, UserError
 from mtl.features import AtFeatures
-from mtl.gradients import Rows
+from mtl.gradients import Rows, total_norm
 from mtl.model import MultiTaskModel
 from mtl.parts import Parts, StepBatch
 from mtl.passes import choose, generators_of, set_states
@@ -122,7 +122,6 @@ class Step:
             raise UserError(f"the model has no task '{strangers[0]}'; it has: {', '.join(model.heads)}")
         self.model = model
         self.tasks = list(tasks)
-        self.optimizer = optimizer
         self.passes = choose(passes, model)
         if balancer is not None and not isinstance(balancer, Balancer):
             raise UserError(f"balancer is {balancer!r}; it must be an instance of a class in mtl.balancers")
@@ -144,28 +143,30 @@ class Step:
         if on_nonfinite not in ON_NONFINITE:
             raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
         self.on_nonfinite = on_nonfinite
-        self.scheduler = self._scheduler = scheduler
-        self.clip_norm = clip_norm
         self.parameters = dict(model.named_parameters())
+        self.descent = Descent(self.parameters, optimizer, scheduler=scheduler, clip_norm=clip_norm, then=then)
         autocast_for(precision, self.device)  # an unknown precision is an error now, not in the first step
         self.precision = precision
         self.runner = Runner(model, self.passes, self.autocast)
-        self._first = optimizer
-        self._then = then
-        for each in (optimizer, then[1] if then else None):
-            if each is not None:
-                each.register_step_post_hook(self._count)
+        for each in self.descent.optimizers:
             if isinstance(each, LBFGS):
                 self._check_search(each)
         _keep_compiled_graphs(model)
-        self.num_taken = 0
-        self._names = [task.name for task in self.tasks]
-        self._moving = False  # whether the step at hand may have changed the parameters
         self._before: Before | None = None
         self._losses: Sequence[Tensor] = ()  # the last step's, of the tasks in it
         self._took_part: Sequence[Task] = ()
         self._searched: Parts | None = None  # what a line search looks at
         self._shares: Sequence[Sequence[float]] = ()
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The one at work."""
+        return self.descent.optimizer
+
+    @property
+    def num_taken(self) -> int:
+        """Optimizer steps taken."""
+        return self.descent.num_taken
 
     @property
     def device(self) -> torch.device:
@@ -202,7 +203,7 @@ class Step:
         For loops that clip and step by themselves; in fp16 the gradients are still scaled, and `update` is the way to
         go on. Arguments as for a whole step.
         """
-        self._moving = False
+        self.descent.moving = False
         self.model.thaw(self.num_taken)
         parts = self._parts_of(batch)
         faded = {t.name: 0 for t in self.tasks if callable(t.weight) and t.weight_at(self.num_taken) == 0}
@@ -221,14 +222,14 @@ class Step:
         """
         for parameter in self.parameters.values():
             parameter.grad = None
-        if self._before is None or self._moving:
+        if self._before is None or self.descent.moving:
             return False
         self._before.restore()
         return not (self.balancing.needs == "rows" and self.balancing.answered)
 
     def param_groups(self, *, first: bool = False) -> list[dict[str, Any]]:
         """Those of the optimizer at work, or of the first one."""
-        optimizer = self._first if first else self.optimizer
+        optimizer = self.descent.first if first else self.optimizer
         return [] if optimizer is None else optimizer.param_groups
 
     def _take(self, parts: Parts, measure: bool) -> StepResult:
@@ -259,7 +260,7 @@ class Step:
             balancing.balance(rows, losses, may_overflow=self.scaler is not None, alone_for_now=alone)
         result.weights = balancing.applied(losses[0].device)
         if measure:
-            result.total_norm = self._total_norm() / scale
+            result.total_norm = total_norm(self.parameters.values()) / scale
         return result
 
     def _take_what_is_finite(self, parts: Parts, measure: bool) -> StepResult:
@@ -284,7 +285,7 @@ class Step:
         """By task, what isn't finite in the step; gradients that overflow in fp16 are the scaler's business."""
         if not result.losses:
             return {}
-        at_hand = [*result.losses.values(), self._total_norm()]
+        at_hand = [*result.losses.values(), total_norm(self.parameters.values())]
         *losses, norm = torch.stack([tensor.double() for tensor in at_hand]).tolist()
         found = {n: f"its loss is {x}" for n, x in zip(result.losses, losses, strict=True) if not math.isfinite(x)}
         if found or self.scaler or math.isfinite(norm):
@@ -318,42 +319,15 @@ class Step:
 
         A step that overflowed, was skipped, or in which no task took part moves nothing.
         """
-        assert self.optimizer is not None, "a Step without an optimizer has backward and after only"
         if not result.losses:
             return
-        scaler = self.scaler if any(p.grad is not None for p in self.parameters.values()) else None
-        if scaler:
-            scaler.unscale_(self.optimizer)
-        if self.clip_norm is not None and self._searched is None:
-            total = self._total_norm()
-            clip_grads_with_norm_(self.parameters.values(), self.clip_norm, total)
-            result.total_norm = total
+        search = None
+        if self._searched is not None:
+            search = partial(self._search, self._searched, self.balancing.current())
         before = self.num_taken
-        part: Any = self.optimizer
-        self._moving = True
-        try:
-            if scaler:
-                scaler.step(self.optimizer)
-                scaler.update()
-            elif self._searched is not None:
-                self.optimizer.step(partial(self._search, self._searched, self.balancing.current()))
-            else:
-                self.optimizer.step()
-            result.taken = self.num_taken > before
-            if self.scheduler is not None and result.taken:
-                part = self.scheduler
-                part.step()
-            self._take_over()
-        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            name = type(part).__name__
-            if isinstance(error, RuntimeError):
-                if "sparse" not in str(error):
-                    raise
-                raise UserError(
-                    f"{name} can't take the sparse gradients of embeddings: {told(error)}. Take optimizer=adagrad "
-                    "without weight decay, or embeddings with sparse=False"
-                ) from error
-            raise UserError(f"{name} failed in its step: {told(error)}. Look at its arguments") from error
+        norm = self.descent(self.scaler, search)
+        result.total_norm = result.total_norm if norm is None else norm
+        result.taken = self.num_taken > before
 
     def after(self, batch: StepBatch) -> None:
         """What a balancer does after the parameters have moved: some look at the losses again."""
@@ -396,24 +370,6 @@ class Step:
                 f"precision: fp16 scales gradients, and {type(optimizer).__name__} can't be told; take bf16"
             )
 
-    def _take_over(self) -> None:
-        """Puts the other optimizer in the place of the first, once it is time."""
-        if self._then is not None and self.num_taken >= self._then[0] and self.optimizer is not self._then[1]:
-            self.optimizer = self._then[1]
-            self.scheduler = None
-
-    def _count(self, *_: Any) -> None:
-        """Called by the optimizer when it has stepped; a scaler doesn't say that it skipped a step."""
-        self.num_taken += 1
-
-    def _total_norm(self) -> Tensor:
-        gradients = [
-            p.grad.coalesce().values() if p.grad.is_sparse else p.grad
-            for p in self.parameters.values()
-            if p.grad is not None
-        ]
-        return get_total_norm(gradients) if gradients else torch.zeros((), device=self.device)
-
     def state_dict(self) -> dict[str, Any]:
         """The steps taken, states of optimizer, scheduler, scaler and balancer, and weights that serve on."""
         counters = {"num_taken": self.num_taken, "checked": sorted(self.runner.checked)}
@@ -423,14 +379,12 @@ class Step:
         """The counterpart of `state_dict`."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        self.num_taken = state["num_taken"]
-        self._take_over()
+        self.descent.resume(state["num_taken"])
         self.runner.checked = set(state["checked"])
 
     def _parts(self) -> dict[str, Any]:
-        then = self._then[1] if self._then else None
-        parts = {"optimizer": self._first, "then": then, "scheduler": self._scheduler, "scaler": self.scaler}
-        return {name: part for name, part in {**parts, "balancing": self.balancing}.items() if part is not None}
+        scaler = {"scaler": self.scaler} if self.scaler else {}
+        return {**self.descent.parts(), **scaler, "balancing": self.balancing}
 
 
 def _keep_compiled_graphs(model: MultiTaskModel) -> None:

@@ -17,7 +17,7 @@ LEVELS = [
     {"batch", "precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
     | {"trunks", "heads", "losses"},
     {"search", "labels", "model", "gradients", "layerwise", "buffers"},
-    {"architectures", "features", "parts"},
+    {"architectures", "features", "parts", "descent"},
     {"passes", "balancing", "problems"},
     {"accumulation", "before"},
     {"runner"},

@@ -83,7 +83,7 @@ def built(folder: Path, balancer: str, **options: Any) -> tuple[Trainer, Lasting
     step = trainer.step
     kind = getattr(mtl.balancers, balancer)()
     trainer.step = mtl.Step(
-        step.model, step.tasks, step.optimizer, balancer=kind, scheduler=step.scheduler, micro_batch_size=3
+        step.model, step.tasks, step.optimizer, balancer=kind, scheduler=step.descent.scheduler, micro_batch_size=3
     )
     return trainer, logger
 

@@ -1,0 +1,127 @@
+"""How the parameters move once their gradients are there: unscale, clip, optimizer, scheduler, each once."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mtl.errors import UserError, told
+from mtl.gradients import total_norm
+
+
+class Descent:
+    """An optimizer with what goes with it, and the one that takes over from it.
+
+    Args:
+        parameters: all of the model's, by name.
+        optimizer: over them; None where somebody else's moves them.
+        scheduler: steps once after each optimizer step.
+        clip_norm: the norm that the summed gradient is clipped to.
+        then: from how many steps on which other optimizer takes over, without the scheduler.
+
+    Attributes:
+        optimizer, scheduler: those at work.
+        first: the optimizer that began.
+        num_taken: the optimizers' steps.
+        moving: whether the parameters may have moved since this was last set to False.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: Optimizer | None,
+        *,
+        scheduler: LRScheduler | None,
+        clip_norm: float | None,
+        then: tuple[int, Optimizer] | None,
+    ) -> None:
+        self.optimizer = self.first = optimizer
+        self.scheduler = self._scheduler = scheduler
+        self.num_taken = 0
+        self.moving = False
+        self._parameters = parameters
+        self._clip_norm = clip_norm
+        self._after = then[0] if then else 0
+        self._then = then[1] if then else None
+        for each in self.optimizers:
+            each.register_step_post_hook(self._count)
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The first one and the one that takes over, as far as there are any."""
+        return [each for each in (self.first, self._then) if each is not None]
+
+    def __call__(
+        self, scaler: torch.amp.GradScaler | None = None, search: Callable[[], Any] | None = None
+    ) -> Tensor | None:
+        """Moves the parameters.
+
+        Args:
+            scaler: by which the gradients are scaled.
+            search: gives the loss anew, with its gradient; for an optimizer that searches along a line, without
+                clipping.
+
+        Returns:
+            The gradient's norm before it was clipped; None where it wasn't to be.
+
+        Raises:
+            UserError: where optimizer or scheduler fail.
+        """
+        assert self.optimizer is not None, "a Step without an optimizer has backward and after only"
+        norm = None
+        if all(p.grad is None for p in self._parameters.values()):
+            scaler = None  # which takes offence
+        if scaler:
+            scaler.unscale_(self.optimizer)
+        if self._clip_norm is not None and search is None:
+            norm = total_norm(self._parameters.values())
+            clip_grads_with_norm_(self._parameters.values(), self._clip_norm, norm)
+        before = self.num_taken
+        part: Any = self.optimizer
+        self.moving = True
+        try:
+            if scaler:
+                scaler.step(self.optimizer)
+                scaler.update()
+            elif search is not None:
+                self.optimizer.step(search)
+            else:
+                self.optimizer.step()
+            if self.scheduler is not None and self.num_taken > before:
+                part = self.scheduler
+                part.step()
+            self._take_over()
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            name = type(part).__name__
+            if isinstance(error, RuntimeError):
+                if "sparse" not in str(error):
+                    raise
+                raise UserError(
+                    f"{name} can't take the sparse gradients of embeddings: {told(error)}. Take optimizer=adagrad "
+                    "without weight decay, or embeddings with sparse=False"
+                ) from error
+            raise UserError(f"{name} failed in its step: {told(error)}. Look at its arguments") from error
+        return norm
+
+    def _take_over(self) -> None:
+        if self._then is not None and self.num_taken >= self._after and self.optimizer is not self._then:
+            self.optimizer = self._then
+            self.scheduler = None
+
+    def _count(self, *_: Any) -> None:
+        """Called by the optimizer when it has stepped; a scaler doesn't say that it skipped a step."""
+        self.num_taken += 1
+
+    def parts(self) -> dict[str, Any]:
+        """What has a state, by name."""
+        parts = {"optimizer": self.first, "then": self._then, "scheduler": self._scheduler}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def resume(self, num_taken: int) -> None:
+        """Goes on after so many steps, with the optimizer whose turn it is then."""
+        self.num_taken = num_taken
+        self._take_over()
