@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtl.errors import UserError, first_line
 
-FORMAT = 6
+FORMAT = 7
 MANIFEST = "manifest.json"
 Job = tuple[str, dict[str, Any]]
 

@@ -51,7 +51,7 @@ class Gallery:
 
     def __call__(self, trainer: "Trainer") -> None:
         """Shows what is due."""
-        if _due(trainer, self.pictures_every) and any(hasattr(logger, "picture") for logger in trainer.loggers):
+        if _due(trainer, self.pictures_every) and trainer.loggers.takes("picture"):
             try:
                 found = self.pictures(trainer)
             except Exception as error:  # odd data; training is worth more than its pictures
@@ -59,22 +59,23 @@ class Gallery:
                 self.pictures_every = None
                 return
             for tag, picture in found.items():
-                trainer.show("picture", tag, picture)
-        if _due(trainer, self.histograms_every) and any(hasattr(logger, "histogram") for logger in trainer.loggers):
+                trainer.loggers.show("picture", tag, trainer.global_step, picture)
+        if _due(trainer, self.histograms_every) and trainer.loggers.takes("histogram"):
             for name, parameter in trainer.step.parameters.items():
-                trainer.show("histogram", f"parameter/{name}", parameter.detach())
+                trainer.loggers.show("histogram", f"parameter/{name}", trainer.global_step, parameter.detach())
                 gradient = parameter.grad
                 if gradient is not None:
                     values = gradient.coalesce().values() if gradient.is_sparse else gradient
-                    trainer.show("histogram", f"gradient/{name}", values)
+                    trainer.loggers.show("histogram", f"gradient/{name}", trainer.global_step, values)
 
     def pictures(self, trainer: "Trainer") -> dict[str, pictures.Picture]:
         """By tag: `cosine/matrix`, the mean since the last pictures, and `prediction/{task}`."""
         found = {}
         names = [task.name for task in trainer.step.tasks]
         since = max(trainer.epoch - (self.pictures_every or 1), 0)
+        readings = trainer.readings
         cosines = mean_cosines(
-            [m for m, epoch in zip(trainer.measured, trainer.measured_in, strict=True) if epoch > since]
+            [m for m, epoch in zip(readings.measured, readings.measured_in, strict=True) if epoch > since]
         )
         if cosines:
             found["cosine/matrix"] = pictures.cosine_matrix(names, cosines)

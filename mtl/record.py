@@ -13,7 +13,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from mtl import cli, sweep
-from mtl.errors import first_line
 from mtl.resume import write_whole
 
 if TYPE_CHECKING:
@@ -107,11 +106,3 @@ def _go_on(console: Any, arguments: list[str], name: str) -> None:
     """Says with what command the run, or the multirun, goes on."""
     again = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
     tell(console, f"go on     python -m mtl.train {shlex.join(again)} resume={shlex.quote(name)}")
-
-
-def close(logger: Any, console: Any) -> None:
-    """Closes the logger; what it can't write any more is told, and ends nothing."""
-    try:
-        logger.close()
-    except OSError as error:
-        tell(console, f"error    {type(logger).__name__} can't write: {first_line(error)}")

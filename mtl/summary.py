@@ -62,15 +62,15 @@ class Run:
 
     def last_weights(self) -> dict[str, float | None]:
         """What each task's gradient was multiplied by in the last step."""
-        return {task: self.trainer.weights.get(f"weight/{task}") for task in self.tasks}
+        return {task: self.trainer.readings.weights.get(f"weight/{task}") for task in self.tasks}
 
     def values(self, tag: str) -> list[float]:
         """What was measured under the tag."""
-        return [m[tag] for m in self.trainer.measured if tag in m and math.isfinite(m[tag])]
+        return [m[tag] for m in self.trainer.readings.measured if tag in m and math.isfinite(m[tag])]
 
     def cosines(self) -> dict[str, dict[str, float]]:
         """Per pair of tasks the mean cosine and the share of measured steps in which it was below zero."""
-        pairs = dict.fromkeys(tag for m in self.trainer.measured for tag in m if tag.startswith("cosine/"))
+        pairs = dict.fromkeys(tag for m in self.trainer.readings.measured for tag in m if tag.startswith("cosine/"))
         return {
             tag.removeprefix("cosine/"): {
                 "mean": fmean(v),
@@ -90,8 +90,8 @@ class Run:
 
     def unreached(self) -> list[str]:
         """Trainable parameters that no task's loss reached in any measured step."""
-        parameters = self.trainer.step.parameters
-        return [name for name, tasks in self.trainer.reach.items() if not tasks and parameters[name].requires_grad]
+        parameters, reach = self.trainer.step.parameters, self.trainer.readings.reach
+        return [name for name, tasks in reach.items() if not tasks and parameters[name].requires_grad]
 
     def figures(self) -> dict[str, Any]:
         """The run as plain data, for metrics.json."""
@@ -112,13 +112,13 @@ class Run:
             "kinds": {name: kind.mode for name, kind in self.kinds.items()},
             "samples": self.samples(),
             "fingerprints": fingerprints(self.splits.items()),
-            "train": {task: {"loss": loss} for task, loss in trainer.train_losses.items()},
+            "train": {task: {"loss": loss} for task, loss in trainer.readings.epoch_losses.items()},
             "val": trainer.figures,
             "test": self.test,
             "grad_norm": {task: self.mean(f"grad_norm/{task}") for task in [*self.tasks, "total"]},
             "weight": {task: self.mean(f"weight/{task}") for task in self.tasks},
             "weight_last": self.last_weights(),
-            "measured_steps": len(self.trainer.measured),
+            "measured_steps": len(self.trainer.readings.measured),
             "balancer": self.config["balancer"]["_target_"],
             "cosine": self.cosines(),
             "unreached": self.unreached(),
@@ -138,7 +138,7 @@ def summarise(console: Console, run: Run) -> None:
     say(f"{best}{decided}.")
     console.print(
         table_of(
-            {"train": {t: {"loss": loss} for t, loss in trainer.train_losses.items()}}
+            {"train": {t: {"loss": loss} for t, loss in trainer.readings.epoch_losses.items()}}
             | {split: f for split, f in (("val", trainer.figures), ("test", run.test)) if f},
             {
                 "gradient norm": {task: run.mean(f"grad_norm/{task}") for task in run.tasks},
@@ -149,7 +149,7 @@ def summarise(console: Console, run: Run) -> None:
     for pair, cosine in sorted(run.cosines().items(), key=lambda item: item[1]["mean"])[:5]:
         say(f"{pair.replace('~', ' and ')}: {meaning(cosine['mean'], cosine['below_zero'], int(cosine['steps']))}")
     if len(run.tasks) > 1 and not run.cosines():
-        if any(len(tasks) > 1 for tasks in trainer.reach.values()):
+        if any(len(tasks) > 1 for tasks in trainer.readings.reach.values()):
             say("No step had two tasks whose gradients could be compared: they come by turns.")
         else:
             say("No parameter is shared, so the tasks neither help nor hinder each other.")

@@ -3,7 +3,7 @@
 import logging
 import shlex
 import signal
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from mtl import cli, schema
 from mtl import resume as taking_up
 from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, told
-from mtl.record import choices, close, failed, folder_name, stopped, swept, tell, versions, write_status
+from mtl.record import choices, failed, folder_name, stopped, swept, tell, versions, write_status
 from mtl.resume import Busy, Refused, locked, write_whole
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
     from mtl.build import build
     from mtl.config import build_step
     from mtl.gallery import Gallery
-    from mtl.loggers import Terminal
+    from mtl.loggers import Loggers, Terminal
     from mtl.options import final_tags, options
     from mtl.summary import Run, summarise
     from mtl.targets import make
@@ -93,15 +93,11 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
     names = [task.name for task in tasks]
     mains = {task.name: next(iter(task.metrics)) for task in tasks if task.metrics}
     callbacks = [make(node, f"callbacks.{key}") for key, node in (config["callbacks"] or {}).items()]
-    with ExitStack() as open_ones:
-        loggers = [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
-        terminal = Terminal(console, names, mains, problem.total_steps, config["trainer"]["max_epochs"])
-        for logger in [*loggers, terminal]:
-            open_ones.callback(close, logger, console)
+    files = [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
+    terminal = Terminal(console, names, mains, problem.total_steps, config["trainer"]["max_epochs"])
+    with closing(Loggers([*files, terminal], lambda line: tell(console, line))) as loggers:
         finals = final_tags(config, "val" in loaders, "test" in loaders)
-        for logger in loggers:
-            if hasattr(logger, "begin"):
-                logger.begin(text, *options(composed, choices(), swept(folder)), finals)
+        loggers.begin(text, *options(composed, choices(), swept(folder)), finals)
         trainer = Trainer(
             step,
             loaders["train"],
@@ -111,7 +107,7 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
             log_every=config["log"]["every"],
             monitor=config["trainer"]["monitor"],
             patience=config["trainer"]["patience"],
-            loggers=[*loggers, terminal],
+            loggers=loggers,
             callbacks=[*callbacks, check_direction, terminal],
             after_epoch=[
                 Gallery(
@@ -150,10 +146,9 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
                 problem.model.load_state_dict(best(trainer, folder))
                 test = validation(loaders["test"])
             monitored = {"monitor/best": trainer.best} if trainer.best is not None else {}
-            trainer.hand_out({**tags(trainer.figures, "best"), **tags(test, "test"), **monitored})
-            for logger in loggers:
-                if hasattr(logger, "end"):
-                    logger.end()
+            final = {**tags(trainer.figures, "best"), **tags(test, "test"), **monitored}
+            loggers.log(trainer.global_step, trainer.epoch, final)
+            loggers.end()
         except (Stopped, KeyboardInterrupt) as stop:
             terminal.close()
             stopped(console, trainer, folder, 128 + getattr(stop, "signal", signal.SIGINT))

@@ -2,21 +2,21 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from mtl import checkpoint
 from mtl.data import Loader, Mix
-from mtl.errors import NotFinite, UserError, first_line, told
+from mtl.errors import NotFinite, UserError, told
 from mtl.faults import Faults, Place
+from mtl.loggers import Loggers
 from mtl.memory import peak_within
 from mtl.parts import samples_in
+from mtl.readings import Readings
 from mtl.seeding import random_state, set_random_state
 from mtl.signals import Stop
 from mtl.step import Step, StepResult
@@ -24,21 +24,6 @@ from mtl.step import Step, StepResult
 if TYPE_CHECKING:
     from mtl.monitor import Monitor
     from mtl.validation import Figures, Validation
-
-
-class Logger(Protocol):
-    """What the trainer's figures are given to.
-
-    Some have more: `picture(tag, step, picture)` and `histogram(tag, step, values)`, see `Trainer.show`; `state()` and
-    `resume(state)`, so that a run that goes on logs nothing twice; `begin(config, options, swept, finals)`, what the
-    run is, and `end()`, that it is finished.
-    """
-
-    def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
-        """Takes scalars by tag, as of this optimizer step, in this epoch (both from 1)."""
-
-    def close(self) -> None:
-        """Writes out what was held back."""
 
 
 class Stopped(Exception):
@@ -69,7 +54,7 @@ class Trainer:
         log_every: steps from one line of the log to the next; gradients are measured in those steps, and in the first.
         monitor: what decides which parameters are best, see `mtl.monitor.Monitor`.
         patience: stop after so many validations without a better one.
-        loggers: are given all figures.
+        loggers: are given all figures; None for none.
         callbacks: called with the trainer and the `StepResult` after each step.
         after_epoch: called with the trainer after each epoch's validation.
         saved: further plain data for the checkpoints.
@@ -78,11 +63,8 @@ class Trainer:
         global_step: optimizer steps taken.
         epoch: the one under way, from 1.
         tried: steps, those included that fp16 overflow kept from being taken.
-        measured: the gradients' figures by tag, for each step in which they were measured.
-        measured_in: the epochs of these steps.
+        readings: losses, weights, and what was measured of gradients.
         best, best_epoch, figures: the monitored value, the epoch and all of validation's figures when it was best.
-        reach: from each parameter's name to the tasks that ever reached it.
-        weights: the last steps' weights by tag, as far as they have been read.
         memory_per_step: the peak, in bytes, of a step's tensors beyond parameters, buffers and optimizer state, in the
             first steps whose gradients aren't measured for the logs; None where there was none.
         weighed: the number of these steps.
@@ -100,7 +82,7 @@ class Trainer:
         log_every: int = 100,
         monitor: Mapping[str, Any] | None = None,
         patience: int | None = None,
-        loggers: Sequence[Logger] = (),
+        loggers: Loggers | None = None,
         callbacks: Sequence[Callable[["Trainer", StepResult], None]] = (),
         after_epoch: Sequence[Callable[["Trainer"], None]] = (),
         saved: Mapping[str, Any] | None = None,
@@ -122,7 +104,7 @@ class Trainer:
         self.save_every_minutes = save_every_minutes
         self.log_every = log_every
         self.patience = patience
-        self.loggers = loggers
+        self.loggers = loggers or Loggers()
         self.callbacks = callbacks
         self.after_epoch = after_epoch
         self.global_step = 0
@@ -130,13 +112,9 @@ class Trainer:
         self.position: int | None = None  # batches done in the epoch under way
         self.tried = 0
         self._rates: list[float] = []  # the learning rates of the last step
-        self.measured: list[dict[str, float]] = []
-        self.measured_in: list[int] = []
-        self._read: list[dict[str, float]] = []  # losses of the epoch's steps, by task
         self.best: float | None = None
         self.best_epoch = 0
         self.figures: Figures = {}
-        self.reach: dict[str, set[str]] = {name: set() for name in step.parameters}
         self.seconds = 0.0
         self.memory_per_step: int | None = None
         self.weighed = 0
@@ -146,11 +124,7 @@ class Trainer:
         self._monitor_terms = monitor
         self._saved = dict(saved or {})
         self._validation: Validation | None = None
-        self._pending: list[dict[str, float]] = []  # losses that have been read, and not yet logged
-        self.weights: dict[str, float] = {}  # the last that have been read, by tag
-        self._window: list[tuple[Place, StepResult]] = []  # steps that haven't been read yet
         self._intact = True  # whether parameters and counters are of one step
-        self._silent: set[int] = set()  # loggers that have failed
         self._samples = 0
         self._clock = 0.0
         self._stop = Stop()
@@ -161,6 +135,7 @@ class Trainer:
         self._loaded = 0  # the step that the run was taken up at
         self._ended = 0  # the last epoch of which the balancer was told that it is over
         self.faults = Faults(faults, train, tell)
+        self.readings = Readings(step.parameters, self.faults)
 
     def fit(self) -> None:
         """Trains until the epochs are over or patience is.
@@ -189,7 +164,7 @@ class Trainer:
             if self.position is None:
                 self.epoch += 1
                 self.position = 0
-                self._read.clear()
+                self.readings.begin_epoch()
             self._train_epoch()
             if not self._stop.signal:
                 self._validate()
@@ -212,11 +187,6 @@ class Trainer:
     def saved_step(self) -> int:
         """The step after which the newest last.pt was saved; 0 for none."""
         return self.writer.written.get("last", self._loaded)
-
-    @property
-    def train_losses(self) -> dict[str, float]:
-        """By task, the mean loss over the epoch's steps so far."""
-        return _means(self._read)
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -243,8 +213,8 @@ class Trainer:
             self.position += 1
             self._intact = True
             self._samples += samples_in(self.step.tasks, batch)
-            if result.losses:
-                self._window.append((Place(number, self.epoch, self.position - 1), result))
+            place = Place(number, self.epoch, self.position - 1)
+            self.readings.add(place, result)
             if measure and result.taken:
                 self._log(result)
                 self._unmeasured -= set(result.losses)
@@ -255,7 +225,7 @@ class Trainer:
                 if number == 1:  # mistakes in metrics show now, and not after an epoch; importing them is slow
                     self._prepare_validation()
                     start = self._clock = time.perf_counter()
-            self.faults.look(Place(number, self.epoch, self.position - 1), result)
+            self.faults.look(place, result)
             for callback in self.callbacks:
                 try:
                     callback(self, result)
@@ -299,59 +269,32 @@ class Trainer:
         return result
 
     def _log(self, result: StepResult | None = None) -> None:
-        """Reads what has gathered on the device since the last time, in one go, and hands it to the loggers."""
-        if not self._window and not self._pending:
+        """Gives the loggers what has gathered since the last time.
+
+        Args:
+            result: of the last step, if gradients were measured in it.
+        """
+        with self._looking():
+            scalars = self.readings.take(result, self.epoch)
+        if not scalars:
             return
-        scalars = self._gather({} if result is None else self._measured(result))
-        scalars = {tag: v for tag, v in scalars.items() if not (tag.startswith("weight/") and math.isnan(v))}
-        if result is not None:
-            self.measured.append(scalars.copy())
-            self.measured_in.append(self.epoch)
-        read, self._pending = self._pending, []
-        self._read += read
         now = time.perf_counter()
-        scalars |= {f"loss/{task}/train": mean for task, mean in _means(read).items()}
         assert self.step.optimizer is not None
         for index, (group, rate) in enumerate(zip(self.step.optimizer.param_groups, self._rates, strict=False)):
             scalars[f"lr/{group.get('name', index if len(self._rates) > 1 else 'default')}"] = rate
         scalars["speed/samples_per_second"] = self._samples / (now - self._clock)
-        self.hand_out(scalars)
+        self.loggers.log(self.global_step, self.epoch, scalars)
         self._samples = 0
         self._clock = time.perf_counter()
 
-    def _gather(self, tensors: Mapping[str, Tensor]) -> dict[str, float]:
-        """Reads the losses that haven't been read yet, the last weights, and these tensors, from the device in one go.
-
-        Raises:
-            UserError: for a loss that isn't finite.
-        """
-        for _, step in self._window:
-            tensors = {**tensors, **{f"weight/{task}": weight for task, weight in step.weights.items()}}
-        losses = [loss for _, step in self._window for loss in step.losses.values()]
-        at_hand = [tensor.double() for tensor in (*losses, *tensors.values())]
-        values = iter(torch.stack(at_hand).tolist() if at_hand else ())
-        rows = [{task: next(values) for task in step.losses} for _, step in self._window]
-        for (place, _), row in zip(self._window, rows, strict=True):
-            found = {task: f"its loss is {loss}" for task, loss in row.items() if not math.isfinite(loss)}
-            if found:
-                self._intact = False  # the parameters may have gone too
-                raise self.faults.note(place, found, "ended the run", all_at_once=len(found) == len(row))
-        self._pending += rows
-        figures = dict(zip(tensors, values, strict=True))
-        self.weights |= {tag: value for tag, value in figures.items() if tag.startswith("weight/")}
-        self._window.clear()
-        return self.weights | figures
-
-    def _measured(self, result: StepResult) -> dict[str, Tensor]:
-        """What was measured in the step, by tag."""
-        assert result.grad_norms is not None
-        assert result.cosines is not None
-        assert result.total_norm is not None
-        for name, tasks in (result.reach or {}).items():
-            self.reach[name].update(tasks)
-        tensors = {f"grad_norm/{task}": norm for task, norm in result.grad_norms.items()}
-        tensors["grad_norm/total"] = result.total_norm
-        return tensors | {f"cosine/{a}~{b}": cosine for (a, b), cosine in result.cosines.items()}
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """A loss that turns out not to be finite may have spoilt the parameters."""
+        try:
+            yield
+        except NotFinite:
+            self._intact = False
+            raise
 
     def _prepare_validation(self) -> None:
         from mtl.monitor import Monitor
@@ -375,30 +318,7 @@ class Trainer:
         broken = [f"{t}/{n}" for t, named in figures.items() for n, v in named.items() if math.isnan(v)]
         if broken:
             self.tell(f"warning  on validation {', '.join(broken)} is nan: a prediction is, or there are no labels")
-        scalars = tags(figures, "val") | {"monitor/val": value}
-        self.hand_out(scalars)
-
-    def hand_out(self, scalars: Mapping[str, float]) -> None:
-        """Gives the loggers their figures."""
-        self._tell_loggers("log", self.global_step, self.epoch, scalars)
-
-    def show(self, kind: str, tag: str, value: Any) -> None:
-        """Gives a `picture` (H, W, 3), uint8, or the values of a `histogram` to those loggers that take them."""
-        self._tell_loggers(kind, tag, self.global_step, value)
-
-    def _tell_loggers(self, method: str, *arguments: Any) -> None:
-        """Calls the method of those that have it; one that can't write is told of once, and training goes on."""
-        for logger in self.loggers:
-            try:
-                if hasattr(logger, method):
-                    getattr(logger, method)(*arguments)
-            except OSError as error:
-                self._silence(logger, error)
-
-    def _silence(self, logger: Logger, error: OSError) -> None:
-        if id(logger) not in self._silent:
-            self.tell(f"error    {type(logger).__name__} can't write: {first_line(error)}. Training goes on")
-        self._silent.add(id(logger))
+        self.loggers.log(self.global_step, self.epoch, tags(figures, "val") | {"monitor/val": value})
 
     def _time_to_save(self) -> bool:
         by_steps = self.save_every_steps is not None and self.global_step % self.save_every_steps == 0
@@ -406,7 +326,8 @@ class Trainer:
         return by_steps or (self.save_every_minutes is not None and minutes >= self.save_every_minutes)
 
     def _save(self, name: str) -> None:
-        self._gather({})
+        with self._looking():
+            self.readings.read()
         parameters = self.step.parameters
         finite = torch.stack([p.detach().isfinite().all() for p in parameters.values()])
         if not finite.all():
@@ -418,22 +339,15 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the training depends on, in plain types and tensors."""
-        loggers = {}
-        for logger in self.loggers:
-            if hasattr(logger, "state"):
-                try:
-                    loggers[type(logger).__name__] = logger.state()
-                except OSError as error:
-                    self._silence(logger, error)
         return {
             "model": self.step.model.state_dict(),
             "step": self.step.state_dict(),
             "random": random_state(),
-            "loggers": loggers,
+            "loggers": self.loggers.state(),
             "faults": self.faults.state(),
             "unmeasured": sorted(self._unmeasured),
             "data": self.train.progress(self.epoch, self.position or 0),
-            "reach": {name: sorted(tasks) for name, tasks in self.reach.items()},
+            "readings": self.readings.state(),
             **{name: getattr(self, name) for name in _COUNTERS},
         }
 
@@ -445,42 +359,20 @@ class Trainer:
             raise UserError(f"the training data aren't those of the run: it was at {there}, which would be {here} here")
         self.step.model.load_state_dict(state["model"])
         self.step.load_state_dict(state["step"])
-        self.reach = {name: set(tasks) for name, tasks in state["reach"].items()}
+        self.readings.resume(state["readings"])
         for name in _COUNTERS:
             setattr(self, name, state[name])
         self._unmeasured = set(state["unmeasured"])
         set_random_state(state["random"])
         self._loaded = self._queued = self.global_step
-        for logger in self.loggers:  # last, since it can't be undone
-            if type(logger).__name__ in state["loggers"]:
-                logger.resume(state["loggers"][type(logger).__name__])  # type: ignore[attr-defined]
+        self.loggers.resume(state["loggers"])  # last, since it can't be undone
         self.faults.resume(state["faults"])
 
 
 _COUNTERS = (
-    *("global_step", "epoch", "position", "tried", "best", "best_epoch", "figures", "measured", "seconds"),
-    *(
-        "_read",
-        "_pending",
-        "_samples",
-        "weights",
-        "_rates",
-        "_ended",
-        "_due",
-        "memory_per_step",
-        "weighed",
-        "measured_in",
-    ),
+    *("global_step", "epoch", "position", "tried", "best", "best_epoch", "figures", "seconds"),
+    *("_samples", "_rates", "_ended", "_due", "memory_per_step", "weighed"),
 )
-
-
-def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """By task, the mean over the steps that it took part in."""
-    columns: dict[str, list[float]] = {}
-    for row in rows:
-        for task, loss in row.items():
-            columns.setdefault(task, []).append(loss)
-    return {task: fmean(column) for task, column in columns.items()}
 
 
 def tags(figures: "Figures", split: str) -> dict[str, float]:

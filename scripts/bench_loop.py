@@ -23,7 +23,7 @@ from torch import nn
 
 import mtl
 from mtl.data import Fields, Loader
-from mtl.loggers import CsvLogger, TensorBoardLogger
+from mtl.loggers import CsvLogger, Loggers, TensorBoardLogger
 from mtl.trainer import Trainer
 
 
@@ -45,7 +45,7 @@ def ours(passes: str, num_tasks: int, data: Fields, batch_size: int) -> float:
     model, tasks, optimizer = problem(num_tasks)
     names = [task.name for task in tasks]
     with tempfile.TemporaryDirectory() as folder:
-        loggers = [CsvLogger(Path(folder), names), TensorBoardLogger(Path(folder), names)]
+        loggers = Loggers([CsvLogger(Path(folder), names), TensorBoardLogger(Path(folder), names)])
         trainer = Trainer(
             mtl.Step(model, tasks, optimizer, passes=passes),
             Loader(data, batch_size=batch_size, shuffle=True),
@@ -54,8 +54,7 @@ def ours(passes: str, num_tasks: int, data: Fields, batch_size: int) -> float:
             loggers=loggers,
         )
         trainer.fit()
-        for logger in loggers:
-            logger.close()
+        loggers.close()
     return trainer.seconds_per_step
 
 

@@ -67,7 +67,7 @@ def test_files_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyP
         checkpoint.load(path)
     path.rmdir()
     torch.save({"format": 99}, path)
-    with pytest.raises(mtl.UserError, match="has format 99; this version of mtl reads format 6"):
+    with pytest.raises(mtl.UserError, match=f"has format 99; this version of mtl reads format {checkpoint.FORMAT}"):
         checkpoint.load(path)
 
 

@@ -60,7 +60,7 @@ def test_the_mean_is_over_what_was_measured_since(shown: Ended) -> None:
     with (shown.run / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["tag"] == "cosine/digit~parity"]
     state = checkpoint.load(shown.run / "checkpoints" / "last.pt")
-    assert [int(row["epoch"]) for row in rows] == state["measured_in"]
+    assert [int(row["epoch"]) for row in rows] == state["readings"]["measured_in"]
 
 
 def test_a_run_that_goes_on_shows_nothing_twice(here: Path) -> None:

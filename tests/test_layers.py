@@ -24,6 +24,7 @@ LEVELS = [
     {"step", "validation"},
     {"graphs"},
     {"monitor", "faults"},
+    {"readings"},
     {"trainer", "gallery"},
     {"config"},
     {"runs", "summary"},

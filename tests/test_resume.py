@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 import mtl
 from mtl import checkpoint
 from mtl.data import Loader
+from mtl.loggers import Loggers
 from mtl.resume import locked
 from mtl.trainer import Stopped, Trainer
 
@@ -54,8 +55,8 @@ def ended(trainer: Trainer, logger: Lasting) -> dict[str, Any]:
         "balancing": trainer.step.balancing.state_dict(),
         "lines": logger.without_speed(),
         "best": (trainer.best, trainer.best_epoch, trainer.figures),
-        "losses": trainer.train_losses,
-        "measured": trainer.measured,
+        "losses": trainer.readings.epoch_losses,
+        "readings": trainer.readings.state(),
         "draws": torch.get_rng_state(),
         "steps": trainer.global_step,
     }
@@ -79,7 +80,7 @@ def assert_same(mine: Any, its: Any, where: str = "") -> None:
 
 def built(folder: Path, balancer: str, **options: Any) -> tuple[Trainer, Lasting]:
     logger = Lasting()
-    trainer, _ = make(folder, loggers=[logger], **options)
+    trainer, _ = make(folder, loggers=Loggers([logger]), **options)
     step = trainer.step
     kind = getattr(mtl.balancers, balancer)()
     trainer.step = mtl.Step(
@@ -117,14 +118,8 @@ def same_runs(mine: Path, its: Path) -> None:
     """The same parameters, logs and figures, but for times."""
     for name in ("last", "best"):
         states = [checkpoint.load(run / f"checkpoints/{name}.pt") for run in (mine, its)]
-        for key in ("model", "step", "random", "global_step", "epoch", "best", "figures", "measured"):
-            figures = [
-                [{t: v for t, v in m.items() if not t.startswith("speed")} for m in s[key]]
-                if key == "measured"
-                else s[key]
-                for s in states
-            ]
-            assert_same(*figures, where=f"{name}.{key}")
+        for key in ("model", "step", "random", "global_step", "epoch", "best", "figures", "readings"):
+            assert_same(*(state[key] for state in states), where=f"{name}.{key}")
     logs = [
         [row for row in csv.reader((run / "metrics.csv").read_text().splitlines()) if "speed" not in row[2]]
         for run in (mine, its)

@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 import mtl
 from mtl import checkpoint
 from mtl.data import Fields, Loader
+from mtl.loggers import Loggers
 from mtl.trainer import Stopped, Trainer
 
 
@@ -58,7 +59,7 @@ def make(
     scheduler = torch.optim.lr_scheduler.ExponentialLR(chosen, 0.9)
     step = mtl.Step(model, tasks, chosen, scheduler=scheduler, precision=precision)
     logger = Remembers()
-    defaults = {"max_epochs": 3, "log_every": 4, "checkpoints": folder, "loggers": [logger]}
+    defaults = {"max_epochs": 3, "log_every": 4, "checkpoints": folder, "loggers": Loggers([logger])}
     trainer = Trainer(
         step,
         Loader(Fields(train), batch_size=8, shuffle=True),
@@ -80,7 +81,7 @@ def test_a_run(tmp_path: Path) -> None:
     windows = [(0, 1), (1, 4), (4, 8), (8, 12)]
     for (_, logged), (start, end) in zip(logger.of("loss/b/train"), windows, strict=True):
         assert logged == pytest.approx(sum(loss["b"] for loss in losses[start:end]) / (end - start), rel=1e-6)
-    assert trainer.train_losses["a"] == pytest.approx(sum(loss["a"] for loss in losses[8:]) / 4, rel=1e-6)
+    assert trainer.readings.epoch_losses["a"] == pytest.approx(sum(loss["a"] for loss in losses[8:]) / 4, rel=1e-6)
     # The rate that the step was taken with: n steps earlier the scheduler hadn't moved.
     assert dict(logger.of("lr/default")) == {n: pytest.approx(0.05 * 0.9 ** (n - 1)) for n in (1, 4, 8, 12)}
     assert all(speed > 0 for _, speed in logger.of("speed/samples_per_second"))
@@ -158,7 +159,7 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, seed: int) -> None:
     assert (
         logger.of("loss/a/train")[-1][0] == 4
     )  # the rest is logged when the run goes on, at the step that it would be
-    assert len(state["_pending"]) == 2
+    assert len(state["readings"]["pending"]) == 2
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -224,7 +225,7 @@ def test_steps_that_overflow_are_counted_and_not_logged(tmp_path: Path) -> None:
     trainer.fit()
     assert (trainer.tried, trainer.global_step) == (12, 11)
     assert 4 in dict(logger.of("grad_norm/a"))  # the fourth step is measured when it is taken
-    assert all(torch.tensor(list(values.values())).isfinite().all() for values in trainer.measured)
+    assert all(torch.tensor(list(values.values())).isfinite().all() for values in trainer.readings.measured)
 
 
 def test_time_per_step_is_within_that_of_the_run(tmp_path: Path) -> None:

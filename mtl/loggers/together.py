@@ -1,0 +1,83 @@
+"""What loggers are, and all of a run's at once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from mtl.errors import first_line
+
+
+class Logger(Protocol):
+    """What a run's figures are given to.
+
+    Some have more: `picture(tag, step, picture)` and `histogram(tag, step, values)`, see `Loggers.show`; `state()` and
+    `resume(state)`, so that a run that goes on logs nothing twice; `begin(config, options, swept, finals)`, what the
+    run is, and `end()`, that it is finished.
+    """
+
+    def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
+        """Takes scalars by tag, as of this optimizer step, in this epoch (both from 1)."""
+
+    def close(self) -> None:
+        """Writes out what was held back."""
+
+
+class Loggers:
+    """Gives each of the loggers what it takes; one that can't write is told of once, and training goes on.
+
+    Args:
+        loggers: each of a class of its own.
+        tell: is given the line.
+    """
+
+    def __init__(self, loggers: Sequence[Logger] = (), tell: Callable[[str], None] = print) -> None:
+        self._loggers = loggers
+        self._tell = tell
+        self._told: set[int] = set()  # loggers that have failed
+
+    def begin(self, config: str, options: Mapping[str, Any], swept: Sequence[str], finals: Sequence[str]) -> None:
+        """What the run is: its config as text, its options, those that are swept over, and the tags of its results."""
+        self._call("begin", config, options, swept, finals)
+
+    def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
+        """Scalars by tag."""
+        self._call("log", step, epoch, scalars)
+
+    def takes(self, kind: str) -> bool:
+        """Whether any takes pictures or histograms."""
+        return any(hasattr(logger, kind) for logger in self._loggers)
+
+    def show(self, kind: str, tag: str, step: int, value: Any) -> None:
+        """A `picture` (H, W, 3), uint8, or the values of a `histogram`."""
+        self._call(kind, tag, step, value)
+
+    def end(self) -> None:
+        """The run is finished."""
+        self._call("end")
+
+    def close(self) -> None:
+        """Closes all of them."""
+        self._call("close")
+
+    def state(self) -> dict[str, Any]:
+        """How far each has come, by the name of its class."""
+        return self._call("state")
+
+    def resume(self, states: Mapping[str, Any]) -> None:
+        """The counterpart of `state`."""
+        for logger in self._loggers:
+            if type(logger).__name__ in states:
+                logger.resume(states[type(logger).__name__])  # type: ignore[attr-defined]
+
+    def _call(self, method: str, *arguments: Any) -> dict[str, Any]:
+        answers = {}
+        for logger in self._loggers:
+            name = type(logger).__name__
+            try:
+                if hasattr(logger, method):
+                    answers[name] = getattr(logger, method)(*arguments)
+            except OSError as error:
+                if id(logger) not in self._told:
+                    more = "" if method == "close" else ". Training goes on"
+                    self._tell(f"error    {name} can't write: {first_line(error)}{more}")
+                self._told.add(id(logger))
+        return answers
