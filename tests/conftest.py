@@ -73,6 +73,19 @@ def command(module: str, *arguments: str) -> Ended:
     return Ended(int(ended.value.code or 0), out.getvalue(), err.getvalue(), max(new).parent if new else None)
 
 
+def stopping(at: int) -> list[str]:
+    """Arguments, and a file in the current folder, for a run that SIGTERM stops at this step."""
+    Path("code").mkdir(exist_ok=True)
+    Path("code/stops.py").write_text(
+        "import os, signal\n"
+        "class At:\n"
+        "    def __init__(self, step): self.step = step\n"
+        "    def __call__(self, trainer, result):\n"
+        "        if trainer.global_step == self.step: os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    return ["--config-dir", "code", "+callbacks.stop._target_=stops.At", f"+callbacks.stop.step={at}"]
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder."""

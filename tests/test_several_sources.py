@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import command
+from conftest import command, stopping
 from test_resume import same_runs
 
 import mtl
@@ -21,28 +21,14 @@ SMALL = [
 ]
 
 
-@pytest.fixture
-def stops(here: Path) -> list[str]:
-    """A callback that stops the run after some step."""
-    (here / "code").mkdir()
-    (here / "code/stops.py").write_text(
-        "import os, signal\n"
-        "class At:\n"
-        "    def __init__(self, step): self.step = step\n"
-        "    def __call__(self, trainer, result):\n"
-        "        if trainer.global_step == self.step: os.kill(os.getpid(), signal.SIGTERM)\n"
-    )
-    return ["--config-dir", "code", "+callbacks.stop._target_=stops.At"]
-
-
 @pytest.mark.parametrize("sampling", ["all", "round_robin", "proportional", "temperature"])
-def test_resumed_within_an_epoch_it_is_as_if_it_had_not_stopped(here: Path, stops: list[str], sampling: str) -> None:
+def test_resumed_within_an_epoch_it_is_as_if_it_had_not_stopped(here: Path, sampling: str) -> None:
     options = [*SMALL, f"data.sampling={sampling}", "balancer=gradnorm" if sampling == "all" else "balancer=uw"]
     whole = command("train", *options)
     assert whole.code == 0, whole.err
     assert whole.metrics["steps"] == 15
     for at in (3, 7, 10):
-        stopped = command("train", *stops, *options, f"+callbacks.stop.step={at}", "output_root=stopped")
+        stopped = command("train", *stopping(at), *options, "output_root=stopped")
         assert stopped.code == 128 + signal.SIGTERM, stopped.err
         again = command("train", *options, "resume=auto", "output_root=stopped")
         assert f"resume   from step {at}" in again.out, again.err
@@ -109,8 +95,8 @@ def test_mistakes(here: Path, overrides: list[str], message: str) -> None:
     assert not list(Path().glob("outputs/mnist_two_source/*"))
 
 
-def test_a_renamed_source_or_task_is_a_difference(here: Path, stops: list[str]) -> None:
-    assert command("train", *stops, *SMALL, "+callbacks.stop.step=3").code == 143
+def test_a_renamed_source_or_task_is_a_difference(here: Path) -> None:
+    assert command("train", *stopping(3), *SMALL).code == 143
     (run,) = Path("outputs/mnist_two_source").iterdir()
     ended = command("train", *SMALL, f"resume={run}", "~tasks.right")
     assert ended.code == 1
@@ -149,7 +135,7 @@ def test_one_folder_a_domain_is_one_task(here: Path, kind: str, first: str, doma
     assert len(ended.metrics["test"]) == len(domains)
 
 
-def test_staged_unfreezing_by_config_goes_on_where_it_stopped(here: Path, stops: list[str]) -> None:
+def test_staged_unfreezing_by_config_goes_on_where_it_stopped(here: Path) -> None:
     options = [
         "task=mnist_two_head",
         "trainer.max_epochs=2",
@@ -159,7 +145,7 @@ def test_staged_unfreezing_by_config_goes_on_where_it_stopped(here: Path, stops:
     whole = command("train", *options)
     start = checkpoint.load(whole.run / "checkpoints/last.pt")["model"]
     for at in (4, 12):
-        stopped = command("train", *stops, *options, f"+callbacks.stop.step={at}", "output_root=stopped")
+        stopped = command("train", *stopping(at), *options, "output_root=stopped")
         assert stopped.code == 128 + signal.SIGTERM, stopped.err
         again = command("train", *options, "resume=auto", "output_root=stopped")
         assert f"resume   from step {at}" in again.out, again.err

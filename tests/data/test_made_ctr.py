@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import command
+from conftest import command, stopping
 from test_resume import same_runs
 
 import mtl
@@ -15,13 +15,6 @@ from mtl.data import made_ctr
 
 module = importlib.import_module("mtl.data.made_ctr")  # its name in the package is the function's
 INPUTS = ["user", "item", "hour", "device"]
-STOPS = """
-import os, signal
-
-def at_70(trainer, result):
-    if trainer.global_step == 70:
-        os.kill(os.getpid(), signal.SIGTERM)
-"""
 SMALL = ["task=made_ctr", "data.num_samples=40_000", "data.num_users=300", "data.num_items=100"]
 
 
@@ -156,10 +149,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(here: Path, monkeypatch
     assert whole.code == 0, whole.err
     run = whole.run.resolve()
     monkeypatch.chdir(here)
-    Path("code").mkdir()
-    Path("code/stops.py").write_text(STOPS)
-    stop = ["+callbacks.stop._target_=stops.at_70", "+callbacks.stop._partial_=true"]
-    stopped = command("train", "--config-dir", "code", *arguments, *stop)
+    stopped = command("train", *stopping(70), *arguments)
     assert stopped.code == 143
     again = command("train", *arguments, "resume=auto")
     assert again.code == 0, again.err

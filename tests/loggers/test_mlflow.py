@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT, command, stopping
 
 import mtl
 from mtl.loggers import MLflowLogger
@@ -96,14 +96,7 @@ def test_all_figures_of_a_run_exactly(here: Path) -> None:
 def test_a_run_that_goes_on_is_one_run(here: Path, empty: Path) -> None:
     (here / "outputs").mkdir()
     shutil.copy(empty, here / "outputs" / "mlflow.db")
-    (here / "code").mkdir()
-    (here / "code" / "stops.py").write_text(
-        "import os, signal\n"
-        "class At:\n"
-        "    def __call__(self, trainer, result):\n"
-        "        if trainer.global_step == 90: os.kill(os.getpid(), signal.SIGTERM)\n"
-    )
-    stopped = command("train", "--config-dir", "code", *HEAD, "+callbacks.stop._target_=stops.At")
+    stopped = command("train", *stopping(90), *HEAD)
     assert stopped.code == 128 + signal.SIGTERM
     assert only_run(here / "outputs" / "mlflow.db").info.status == "KILLED"
     again = command("train", *HEAD, "resume=auto")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command
+from conftest import ROOT, command, stopping
 
 import mtl
 from mtl.loggers import WandbLogger
@@ -114,14 +114,7 @@ def test_all_figures_of_a_run_exactly(here: Path) -> None:
 
 
 def test_a_run_that_goes_on_is_one_run(here: Path) -> None:
-    (here / "code").mkdir()
-    (here / "code" / "stops.py").write_text(
-        "import os, signal\n"
-        "class At:\n"
-        "    def __call__(self, trainer, result):\n"
-        "        if trainer.global_step == 90: os.kill(os.getpid(), signal.SIGTERM)\n"
-    )
-    stopped = command("train", "--config-dir", "code", *HEAD, "+callbacks.stop._target_=stops.At")
+    stopped = command("train", *stopping(90), *HEAD)
     assert stopped.code == 128 + signal.SIGTERM
     again = command("train", *HEAD, "resume=auto")
     assert again.code == 0, again.err

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ended, command
+from conftest import Ended, command, stopping
 from test_resume import same_runs
 from torch import Tensor, nn
 from torchmetrics import RelativeSquaredError
@@ -273,16 +273,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("at", [20, 50, 51, 73])
 def test_a_stopped_run_goes_on(here: Path, undisturbed: Path, at: int) -> None:
     """With Adam and with L-BFGS, which takes over after 50 steps; points are those that would have been drawn."""
-    Path("code").mkdir()
-    Path("code/stops.py").write_text(
-        "import os, signal\n"
-        "class At:\n"
-        "    def __init__(self, step): self.step = step\n"
-        "    def __call__(self, trainer, result):\n"
-        "        if trainer.global_step == self.step: os.kill(os.getpid(), signal.SIGTERM)\n"
-    )
-    stop = ["--config-dir", "code", "+callbacks.stop._target_=stops.At", f"+callbacks.stop.step={at}"]
-    stopped = command("train", *stop, *RESUMED)
+    stopped = command("train", *stopping(at), *RESUMED)
     assert f"Stopped at step {at}" in stopped.out, stopped.err
     again = command("train", *RESUMED, "resume=auto")
     assert f"resume   from step {at}" in again.out, again.err
