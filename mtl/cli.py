@@ -9,7 +9,8 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from yaml import YAMLError
 from mtl import schema, search, sweep
 from mtl.errors import UserError, suggest
 from mtl.resume import Busy, newest_unfinished
-from mtl.signals import end_with
+from mtl.signals import handed_to, working_for
 
 # In a wheel the configs are inside the package, in a checkout beside it.
 CONFIG_DIR = next(
@@ -66,38 +67,70 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
             others = [argument for argument in sys.argv[1:] if not argument.startswith(f"{key}={{")]
             added = [f"+{argument}" for argument in sys.argv[1:] if argument.startswith(f"{key}={{")]
             sys.argv[1:] = [*others, *_deleting(key), *added]
-    failed = False
+    failed = interrupted = worked_here = False
     began_in = os.getpid()
 
     def guarded(config: DictConfig) -> float | None:
-        nonlocal failed
+        nonlocal failed, worked_here
         folder = Path(HydraConfig.get().runtime.output_dir)
         there_before = (folder / "config.yaml").exists()
         swept = HydraConfig.get().mode == RunMode.MULTIRUN
+        # Hydra's plugin for Optuna stumbles over NaN, and takes None for a trial that failed.
+        nothing = None if "optuna" in str(HydraConfig.get().sweeper.get("_target_")) else float("nan")
+        worked_here = os.getpid() == began_in
+        began = time.monotonic()
+
+        def note(outcome: str, value: float | None = None) -> None:
+            if swept:
+                multirun.note(folder, outcome, value)
+            if beside_others():
+                print(f"{_line(folder.name, outcome, value)}  ({time.monotonic() - began:.0f} s)", flush=True)
+
+        if not worked_here and multirun.stopping(folder):
+            if not there_before:
+                _forget(folder)
+            return nothing
         if swept:
             multirun.begin(folder)
-            if os.getpid() != began_in:
-                end_with(os.getppid())
         try:
-            value = job(config)
+            with nullcontext() if worked_here else working_for(os.getppid(), lambda: multirun.stopping(folder)):
+                value = job(config)
+        except SystemExit:
+            note("stopped")
+            if worked_here:
+                raise
+            return nothing
         except Exception as error:
-            _show(error, tracebacks or config.get("debug") is True, config_name)
+            where = f"{folder.name}: " if beside_others() else ""
+            _show(error, tracebacks or config.get("debug") is True, config_name, where)
             failed = True
-            if swept:
-                multirun.note(folder, "busy" if isinstance(error, Busy) else "failed")
-            # Hydra's plugin for Optuna stumbles over NaN, and takes None for a trial that failed.
-            return None if "optuna" in str(HydraConfig.get().sweeper.get("_target_")) else float("nan")
+            note("busy" if isinstance(error, Busy) else "failed")
+            return nothing
         finally:
             if not there_before:
                 _forget_what_never_began(folder)
-        if swept:
-            multirun.note(folder, "done", value)
+        note("done", value)
         return value
 
+    def ask_to_stop() -> bool:
+        if worked_here or multirun.folder is None:
+            return False
+        multirun.ask_to_stop()
+        print("\nstopping: the jobs save where they are; once more ends them at once", flush=True)
+        return True
+
     try:
-        hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(guarded)()
+        with handed_to(ask_to_stop) as signals:
+            hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(guarded)()
+        if signals:
+            interrupted = True
+            sys.exit(128 + signals[0])
     except KeyboardInterrupt:
+        interrupted = True
         sys.exit(INTERRUPTED)
+    except SystemExit:
+        interrupted = True
+        raise
     except (HydraException, OmegaConfBaseException) as error:  # some of them are OSErrors or ValueErrors too
         _show(error, tracebacks, config_name)
         failed = True
@@ -116,8 +149,9 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
         del os.environ["HYDRA_FULL_ERROR"]
         if wanted is not None:
             os.environ["HYDRA_FULL_ERROR"] = wanted
+        multirun.stopped()
         jobs = multirun.ended()
-        _say_how_jobs_ended(multirun, jobs)
+        _say_how_jobs_ended(multirun, jobs, interrupted)
     sys.exit(1 if failed or any(ended["outcome"] != "done" for ended in jobs) else 0)
 
 
@@ -146,18 +180,33 @@ def _of_root(function: Callable[[Any], Any]) -> Callable[..., Any]:
     return resolver
 
 
-def _say_how_jobs_ended(multirun: sweep.Sweep, jobs: list[dict[str, Any]]) -> None:
-    if len(jobs) < 2:
-        return
-    print(f"\n{len(jobs)} jobs in {multirun.folder}, each with what it monitors on validation:")
-    for ended in jobs:
-        value = "" if ended["value"] is None else f" {ended['value']:.4f}"
-        print(f"  {ended['job']:<40} {ended['outcome']}{value}")
-    if not any(ended["outcome"] == "done" for ended in jobs):
-        return
-    folder = shlex.quote(_as_typed(str(multirun.folder)))
-    print(f"\ncompare               python -m mtl.report {folder}")
-    print(f"look                  tensorboard --logdir {folder}")
+def _say_how_jobs_ended(multirun: sweep.Sweep, jobs: list[dict[str, Any]], interrupted: bool) -> None:
+    if len(jobs) > 1:
+        print(f"\n{len(jobs)} jobs in {multirun.folder}, each with what it monitors on validation:")
+        for ended in jobs:
+            print(f"  {_line(ended['job'], ended['outcome'], ended['value'])}")
+    folder = _as_typed(str(multirun.folder))
+    if interrupted and multirun.folder is not None and (multirun.folder / sweep.ABOUT).is_file():
+        print(f"\ngo on     {going_on(multirun.typed, folder)}")
+    elif len(jobs) > 1 and any(ended["outcome"] == "done" for ended in jobs):
+        print(f"\ncompare               python -m mtl.report {shlex.quote(folder)}")
+        print(f"look                  tensorboard --logdir {shlex.quote(folder)}")
+
+
+def _line(job: str, outcome: str, value: float | None) -> str:
+    return f"{job:<40} {outcome}" + ("" if value is None else f" {value:.4f}")
+
+
+def beside_others() -> bool:
+    """Whether this is a job of a multirun's that run side by side, whose lines would come between each other's."""
+    hydra_config = HydraConfig.get()
+    return hydra_config.mode == RunMode.MULTIRUN and hydra_config.runtime.choices["hydra/launcher"] != "basic"
+
+
+def going_on(given: Sequence[str], folder: str) -> str:
+    """The command by which the run or multirun in the folder, started with these arguments, goes on."""
+    again = [argument for argument in given if not argument.lstrip("+").startswith("resume=")]
+    return f"python -m mtl.train {shlex.join(again)} resume={shlex.quote(folder)}"
 
 
 def code_folders() -> list[str]:
@@ -204,7 +253,7 @@ def _overrides(key: str) -> bool:
     return any(argument.split("=")[0].lstrip("+~") == key for argument in sys.argv[1:])
 
 
-def _show(error: Exception, full: bool, config_name: str) -> None:
+def _show(error: Exception, full: bool, config_name: str, where: str = "") -> None:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
@@ -236,7 +285,7 @@ def _show(error: Exception, full: bool, config_name: str) -> None:
         text = f"there is no key '{unknown[1]}'" + suggest(unknown[1], schema.siblings(unknown[1], config_name))
         if unknown[1].split(".")[0] in ("data", "model", "optimizer", "scheduler", "balancer", "tasks"):
             text += "; what a _target_ takes is possible too: --cfg job shows what is set"
-    print(f"error: {text}\n(debug=true or HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
+    print(f"{where}error: {text}\n(debug=true or HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
 
 
 def _forget_what_never_began(folder: Path) -> None:
@@ -244,9 +293,13 @@ def _forget_what_never_began(folder: Path) -> None:
     hydra_config = HydraConfig.get()
     kept = {path.name for path in folder.iterdir()} - {"train.log", "metrics.json", "config.yaml"}
     if hydra_config.mode == RunMode.RUN and hydra_config.job.config_name in TRAININGS and not kept:
-        for handler in logging.getLogger().handlers:
-            handler.close()
-        shutil.rmtree(folder)
+        _forget(folder)
+
+
+def _forget(folder: Path) -> None:
+    for handler in logging.getLogger().handlers:
+        handler.close()
+    shutil.rmtree(folder)
 
 
 def _root(value: object) -> str:

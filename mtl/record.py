@@ -16,9 +16,18 @@ from mtl import cli, sweep
 from mtl.resume import write_whole
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mtl.trainer import Trainer
 
 log = logging.getLogger("mtl")
+
+
+def terminal() -> "Console":
+    """The terminal, or for one of several jobs side by side nothing: their lines would come between each other's."""
+    from rich.console import Console
+
+    return Console(quiet=cli.beside_others())
 
 
 def tell(console: Any, line: str) -> None:
@@ -83,7 +92,7 @@ def versions() -> dict[str, Any]:
 
 
 def stopped(console: Any, trainer: "Trainer", folder: Path, code: int) -> NoReturn:
-    """Says after Ctrl-C or SIGTERM what was saved and how to go on, and ends the process, a sweep's other jobs too."""
+    """Says after Ctrl-C or SIGTERM what was saved and how to go on; ends the process, a sweep's other jobs too."""
     saved = folder_name(folder)
     there = sorted(str(path) for path in Path(saved).glob("checkpoints/*.pt"))
     place = {"steps": trainer.global_step, "epochs": trainer.epoch}
@@ -92,17 +101,9 @@ def stopped(console: Any, trainer: "Trainer", folder: Path, code: int) -> NoRetu
     at = f"at step {trainer.global_step}, in epoch {trainer.epoch}"
     older = "" if trainer.saved_step == trainer.global_step else f" (of step {trainer.saved_step})"
     tell(console, f"Stopped {at}. Saved: {', '.join(there) or 'nothing yet'}{older if there else ''}")
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        _go_on(console, sweep.arguments(folder.parent), folder_name(folder.parent))
-    elif there:
-        _go_on(console, cli.arguments(), saved)
+    if there and HydraConfig.get().mode == RunMode.RUN:
+        tell(console, f"go on     {cli.going_on(cli.arguments(), saved)}")
     if there:
         tell(console, f"look      tensorboard --logdir {shlex.quote(saved)}")
         tell(console, f"evaluate  python -m mtl.evaluate run={shlex.quote(saved)} checkpoint=last")
     sys.exit(code)
-
-
-def _go_on(console: Any, arguments: list[str], name: str) -> None:
-    """Says with what command the run, or the multirun, goes on."""
-    again = [argument for argument in arguments if not argument.lstrip("+").startswith("resume=")]
-    tell(console, f"go on     python -m mtl.train {shlex.join(again)} resume={shlex.quote(name)}")

@@ -2,11 +2,10 @@
 
 import os
 import signal
+import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 LOOKS = 0.3  # seconds from one look after another process to the next
@@ -41,13 +40,65 @@ class Stop:
                 signal.signal(number, handler)
 
 
-@cache
-def end_with(parent: int) -> None:
-    """Sends SIGTERM to this process when its parent, of that number, ends: nobody would wait for it any more."""
+@contextmanager
+def handed_to(stop: Callable[[], bool]) -> Iterator[list[int]]:
+    """Hands the first Ctrl-C or SIGTERM within to `stop`.
+
+    Where that says that it isn't for it, the signal is Python's own, and so is the second.
+
+    Yields:
+        The signals' numbers that it took.
+    """
+    taken: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield taken
+        return
+
+    def handle(number: int, *_: Any) -> None:
+        if not taken and stop():
+            taken.append(number)
+        else:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+
+    before: dict[int, Any] = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield taken
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def working_for(parent: int, asked: Callable[[], bool]) -> Iterator[None]:
+    """Ends what is within by SIGTERM when the parent, the process of that number, asks for it or is gone.
+
+    Outside of `Stop.listens` SIGTERM raises SystemExit. Ctrl-C, which reaches both, is left to the parent.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    over = threading.Event()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(LOOKS)
-        os.kill(os.getpid(), signal.SIGTERM)
+        while not over.wait(LOOKS):
+            if os.getppid() != parent or asked():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
-    threading.Thread(target=watch, daemon=True).start()
+    def leave(number: int, *_: Any) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from now on: this process may wait for another job
+    before = signal.signal(signal.SIGTERM, leave)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        over.set()
+        watcher.join()
+        signal.signal(signal.SIGTERM, before)
+        if os.getppid() != parent:
+            os._exit(1)  # nobody waits for an answer, or has another job

@@ -72,10 +72,27 @@ class Sweep:
         return "_".join([str(number), *names])[:100]
 
     def note(self, job: Path, outcome: str, value: float | None = None) -> None:
-        """Writes down how the job of that folder ended: done, failed, or busy, where another process is at it."""
+        """Writes down how the job of that folder ended: done, failed, stopped, or busy: another process is at it."""
         line = json.dumps({"by": self.new, "job": job.name, "outcome": outcome, "value": value})
         with (job.parent / JOURNAL).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def ask_to_stop(self) -> None:
+        """Asks the jobs, in whichever process, to save and end; those that haven't begun don't."""
+        assert self.folder is not None
+        self._stop_of(self.folder).touch()
+
+    def stopping(self, job: Path) -> bool:
+        """Whether the job of that folder was asked to."""
+        return self._stop_of(job.parent).exists()
+
+    def stopped(self) -> None:
+        """All jobs have ended."""
+        if self.folder is not None:
+            self._stop_of(self.folder).unlink(missing_ok=True)
+
+    def _stop_of(self, folder: Path) -> Path:
+        return folder / f"stop-{self.new}"  # one that a process left that was killed means nobody else's jobs
 
     def ended(self) -> list[dict[str, Any]]:
         """What was noted of the jobs that this multirun's processes ended, in the order of their numbers."""

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mtl import cli, schema
+from mtl import cli, record, schema
 from mtl import resume as taking_up
 from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, told
 from mtl.record import choices, failed, folder_name, stopped, swept, tell, versions, write_status
@@ -56,7 +56,7 @@ def run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None
             done = taking_up.finished(folder)
             if done is not None:
                 taking_up.check(taking_up.config_of(folder), config, folder_name(folder))
-                print(f"skipped  {folder_name(folder)} is finished")
+                record.terminal().print(f"skipped  {folder_name(folder)} is finished", soft_wrap=True, highlight=False)
                 best: float | None = done["best"]["value"]
                 return best
         return _run(config, folder, began)
@@ -75,7 +75,7 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
     from mtl.targets import make
     from mtl.trainer import Stopped, Trainer, tags
 
-    console = Console()
+    console = record.terminal()
     state = resumed(console, config, folder)
     composed, text = config, OmegaConf.to_yaml(OmegaConf.create(config))
     if state is None:

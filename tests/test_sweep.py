@@ -284,8 +284,9 @@ def test_a_sweep_whose_config_has_changed_is_refused(here: Path) -> None:
     assert "optimizer.lr: 0.001 there, 0.002 here" in changed.err
 
 
-def test_jobs_in_other_processes_stop_when_the_multirun_is_ended(here: Path) -> None:
-    """Whoever is killed tells nobody; the jobs notice, save, and let go of their folders."""
+@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGKILL])
+def test_jobs_in_other_processes_stop_when_the_multirun_is_ended(here: Path, ends: signal.Signals) -> None:
+    """Ctrl-C reaches them too, and is answered in a few lines; whoever is killed tells nobody, and they notice."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     arguments = [
         "-m",
@@ -297,19 +298,39 @@ def test_jobs_in_other_processes_stop_when_the_multirun_is_ended(here: Path) -> 
     ]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "mtl.train", *arguments], env=environment, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "mtl.train", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     while len(list(here.glob("outputs/multirun/*/*/checkpoints/last.pt"))) < 2:
         assert process.poll() is None
         time.sleep(0.1)
-    process.kill()
-    process.wait()
+    if ends == signal.SIGINT:
+        os.killpg(process.pid, ends)
+    else:
+        process.kill()
+    out, _ = process.communicate(timeout=60)
     states: list[str] = []
     end = time.monotonic() + 60
     while states != ["stopped", "stopped"] and time.monotonic() < end:
         time.sleep(0.2)
         states = [json.loads(path.read_text())["status"] for path in here.glob("outputs/multirun/*/*/metrics.json")]
     assert states == ["stopped", "stopped"]
+    if ends == signal.SIGINT:
+        assert process.returncode == 130
+        (multirun,) = here.glob("outputs/multirun/*")
+        _, stopping, *mine = [line for line in out.splitlines() if "[HYDRA]" not in line]
+        assert stopping.startswith("stopping")
+        both = [["0_seed-0", "stopped"], ["1_seed-1", "stopped"]]
+        assert sorted(line.split()[:2] for line in mine[:2]) == both
+        assert [line.split()[:2] for line in mine[4:6]] == both
+        again = f"go on     python -m mtl.train {' '.join(arguments)} resume={multirun.relative_to(here)}"
+        assert mine[6:] == ["", again]
+        assert {path.name for path in multirun.iterdir()} == {
+            *("0_seed-0", "1_seed-1", "jobs.jsonl", "multirun.yaml", "sweep.json")
+        }
 
 
 def test_a_job_that_another_process_is_at_is_not_called_failed(here: Path) -> None:
