@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -326,7 +327,7 @@ def test_jobs_in_other_processes_stop_when_the_multirun_is_ended(here: Path, end
         both = [["0_seed-0", "stopped"], ["1_seed-1", "stopped"]]
         assert sorted(line.split()[:2] for line in mine[:2]) == both
         assert [line.split()[:2] for line in mine[4:6]] == both
-        again = f"go on     python -m mtl.train {' '.join(arguments)} resume={multirun.relative_to(here)}"
+        again = f"go on     python -m mtl.train {shlex.join(arguments)} resume={multirun.relative_to(here)}"
         assert mine[6:] == ["", again]
         assert {path.name for path in multirun.iterdir()} == {
             *("0_seed-0", "1_seed-1", "jobs.jsonl", "multirun.yaml", "sweep.json")
