@@ -70,8 +70,8 @@ def swept(folder: Path) -> list[str]:
     """The job's overrides that its multirun sweeps over."""
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return []
-    typed = sweep.arguments(folder.parent)
-    return [override for override in HydraConfig.get().overrides.task if override not in typed]
+    fixed = sweep.fixed(folder.parent)
+    return [override for override in HydraConfig.get().overrides.task if override not in fixed]
 
 
 def versions() -> dict[str, Any]:

@@ -169,8 +169,8 @@ def check(config: DictConfig) -> dict[str, Any]:
     plain = narrowed(plain)
     for name, task in plain["tasks"].items():
         where = f"tasks.{name}"
-        if not isinstance(name, str) or not name.isidentifier():
-            raise UserError(f"{where}: use letters, digits and _ in a task's name, not beginning with a digit")
+        if not isinstance(name, str) or not (name.isascii() and name.isidentifier()):
+            raise UserError(f"{where}: use letters a to z, digits and _ in a task's name, not beginning with a digit")
         if not isinstance(task, Mapping):
             raise UserError(f"{where} is {task!r}; it must be a mapping with {', '.join(TASK)}")
         _check_level(

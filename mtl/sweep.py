@@ -25,13 +25,15 @@ class Sweep:
     Args:
         typed: the command line, without the program's name, its flags first.
         new: the name of a new multirun's folder, which no other process has.
+        fixed: the overrides that are the same in all jobs, as they stand in a job's.
 
     Attributes:
         folder: where the jobs' folders are, once it has been asked for.
     """
 
-    def __init__(self, typed: Sequence[str], new: str) -> None:
+    def __init__(self, typed: Sequence[str], new: str, fixed: Sequence[str] = ()) -> None:
         self.typed = list(typed)
+        self.fixed = list(fixed)
         self.new = new
         self.folder: Path | None = None
 
@@ -63,19 +65,48 @@ class Sweep:
     def begin(self, job: Path) -> None:
         """Writes down, before a job of that folder begins, of which multirun it is."""
         if not (job.parent / ABOUT).exists():
-            write_whole(job.parent / ABOUT, json.dumps({"arguments": self.typed}) + "\n")
+            about = {"arguments": self.typed, "fixed": self.fixed}
+            write_whole(job.parent / ABOUT, json.dumps(about) + "\n")
+        self.note(job, "began")
 
     def job_name(self, number: int, overrides: Sequence[str]) -> str:
         """`0_lr-0.001_seed-0` for a job whose optimizer.lr and seed are swept: short, and a valid name everywhere."""
-        swept = [override for override in overrides if override not in self.typed]
+        swept = [override for override in overrides if override not in self.fixed]
         names = [name for override in swept if "=" in override for name in _names(*override.split("=", 1))]
         return "_".join([str(number), *names])[:100]
 
     def note(self, job: Path, outcome: str, value: float | None = None) -> None:
-        """Writes down how the job of that folder ended: done, failed, stopped, or busy: another process is at it."""
+        """Writes down how the job of that folder stands.
+
+        Args:
+            outcome: began, done, failed, stopped, or busy: another process is at it.
+            value: what it monitors, of one that is done.
+        """
         line = json.dumps({"by": self.new, "job": job.name, "outcome": outcome, "value": value})
         with (job.parent / JOURNAL).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def noted(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """By job, what this multirun's processes noted last."""
+        if not (folder / JOURNAL).is_file():
+            return {}
+        jobs = {}
+        for line in (folder / JOURNAL).read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # a line that was cut off
+                noted = json.loads(line)
+                if noted["by"] == self.new:
+                    jobs[noted["job"]] = noted
+        return dict(sorted(jobs.items(), key=lambda item: int(str(item[0]).split("_")[0])))
+
+    def under_way(self) -> list[str]:
+        """The jobs that began and haven't ended."""
+        jobs = self.noted(self.folder) if self.folder else {}
+        return [name for name, noted in jobs.items() if noted["outcome"] == "began"]
+
+    def ended(self) -> list[dict[str, Any]]:
+        """What was noted of the jobs that ended."""
+        jobs = self.noted(self.folder) if self.folder else {}
+        return [noted for noted in jobs.values() if noted["outcome"] != "began"]
 
     def ask_to_stop(self) -> None:
         """Asks the jobs, in whichever process, to save and end; those that haven't begun don't."""
@@ -94,24 +125,17 @@ class Sweep:
     def _stop_of(self, folder: Path) -> Path:
         return folder / f"stop-{self.new}"  # one that a process left that was killed means nobody else's jobs
 
-    def ended(self) -> list[dict[str, Any]]:
-        """What was noted of the jobs that this multirun's processes ended, in the order of their numbers."""
-        journal = self.folder / JOURNAL if self.folder else None
-        if journal is None or not journal.is_file():
-            return []
-        jobs = {}
-        for line in journal.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # a line that was cut off
-                noted = json.loads(line)
-                if noted["by"] == self.new:
-                    jobs[noted["job"]] = noted
-        return sorted(jobs.values(), key=lambda job: int(str(job["job"]).split("_")[0]))
-
 
 def arguments(folder: Path) -> list[str]:
     """What the multirun of the folder was started with."""
     typed: list[str] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["arguments"]
     return typed
+
+
+def fixed(folder: Path) -> list[str]:
+    """The overrides that are the same in all jobs of the multirun of the folder, as they stand in a job's."""
+    found: list[str] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["fixed"]
+    return found
 
 
 def _newest_first(root: str) -> Iterator[tuple[Path, list[str]]]:
@@ -154,30 +178,6 @@ def _short(value: str) -> str:
 
 def _plain(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text).strip("-")
-
-
-def flags_first(typed: Sequence[str]) -> list[str]:
-    """The command line with its flags before its overrides: argparse takes no override after another flag."""
-    with_value = (
-        "--config-dir",
-        "-cd",
-        "--config-path",
-        "-cp",
-        "--config-name",
-        "-cn",
-        "--package",
-        "-p",
-        "--cfg",
-        "-c",
-    )
-    flags: list[str] = []
-    rest: list[str] = []
-    words = iter(typed)
-    for word in words:
-        (flags if word.startswith("-") else rest).append(word)
-        if word in with_value:
-            flags += [following] if (following := next(words, None)) is not None else []
-    return [*flags, *rest]
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:

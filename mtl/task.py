@@ -94,7 +94,7 @@ class Task:
 
 def check_name(name: str) -> None:
     """Raises a UserError unless `name` can name a task: in a tag, a file and an `nn.ModuleDict`."""
-    if not name.isidentifier():
-        raise UserError(f"task name '{name}': use letters, digits and _, not beginning with a digit")
+    if not (name.isascii() and name.isidentifier()):
+        raise UserError(f"task name '{name}': use letters a to z, digits and _, not beginning with a digit")
     if hasattr(nn.ModuleDict, name) or name in vars(nn.ModuleDict()):
         raise UserError(f"task name '{name}' is taken by PyTorch's ModuleDict; choose another, such as '{name}_'")

@@ -21,6 +21,7 @@ from torch import nn
 
 import mtl
 from mtl import cli
+from mtl.cli.folders import run_id
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,7 +59,7 @@ def command(module: str, *arguments: str) -> Ended:
             del sys.modules[name]
     argv, path = sys.argv, list(sys.path)
     sys.argv = [f"mtl.{module}", *arguments]
-    cli._run_id.cache_clear()
+    run_id.cache_clear()
     out, err = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:

@@ -222,6 +222,6 @@ def test_loggers_are_closed_when_a_job_of_a_sweep_fails(own: list[str], here: Pa
 
 
 def test_jobs_that_start_in_one_second_have_folders_of_their_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtl.cli.time.strftime", lambda form: "2026-01-01_00-00-00-")
+    monkeypatch.setattr("mtl.cli.folders.time.strftime", lambda form: "2026-01-01_00-00-00-")
     runs = {command("train", *FAST, "trainer.max_epochs=1").run for _ in range(3)}
     assert len(runs) == 3

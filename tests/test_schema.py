@@ -92,7 +92,7 @@ def test_documented_forms() -> None:
         ("tasks.digit.weight", float("nan"), "tasks.digit.weight is nan"),
         ("tasks.digit.waight", 1, "tasks.digit.waight: there is no such key; did you mean 'weight'?"),
         ("tasks.digit", None, "tasks.digit is None; it must be a mapping with target"),
-        ("tasks.a b", {}, "tasks.a b: use letters, digits and _"),
+        ("tasks.a b", {}, "tasks.a b: use letters a to z, digits and _"),
         ("tasks.new", {"target": "digit"}, "tasks.new.head: a value is needed here; none is given"),
         ("tasks.digit.target", "???", "tasks.digit.target: a value is needed here; none is given"),
         ("log.every", "${nowhere}", "log.every: Interpolation key 'nowhere' not found"),

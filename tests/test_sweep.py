@@ -15,8 +15,12 @@ import torch
 from conftest import ROOT, Ended, command
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mtl import cli, search, sweep
+from mtl.cli import overrides
+from mtl.cli.launch import register_resolvers
 from mtl.resume import locked
 
 SMALL = ["task=mnist_two_head", "trainer.max_epochs=1", "data.batch_size=500", "logger=[csv]"]
@@ -28,13 +32,21 @@ def jobs_of(ended: Ended) -> dict[str, dict]:
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(ended.run.parent.glob("*/metrics.json"))}
 
 
+def differing(run: Path) -> list[str]:
+    """The options that the run's HParams say are swept over."""
+    events = EventAccumulator(str(run))
+    events.Reload()
+    content = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/experiment"])
+    return [each.name for each in content.experiment.hparam_infos if each.differs]
+
+
 def config_of(*overrides: str) -> OmegaConf:
     with initialize_config_dir(cli.CONFIG_DIR, version_base=None):
         return compose("train", list(overrides))
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 9])
-def test_weights_lie_on_a_grid_that_sums_to_the_number_of_tasks(count: int) -> None:
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 9, 10, 40])
+def test_sets_of_weights_sum_to_the_number_of_tasks(count: int) -> None:
     names = [f"t{index}" for index in range(count)]
     config = OmegaConf.create({"tasks": dict.fromkeys(names, 0), "hydra": {"overrides": {"task": []}}})
     points = [
@@ -42,10 +54,13 @@ def test_weights_lie_on_a_grid_that_sums_to_the_number_of_tasks(count: int) -> N
         for point in OmegaConf.to_container(OmegaConf.create(f"[{search.weight_grid(config)}]".replace(":", ": ")))
     ]
     assert [1.0] * count in points
-    assert len({tuple(point) for point in points}) == len(points) <= search.MOST_POINTS + 1
+    assert 9 <= len({tuple(point) for point in points}) == len(points) <= search.MOST_POINTS + 1
     for point in points:
-        assert sum(point) == pytest.approx(count, abs=1e-3)
+        assert sum(point) == pytest.approx(count, rel=1e-4)
         assert min(point) > 0
+    unequal = [point for point in points if point != [1.0] * count]
+    assert all(len(set(point)) > 2 for point in unequal) or count <= 4
+    assert len({max(range(count), key=point.__getitem__) for point in unequal}) > 1  # not one task alone is raised
 
 
 def test_two_tasks_have_tenths() -> None:
@@ -71,7 +86,7 @@ def test_two_tasks_have_tenths() -> None:
     ],
 )
 def test_names_are_short_and_have_only_what_is_swept(overrides: list[str], name: str) -> None:
-    assert sweep.Sweep(["task=x", "-m"], "new").job_name(7, overrides) == name
+    assert sweep.Sweep(["task=x", "-m"], "new", fixed=["task=x"]).job_name(7, overrides) == name
 
 
 @pytest.mark.parametrize(
@@ -124,9 +139,16 @@ def test_each_task_alone(here: Path) -> None:
     assert "+sweep" not in " ".join(jobs_of(ended)["0_only-digit_seed-0"]["arguments"])
 
 
+def test_each_of_some_tasks_alone(here: Path) -> None:
+    ended = command("train", *SMALL, "+sweep=single_task", "seed=0", "only=[parity, digit]")
+    assert ended.code == 0, ended.err
+    found = {name: list(metrics["test"]) for name, metrics in jobs_of(ended).items()}
+    assert found == {"0_only-parity": ["parity"], "1_only-digit": ["digit"]}
+
+
 def params_of(name: str, task: str) -> dict[str, str]:
     with initialize_config_dir(cli.CONFIG_DIR, version_base=None):
-        cli._register_resolvers(sweep.Sweep([], "new"))
+        register_resolvers(sweep.Sweep([], "new"))
         composed = compose("train", [f"task={task}", f"+sweep={name}"], return_hydra_config=True)
         assert composed.hydra.mode.name == "MULTIRUN"
         return dict(composed.hydra.sweeper.params)
@@ -136,7 +158,9 @@ def params_of(name: str, task: str) -> dict[str, str]:
 def test_sweeps_of_every_problem(task: str) -> None:
     names = list(config_of(f"task={task}").tasks)
     assert params_of("single_task", task) == {"only": ",".join(names), "seed": "0,1,2"}
-    assert params_of("weights", task)["++tasks"].count("{") % (len(names) + 1) == 0
+    sets = params_of("weights", task)["++tasks"].count("{") / (len(names) + 1)
+    assert sets.is_integer()
+    assert sets >= 9
 
 
 def test_weights_reach_the_tasks(here: Path) -> None:
@@ -163,6 +187,10 @@ def test_the_weights_of_a_sweep_reach_the_tasks_and_no_others_do(here: Path) -> 
     ("arguments", "message"),
     [
         (["+sweep=weights", "tasks.digit.weight=2"], "sets the tasks' weights itself; leave tasks.digit.weight=2 out"),
+        (["+sweep=weights", "tasks={digit: {weight: 3}}"], "sets the tasks' weights itself; leave tasks="),
+        (["+sweep=weights", "tasks.digit={weight: 3}"], "sets the tasks' weights itself; leave tasks.digit="),
+        (["output_root=büro"], """can't be read: quote what isn't plain ASCII: 'output_root="büro"'"""),
+        (["a=[1,"], "'a=[1,' can't be read: no viable alternative at input '[1,'; values are written key=value"),
         (["+sweep=weights", "only=digit"], "digit is the only task"),
         (["+sweep=weights", "only=nope"], "only: there is no task 'nope'"),
         (["+sweep=single_task", "only=[]"], "only: it is empty"),
@@ -184,7 +212,7 @@ def test_slips_are_told_in_a_sentence_before_any_job(here: Path, arguments: list
 
 def test_flags_come_first() -> None:
     typed = ["task=x", "-m", "seed=0,1", "--config-dir", "mine", "a=b", "--cfg=job"]
-    assert sweep.flags_first(typed) == ["-m", "--config-dir", "mine", "--cfg=job", "task=x", "seed=0,1", "a=b"]
+    assert overrides.flags_first(typed) == ["-m", "--config-dir", "mine", "--cfg=job", "task=x", "seed=0,1", "a=b"]
 
 
 def test_all_balancers_are_swept(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +264,55 @@ def test_a_job_that_fails_stops_no_other_and_is_tried_again(here: Path, launcher
     if launcher == "basic":
         assert "resume   from step 3" in again.out
         assert again.out.count("is finished") == 2
+
+
+def test_names_and_options_are_of_what_is_swept_however_the_rest_is_spelt(here: Path) -> None:
+    """Hydra spells values its own way: 1e-3 as 0.001, a space with a backslash; and mappings are replaced in three."""
+    fixed = ["optimizer.lr=1e-3", "output_root=my runs", "trainer.monitor={digit/accuracy: max}"]
+    ended = command("train", "-m", *SMALL[:-1], *fixed, "seed=range(0,2)", "trainer.clip_norm=null,1")
+    assert ended.code == 0, ended.err
+    (multirun,) = here.glob("my runs/multirun/*")
+    names = ["0_seed-0_clip_norm-null", "1_seed-0_clip_norm-1", "2_seed-1_clip_norm-null", "3_seed-1_clip_norm-1"]
+    assert sorted(path.parent.name for path in multirun.glob("*/metrics.json")) == names
+    assert differing(multirun / names[1]) == ["seed", "trainer.clip_norm"]
+    again = command(
+        "train", "-m", *SMALL[:-1], *fixed, "seed=range(0,2)", "trainer.clip_norm=null,1", f"resume={multirun}"
+    )
+    assert again.code == 0, again.err
+    assert again.out.count("is finished") == 4
+    groups = ["optimizer.groups={trunk: {lr: 1e-4}},{trunk: {lr: 1e-3}}"]
+    ended = command("train", "-m", *SMALL, *groups)
+    assert list(jobs_of(ended)) == ["0_lr-0.0001", "1_lr-0.001"]
+
+
+def test_a_job_whose_process_is_killed_stops_no_other(here: Path) -> None:
+    """It has failed once it was killed by itself; the one that was under way beside it goes on."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (here / "dies.py").write_text(
+        "import os, signal, time, torch\n"
+        "from pathlib import Path\n\n"
+        "class Dies:\n"
+        "    def __call__(self, trainer, result):\n"
+        "        while torch.initial_seed() == 1 and not list(Path('outputs').glob('**/0_seed-0/checkpoints/*.pt')):\n"
+        "            time.sleep(0.05)\n"
+        "        if torch.initial_seed() == 1 and trainer.global_step == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        if torch.initial_seed() == 0 and not Path('killed').exists() and trainer.global_step == 6:\n"
+        "            Path('killed').touch()\n"
+        "            time.sleep(30)\n"
+    )
+    arguments = ["-m", *SMALL, "seed=0,1,2", "checkpoint.every_steps=2", "+callbacks.dies._target_=dies.Dies"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    line = [sys.executable, "-m", "mtl.train", *arguments, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1, ended.stderr
+    found = {path.parent.name: json.loads(path.read_text()) for path in here.glob("outputs/multirun/*/*/metrics.json")}
+    assert {name: metrics["status"] for name, metrics in found.items()} == {
+        **{"0_seed-0": "finished", "1_seed-1": "failed", "2_seed-2": "finished"}
+    }
+    assert found["1_seed-1"]["error"] == "its process was killed; it may have run out of memory"
+    assert "run again, each by itself: 0_seed-0, 1_seed-1" in ended.stdout
+    assert "1_seed-1                                 failed" in ended.stdout
+    assert found["0_seed-0"]["test"] == command("train", *SMALL, "seed=0").metrics["test"]
 
 
 RACE = """
@@ -447,7 +524,7 @@ def test_launchers_compose(name: str) -> None:
     plugin = name.split("_")[0]
     pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
     with initialize_config_dir(cli.CONFIG_DIR, version_base=None):
-        cli._register_resolvers(sweep.Sweep([], "new"))
+        register_resolvers(sweep.Sweep([], "new"))
         composed = compose(
             "train", ["task=mnist_two_head", "+sweep=balancers", f"hydra/launcher={name}"], return_hydra_config=True
         )

@@ -1,0 +1,181 @@
+"""The jobs of a command, one or those of a multirun, in this process or in others; and how they end."""
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from mtl.cli.complaints import show
+from mtl.cli.folders import forget, forget_what_never_began
+from mtl.cli.overrides import as_typed
+from mtl.errors import UserError
+from mtl.resume import Busy, write_whole
+from mtl.signals import working_for
+from mtl.sweep import ABOUT, Sweep
+
+DIED = "its process was killed; it may have run out of memory"
+
+
+class Jobs:
+    """What is called for each job. It goes into other processes, and what it notes there the multirun's journal has.
+
+    Args:
+        job: takes the config, and gives what it monitors.
+        config_name: of the command.
+        multirun: of which the jobs are, if they are of one.
+        tracebacks: whether errors are shown with theirs.
+
+    Attributes:
+        failed: whether a job in this process did, or one's process was killed.
+    """
+
+    def __init__(
+        self, job: Callable[[DictConfig], float | None], config_name: str, multirun: Sweep, *, tracebacks: bool
+    ) -> None:
+        self.failed = False
+        self._only: str | None = None  # the name of the one job that is to run
+        self._suspects: list[str] = []  # jobs that were under way when a process was killed
+        self._job = job
+        self._config_name = config_name
+        self._multirun = multirun
+        self._tracebacks = tracebacks
+        self._began_in = os.getpid()
+        self._worked_here = False
+        self._asked_to_stop = False
+
+    def __call__(self, config: DictConfig) -> float | None:
+        """Runs the job of Hydra's folder, unless it isn't to; what goes wrong is told and noted."""
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        self._worked_here = os.getpid() == self._began_in
+        there_before = (folder / "config.yaml").exists()
+        # Hydra's plugin for Optuna stumbles over NaN, and takes None for a trial that failed.
+        nothing = None if "optuna" in str(HydraConfig.get().sweeper.get("_target_")) else float("nan")
+        if not self._worked_here:
+            earlier = self._multirun.noted(folder.parent).get(folder.name)
+            if earlier and earlier["outcome"] in ("done", "failed"):
+                return nothing if earlier["value"] is None else float(earlier["value"])
+            if self._multirun.stopping(folder) or self._only not in (None, folder.name):
+                if not there_before:
+                    forget(folder)
+                return nothing
+        began = time.monotonic()
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            self._multirun.begin(folder)
+        try:
+            with self._governed(folder):
+                value = self._job(config)
+        except SystemExit:
+            self._note(folder, began, "stopped")
+            if self._worked_here:
+                raise
+            return nothing
+        except Exception as error:
+            where = f"{folder.name}: " if beside_others() else ""
+            show(error, self._tracebacks or config.get("debug") is True, self._config_name, where)
+            self.failed = True
+            self._note(folder, began, "busy" if isinstance(error, Busy) else "failed")
+            return nothing
+        finally:
+            if not there_before:
+                forget_what_never_began(folder)
+        self._note(folder, began, "done", value)
+        return value
+
+    def _governed(self, folder: Path) -> Any:
+        if self._worked_here:
+            return nullcontext()
+        return working_for(os.getppid(), lambda: self._multirun.stopping(folder))
+
+    def _note(self, folder: Path, began: float, outcome: str, value: float | None = None) -> None:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            self._multirun.note(folder, outcome, value)
+        if beside_others():
+            print(f"{_line(folder.name, outcome, value)}  ({time.monotonic() - began:.0f} s)", flush=True)
+
+    def ask_to_stop(self) -> bool:
+        """Asks jobs in other processes to save and end; gives whether there may be any."""
+        if self._worked_here or self._multirun.folder is None:
+            return False
+        self._asked_to_stop = True
+        self._multirun.ask_to_stop()
+        print("\nstopping: the jobs save where they are; once more ends them at once", flush=True)
+        return True
+
+    def go_on(self, broken: BrokenProcessPool | None) -> bool:
+        """Called when Hydra has run the jobs; gives whether it is to run them again, those that have ended left out.
+
+        Hydra's plugin for joblib ends all jobs with the first process that is killed. Those that were under way then
+        run once more, each by itself: if its process is killed again, it has failed. After them the others run.
+
+        Args:
+            broken: what was raised because a process was killed.
+        """
+        folder = self._multirun.folder
+        if broken is not None:
+            under_way = self._multirun.under_way()
+            if folder is None or not under_way or _searches(folder):
+                raise UserError(f"the process of a job was killed; it may have run out of memory: {broken}") from broken
+            if self._only is None:
+                self._suspects = under_way
+                print(f"\na process was killed; run again, each by itself: {', '.join(under_way)}", flush=True)
+            else:
+                self._give_up(folder, self._only)
+        if self._asked_to_stop:
+            return False
+        alone = self._only is not None
+        self._only = self._suspects.pop(0) if self._suspects else None
+        return alone or self._only is not None
+
+    def _give_up(self, folder: Path, name: str) -> None:
+        self.failed = True
+        self._multirun.note(folder / name, "failed")
+        print(f"{name}: error: {DIED}", flush=True)
+        path = folder / name / "metrics.json"
+        about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        write_whole(path, json.dumps({**about, "status": "failed", "error": DIED}, indent=2) + "\n")
+
+    def say_how_they_ended(self, interrupted: bool) -> bool:
+        """Lists a multirun's jobs and says what one may do next; gives whether all of them are done."""
+        multirun = self._multirun
+        jobs = multirun.ended()
+        if len(jobs) > 1:
+            print(f"\n{len(jobs)} jobs in {multirun.folder}, each with what it monitors on validation:")
+            for ended in jobs:
+                print(f"  {_line(ended['job'], ended['outcome'], ended['value'])}")
+        folder = as_typed(str(multirun.folder))
+        if interrupted and multirun.folder is not None and (multirun.folder / ABOUT).is_file():
+            print(f"\ngo on     {going_on(multirun.typed, folder)}")
+        elif len(jobs) > 1 and any(ended["outcome"] == "done" for ended in jobs):
+            print(f"\ncompare               python -m mtl.report {shlex.quote(folder)}")
+            print(f"look                  tensorboard --logdir {shlex.quote(folder)}")
+        return all(ended["outcome"] == "done" for ended in jobs)
+
+
+def _searches(folder: Path) -> bool:
+    """Whether the multirun's next jobs depend on how the last ones ended."""
+    return "optuna" in str(OmegaConf.load(folder / "multirun.yaml").hydra.sweeper.get("_target_"))
+
+
+def _line(job: str, outcome: str, value: float | None) -> str:
+    return f"{job:<40} {outcome}" + ("" if value is None else f" {value:.4f}")
+
+
+def beside_others() -> bool:
+    """Whether this is a job of a multirun's that run side by side, whose lines would come between each other's."""
+    hydra_config = HydraConfig.get()
+    return hydra_config.mode == RunMode.MULTIRUN and hydra_config.runtime.choices["hydra/launcher"] != "basic"
+
+
+def going_on(given: Sequence[str], folder: str) -> str:
+    """The command by which the run or multirun in the folder, started with these arguments, goes on."""
+    again = [argument for argument in given if not argument.lstrip("+").startswith("resume=")]
+    return f"python -m mtl.train {shlex.join(again)} resume={shlex.quote(folder)}"

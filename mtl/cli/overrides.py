@@ -1,0 +1,84 @@
+"""What was typed, and what Hydra is given of it."""
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+REPLACED = (  # mappings whose keys are the user's
+    *("trainer.monitor", "optimizer.groups", "model.freeze_until", "data.batch_size"),
+)
+WITH_VALUE = (  # flags
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c"),
+)
+
+
+def flags_first(typed: Sequence[str]) -> list[str]:
+    """The command line with its flags before its overrides: argparse takes no override after another flag."""
+    flags: list[str] = []
+    rest: list[str] = []
+    words = iter(typed)
+    for word in words:
+        (flags if word.startswith("-") else rest).append(word)
+        if word in WITH_VALUE:
+            flags += [following] if (following := next(words, None)) is not None else []
+    return [*flags, *rest]
+
+
+def gives(typed: Sequence[str], key: str) -> bool:
+    """Whether there is an override of that key."""
+    return any(argument.split("=")[0].lstrip("+~") == key for argument in typed)
+
+
+def for_hydra(typed: Sequence[str]) -> list[str]:
+    """The command line that does in Hydra what the one that was typed means here.
+
+    A mapping that is typed takes the place of the task's own; Hydra would merge the two. Each of several tasks that
+    `only` names is swept over, where the sweep is that of tasks alone.
+    """
+    given = list(typed)
+    if "+sweep=single_task" in given:
+        given = [re.sub(r"^only=\[(.+)\]$", r"only=\1", argument) for argument in given]
+    for key in REPLACED:
+        if any(argument.startswith(f"{key}={{") for argument in given):
+            others = [argument for argument in given if not argument.startswith(f"{key}={{")]
+            added = [f"+{argument}" for argument in given if argument.startswith(f"{key}={{")]
+            given = [*others, *_deleting(key), *added]
+    return given
+
+
+def _deleting(key: str) -> list[str]:
+    """Overrides that take the key away: Hydra can't delete one that is null."""
+    return [f"++{key}={{x:0}}", f"~{key}"]
+
+
+def fixed(given: Sequence[str]) -> list[str]:
+    """Those overrides of the command line that are the same in all jobs, as Hydra spells them in a job's."""
+    parser = OverridesParser.create()
+    found = []
+    for argument in given:
+        with suppress(HydraException):  # a flag, or a slip, which Hydra tells
+            override = parser.parse_override(argument)
+            if not override.is_sweep_override():
+                found.append(f"{override.get_key_element()}={override.get_value_element_as_str()}")
+    return found
+
+
+def arguments() -> list[str]:
+    """What this job was given on the command line, the folder of --config-dir included, to be given again."""
+    replaced = tuple(f"+{key}=" for key in REPLACED)
+    ours = {spelt for key in REPLACED for spelt in (*_deleting(key), *fixed(_deleting(key)))}
+    task = [argument for argument in HydraConfig.get().overrides.task if argument not in ours]
+    given = [a.removeprefix("+") if a.startswith(replaced) else a for a in task if not a.startswith("+sweep=")]
+    folders = [s.path for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
+    return [*(part for folder in folders for part in ("--config-dir", as_typed(folder))), *given]
+
+
+def as_typed(folder: str) -> str:
+    """The folder as one would type it here."""
+    return os.path.relpath(folder) if Path(folder).is_relative_to(Path.cwd()) else folder
