@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mtl import cli, schema
@@ -32,8 +31,6 @@ def graph(composed: DictConfig) -> None:
         UserError: for whatever is wrong in the config, or would be in a training's first step.
     """
     config, options = schema.check_graph(composed)  # before torch is imported, which takes seconds
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise UserError("-m: mtl.graph looks at one problem at a time")
     if config["resume"] is not None:
         raise UserError("resume: mtl.graph trains nothing, so there is nothing to go on with; init_from=… is possible")
     try:

@@ -119,6 +119,16 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
     return target.numel() // target.shape[1] if isinstance(task.loss, BY_CLASS) and target.ndim > 1 else len(target)
 
 
+def num_labelled(task: Task, batch: Batch) -> Tensor | int:
+    """How many of the batch's samples have a label of the task, or a part of one.
+
+    Raises:
+        UserError: as `there`.
+    """
+    found = there(task, batch) if task.missing else None
+    return num_samples(batch) if found is None else found.flatten(1).any(1).sum() if found.ndim > 1 else found.sum()
+
+
 def shares(tasks: Sequence[Task], parts: Sequence[Batch], members: Sequence[Sequence[int]]) -> list[list[float]]:
     """By part and task, D of the part over D of the whole step; 0 where the task has nothing there.
 

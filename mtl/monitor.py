@@ -76,5 +76,5 @@ class Monitor:
             example = ", ".join(f"{name}: {{mode: {mode}, scale: 1.0}}" for name, mode in modes.items())
             raise UserError(
                 f"{self._where} {', '.join(modes)} have unlike units, so their mean means nothing. Say with a scale "
-                f"what change of each counts alike: trainer.monitor={{{example}}}"
+                f"what change of each counts alike: 'trainer.monitor={{{example}}}'"
             )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mtl.trainer import Trainer
     from mtl.validation import Figures, Kind
 
+MOST_PAIRS = 5  # of tasks that are told of
 FEW = 8  # measured steps that say nothing yet about how two tasks get on
 COSTS = {
     "joint": "one trunk forward and backward a step, all graphs alive at once",
@@ -36,6 +37,7 @@ class Run:
         trainer: after `fit`.
         splits: the data.
         test: the best parameters' figures on the test split.
+        labelled: by task, how many of its samples have a label.
         kinds: of each figure, by `task/metric`.
         folder: of the run, as one would type it.
         arguments: the command line's.
@@ -45,6 +47,7 @@ class Run:
     trainer: "Trainer"
     splits: "Splits | Sources"
     test: "Figures"
+    labelled: dict[str, int]
     kinds: "Mapping[str, Kind]"
     folder: str
     arguments: list[str]
@@ -81,6 +84,11 @@ class Run:
             if (v := self.values(tag))
         }
 
+    def measuring_oftener(self) -> int | None:
+        """A smaller log.every with enough measured steps in a run as long as this one, if there is any."""
+        every = max(self.trainer.global_step // (2 * FEW), 1)
+        return every if every < self.config["log"]["every"] and self.trainer.global_step // every >= FEW else None
+
     def samples(self) -> dict[str, int]:
         """How many there are in each split, of all sources together."""
         found: dict[str, int] = {}
@@ -111,6 +119,7 @@ class Run:
             },
             "kinds": {name: kind.mode for name, kind in self.kinds.items()},
             "samples": self.samples(),
+            "labelled": self.labelled,
             "fingerprints": fingerprints(self.splits.items()),
             "train": {task: {"loss": loss} for task, loss in trainer.readings.epoch_losses.items()},
             "val": trainer.figures,
@@ -146,8 +155,13 @@ def summarise(console: Console, run: Run) -> None:
             },
         )
     )
-    for pair, cosine in sorted(run.cosines().items(), key=lambda item: item[1]["mean"])[:5]:
-        say(f"{pair.replace('~', ' and ')}: {meaning(cosine['mean'], cosine['below_zero'], int(cosine['steps']))}")
+    cosines = sorted(run.cosines().items(), key=lambda item: item[1]["mean"])
+    oftener = run.measuring_oftener()
+    for pair, cosine in cosines[:MOST_PAIRS]:
+        what = meaning(cosine["mean"], cosine["below_zero"], int(cosine["steps"]), oftener)
+        say(f"{pair.replace('~', ' and ')}: {what}")
+    if len(cosines) > MOST_PAIRS:
+        say(f"These are the lowest of {len(cosines)} pairs; metrics.json has them all.")
     if len(run.tasks) > 1 and not run.cosines():
         if any(len(tasks) > 1 for tasks in trainer.readings.reach.values()):
             say("No step had two tasks whose gradients could be compared: they come by turns.")
@@ -198,11 +212,18 @@ def written(folder: Path) -> list[str]:
     return list(dict.fromkeys(next((n for start, n in several.items() if f.startswith(start)), f) for f in files))
 
 
-def meaning(mean: float, below_zero: float, steps: int) -> str:
-    """One sentence on two tasks' gradients over the shared parameters."""
+def meaning(mean: float, below_zero: float, steps: int, oftener: int | None) -> str:
+    """One sentence on two tasks' gradients over the shared parameters.
+
+    Args:
+        mean, below_zero: of their cosines, and the share of these.
+        steps: in which they were measured.
+        oftener: a log.every that would measure in enough steps.
+    """
     figures = f"mean cosine {mean:+.2f}, below zero in {below_zero:.0%} of {steps} measured steps"
     if steps < FEW:
-        return f"{figures}: too few to say what that means; log.every=10 measures more often."
+        more = f"; log.every={oftener} measures more often" if oftener else ""
+        return f"{figures}: too few to say what that means{more}."
     if mean < -0.1:
         return f"{figures}: a step for one mostly undoes some of the other's; try a balancer, or separate models."
     if mean > 0.1:
@@ -215,19 +236,29 @@ def trust(run: Run) -> str:
     text = f"One seed ({run.config['seed']})"
     sizes = [len(dataset) for split, dataset in run.splits.items() if split == "test"]
     if sizes and run.test:
-        size = min(sizes)
         text += f", {' and '.join(f'{each:,}' for each in sizes)} test samples"
-        shares = [v for figures in run.test.values() for name, v in figures.items() if "accuracy" in name and 0 < v < 1]
-        if shares:
-            error = max(math.sqrt(v * (1 - v) / size) for v in shares)
-            text += f": an accuracy is uncertain by about ±{error:.3f} (one standard error) from the samples alone"
+        few = {task: count for task, count in run.labelled.items() if 0 < count < min(sizes)}
+        if few:
+            text += f" ({', '.join(f'{count:,} with a label of {task}' for task, count in few.items())})"
+        errors = [
+            math.sqrt(value * (1 - value) / run.labelled[task])
+            for task, figures in run.test.items()
+            for name, value in figures.items()
+            if "accuracy" in name and 0 < value < 1 and run.labelled.get(task)
+        ]
+        if errors:
+            text += (
+                f": an accuracy is uncertain by about ±{max(errors):.3f} (one standard error) from the samples alone"
+            )
     return f"{text}. Before you compare methods, run several seeds: -m seed=0,1,2."
 
 
 def next_steps(run: Run, folder: str) -> list[tuple[str, str]]:
     """Commands that go on from here, each with what it is for."""
     given = " ".join(shlex.quote(a) for a in run.arguments if not a.lstrip("+").startswith("resume"))
-    commands = [("evaluate", f"python -m mtl.evaluate run={folder}")]
+    there = [split for split, _ in run.splits.items()]
+    split = "" if "test" in there else " split=val" if "val" in there else " split=train"
+    commands = [("evaluate", f"python -m mtl.evaluate run={folder}{split}")]
     if any(Path(run.folder).glob("events.out.tfevents.*")):
         commands.insert(0, ("look", f"tensorboard --logdir {folder}"))
     if len(run.tasks) > 1:

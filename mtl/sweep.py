@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -118,9 +119,12 @@ class Sweep:
         return self._stop_of(job.parent).exists()
 
     def stopped(self) -> None:
-        """All jobs have ended."""
-        if self.folder is not None:
-            self._stop_of(self.folder).unlink(missing_ok=True)
+        """All jobs have ended; a folder in which none began is none to be kept."""
+        if self.folder is None or not self.folder.is_dir():
+            return
+        self._stop_of(self.folder).unlink(missing_ok=True)
+        if {path.name for path in self.folder.iterdir()} <= {"multirun.yaml"}:
+            shutil.rmtree(self.folder)
 
     def _stop_of(self, folder: Path) -> Path:
         return folder / f"stop-{self.new}"  # one that a process left that was killed means nobody else's jobs

@@ -153,7 +153,10 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
             terminal.close()
             stopped(console, trainer, folder, 128 + getattr(stop, "signal", signal.SIGINT))
 
-    finished = Run(trainer, problem.splits, test, validation.kinds(), folder_name(folder), cli.arguments(), config)
+    labelled = validation.labelled if test else {}
+    finished = Run(
+        trainer, problem.splits, test, labelled, validation.kinds(), folder_name(folder), cli.arguments(), config
+    )
     console.print()
     summarise(console, finished)
     write_status(folder, "finished", **finished.figures(), versions=versions())
@@ -186,7 +189,7 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
     try:
         trainer.fit()
     except (UserError, RuntimeError, MemoryError) as error:
-        if trainer.saved_step:
+        if trainer.saved_step > 1:  # else there is nothing to be saved, and the config may be what has to change
             again = f"resume={shlex.quote(folder_name(folder))}"
             tell(console, f"saved    step {trainer.saved_step}; when it is mended, go on with {again}")
         place = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"

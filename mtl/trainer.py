@@ -131,6 +131,7 @@ class Trainer:
         self._saved_at = time.monotonic()
         self._due = False  # whether gradients are to be measured in the next step
         self._unmeasured = {task.name for task in step.tasks}  # since they were to be the last time
+        self._chased = 0  # steps measured since then
         self._queued = 0  # the step of the last state that was given to the writer
         self._loaded = 0  # the step that the run was taken up at
         self._ended = 0  # the last epoch of which the balancer was told that it is over
@@ -217,11 +218,7 @@ class Trainer:
             self.readings.add(place, result)
             if measure and result.taken:
                 self._log(result)
-                self._unmeasured -= set(result.losses)
-                # Where tasks come by turns, the same one might have its turn in every such step.
-                self._due = bool(self._unmeasured) and len(result.losses) < len(self.step.tasks)
-                if not self._due:
-                    self._unmeasured = {task.name for task in self.step.tasks}
+                self._look_for_others(result)
                 if number == 1:  # mistakes in metrics show now, and not after an epoch; importing them is slow
                     self._prepare_validation()
                     start = self._clock = time.perf_counter()
@@ -242,6 +239,17 @@ class Trainer:
                 self._ended = self.epoch
             self._log()
         self.seconds += time.perf_counter() - start
+
+    def _look_for_others(self, result: StepResult) -> None:
+        """Has the next step measured too where tasks come by turns: one might have its turn in every such step.
+
+        Not for ever: a task may be rare, or have no labels at all.
+        """
+        self._unmeasured -= set(result.losses)
+        self._chased += 1
+        self._due = bool(self._unmeasured) and self._chased < 2 * len(self.step.tasks)
+        if not self._due:
+            self._unmeasured, self._chased = {task.name for task in self.step.tasks}, 0
 
     def _step(self, batch: Any, number: int, measure: bool) -> StepResult:
         """The step; one that fails before it moves the parameters leaves everything as it was before it."""
@@ -371,7 +379,7 @@ class Trainer:
 
 _COUNTERS = (
     *("global_step", "epoch", "position", "tried", "best", "best_epoch", "figures", "seconds"),
-    *("_samples", "_rates", "_ended", "_due", "memory_per_step", "weighed"),
+    *("_samples", "_rates", "_ended", "_due", "_chased", "memory_per_step", "weighed"),
 )
 
 

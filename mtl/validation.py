@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from mtl.batch import Batch, describe, field, num_samples
 from mtl.data import Loader, Mix
 from mtl.errors import UserError, is_elsewhere, told
-from mtl.labels import denominator, select_for_metric
+from mtl.labels import denominator, num_labelled, select_for_metric
 from mtl.model import MultiTaskModel
 from mtl.passes import loss_of, objective_of
 from mtl.precision import Autocast
@@ -39,6 +39,9 @@ class Validation:
 
     Importing this imports torchmetrics, which takes seconds: do so when the first step has been taken.
 
+    Attributes:
+        labelled: by task, how many samples of the last split had a label, or a part of one.
+
     Raises:
         UserError: where a metric can't be made.
     """
@@ -47,6 +50,7 @@ class Validation:
         self.model = model
         self.tasks = tasks
         self.autocast = autocast
+        self.labelled: dict[str, int] = {}
         device = next(model.parameters()).device
         self.metrics = {task.name: {name: _make(task, name).to(device) for name in task.metrics} for task in tasks}
 
@@ -75,6 +79,7 @@ class Validation:
         zero = torch.zeros((), dtype=torch.float64, device=next(self.model.parameters()).device)
         sums = {task.name: zero.clone() for task in self.tasks}
         counts = {task.name: zero.clone() for task in self.tasks}
+        labelled = {task.name: zero.clone() for task in self.tasks}
         try:
             seen: set[str] = set()
             for part, names in loader.parts():
@@ -82,6 +87,9 @@ class Validation:
                 seen |= {task.name for task in tasks}
                 for batch in part.batches():
                     self._take(tasks, batch, sums, counts)
+                    for task in tasks:
+                        labelled[task.name] += num_labelled(task, batch)
+            self.labelled = {name: int(labelled[name]) for name in labelled if name in seen}
             return {
                 task.name: {
                     **{name: _number(task, name, metric) for name, metric in self.metrics[task.name].items()},

@@ -210,8 +210,8 @@ def test_a_balancer_that_training_would_refuse(here: Path) -> None:
 def test_messages(here: Path, arguments: list[str], message: str) -> None:
     done = command("graph", HEAD, *arguments)
     assert done.code == 1
-    assert message in done.err
-    assert not list(here.glob("outputs/graph/mnist_two_head/*"))
+    assert done.err.count(message) == 1
+    assert not list(here.glob("outputs/graph/*/*"))
 
 
 def test_training_does_not_take_it_for_a_run(here: Path) -> None:

@@ -198,6 +198,7 @@ def test_the_weights_of_a_sweep_reach_the_tasks_and_no_others_do(here: Path) -> 
         (["sweep=weights"], "a sweep is added: +sweep=weights"),
         (["+sweep=balancer"], "sweep: there is no 'balancer'; did you mean 'balancers'?"),
         (["balancer=upgard"], "balancer: there is no 'upgard'; did you mean 'upgrad'?"),
+        (["-m", "balancer=equal,upgard"], "balancer: there is no 'upgard'; did you mean 'upgrad'?"),
         (["resume=nope", "-m", "seed=0,1"], "resume: 'nope' is not the folder of a multirun"),
         (["resume=nope"], "resume: 'nope' is not the folder of a run"),
     ],
@@ -208,6 +209,7 @@ def test_slips_are_told_in_a_sentence_before_any_job(here: Path, arguments: list
     assert message in ended.err
     assert len(ended.err.strip().splitlines()) == 2, ended.err
     assert "Launching" not in ended.out
+    assert not list(here.glob("outputs/multirun/*"))
 
 
 def test_flags_come_first() -> None:

@@ -454,6 +454,23 @@ def test_monitor_without_validation_data_is_refused(own: list[str]) -> None:
     assert command("train", *own, "data.val=null", "trainer.monitor=null").code == 0
 
 
+def test_a_monitor_that_is_missing_is_told_with_a_command_that_works(own: list[str]) -> None:
+    ended = command("train", *own, "trainer.monitor=null")
+    assert ended.code == 1
+    assert "go on with" not in ended.out  # a run of another monitor is another run
+    proposed = shlex.split(ended.err[ended.err.index("'trainer.monitor=") :].splitlines()[0])[0]
+    again = command("train", *own, proposed)
+    assert again.code == 0, again.err
+
+
+def test_a_null_learning_rate_is_the_optimizers_own(own: list[str]) -> None:
+    ended = command("train", *own, "optimizer.lr=null", "trainer.max_epochs=1", "log.every=1")
+    assert ended.code == 0, ended.err
+    assert {rate for _, rate in history(ended.run)["lr/default"]} == {
+        torch.optim.AdamW([torch.zeros(1)]).defaults["lr"]
+    }
+
+
 def test_without_loggers_and_what_is_said_of_it(here: Path) -> None:
     ended = command("train", *FAST, "logger=[]")
     assert ended.code == 0, ended.err

@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,9 @@ class Jobs:
                     forget(folder)
                 return nothing
         began = time.monotonic()
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            self._multirun.begin(folder)
         try:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                self._multirun.begin(folder)
             with self._governed(folder):
                 value = self._job(config)
         except SystemExit:
@@ -97,7 +97,8 @@ class Jobs:
 
     def _note(self, folder: Path, began: float, outcome: str, value: float | None = None) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            self._multirun.note(folder, outcome, value)
+            with suppress(OSError):  # a full disk: the job has said what went wrong
+                self._multirun.note(folder, outcome, value)
         if beside_others():
             print(f"{_line(folder.name, outcome, value)}  ({time.monotonic() - began:.0f} s)", flush=True)
 
@@ -148,7 +149,9 @@ class Jobs:
         multirun = self._multirun
         jobs = multirun.ended()
         if len(jobs) > 1:
-            print(f"\n{len(jobs)} jobs in {multirun.folder}, each with what it monitors on validation:")
+            monitored = any(ended["value"] is not None for ended in jobs)
+            what = ", each with what it monitors on validation" if monitored else ""
+            print(f"\n{len(jobs)} jobs in {multirun.folder}{what}:")
             for ended in jobs:
                 print(f"  {_line(ended['job'], ended['outcome'], ended['value'])}")
         folder = as_typed(str(multirun.folder))

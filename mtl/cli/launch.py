@@ -42,6 +42,7 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     interrupted = False
     try:
         with handed_to(jobs.ask_to_stop) as signals:
+            _check_mode(typed, config_name)
             _run(jobs, multirun, config_name)
         if signals:
             sys.exit(128 + signals[0])
@@ -62,6 +63,12 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
         multirun.stopped()
         all_done = jobs.say_how_they_ended(interrupted)
     sys.exit(1 if jobs.failed or not all_done else 0)
+
+
+def _check_mode(typed: list[str], config_name: str) -> None:
+    """Raises a UserError for a multirun of a command that has none."""
+    if config_name == "graph" and (gives(typed, "sweep") or {"-m", "--multirun"} & set(typed)):
+        raise UserError("-m: mtl.graph looks at one problem at a time")
 
 
 def _run(jobs: Jobs, multirun: Sweep, config_name: str) -> None:

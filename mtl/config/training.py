@@ -50,6 +50,8 @@ def _build_optimizer(config: Config, model: nn.Module) -> Optimizer:
         UserError: for a pattern that nothing matches, and for a parameter in two groups.
     """
     node = {key: value for key, value in config["optimizer"].items() if key not in ("groups", "then")}
+    if node.get("lr", 0) is None:
+        del node["lr"]  # the optimizer's own
     named = dict(model.named_parameters())
     groups: list[dict[str, Any]] = []
     taken: dict[str, str] = {}
