@@ -205,13 +205,15 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
 
 
 def check_direction(trainer: "Trainer", result: "StepResult") -> None:
-    """Called after each step.
+    """Called after each step; looks in the first, when it is known what is monitored.
 
     Raises:
         UserError: where Optuna goes the other way than what is monitored.
     """
+    if trainer.global_step > 1 or trainer.monitor is None:
+        return
     sweeper = HydraConfig.get().sweeper
-    if trainer.monitor is None or "optuna" not in str(sweeper.get("_target_")):
+    if "optuna" not in str(sweeper.get("_target_")):
         return
     there = getattr(sweeper.direction, "name", sweeper.direction)
     right = {"max": "maximize", "min": "minimize"}[trainer.monitor.mode]
