@@ -511,10 +511,11 @@ def test_optuna_and_a_monitor_that_goes_down(here: Path) -> None:
     assert "hydra.sweeper.direction=minimize" in wrong.err
 
 
-def test_ray(here: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+@pytest.mark.parametrize("launcher", ["ray", "submitit_local"])
+def test_jobs_on_other_machines_or_as_if(here: Path, launcher: str) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    line = [sys.executable, "-m", "mtl.train", "-m", *SMALL, "seed=0,1", "hydra/launcher=ray"]
+    line = [sys.executable, "-m", "mtl.train", "-m", *SMALL, "seed=0,1", f"hydra/launcher={launcher}"]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "2 jobs in outputs/multirun/" in done.stdout

@@ -56,6 +56,8 @@ class Jobs:
         """Runs the job of Hydra's folder, unless it isn't to; what goes wrong is told and noted."""
         folder = Path(HydraConfig.get().runtime.output_dir)
         self._worked_here = os.getpid() == self._began_in
+        if self._worked_here and self._asked_to_stop:
+            raise KeyboardInterrupt  # it came before it was known that there are no other processes
         there_before = (folder / "config.yaml").exists()
         # Hydra's plugin for Optuna stumbles over NaN, and takes None for a trial that failed.
         nothing = None if "optuna" in str(HydraConfig.get().sweeper.get("_target_")) else float("nan")
