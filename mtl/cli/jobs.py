@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mtl.cli.complaints import show
 from mtl.cli.folders import forget, forget_what_never_began
@@ -126,7 +126,9 @@ class Jobs:
         if broken is not None:
             under_way = self._multirun.under_way()
             if folder is None or not under_way or _searches(folder):
-                raise UserError(f"the process of a job was killed; it may have run out of memory: {broken}") from broken
+                raise UserError(
+                    "the process of a job was killed, and the sweep with it; it may have run out of memory"
+                ) from broken
             if self._only is None:
                 self._suspects = under_way
                 print(f"\na process was killed; run again, each by itself: {', '.join(under_way)}", flush=True)
@@ -166,8 +168,8 @@ class Jobs:
 
 
 def _searches(folder: Path) -> bool:
-    """Whether the multirun's next jobs depend on how the last ones ended."""
-    return "optuna" in str(OmegaConf.load(folder / "multirun.yaml").hydra.sweeper.get("_target_"))
+    """Whether the next jobs depend on how the last ones ended, as with other sweepers than Hydra's own."""
+    return not (folder / "multirun.yaml").is_file()  # which that one writes
 
 
 def _line(job: str, outcome: str, value: float | None) -> str:
