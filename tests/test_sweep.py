@@ -19,7 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mtl import cli, search, sweep
-from mtl.cli import overrides
 from mtl.cli.launch import register_resolvers
 from mtl.resume import locked
 
@@ -210,11 +209,6 @@ def test_slips_are_told_in_a_sentence_before_any_job(here: Path, arguments: list
     assert len(ended.err.strip().splitlines()) == 2, ended.err
     assert "Launching" not in ended.out
     assert not list(here.glob("outputs/multirun/*"))
-
-
-def test_flags_come_first() -> None:
-    typed = ["task=x", "-m", "seed=0,1", "--config-dir", "mine", "a=b", "--cfg=job"]
-    assert overrides.flags_first(typed) == ["-m", "--config-dir", "mine", "--cfg=job", "task=x", "seed=0,1", "a=b"]
 
 
 def test_all_balancers_are_swept(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
