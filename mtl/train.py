@@ -3,7 +3,9 @@
 import logging
 import shlex
 import signal
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from mtl.resume import Busy, Refused, locked, write_whole
 
 if TYPE_CHECKING:
     from mtl.build import Built
+    from mtl.loggers import Loggers
     from mtl.step import Step, StepResult
     from mtl.trainer import Trainer
 
@@ -68,24 +71,24 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
 
     from mtl.build import build
     from mtl.config import build_step
-    from mtl.gallery import Gallery
     from mtl.loggers import Loggers, Terminal
     from mtl.options import final_tags, options
     from mtl.summary import Run, summarise
     from mtl.targets import make
-    from mtl.trainer import Stopped, Trainer, tags
+    from mtl.trainer import Stopped, tags
 
     console = record.terminal()
+    say = partial(tell, console)
     state = resumed(console, config, folder)
     composed, text = config, OmegaConf.to_yaml(OmegaConf.create(config))
     if state is None:
         write_whole(folder / "config.yaml", text)
     for line in cli.shadowed():
-        tell(console, f"warning  {line}")
+        say(f"warning  {line}")
 
     code = cli.code_folders()
     trained_on = None if state is None else state.get("facts", {})
-    problem = build(config, code_folders=code, trained_on=trained_on, tell=lambda line: tell(console, line))
+    problem = build(config, code_folders=code, trained_on=trained_on, tell=say)
     config, loaders, tasks = problem.config, problem.loaders, problem.tasks
     step = build_step(config, problem.model, tasks, problem.total_steps)
     announce(console, problem, step, folder)
@@ -95,46 +98,22 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
     callbacks = [make(node, f"callbacks.{key}") for key, node in (config["callbacks"] or {}).items()]
     files = [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
     terminal = Terminal(console, names, mains, problem.total_steps, config["trainer"]["max_epochs"])
-    with closing(Loggers([*files, terminal], lambda line: tell(console, line))) as loggers:
+    with closing(Loggers([*files, terminal], say)) as loggers:
         finals = final_tags(config, "val" in loaders, "test" in loaders)
         loggers.begin(text, *options(composed, choices(), swept(folder)), finals)
-        trainer = Trainer(
-            step,
-            loaders["train"],
-            loaders.get("val"),
-            max_epochs=config["trainer"]["max_epochs"],
-            checkpoints=folder / "checkpoints",
-            log_every=config["log"]["every"],
-            monitor=config["trainer"]["monitor"],
-            patience=config["trainer"]["patience"],
-            loggers=loggers,
-            callbacks=[*callbacks, check_direction, terminal],
-            after_epoch=[
-                Gallery(
-                    loaders.get("val", loaders.get("test")),
-                    pictures_every=config["log"]["pictures"],
-                    histograms_every=config["log"]["histograms"],
-                    facts=problem.splits.facts,
-                )
-            ],
-            saved={
-                "config": config,
-                "composed": composed,
-                "facts": dict(problem.splits.facts),
-                "code_folders": code,
-                "versions": versions(),
-            },
-            save_every_steps=config["checkpoint"]["every_steps"],
-            save_every_minutes=config["checkpoint"]["every_minutes"],
-            keep=config["checkpoint"]["keep"],
-            tell=lambda line: tell(console, line),
-            faults=folder / "nonfinite.jsonl",
-        )
+        saved = {
+            "config": config,
+            "composed": composed,
+            "facts": dict(problem.splits.facts),
+            "code_folders": code,
+            "versions": versions(),
+        }
+        trainer = trainer_of(problem, step, loggers, [*callbacks, check_direction, terminal], folder, saved, say)
         try:
             if state is not None:
                 take_up(trainer, state, config)
                 write_whole(folder / "config.yaml", text)
-                tell(console, f"resume   from step {trainer.global_step}, epoch {trainer.epoch}")
+                say(f"resume   from step {trainer.global_step}, epoch {trainer.epoch}")
             began[:] = [folder]
             write_status(folder, "running")
             fit(trainer, folder, console)
@@ -163,6 +142,47 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
     with (folder / "train.log").open("a", encoding="utf-8") as file:
         summarise(Console(file=file, width=120), finished)
     return trainer.best
+
+
+def trainer_of(
+    problem: "Built",
+    step: "Step",
+    loggers: "Loggers",
+    callbacks: "Sequence[Callable[[Trainer, StepResult], None]]",
+    folder: Path,
+    saved: dict[str, Any],
+    say: Callable[[str], None],
+) -> "Trainer":
+    """The trainer that the config describes, whose checkpoints have what is `saved` beside its state."""
+    from mtl.gallery import Gallery
+    from mtl.trainer import Trainer
+
+    config, loaders = problem.config, problem.loaders
+    gallery = Gallery(
+        loaders.get("val", loaders.get("test")),
+        pictures_every=config["log"]["pictures"],
+        histograms_every=config["log"]["histograms"],
+        facts=problem.splits.facts,
+    )
+    return Trainer(
+        step,
+        loaders["train"],
+        loaders.get("val"),
+        max_epochs=config["trainer"]["max_epochs"],
+        checkpoints=folder / "checkpoints",
+        log_every=config["log"]["every"],
+        monitor=config["trainer"]["monitor"],
+        patience=config["trainer"]["patience"],
+        loggers=loggers,
+        callbacks=callbacks,
+        after_epoch=[gallery],
+        saved=saved,
+        save_every_steps=config["checkpoint"]["every_steps"],
+        save_every_minutes=config["checkpoint"]["every_minutes"],
+        keep=config["checkpoint"]["keep"],
+        tell=say,
+        faults=folder / "nonfinite.jsonl",
+    )
 
 
 def announce(console: Any, problem: "Built", step: "Step", folder: Path) -> None:
