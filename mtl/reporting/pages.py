@@ -115,14 +115,17 @@ def _what(comparison: Comparison) -> str:
 
 def _reference(comparison: Comparison) -> str:
     """What the others are tested against, and why it."""
-    text = f"The others are tested against {comparison.reference.label}"
-    if comparison.asked:
-        return f"{text}, as asked."
-    if not comparison.equals:
-        return f"{text}, an arbitrary one, since none has equal weights; --reference names another."
-    by = "validation likes best" if comparison.choice.order else "comes first by name"
     count = len(comparison.equals)
-    return f"{text}, of the {count} with equal weights that which {by}." if count > 1 else f"{text}: equal weights."
+    if comparison.asked:
+        why = "as asked"
+    elif not count:
+        why = "an arbitrary one, since none has equal weights; --reference names another"
+    elif count == 1:
+        why = "which has equal weights"
+    else:
+        by = "validation likes best" if comparison.choice.order else "comes first by name"
+        why = f"of the {count} with equal weights that which {by}"
+    return f"The others are tested against {comparison.reference.label}, {why}."
 
 
 def _which(comparison: Comparison) -> str:

@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 
 import pytest
-from made_runs import accuracies, run
+from made_runs import accuracies, comparison, run
 
 from mtl.errors import UserError
-from mtl.reporting.comparison import Comparison, check_names, conflict, cost, hardest, pairs_of
+from mtl.reporting.comparison import check_names, conflict, cost, hardest, pairs_of
 from mtl.reporting.grouping import sections
 from mtl.reporting.reading import find
 
@@ -16,11 +16,6 @@ FIGURES = {  # (a, b) by method and seed
     "X": [(0.51, 0.50), (0.54, 0.50), (0.57, 0.50)],
     "Y": [(0.50, 0.61), (0.52, 0.63), (0.54, 0.65)],
 }
-
-
-def comparison(folder: Path, reference: str | None = None) -> Comparison:
-    (section,) = sections(find([folder]), None)
-    return Comparison(section, reference)
 
 
 @pytest.fixture
