@@ -117,7 +117,7 @@ def read(folder: Path) -> Run | None:
         config = _mapping(_yaml(folder / "config.yaml"))
         is_whole = {"seed", "tasks", "trainer"} <= set(config)
         config = narrowed(config) if is_whole else {}
-    except (OSError, ValueError, yaml.YAMLError, UserError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         return Run(folder, {}, {"error": first_line(error)}, UNREADABLE)
     status = str(metrics.get("status", "running"))
     if not is_whole and status in ("finished", "stopped"):

@@ -79,12 +79,14 @@ def test_other_data_are_apart_unless_they_are_measured_alike(tmp_path: Path) -> 
 
 
 def test_data_are_the_same_through_a_third(tmp_path: Path) -> None:
-    """The first two have no split in common, but the third has one with each."""
+    """The first two have no split in common, but the third has one with each; the last has one with the first."""
     for seed, name in enumerate(("first", "second")):
         run(tmp_path / name, seed=seed, fingerprints={"test": name}, config={"data.source": name})
         run(tmp_path / f"third{seed}", seed=seed, fingerprints={"test": name}, config={"data.source": "third"})
+    run(tmp_path / "first2", seed=2, fingerprints={"test": "more"}, config={"data.source": "first"})
+    run(tmp_path / "w", fingerprints={"test": "more"}, config={"data.source": "w"})
     (section,) = of(tmp_path)
-    assert labels(section) == ["source=first", "source=second", "source=third"]
+    assert labels(section) == ["source=first", "source=second", "source=third", "source=w"]
 
 
 def test_the_same_data_are_the_same_whatever_the_seeds(tmp_path: Path) -> None:
