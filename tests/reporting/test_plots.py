@@ -90,6 +90,8 @@ def test_long_names_leave_room_for_the_panels(tmp_path: Path, drawn: list[Any]) 
     assert min(box.width for box in of_tasks) > inch
     names = [text for ax in drawn[0].axes for text in ax.texts if text.get_text().startswith("weights")]
     assert len(names) > 3
+    assert not any(name.get_in_layout() for name in names)
     for name in names:
-        room = name.axes.get_window_extent()
-        assert name.get_window_extent().x1 < room.x1 + 0.6 * inch
+        told, room = name.get_window_extent(), name.axes.get_window_extent()
+        assert room.x0 < told.x0 < told.x1 < room.x1
+        assert room.y0 < told.y0 < told.y1 < room.y1
