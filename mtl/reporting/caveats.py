@@ -164,11 +164,11 @@ def _data(comparison: Comparison) -> Iterator[str]:
             for told in by:
                 seeds.setdefault(told, []).append(str(seed))
         if differing := next((by for by in prints.values() if len(by) > 1), None):
-            who = "; ".join(f"{told[:8]} for {listed(labels)}" for told, labels in differing.items())
-            yield f"Different data: the {split} split isn't the same for all, with the same seed ({who})."
+            who = "; ".join(f"{told[:8]} ({listed(labels)})" for told, labels in differing.items())
+            yield f"Different data: the {split} split isn't the same for all, with the same seed: {who}."
         elif 1 < len(seeds) < len(prints):  # a split that is drawn from the seed is another for each
-            who = "; ".join(f"{told[:8]} for seeds {listed(of)}" for told, of in seeds.items())
-            yield f"Different data: the {split} split isn't the same for all seeds ({who})."
+            who = "; ".join(f"{told[:8]} (seeds {listed(of)})" for told, of in seeds.items())
+            yield f"Different data: the {split} split isn't the same for all seeds: {who}."
     missing = [
         m.label for m in comparison.everything if any(r.fingerprint(comparison.split) is None for r in m.runs.values())
     ]

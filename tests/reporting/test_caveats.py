@@ -110,7 +110,7 @@ def test_lists_of_methods_whose_names_hold_commas_can_be_read(tmp_path: Path) ->
         (
             {"fingerprints": {"train": "t" * 8, "val": "q" * 9, "test": "e" * 8}},
             "Different data: the val split",
-            "qqqqqqqq for X",
+            "qqqqqqqq (X)",
         ),
         (
             {"versions": {"torch": "2.14.1", "device": "x86_64", "threads": 8}},
@@ -122,7 +122,7 @@ def test_lists_of_methods_whose_names_hold_commas_can_be_read(tmp_path: Path) ->
         (
             {"fingerprints": {"train": "q" * 9, "val": "v" * 8, "test": "e" * 8}},
             "Different data: the train split",
-            "qqqqqqqq for X",
+            "qqqqqqqq (X)",
         ),
         ({"fingerprints": None}, "Whether all had the same data isn't known", "X"),
         ({"curves": None}, "No curves of X", "metrics.csv"),
@@ -145,7 +145,7 @@ def test_a_difference_is_told(tmp_path: Path, more: dict[str, Any], start: str, 
     ("more", "start", "within"),
     [
         ({"steps": 60}, "Different budgets: steps", "60 (a alone)"),
-        ({"fingerprints": {"train": "q" * 8, "val": "v", "test": "e" * 8}}, "Different data: the train", "for a alone"),
+        ({"fingerprints": {"train": "q" * 8, "val": "v", "test": "e" * 8}}, "Different data: the train", "(a alone)"),
         ({"launcher": "joblib"}, "Jobs ran side by side (hydra/launcher=joblib)", ""),
         ({"versions": {"torch": "1"}}, "Different versions of torch", "1 (a alone)"),
     ],
@@ -179,8 +179,7 @@ def test_data_that_changed_between_seeds(tmp_path: Path) -> None:
             run(tmp_path / "drawn" / f"{name}{seed}", balancer=name, seed=seed, fingerprints=drawn, **told)
     (line,) = said(tmp_path / "changed")
     assert line == (
-        "Different data: the train split isn't the same for all seeds (old for seeds 0, 1 and 2; new for seeds 3, 4 and "
-        "5)."
+        "Different data: the train split isn't the same for all seeds: old (seeds 0, 1 and 2); new (seeds 3, 4 and 5)."
     )
     assert said(tmp_path / "drawn") == []  # by the runs' own seeds
 
