@@ -1,6 +1,7 @@
 """python -m mtl.report outputs/… [more]: compares finished runs, on the terminal, in Markdown, CSV and HTML."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def report(
         pairs: of tasks that are shown against each other; none: every pair, where the tasks are few.
 
     Raises:
-        UserError: where there is nothing to compare, or nothing can be written.
+        UserError: where there is nothing to compare, or nothing can be written or printed.
     """
     from rich.console import Console
 
@@ -61,11 +62,13 @@ def report(
         tidy.write(place / "report.csv", comparisons)
     except OSError as error:
         raise UserError(f"{place} can't be written: {error.strerror or error}; --out names another folder") from error
+    written = f"Written to {place}: report.html, report.md, report.csv"
     console = Console()
-    terminal.show(console, blocks)
-    console.print(
-        f"\nWritten to {place}: report.html, report.md, report.csv", highlight=False, markup=False, soft_wrap=True
-    )
+    try:
+        terminal.show(console, blocks)
+        console.print(f"\n{written}", highlight=False, markup=False, soft_wrap=True)
+    except OSError as error:
+        raise UserError(f"it can't be printed: {error.strerror or error}. {written}") from error
 
 
 def main() -> None:
@@ -91,10 +94,18 @@ def main() -> None:
         help="two tasks to be shown against each other; may be repeated (default: all pairs of up to 5 tasks)",
     )
     given = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # not every terminal knows ± and Δ
     try:
         report(given.folders, out=given.out, split=given.split, reference=given.reference, pairs=given.pairs)
     except UserError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # what couldn't be printed would be tried again at the end
+            sys.stdout = io.StringIO()
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # what a shell says of a command that Ctrl-C ended
 
 
 if __name__ == "__main__":

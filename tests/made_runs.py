@@ -7,6 +7,10 @@ from typing import Any
 
 import yaml
 
+from mtl.reporting.comparison import Comparison
+from mtl.reporting.grouping import sections
+from mtl.reporting.reading import find
+
 
 def task(name: str, **more: Any) -> dict[str, Any]:
     return {"target": name, "weight": 1.0, "loss": {"_target_": "torch.nn.CrossEntropyLoss"}, **more}
@@ -84,3 +88,9 @@ def run(
 def accuracies(**tasks: float) -> dict[str, dict[str, float]]:
     """Figures with an accuracy each, by task."""
     return {name: {"accuracy": value, "loss": 1 - value} for name, value in tasks.items()}
+
+
+def comparison(folder: Path, reference: str | None = None) -> Comparison:
+    """Of all runs in the folder, which are of one section."""
+    (section,) = sections(find([folder]), None)
+    return Comparison(section, reference)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from mtl.reporting.svg import INK, RC
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH = 10.5  # inches
+MOST_ACROSS, MOST_LINES = 22, 3  # characters of a name beside a point
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
@@ -27,22 +29,29 @@ def logarithmic(ax: "Axes", low: float, high: float) -> None:
 
 
 def name_points(ax: "Axes", named: Sequence[tuple[str, Point]], points: Sequence[Point]) -> None:
-    """Writes names beside some of the points, where they cover the least of other names and points."""
+    """Writes names beside some of the points, where they cover the least of other names and points, and stay inside."""
+    scale = 72 / ax.figure.dpi
 
     def place(point: Point) -> Point:
-        x, y = ax.transData.transform(point) * 72 / ax.figure.dpi
+        x, y = ax.transData.transform(point) * scale
         return float(x), float(y)
 
+    left, bottom, right, top = (float(end) * scale for end in ax.bbox.extents)
     covered: list[Box] = [(x - 3, y - 3, x + 3, y + 3) for x, y in map(place, points)]
     for label, point in named:
         x, y = place(point)
-        wide, tall = 4.4 * len(label), 9.0
-        beside = [(6.0, 4.0), (6.0, -12.0), (-6 - wide, 4.0), (-6 - wide, -12.0), (6.0, 14.0), (6.0, -22.0)]
+        lines = wrap(label, MOST_ACROSS, max_lines=MOST_LINES, placeholder=" …") or [label]
+        wide, tall = 4.4 * max(map(len, lines)), 9.0 * len(lines)
+        beside = [(a, up) for up in (2.0, -2 - tall, 12.0, -12 - tall) for a in (6.0, -6 - wide)]
         boxes = [(x + across, y + up, x + across + wide, y + up + tall) for across, up in beside]
+        outside = [wide * tall - _overlap(box, (left, bottom, right, top)) for box in boxes]
         overlaps = [sum(_overlap(box, other) for other in covered) for box in boxes]
-        best = overlaps.index(min(overlaps))
+        costs = [out + over for out, over in zip(outside, overlaps, strict=True)]
+        best = costs.index(min(costs))
         covered.append(boxes[best])
-        ax.annotate(label, point, xytext=beside[best], textcoords="offset points", fontsize=7.5, color=INK)
+        style: Any = {"textcoords": "offset points", "fontsize": 7.5, "color": INK, "va": "bottom"}
+        text = ax.annotate("\n".join(lines), point, xytext=beside[best], **style)
+        text.set_in_layout(False)  # the longest would leave no room for the panels
 
 
 def _overlap(one: Box, other: Box) -> float:

@@ -25,6 +25,7 @@ def caveats(comparison: Comparison, curves: Curves) -> list[str]:
         *_monitors(comparison),
         *_figures(comparison),
         *_baselines(comparison),
+        *_tasks(comparison),
     ]
     if silent := [method.label for method in comparison.methods if curves.missing(method)]:
         found.append(f"No curves of {listed(silent)}: a run has no metrics.csv (logger=csv writes one).")
@@ -32,16 +33,17 @@ def caveats(comparison: Comparison, curves: Curves) -> list[str]:
 
 
 def _choosing(comparison: Comparison) -> Iterator[str]:
-    runs = [run for method in comparison.methods for run in method.runs.values()]
-    if any(run.fingerprint("val") is not None and run.fingerprint("val") == run.fingerprint("test") for run in runs):
+    blind = [m.label for m in comparison.methods if not all(run.validated for run in m.runs.values())]
+    who = f" of {listed(blind)}" * (len(blind) < len(comparison.methods))
+    if any(run.chosen_on_test for method in comparison.methods for run in method.runs.values()):
         yield (
             "The test split was used for choosing: validation and test are the same data, so each run's best epoch was "
             "chosen on the figures that are shown here. They are too good, and so is a choice of a method by them."
         )
-    elif comparison.split == "test" and not any(run.metrics.get("val") for run in runs):
+    elif comparison.split == "test" and blind:
         yield (
-            "There is no validation: whoever chooses a method by these figures chooses on the test split, and has none "
-            "left to say how good it is."
+            f"There is no validation{who}: whoever chooses a method by these figures chooses on the test split, and "
+            "has none left to say how good it is."
         )
     elif comparison.split == "val":
         yield (
@@ -73,15 +75,18 @@ def _seeds(comparison: Comparison) -> Iterator[str]:
             if set(every) - set(m.runs)
         ]
         yield (
-            f"Not every method has every seed, so their means are over different ones: {'; '.join(lacking)}. Tests and "
-            "ranks use the common ones."
+            f"Not every method has every seed, so their means are over different ones: {listed(lacking)}. Tests, ranks "
+            "and the choice by validation use the common ones."
         )
-    most = max(len(method.runs) for method in comparison.methods)
-    if 1 < most < 6:
+    counts = _counts(comparison)
+    few = min((n for ns in counts.values() for n in ns if n > 1), default=6)
+    if few < 6:
+        those = [label for label, ns in counts.items() if few in ns]
+        who = f" ({listed(those)})" * (len(those) < len(counts))
         yield (
-            f"With {most} seeds the intervals and the t-test take the seeds' figures for normally distributed, which "
-            "so few can't show, and a small p may only mean that a few differences happened to be alike. A test by "
-            f"signed ranks, which doesn't, can't get below p = {smallest_p(most):g} with {most}; it takes 6 seeds to "
+            f"With {few} seeds{who} the intervals and the t-test take the seeds' figures for normally distributed, "
+            "which so few can't show, and a small p may only mean that a few differences happened to be alike. A test "
+            f"by signed ranks, which doesn't, can't get below p = {smallest_p(few):g} with {few}; it takes 6 seeds to "
             "get below 0.05."
         )
     stiff = [method.label for method in comparison.everything if _same_in_all_seeds(method, comparison)]
@@ -92,6 +97,18 @@ def _seeds(comparison: Comparison) -> Iterator[str]:
             "Run more than once with the same settings and seed, of which the newest counts: "
             f"{listed([str(run.folder) for run in repeated])} left out."
         )
+
+
+def _counts(comparison: Comparison) -> dict[str, set[int]]:
+    """By method of how many seeds its means are, and its differences from the reference."""
+    found: dict[str, set[int]] = {}
+    for method in comparison.everything:
+        means = (comparison.estimate(method, figure) for figure in comparison.figures)
+        found[method.label] = {len(method.runs), *(mean.n for mean in means if mean)}
+    for test in comparison.tests:
+        if test.difference.estimate:
+            found[test.method.label].add(test.difference.estimate.n)
+    return found
 
 
 def _same_in_all_seeds(method: Method, comparison: Comparison) -> bool:
@@ -138,13 +155,20 @@ def _budgets(comparison: Comparison) -> Iterator[str]:
 def _data(comparison: Comparison) -> Iterator[str]:
     for split in ("train", "val", "test"):
         prints: dict[int, dict[str, list[str]]] = {}
+        seeds: dict[str, list[str]] = {}
         for method in comparison.everything:
             for seed, run in method.runs.items():
                 if (told := run.fingerprint(split)) is not None:
                     prints.setdefault(seed, {}).setdefault(told, []).append(method.label)
+        for seed, by in sorted(prints.items()):
+            for told in by:
+                seeds.setdefault(told, []).append(str(seed))
         if differing := next((by for by in prints.values() if len(by) > 1), None):
-            who = "; ".join(f"{told[:8]} for {listed(labels)}" for told, labels in differing.items())
-            yield f"Different data: the {split} split isn't the same for all, with the same seed ({who})."
+            who = "; ".join(f"{told[:8]} ({listed(labels)})" for told, labels in differing.items())
+            yield f"Different data: the {split} split isn't the same for all, with the same seed: {who}."
+        elif 1 < len(seeds) < len(prints):  # a split that is drawn from the seed is another for each
+            who = "; ".join(f"{told[:8]} (seeds {listed(of)})" for told, of in seeds.items())
+            yield f"Different data: the {split} split isn't the same for all seeds: {who}."
     missing = [
         m.label for m in comparison.everything if any(r.fingerprint(comparison.split) is None for r in m.runs.values())
     ]
@@ -153,7 +177,8 @@ def _data(comparison: Comparison) -> Iterator[str]:
 
 
 def _versions(comparison: Comparison) -> Iterator[str]:
-    for what, name in (("versions of torch", "torch"), ("devices", "device"), ("numbers of threads", "threads")):
+    packages = [(f"versions of {name}", name) for name in ("mtl", "torch", "numpy", "python")]
+    for what, name in (*packages, ("devices", "device"), ("numbers of threads", "threads")):
         versions: dict[str, list[str]] = {}
         for method in comparison.everything:
             told = ((run.metrics.get("versions") or {}).get(name) or "unknown" for run in method.runs.values())
@@ -173,9 +198,8 @@ def _times(comparison: Comparison) -> Iterator[str]:
 
 
 def _monitors(comparison: Comparison) -> Iterator[str]:
-    monitors = {
-        str((run.metrics.get("best") or {}).get("monitor")) for m in comparison.methods for run in m.runs.values()
-    }
+    runs = [run for method in comparison.methods for run in method.runs.values() if run.validated]
+    monitors = {str((run.metrics.get("best") or {}).get("monitor")) for run in runs}
     if len(monitors) > 1:
         yield f"Their best epochs were chosen by different figures: {'; '.join(sorted(monitors))}."
 
@@ -200,7 +224,10 @@ def _figures(comparison: Comparison) -> Iterator[str]:
                 if isinstance(value, float) and not math.isfinite(value)
             ]
     if broken:
-        yield f"Left out, since there is no number: {listed(broken)}."
+        yield (
+            f"Left out, since there is no number: {listed(broken)}. Where a run diverged, the mean that is left "
+            "flatters its method."
+        )
 
 
 def _baselines(comparison: Comparison) -> Iterator[str]:
@@ -213,3 +240,14 @@ def _baselines(comparison: Comparison) -> Iterator[str]:
                     differing.setdefault(f"{task} alone differs in {listed(keys)}", []).append(method.label)
     for what, labels in differing.items():
         yield f"Δm of {listed(labels)} is against runs of other settings: {what}."
+
+
+def _tasks(comparison: Comparison) -> Iterator[str]:
+    """Δm of other tasks is another figure; ranks are over common ones."""
+    groups: dict[str, list[str]] = {}
+    for method in comparison.methods:
+        if comparison.delta(method).estimate:
+            groups.setdefault(", ".join(method.tasks), []).append(method.label)
+    if len(groups) > 1:
+        who = "; ".join(f"{tasks} ({listed(labels)})" for tasks, labels in groups.items())
+        yield f"Δm is over each method's own tasks, so it can't be compared between methods with others: {who}."

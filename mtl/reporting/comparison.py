@@ -54,13 +54,13 @@ class Choice:
 
     Args:
         order: the methods that can be ordered by it, best first; empty where none can.
-        values: their monitored values, in that order.
+        values: by seed that all of them have, their monitored values, in that order.
         monitor: what was monitored.
         why: why there is no choice, empty where there is one.
     """
 
     order: list[Method]
-    values: list[Estimate]
+    values: list[dict[int, float]]
     monitor: str
     why: str
 
@@ -70,8 +70,8 @@ class Comparison:
 
     Args:
         section: with at least one method.
-        reference: the label of the method that the others are tested against; None takes the one of equal weights,
-            or else the first.
+        reference: the label of the method that the others are tested against; None takes the one of equal weights, of
+            several that which validation likes best, or else the first by name.
     """
 
     def __init__(self, section: Section, reference: str | None = None) -> None:
@@ -80,8 +80,10 @@ class Comparison:
         self.choice = _choose(section.methods)
         rest = [method for method in section.methods if method not in self.choice.order]
         self.methods = [*self.choice.order, *rest]  # never in the order of the figures that are compared
-        named = next((method for method in section.methods if method.label == reference), None)
-        self.reference = named or next((m for m in section.methods if _is_equal(m)), section.methods[0])
+        named = [method for method in section.methods if method.label == reference]
+        self.asked = bool(named)
+        self.equals = [method for method in self.methods if _is_equal(method)]
+        self.reference = [*named, *self.equals, *section.methods][0]
         self.tasks = list(dict.fromkeys(task for method in section.methods for task in method.tasks))
         self.figures = _figures(section, self.tasks)
 
@@ -147,11 +149,19 @@ class Comparison:
         for method in self.methods:
             for figure in self.mains:
                 if method is not self.reference and figure.task in method.tasks:
-                    pair = [m.values(self.split, figure.task, figure.name) for m in (method, self.reference)]
-                    found.append((method, figure, paired(*pair)))
+                    found.append((method, figure, self._difference(method, figure)))
         there = [difference.p for *_, difference in found if difference.p is not None]
         corrected = iter(holm(there))
         return [Tested(m, f, d, next(corrected) if d.p is not None else None) for m, f, d in found]
+
+    def _difference(self, method: Method, figure: Figure) -> Difference:
+        if figure.task not in self.reference.tasks:
+            return Difference(None, None, "the reference hasn't this task")
+        ours, theirs = (m.values(self.split, figure.task, figure.name) for m in (method, self.reference))
+        found = paired(ours, theirs)
+        if found.estimate is None and set(method.runs) & set(self.reference.runs):
+            return Difference(None, None, "no seed in which both have a number")
+        return found
 
     @cached_property
     def num_tests(self) -> int:
@@ -202,7 +212,9 @@ def check_names(sections: Sequence[Section], reference: str | None, pairs: Seque
     labels = sorted({method.label for method in methods}, key=natural)
     tasks = sorted({task for method in methods for task in method.tasks}, key=natural)
     if reference is not None and reference not in labels:
-        raise UserError(f"--reference: there is no method '{reference}'{suggest(reference, labels)}")
+        near, _, _ = suggest(reference, labels).partition(" (")
+        possible = "; ".join(labels)  # they may hold commas
+        raise UserError(f"--reference: there is no method '{reference}'{near} (possible: {possible})")
     for pair in pairs:
         if len(set(pair)) < 2:
             raise UserError(f"--pair: '{pair[0]}' twice; name two tasks of {', '.join(tasks)}")
@@ -221,12 +233,12 @@ def _is_equal(method: Method) -> bool:
 def _figures(section: Section, tasks: Sequence[str]) -> list[Figure]:
     """All figures of the split, task by task; a task's main one is its first that isn't the loss."""
     runs = [run for method in section.methods for run in method.runs.values()]
+    kinds: dict[str, str | None] = {}
+    for run in runs:
+        kinds |= run.metrics.get("kinds") or {}
     found = []
     for task in tasks:
         named = dict.fromkeys(name for run in runs for name in (run.metrics.get(section.split) or {}).get(task) or {})
-        kinds: dict[str, str | None] = {}
-        for run in runs:
-            kinds |= run.metrics.get("kinds") or {}
         names = [name for name in named if name != "loss"] + ["loss"] * ("loss" in named)
         for name in names:
             mode = kinds.get(f"{task}/{name}", "min" if name == "loss" else None)
@@ -235,19 +247,28 @@ def _figures(section: Section, tasks: Sequence[str]) -> list[Figure]:
 
 
 def _choose(methods: Sequence[Method]) -> Choice:
-    """Orders the methods by what was monitored on validation, where that is possible and honest."""
+    """Orders the methods by what was monitored on validation, over the seeds that all have, where that is honest."""
     runs = [run for method in methods for run in method.runs.values()]
     best = [run.metrics.get("best") or {} for run in runs]
-    if any((run.fingerprint("val") or 0) == run.fingerprint("test") for run in runs):
-        return Choice([], [], "", "validation and test are the same data, so choosing by either uses the test split")
+
+    def none(why: str) -> Choice:
+        return Choice([], [], "", why)
+
+    if any(run.chosen_on_test for run in runs):
+        return none("validation and test are the same data, so choosing by either uses the test split")
+    if not any(run.validated for run in runs):
+        return none("there is no validation")
     if not all(isinstance(b.get("value"), int | float) and isfinite(b["value"]) for b in best):
-        return Choice([], [], "", "not every run has a monitored value on validation")
+        return none("not every run has a monitored value on validation")
     monitors = {str(b.get("monitor")) for b in best}
     if len(monitors) > 1:
-        return Choice([], [], "", f"the runs monitor different things: {'; '.join(sorted(monitors))}")
+        return none(f"the runs monitor different things: {'; '.join(sorted(monitors))}")
     mode = best[0].get("mode")
     if mode not in ("max", "min"):
-        return Choice([], [], "", "it isn't known which way the monitored value is better")
-    values = {m.label: [float(run.metrics["best"]["value"]) for run in m.runs.values()] for m in methods}
-    order = sorted(methods, key=lambda m: fmean(values[m.label]), reverse=mode == "max")
-    return Choice(order, [e for m in order if (e := estimate(values[m.label]))], monitors.pop(), "")
+        return none("it isn't known which way the monitored value is better")
+    seeds = sorted(set.intersection(*(set(method.runs) for method in methods)))
+    if not seeds:
+        return none("no seed is common to all methods, and means over different ones may differ by these alone")
+    values = {m.label: {seed: float(m.runs[seed].metrics["best"]["value"]) for seed in seeds} for m in methods}
+    order = sorted(methods, key=lambda m: fmean(values[m.label].values()), reverse=mode == "max")
+    return Choice(order, [values[m.label] for m in order], monitors.pop(), "")

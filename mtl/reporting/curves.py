@@ -18,6 +18,7 @@ Array = NDArray[np.float64]
 Series = tuple[list[int], list[float]]  # steps, values
 KINDS = ("loss/", "metric/", "cosine/")
 PARTS = 3  # of training, for which conflict is counted
+FEW = 8  # fewer measured steps than these say nothing yet about how two tasks get on
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,10 @@ class Curves:
         return band([run for run in runs if run], points) if all(runs) else None
 
     def below_zero(self, method: Method, pair: str) -> list[float | None]:
-        """For each part of training the mean over seeds of the share of cosines of the pair, `a~b`, below zero."""
+        """For each part of training the mean over seeds of the share of cosines of the pair, `a~b`, below zero.
+
+        None for a part in which no seed has `FEW` cosines.
+        """
         shares = []
         for seed, run in method.runs.items():
             logged = self._read[method.label][seed].get(f"cosine/{pair}")
@@ -107,9 +111,9 @@ def band(runs: list[Series], points: int) -> Band:
 
 
 def _below_zero(run: Series, last: int) -> list[float | None]:
-    """The share of cosines below zero in each part of a training of so many steps, None where none was measured."""
+    """The share of cosines below zero in each part of a training of so many steps, None where few were measured."""
     parts: list[list[bool]] = [[] for _ in range(PARTS)]
     for step, value in zip(*run, strict=True):
         if math.isfinite(value):
             parts[min(PARTS - 1, (step - 1) * PARTS // last)].append(value < 0)
-    return [fmean(part) if part else None for part in parts]
+    return [fmean(part) if len(part) >= FEW else None for part in parts]

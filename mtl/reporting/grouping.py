@@ -1,6 +1,5 @@
 """Which runs belong together: those of one problem are compared, those that differ in the seed alone are one method."""
 
-import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtl.reporting.naming import Name, differences, names, natural
-from mtl.reporting.reading import Run
-from mtl.resume import IRRELEVANT
+from mtl.reporting.reading import Run, without
 
-UNSEEN = {*IRRELEVANT, "seed", "only", "data.root"}  # what makes no other method
 OF_SEVERAL = {"balancer", "gradients", "passes", "trainer.monitor"}  # what means nothing to a task by itself
 
 
@@ -86,7 +83,7 @@ def sections(runs: Sequence[Run], split: str | None) -> list[Section]:
     """Puts the runs into sections, and there into methods and single-task runs.
 
     Runs of one problem whose data have other settings are in one section if they are known to be measured on the same
-    data, by fingerprints of the split for a seed that they share.
+    data, by fingerprints of the split, or each on the same as a third.
 
     Args:
         runs: in any state.
@@ -101,7 +98,7 @@ def sections(runs: Sequence[Run], split: str | None) -> list[Section]:
     for problem, theirs in problems.items():
         chosen = split or ("test" if any(run.metrics.get("test") for run in theirs) else "val")
         parts = _by_data(theirs, chosen)
-        data = [{"data": settings(part[0])["data"]} for part in parts]
+        data = [{"data": part[0].settings["data"]} for part in parts]
         called = [name.text for name in names(data, [part[0].choices for part in parts])]
         title = problem or "a problem whose name isn't known"
         for part, name in zip(parts, called, strict=True):
@@ -110,31 +107,14 @@ def sections(runs: Sequence[Run], split: str | None) -> list[Section]:
     return sorted(found, key=lambda section: natural(section.title))
 
 
-def settings(run: Run) -> dict[str, Any]:
-    """The run's config without what makes no other method, and without the tasks that were left out."""
-    config = copy.deepcopy(run.config)
-    _take_out(config, UNSEEN)
-    config["tasks"] = {task: config["tasks"][task] for task in run.tasks}
-    monitor = (config.get("trainer") or {}).get("monitor")
-    if isinstance(monitor, dict):
-        kept = {name: term for name, term in monitor.items() if str(name).split("/")[0] in run.tasks}
-        config["trainer"]["monitor"] = kept or None
-    config.setdefault("data", None)
-    return config
-
-
-def _without_seeds_that_follow(runs: Sequence[Run]) -> list[Run]:
+def _without_seeds_that_follow(runs: Sequence[Run]) -> Sequence[Run]:
     """The runs without keys `seed` of parts, such as a balancer's, that have the run's own seed in every run."""
     follows: dict[str, bool] = {}
     for run in runs:
         for name, seed in _seeds(run.config):
             follows[name] = follows.get(name, True) and seed == run.seed
-    found = []
-    for run in runs:
-        config = copy.deepcopy(run.config)
-        _take_out(config, {name for name, always in follows.items() if always})
-        found.append(replace(run, config=config))
-    return found
+    names = {name for name, always in follows.items() if always}
+    return [replace(run, config=without(run.config, names)) for run in runs] if names else runs
 
 
 def _seeds(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
@@ -158,41 +138,27 @@ def _with_floats(node: Any) -> Any:
     return float(node) if type(node) is int else node
 
 
-def _take_out(config: dict[str, Any], names: set[str]) -> None:
-    for name in names:
-        *path, last = name.split(".")
-        node: Any = config
-        for part in path:
-            node = node.get(part) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            node.pop(last, None)
-
-
 def _alone(config: dict[str, Any], task: str) -> dict[str, Any]:
     """What of a config has to do with one task that is trained by itself; its weight has not."""
-    rest = copy.deepcopy(config)
-    _take_out(rest, OF_SEVERAL)
-    rest["tasks"] = {task: {k: v for k, v in config["tasks"][task].items() if k != "weight"}}
-    return rest
+    tasks = {task: {k: v for k, v in config["tasks"][task].items() if k != "weight"}}
+    return without(config, OF_SEVERAL) | {"tasks": tasks}
 
 
 def _by_data(runs: Sequence[Run], split: str) -> list[list[Run]]:
     """The runs, those that are measured on the same data together."""
     parts: dict[str, list[Run]] = {}
     for run in runs:
-        data = settings(run)["data"]
-        _take_out(data or {}, {"batch_size", "collate"})
+        data = without(run.settings["data"] or {}, {"batch_size", "collate"})
         parts.setdefault(key(data), []).append(run)
-    joined: list[tuple[set[tuple[int, str]], list[Run]]] = []
+    joined: list[tuple[set[str], list[Run]]] = []
     for part in parts.values():
-        prints = {(run.seed, p) for run in part if (p := run.fingerprint(split)) is not None}
-        for known, there in joined:
+        known, there, others = {p for run in part if (p := run.fingerprint(split)) is not None}, part, []
+        for prints, theirs in joined:
             if known & prints:
-                known |= prints
-                there += part
-                break
-        else:
-            joined.append((prints, list(part)))
+                known, there = known | prints, theirs + there
+            else:
+                others.append((prints, theirs))
+        joined = [*others, (known, there)]
     return [there for _, there in joined]
 
 
@@ -202,10 +168,10 @@ def _section(title: str, split: str, runs: Sequence[Run]) -> Section:
     singles: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         if len(run.tasks) == 1 and run.tasks[0] in several:
-            alone = _alone(settings(run), run.tasks[0])
+            alone = _alone(run.settings, run.tasks[0])
             singles.setdefault(run.tasks[0], {}).setdefault(key(alone), []).append(run)
         else:
-            methods.setdefault(key(settings(run)), []).append(run)
+            methods.setdefault(key(run.settings), []).append(run)
     named = sorted(_methods(list(methods.values())), key=lambda method: natural(method.label))
     baselines = {task: _methods(list(groups.values()), alone=task) for task, groups in singles.items()}
     return Section(title, split, named, baselines)
@@ -213,7 +179,7 @@ def _section(title: str, split: str, runs: Sequence[Run]) -> Section:
 
 def _methods(groups: Sequence[Sequence[Run]], *, alone: str | None = None) -> list[Method]:
     """A method for each group of runs; `alone` is the one task that they have, if they are single-task runs."""
-    configs = [settings(group[0]) for group in groups]
+    configs = [group[0].settings for group in groups]
     compared = configs if alone is None else [_alone(config, alone) for config in configs]
     found = []
     called = names(compared, [group[0].choices for group in groups])
@@ -241,8 +207,8 @@ def _give_lost(sections: Sequence[Section], lost: Sequence[Run]) -> None:
     for run in lost:
         if not run.config:
             continue
-        method = own.get(key(settings(run)))
+        method = own.get(key(run.settings))
         if method is None and len(run.tasks) == 1:
-            method = alone.get(key(_alone(settings(run), run.tasks[0])))
-        if method is not None:
+            method = alone.get(key(_alone(run.settings, run.tasks[0])))
+        if method is not None and run.seed not in method.runs:  # else it was repeated, and with success
             method.lost.append(run)

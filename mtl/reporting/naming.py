@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mtl.reporting.writing import shortened
+
 MISSING = object()
 ORDER = ("balancer", "tasks", "model", "optimizer", "scheduler", "trainer")  # what comes first in a name; then the rest
 LONGEST = 40  # characters of a value
@@ -116,9 +118,11 @@ def _look_inside(nodes: Mapping[int, Any], where: str, found: Found, choices: Se
 
 
 def _part(node: Any, where: str, chosen: Mapping[str, str]) -> str:
-    """A part's name: the option that was taken, or its class."""
+    """A part's name: the option that was taken, or its class; a plain value, such as a weight, is its own."""
     if node is None or node is MISSING:
         return "none"
+    if not isinstance(node, dict):
+        return _value(node)
     return chosen.get(where.replace(".", "/")) or str(node.get("_target_", "none")).rsplit(".", 1)[-1]
 
 
@@ -132,8 +136,7 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     text = "+".join(map(str, value)) or "[]" if isinstance(value, list) else str(value)
-    text = re.sub(r"[\x00-\x1f\x7f]", " ", text)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[1 - LONGEST // 2 :]}"  # paths end apart
+    return shortened(re.sub(r"[\x00-\x1f\x7f]", " ", text), LONGEST)
 
 
 def _shorten(keys: Sequence[str]) -> dict[str, str]:

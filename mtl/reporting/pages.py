@@ -8,26 +8,30 @@ from mtl.reporting.caveats import caveats
 from mtl.reporting.comparison import Comparison
 from mtl.reporting.curves import Curves
 from mtl.reporting.document import Block, Bullets, Heading, Picture, Table, Text
-from mtl.reporting.estimates import paired
+from mtl.reporting.estimates import estimate, paired
 from mtl.reporting.grouping import Method
 from mtl.reporting.pareto import MOST_TASKS, pairs_to_show
 from mtl.reporting.plots import Plots
-from mtl.reporting.reading import Run
+from mtl.reporting.reading import UNSEEN, Run
 from mtl.reporting.writing import listed, number, plus_minus, signed, slug
 
 SHOWN = 6  # figures of the method that one would choose
 METHOD = [
-    "A method is the finished runs whose configs differ in the seed alone. It is named by what tells it from others.",
-    "Figures are those of the best epoch on validation. ± and [ ] are 95 % confidence intervals by Student's t over "
-    "seeds. They say how far other seeds would move the mean on the same data, not what other test samples would.",
+    "A method is the finished runs whose configs differ in the seed alone, and in keys that have no bearing on the "
+    f"figures ({listed(sorted(UNSEEN - {'seed', 'only'}), 20)}). It is named by what tells it from others.",
+    "Figures are those of the best epoch on validation, and of the last epoch of runs without validation. ± and [ ] "
+    "are 95 % confidence intervals by Student's t over seeds. They say how far other seeds would move the mean on the "
+    "same data, not what other test samples would.",
     "Δm is the mean over tasks of (method - alone) / alone in percent, of each task's main figure, its first that "
     "isn't the loss. The sign is turned where less is better, so above 0 the method beats the tasks alone (Maninis et "
     "al. 2019, arXiv 1904.08918). With at least two seeds in common it is taken seed by seed, and the interval is over "
     "these; otherwise of the means, with the interval by the delta method and Welch's and Satterthwaite's degrees of "
     "freedom. Either way the spread of the single-task runs is in it.",
-    "The mean rank is over tasks and the seeds that all methods have; 1 is the best, and equal figures share a rank.",
+    "The mean rank is over the tasks and seeds that all methods have; 1 is the best, and equal figures share a rank.",
     "Tests are paired t-tests against the reference over common seeds, two-sided. Holm's correction is for all tests "
-    "of their table together; those of another table aren't counted in.",
+    "of their table together; those of another table aren't counted in. It is for p alone: the intervals of "
+    "differences aren't corrected, so one may leave out zero where the corrected p is above 0.05.",
+    "Bands of curves are 95 % intervals at each step by itself; a whole curve leaves its band more often.",
     "Time and memory are the runs' own measurements: seconds per step, logging included, and the peak beyond "
     "parameters, buffers and the optimizer's state, in MB of a million bytes.",
     "Data are taken for the same where their fingerprints are: a digest of all of a split that is in memory, of others "
@@ -101,11 +105,27 @@ def _what(comparison: Comparison) -> str:
     size = f" of {samples.pop():,} samples" if len(samples) == 1 else ""
     alone = f", and {sum(len(single.runs) for single in singles)} of single tasks" if singles else ""
     order = "by validation, the best first" if comparison.choice.order else "by name"
+    reference = f" {_reference(comparison)}" * (len(methods) > 1)
     return (
         f"{len(runs)} runs of {len(methods)} method{'s' * (len(methods) > 1)}{alone}. "
         f"Seed{'s' * (len(seeds) > 1)} {listed([str(seed) for seed in seeds], 10)}. Figures of the {comparison.split} "
-        f"split{size}. Methods are in order {order}."
+        f"split{size}. Methods are in order {order}.{reference}"
     )
+
+
+def _reference(comparison: Comparison) -> str:
+    """What the others are tested against, and why it."""
+    count = len(comparison.equals)
+    if comparison.asked:
+        why = "as asked"
+    elif not count:
+        why = "an arbitrary one, since none has equal weights; --reference names another"
+    elif count == 1:
+        why = "which has equal weights"
+    else:
+        by = "validation likes best" if comparison.choice.order else "comes first by name"
+        why = f"of the {count} with equal weights that which {by}"
+    return f"The others are tested against {comparison.reference.label}, {why}."
 
 
 def _which(comparison: Comparison) -> str:
@@ -116,11 +136,13 @@ def _which(comparison: Comparison) -> str:
     if choice.why:
         return f"Which method to choose can't be said: {choice.why}."
     first, second = choice.order[:2]
-    values = [{seed: float(run.metrics["best"]["value"]) for seed, run in m.runs.items()} for m in (first, second)]
-    ahead = paired(*values)
+    ahead = paired(*choice.values[:2])
+    reached = [plus_minus(estimate(list(values.values()))) for values in choice.values[:2]]
+    seeds = list(choice.values[0])
+    over = f", over the seeds that all have, {listed([str(seed) for seed in seeds], 10)}"
     text = (
-        f"By validation one would choose {first.label}: {plus_minus(choice.values[0])} in {choice.monitor}, "
-        f"before {second.label} with {plus_minus(choice.values[1])}."
+        f"By validation one would choose {first.label}: {reached[0]} in {choice.monitor}, before {second.label} with "
+        f"{reached[1]}{over * any(len(m.runs) > len(seeds) for m in choice.order)}."
     )
     if ahead.estimate is None or ahead.estimate.half is None:
         text += " There aren't two seeds in common to say whether that is more than chance."

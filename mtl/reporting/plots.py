@@ -11,13 +11,14 @@ from mtl.reporting.document import Picture
 from mtl.reporting.estimates import Estimate
 from mtl.reporting.pareto import Pair
 from mtl.reporting.svg import INK, MUTED, PALE, SERIES, take
-from mtl.reporting.writing import number
+from mtl.reporting.writing import number, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ALL_COLOURED = len(SERIES)  # so many methods have a colour each; of more, the first few
 HIGHLIGHTED = 6
+MOST_OF_NAME = 60  # characters beside a plot
 MOST_SHOWN = 12  # tasks, or pairs of tasks, in one plot
 POINTS = 40_000  # of all curves of a plot together
 MOST_POINTS = 150  # of one curve
@@ -78,7 +79,7 @@ class Plots:
             for place, ax in zip(panels, axes, strict=True):
                 self._rows(ax, *place)
             labels = [method.label for method in comparison.methods]
-            axes[0].set_yticks(range(len(labels)), labels)
+            axes[0].set_yticks(range(len(labels)), [shortened(label, MOST_OF_NAME) for label in labels])
             axes[0].set_ylim(len(labels) - 0.4, -0.6)
             for tick, method in zip(axes[0].get_yticklabels(), comparison.methods, strict=True):
                 tick.set_color(self._colours.get(method.label, MUTED))
@@ -141,6 +142,9 @@ class Plots:
             for pair, ax in zip(pairs, axes, strict=True):
                 self._pair(ax, pair)
             self._legend(figure)
+            figure.draw_without_rendering()  # now it is known where the points are
+            for pair, ax in zip(pairs, axes, strict=True):
+                self._name(ax, pair)
             name = f"{self.name}-pareto"
             return Picture(
                 name,
@@ -219,13 +223,14 @@ class Plots:
     def _legend(self, figure: Any) -> None:
         from matplotlib.lines import Line2D
 
+        names = {m.label: shortened(m.label, MOST_OF_NAME) for m in self.highlighted}
         handles = [
-            Line2D([], [], color=self._colours[m.label], ls=self._dashes[m.label], label=m.label)
-            for m in self.highlighted
+            Line2D([], [], color=self._colours[label], ls=self._dashes[label], label=name)
+            for label, name in names.items()
         ]
         if len(self.highlighted) < len(self.comparison.methods):
             handles.append(Line2D([], [], color=PALE, lw=0.8, label="others"))
-        longest = max(len(method.label) for method in self.highlighted)
+        longest = max(map(len, names.values()))
         columns = max(1, min(len(handles), 150 // (longest + 8)))
         figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=1.8, borderpad=0.2)
 
@@ -252,10 +257,12 @@ class Plots:
                 ax.plot(x.mean, y.mean, "o", color=INK, ms=9.5, fillstyle="none", markeredgewidth=0.9)
             ax.plot(x.mean, y.mean, "o", color=colour, ms=6, gid=gid)
         ax.margins(0.06)
-        named = [
-            (method.label, point)
-            for method, point, on in zip(pair.methods, pair.means, pair.on_front, strict=True)
-            if on and method not in self.highlighted  # the legend tells which the others are
-        ]
+        volume = ax.text(0.02, 0.02, f"hypervolume {number(pair.volume)}", color=MUTED, fontsize=7.5)
+        volume.set_transform(ax.transAxes)
+        volume.set_in_layout(False)
+
+    def _name(self, ax: "Axes", pair: Pair) -> None:
+        """Names the methods on the front, but for those that the legend tells."""
+        on_front = zip(pair.methods, pair.means, pair.on_front, strict=True)
+        named = [(method.label, point) for method, point, on in on_front if on and method not in self.highlighted]
         name_points(ax, named, pair.means)
-        ax.text(0.02, 0.02, f"hypervolume {number(pair.volume)}", transform=ax.transAxes, color=MUTED, fontsize=7.5)

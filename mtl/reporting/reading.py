@@ -1,8 +1,9 @@
 """Runs as they are on the disk, whatever their state."""
 
+import copy
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import yaml
 
 from mtl.errors import UserError, first_line
-from mtl.resume import locked
+from mtl.resume import IRRELEVANT, locked
+from mtl.schema import narrowed
 
 UNREADABLE = "can't be read"
+UNSEEN = {*IRRELEVANT, "seed", "only", "data.root"}  # what makes no other method
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Run:
 
     Args:
         folder: as it was given, or below what was given.
-        config: the whole config; empty where the run ended before it was written.
+        config: the whole config, with the tasks that were trained; empty where the run ended before it was written.
         metrics: what metrics.json holds; empty where there is none.
         status: finished, failed, stopped, running, unfinished (killed, that is) or can't be read.
     """
@@ -45,13 +48,17 @@ class Run:
         """The run's seed."""
         return int(self.config["seed"])
 
-    @cached_property
+    @property
     def tasks(self) -> list[str]:
         """The names of the tasks that were trained."""
-        only = self.config.get("only")
-        wanted = [only] if isinstance(only, str) else only
-        tasks = self.config.get("tasks") or {}
-        return [name for name, node in tasks.items() if node is not None and (not wanted or name in wanted)]
+        return list(self.config.get("tasks") or {})
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config without what makes no other method; not to be changed."""
+        found = without(self.config, UNSEEN)
+        found.setdefault("data", None)
+        return found
 
     @property
     def choices(self) -> dict[str, str]:
@@ -66,6 +73,16 @@ class Run:
     def fingerprint(self, split: str) -> str | None:
         """What tells a split's data from others, None where it isn't known."""
         return (self.metrics.get("fingerprints") or {}).get(split)
+
+    @property
+    def chosen_on_test(self) -> bool:
+        """Whether validation and test are the same data, so that its best epoch was chosen on its test figures."""
+        return self.fingerprint("val") is not None and self.fingerprint("val") == self.fingerprint("test")
+
+    @property
+    def validated(self) -> bool:
+        """Whether there was validation; without, the last epoch counts as the best."""
+        return bool(self.metrics.get("val"))
 
 
 def find(folders: Iterable[Path]) -> list[Run]:
@@ -98,15 +115,32 @@ def read(folder: Path) -> Run | None:
     try:
         metrics = _mapping(_json(folder / "metrics.json"))
         config = _mapping(_yaml(folder / "config.yaml"))
+        is_whole = {"seed", "tasks", "trainer"} <= set(config)
+        config = narrowed(config) if is_whole else {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         return Run(folder, {}, {"error": first_line(error)}, UNREADABLE)
     status = str(metrics.get("status", "running"))
-    if not {"seed", "tasks", "trainer"} <= set(config):
+    if not is_whole and status in ("finished", "stopped"):
+        return Run(folder, {}, metrics | {"error": "its config.yaml is gone, or isn't a run's"}, UNREADABLE)
+    if not is_whole:
         return Run(folder, {}, metrics, status) if status == "failed" else None
     if status == "running":
         with locked(folder) as free:
             status = "unfinished" if free else "running"
     return Run(folder, config, metrics, status)
+
+
+def without(config: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """A copy of the config without the keys, which are written with dots."""
+    config = copy.deepcopy(config)
+    for name in names:
+        *path, last = name.split(".")
+        node: Any = config
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
+    return config
 
 
 def _json(path: Path) -> Any:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from mtl.reporting.comparison import Comparison, Figure, conflict, cost, hardest, pairs_of, side_by_side
-from mtl.reporting.curves import Curves
+from mtl.reporting.curves import FEW, PARTS, Curves
 from mtl.reporting.delta import Delta
 from mtl.reporting.document import Block, Bullets, Table, Text
+from mtl.reporting.grouping import Method
 from mtl.reporting.pareto import Pair
 from mtl.reporting.writing import listed, number, p_value, plus_minus, signed
 
-FEW = 8  # measured steps that say nothing yet about how two tasks get on
 MOST_PAIRS = 12  # of tasks in the table of their conflict
 WIDE = 6  # figures; more of them have a table for each task
 
@@ -36,14 +36,18 @@ def figures(comparison: Comparison) -> list[Block]:
 
 
 def _table(comparison: Comparison, title: str, figures: Sequence[Figure]) -> Table:
-    rows = [
-        [method.label, str(len(method.runs)), *(plus_minus(comparison.estimate(method, f)) for f in figures)]
-        for method in comparison.methods
-    ]
+    def row(method: Method, shown: Sequence[Figure]) -> list[str]:
+        cells = []
+        for figure in figures:
+            found = comparison.estimate(method, figure) if figure in shown else None
+            few = f" (n={found.n})" if found and found.n < len(method.runs) else ""
+            cells.append(f"{plus_minus(found)}{few}" if figure in shown else "")
+        return [method.label, str(len(method.runs)), *cells]
+
+    rows = [row(method, figures) for method in comparison.methods]
     for task in dict.fromkeys(figure.task for figure in figures):
-        for single in comparison.section.singles.get(task, []):
-            cells = [plus_minus(comparison.estimate(single, f)) if f.task == task else "" for f in figures]
-            rows.append([single.label, str(len(single.runs)), *cells])
+        of_task = [figure for figure in figures if figure.task == task]
+        rows += [row(single, of_task) for single in comparison.section.singles.get(task, [])]
     columns = ["method", "seeds", *(f"{figure}{figure.arrow}" for figure in figures)]
     chosen = {0} if comparison.choice.order and len(comparison.methods) > 1 else set[int]()
     note = "Bold: what validation would choose." if chosen else ""
@@ -68,7 +72,7 @@ def gains(comparison: Comparison) -> list[Block]:
         rows.append([method.label, *gain, *rank, *alone])
     how = {"paired": "Δm is taken seed by seed", "unpaired": "Δm is taken of means"}
     notes = [f"{how[way]}." for way in dict.fromkeys(found.how for found in deltas) if way]
-    notes += [f"Ranks are over {ranks[1]} pairs of task and seed."] if ranks else []
+    notes += [f"Ranks are over {ranks[1]} pairs of task and seed, those that all methods have."] if ranks else []
     title = " and ".join(["gain over the tasks alone"] * defined + ["mean rank"] * (ranks is not None))
     table = [Table(title.capitalize(), columns, rows, note=" ".join(notes))] if len(columns) > 1 else []
     return [*table, *(_no_gain(comparison, deltas) if len(comparison.tasks) > 1 else [])]
@@ -170,6 +174,7 @@ def fronts(found: Sequence[Pair]) -> Table:
 def conflicts(comparison: Comparison, curves: Curves) -> list[Block]:
     """How each two tasks' gradients get on under each method."""
     rows = []
+    short: list[Method] = []  # of measured steps
     count = len(pairs_of(comparison.methods))
     shown = hardest(comparison.methods, MOST_PAIRS)
     for pair in shown:
@@ -178,7 +183,8 @@ def conflicts(comparison: Comparison, curves: Curves) -> list[Block]:
             if cosine and below:
                 steps = conflict(method, pair, "steps")
                 few = steps is None or steps.mean < FEW
-                shares = [None if few else share for share in curves.below_zero(method, pair)]
+                shares = curves.below_zero(method, pair)
+                short += [method] * (steps is None or steps.mean < PARTS * FEW)
                 parts = ["–" if share is None else f"{share:.0%}" for share in shares]
                 measured = "–" if steps is None else f"{steps.mean:.0f}"
                 told = [measured, signed(cosine), "–" if few else plus_minus(below.times(100)), *parts]
@@ -187,10 +193,18 @@ def conflicts(comparison: Comparison, curves: Curves) -> list[Block]:
         return []
     columns = ["tasks", "method", "steps", "mean cosine", "below 0, %", "first third", "second", "last"]
     note = (
-        "The share of measured steps in which the cosine was below zero: in all of training, and in its thirds; of "
-        f"fewer than {FEW} steps there is none: log.every=10 measures more often."
+        "The share of measured steps in which the cosine was below zero: in all of training, and in its thirds; there "
+        f"is none where fewer than {FEW} steps were measured{_how_to_measure_more(short)}."
     )
     note += f" The {len(shown)} of {count} pairs with the lowest mean cosine; report.csv has all." * (
         len(shown) < count
     )
     return [Table("Conflict between tasks", columns, rows, texts=2, note=note, detail=len(rows) > 30)]
+
+
+def _how_to_measure_more(methods: Sequence[Method]) -> str:
+    """The advice to log more often, where the runs were long enough for it to help."""
+    runs = [run for method in methods for run in method.runs.values()]
+    every = min(((run.config.get("log") or {}).get("every") or 1 for run in runs), default=1)
+    enough = min((run.metrics.get("steps") or 0 for run in runs), default=0) // (PARTS * FEW)
+    return f": log.every={enough} measures often enough for all" if 0 < enough < every else ""

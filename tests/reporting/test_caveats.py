@@ -47,12 +47,43 @@ def test_few_seeds(tmp_path: Path, seeds: int, p: str) -> None:
     assert f"can't get below p = {p} with {seeds}" in line
 
 
+def test_few_seeds_of_some(tmp_path: Path) -> None:
+    """X has three seeds, Y six, of which two are the reference's: its differences are of two."""
+    make(tmp_path, {"equal": {}})
+    make(tmp_path, {"X": {}}, seeds=3)
+    assert any("With 3 seeds (X) the intervals" in line for line in said(tmp_path))
+    for seed in range(4, 10):
+        run(tmp_path / f"y{seed}", balancer="Y", seed=seed, test=accuracies(a=0.5 + 0.01 * seed, b=0.6))
+    assert any("With 2 seeds (Y) the intervals" in line for line in said(tmp_path))
+
+
+def test_few_numbers_of_many_seeds(tmp_path: Path) -> None:
+    for seed in range(8):
+        figures = accuracies(a=float("nan") if seed < 5 else 0.1 * seed, b=0.1 * seed)
+        run(tmp_path / f"{seed}", seed=seed, test=figures)
+    lines = said(tmp_path)
+    assert any("With 3 seeds the intervals" in line for line in lines)
+    assert any("is nan" in line and "the mean that is left flatters its method" in line for line in lines)
+
+
 def test_one_method_with_one_seed_and_seeds_that_are_missing(tmp_path: Path) -> None:
     make(tmp_path)
     run(tmp_path / "lone", balancer="Y", seed=3, curves={"loss/a/val": {1: 1.0}})
     lines = said(tmp_path)
     assert "One seed only of Y: no intervals and no tests of these." in lines
     assert any("Y lacks 0, 1, 2, 4 and 5" in line for line in lines)
+    for number in range(9):
+        run(tmp_path / f"m{number}", balancer=f"M{number}", seed=5)
+    (line,) = [line for line in said(tmp_path) if line.startswith("Not every method")]
+    assert "4 more" in line
+
+
+def test_lists_of_methods_whose_names_hold_commas_can_be_read(tmp_path: Path) -> None:
+    make(tmp_path)
+    for number in range(2):
+        more = {"optimizer.lr": 0.1 * (number + 1), "optimizer.eps": float(number)}
+        run(tmp_path / f"o{number}", balancer="X", seed=0, config=more)
+    assert any("One seed only of X, lr=0.1, eps=0; X, lr=0.2, eps=1: no" in line for line in said(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +96,22 @@ def test_one_method_with_one_seed_and_seeds_that_are_missing(tmp_path: Path) -> 
             "Different versions of torch",
             "2.9 (X)",
         ),
+        *[
+            (
+                {"versions": {"torch": "2.14.1", "device": "x86_64", "threads": 1} | {name: "9.9"}},
+                f"Different {what}: ",
+                "9.9 (X)",
+            )
+            for name, what in {
+                **{"mtl": "versions of mtl", "numpy": "versions of numpy", "python": "versions of python"},
+                "device": "devices",
+            }.items()
+        ],
+        (
+            {"fingerprints": {"train": "t" * 8, "val": "q" * 9, "test": "e" * 8}},
+            "Different data: the val split",
+            "qqqqqqqq (X)",
+        ),
         (
             {"versions": {"torch": "2.14.1", "device": "x86_64", "threads": 8}},
             "Different numbers of threads",
@@ -75,7 +122,7 @@ def test_one_method_with_one_seed_and_seeds_that_are_missing(tmp_path: Path) -> 
         (
             {"fingerprints": {"train": "q" * 9, "val": "v" * 8, "test": "e" * 8}},
             "Different data: the train split",
-            "qqqqqqqq for X",
+            "qqqqqqqq (X)",
         ),
         ({"fingerprints": None}, "Whether all had the same data isn't known", "X"),
         ({"curves": None}, "No curves of X", "metrics.csv"),
@@ -94,6 +141,49 @@ def test_a_difference_is_told(tmp_path: Path, more: dict[str, Any], start: str, 
     assert within in found[0]
 
 
+@pytest.mark.parametrize(
+    ("more", "start", "within"),
+    [
+        ({"steps": 60}, "Different budgets: steps", "60 (a alone)"),
+        ({"fingerprints": {"train": "q" * 8, "val": "v", "test": "e" * 8}}, "Different data: the train", "(a alone)"),
+        ({"launcher": "joblib"}, "Jobs ran side by side (hydra/launcher=joblib)", ""),
+        ({"versions": {"torch": "1"}}, "Different versions of torch", "1 (a alone)"),
+    ],
+)
+def test_single_tasks_differ_too(tmp_path: Path, more: dict[str, Any], start: str, within: str) -> None:
+    make(tmp_path)
+    for seed in range(6):
+        run(tmp_path / f"a{seed}", tasks=["a"], seed=seed, test=accuracies(a=0.5 + 0.01 * seed), **more)
+    assert any(line.startswith(start) and within in line for line in said(tmp_path)), said(tmp_path)
+
+
+def test_runs_that_were_ended_early(tmp_path: Path) -> None:
+    make(tmp_path, {"equal": {}, "X": {"steps": 20}})
+    assert not any("trainer.patience" in line for line in said(tmp_path))
+    make(tmp_path / "2", {"equal": {"config": {"trainer.patience": 3}}, "X": {"config": {"trainer.patience": 3}}})
+    run(tmp_path / "2" / "late", seed=6, steps=60, config={"trainer.patience": 3})
+    assert any("trainer.patience ends runs early." in line for line in said(tmp_path / "2"))
+
+
+def prints(train: str) -> dict[str, str]:
+    return {"train": train, "val": "v" * 8, "test": "e" * 8}
+
+
+def test_data_that_changed_between_seeds(tmp_path: Path) -> None:
+    for seed in range(6):
+        for name in ("equal", "X"):
+            figures = accuracies(a=0.5 + 0.01 * seed, b=0.6 - 0.01 * seed)
+            told = {"test": figures, "curves": {"loss/a/val": {1: 1.0}}}
+            changed, drawn = prints("old" if seed < 3 else "new"), prints(f"drawn{seed}")
+            run(tmp_path / "changed" / f"{name}{seed}", balancer=name, seed=seed, fingerprints=changed, **told)
+            run(tmp_path / "drawn" / f"{name}{seed}", balancer=name, seed=seed, fingerprints=drawn, **told)
+    (line,) = said(tmp_path / "changed")
+    assert line == (
+        "Different data: the train split isn't the same for all seeds: old (seeds 0, 1 and 2); new (seeds 3, 4 and 5)."
+    )
+    assert said(tmp_path / "drawn") == []  # by the runs' own seeds
+
+
 def test_the_test_split_was_used_for_choosing(tmp_path: Path) -> None:
     same = {"fingerprints": {"train": "t", "val": "same", "test": "same"}}
     make(tmp_path, {"equal": same, "X": same})
@@ -105,6 +195,32 @@ def test_no_validation_and_validation_alone(tmp_path: Path) -> None:
     assert said(tmp_path)[0].startswith("There is no validation")
     make(tmp_path / "2")
     assert said(tmp_path / "2", "val")[0].startswith("These are figures of the validation split")
+
+
+def test_some_without_validation(tmp_path: Path) -> None:
+    none = {"val": {}, "best": None, "monitor": "None", "mode": None}
+    make(tmp_path, {"equal": {}, "X": none})
+    (line,) = said(tmp_path)
+    assert line.startswith("There is no validation of X: whoever chooses")
+    run(tmp_path / "more", seed=6, **none)
+    assert said(tmp_path)[0].startswith("There is no validation: whoever chooses")
+    make(tmp_path / "all", {"equal": none, "X": none})
+    (line,) = said(tmp_path / "all")
+    assert line.startswith("There is no validation: whoever chooses")
+
+
+def test_methods_with_other_tasks(tmp_path: Path) -> None:
+    make(tmp_path)
+    for seed in range(6):
+        figures = accuracies(a=0.5 + 0.01 * seed, b=0.6, c=0.5)
+        run(tmp_path / f"c{seed}", balancer="Y", seed=seed, tasks=["a", "b", "c"], test=figures)
+        for task in "abc":
+            alone = accuracies(**{task: 0.5 + 0.01 * seed})
+            run(tmp_path / f"alone-{task}{seed}", seed=seed, tasks=[task], test=alone)
+    (line,) = [line for line in said(tmp_path) if line.startswith("Δm is over")]
+    assert line.endswith(
+        "between methods with others: a, b (X, tasks a+b; equal, tasks a+b); a, b, c (Y, tasks a+b+c)."
+    )
 
 
 def test_lost_and_repeated_runs(tmp_path: Path) -> None:

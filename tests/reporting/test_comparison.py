@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 
 import pytest
-from made_runs import accuracies, run
+from made_runs import accuracies, comparison, run
 
 from mtl.errors import UserError
-from mtl.reporting.comparison import Comparison, check_names, conflict, cost, hardest, pairs_of
+from mtl.reporting.comparison import check_names, conflict, cost, hardest, pairs_of
 from mtl.reporting.grouping import sections
 from mtl.reporting.reading import find
 
@@ -16,11 +16,6 @@ FIGURES = {  # (a, b) by method and seed
     "X": [(0.51, 0.50), (0.54, 0.50), (0.57, 0.50)],
     "Y": [(0.50, 0.61), (0.52, 0.63), (0.54, 0.65)],
 }
-
-
-def comparison(folder: Path, reference: str | None = None) -> Comparison:
-    (section,) = sections(find([folder]), None)
-    return Comparison(section, reference)
 
 
 @pytest.fixture
@@ -43,6 +38,11 @@ def test_figures_and_their_main_ones(three: Path) -> None:
         ("b accuracy", "max", True),
         ("b loss", "min", False),
     ]
+
+
+def test_the_loss_is_no_main_figure_where_there_is_another(tmp_path: Path) -> None:
+    run(tmp_path / "one", test={"a": {"loss": 1.0, "accuracy": 0.5}, "b": {"loss": 1.0}})
+    assert [str(figure) for figure in comparison(tmp_path).mains] == ["a accuracy", "b loss"]
 
 
 def test_means_and_intervals(three: Path) -> None:
@@ -81,6 +81,22 @@ def test_delta_without_baselines_isnt_defined(tmp_path: Path) -> None:
     assert (found.delta(found.reference).estimate, found.delta(found.reference).why) == (None, "no run of a alone")
 
 
+def test_delta_without_a_direction_isnt_defined(tmp_path: Path) -> None:
+    for tasks in (["a", "b"], ["a"], ["b"]):
+        run(tmp_path / "-".join(tasks), tasks=tasks, kinds={"a/accuracy": "max"})
+    found = comparison(tmp_path)
+    told = found.delta(found.reference)
+    assert (told.estimate, told.why) == (None, "it isn't known which way b accuracy is better")
+
+
+def test_a_task_alone_is_one_number_where_its_runs_have_one_setting(three: Path) -> None:
+    found = comparison(three)
+    assert found.alone(found.mains[0]).mean == pytest.approx(1.6 / 3)  # type: ignore[union-attr]
+    run(three / "other", tasks=["a"], config={"optimizer.lr": 0.5})
+    found = comparison(three)
+    assert found.alone(found.mains[0]) is None
+
+
 def test_ranks_by_hand(three: Path) -> None:
     """In a, X is first in every seed, and equal and Y share the rest; in b the order is Y, equal, X."""
     found = comparison(three)
@@ -115,15 +131,39 @@ def test_the_reference_can_be_chosen(three: Path) -> None:
 
 
 def test_the_reference_is_the_plain_sum(tmp_path: Path) -> None:
-    for number, weights in enumerate([(0.2, 1.8), (1, 1), (1.8, 0.2)]):
+    """Neither the first by name nor what validation likes best."""
+    for number, (weights, best) in enumerate({(0.2, 1.8): 0.9, (1, 1): 0.5, (1.8, 0.2): 0.7}.items()):
         named = {f"tasks.{task}.weight": weight for task, weight in zip("ab", weights, strict=True)}
-        run(tmp_path / f"w{number}", config=named)
-    run(tmp_path / "u", balancer="UPGrad")
+        run(tmp_path / f"w{number}", config=named, best=best)
+    run(tmp_path / "u", balancer="Aligned", best=0.8)
     found = comparison(tmp_path)
     assert found.reference.label == "equal"
     assert {m.label for m in found.methods} == {
-        *("equal", "UPGrad", "equal, weights a 0.2 / b 1.8", "equal, weights a 1.8 / b 0.2")
+        *("equal", "Aligned", "equal, weights a 0.2 / b 1.8", "equal, weights a 1.8 / b 0.2")
     }
+
+
+def test_of_several_plain_sums_that_which_validation_likes_best(tmp_path: Path) -> None:
+    for lr, best in {0.1: 0.5, 0.2: 0.7, 0.3: 0.6}.items():
+        run(tmp_path / str(lr), config={"optimizer.lr": lr}, best=best)
+    assert comparison(tmp_path).reference.label == "lr=0.2"
+    assert comparison(tmp_path, "lr=0.3").reference.label == "lr=0.3"
+
+
+def test_why_there_is_no_difference(tmp_path: Path) -> None:
+    """No seed in common, no number in a common seed, and a task that the reference hasn't."""
+    nan = float("nan")
+    for seed in range(2):
+        run(tmp_path / f"e{seed}", seed=seed)
+        run(tmp_path / f"s{seed}", seed=seed + 5, balancer="Seeds")
+        run(tmp_path / f"n{seed}", seed=seed, balancer="Nan", test=accuracies(a=nan, b=0.5))
+        run(tmp_path / f"t{seed}", seed=seed, balancer="Tasks", tasks=["a", "b", "c"], test=accuracies(a=0.1, c=0.5))
+    found = comparison(tmp_path)
+    why = {(test.method.runs[min(test.method.runs)].folder.name[0], test.figure.task): test for test in found.tests}
+    assert why["s", "a"].difference.why == "no seed in common"
+    assert why["n", "a"].difference.why == "no seed in which both have a number"
+    assert why["t", "c"].difference.why == "the reference hasn't this task"
+    assert ("s", "c") not in why
 
 
 def test_costs_and_conflict_are_means_over_seeds(tmp_path: Path) -> None:
@@ -133,6 +173,9 @@ def test_costs_and_conflict_are_means_over_seeds(tmp_path: Path) -> None:
     (method,) = comparison(tmp_path).methods
     assert cost(method, "seconds_per_step").mean == pytest.approx(0.2)  # type: ignore[union-attr]
     assert cost(method, "memory_per_step") is None
+    run(tmp_path / "2", seed=2, seconds_per_step=0.0, memory_per_step=0)
+    (method,) = comparison(tmp_path).methods
+    assert (cost(method, "seconds_per_step").n, cost(method, "memory_per_step").mean) == (3, 0)  # type: ignore[union-attr]
     assert pairs_of([method]) == ["a~b"]
     assert conflict(method, "a~b", "mean").mean == pytest.approx(0.2)  # type: ignore[union-attr]
     assert conflict(method, "a~b", "below_zero").mean == pytest.approx(0.3)  # type: ignore[union-attr]
@@ -149,7 +192,7 @@ def test_of_many_pairs_those_that_conflict_most(tmp_path: Path) -> None:
 def test_names_on_the_command_line(three: Path) -> None:
     found = sections(find([three]), None)
     check_names(found, "X", [["a", "b"]])
-    with pytest.raises(UserError, match="no method 'x'.*possible: X, Y, equal"):
+    with pytest.raises(UserError, match="no method 'x'.*possible: X; Y; equal"):
         check_names(found, "x", [])
     with pytest.raises(UserError, match="no task 'c'.*possible: a, b"):
         check_names(found, None, [["a", "c"]])
@@ -157,10 +200,32 @@ def test_names_on_the_command_line(three: Path) -> None:
         check_names(found, None, [["a", "a"]])
 
 
+def test_methods_are_ordered_by_the_seeds_that_all_have(tmp_path: Path) -> None:
+    """X has more seeds, and these are easy ones: it has the higher mean, and is behind in every common seed."""
+    for seed in range(6):
+        run(tmp_path / f"x{seed}", seed=seed, balancer="X", best=0.5 + 0.1 * seed)
+    for seed in range(3):
+        run(tmp_path / f"e{seed}", seed=seed, best=0.52 + 0.1 * seed)
+    choice = comparison(tmp_path).choice
+    assert [method.label for method in choice.order] == ["equal", "X"]
+    assert choice.values[0] == pytest.approx({0: 0.52, 1: 0.62, 2: 0.72})
+    assert choice.values[1] == pytest.approx({0: 0.5, 1: 0.6, 2: 0.7})
+
+
+def test_without_common_seeds_there_is_no_choice(tmp_path: Path) -> None:
+    run(tmp_path / "a", seed=0)
+    run(tmp_path / "b", seed=1, balancer="X")
+    choice = comparison(tmp_path).choice
+    assert (choice.order, choice.why[:35]) == ([], "no seed is common to all methods, a")
+
+
 @pytest.mark.parametrize(
     ("more", "why"),
     [
         ({"best": None}, "not every run has a monitored value"),
+        ({"best": float("nan")}, "not every run has a monitored value"),
+        ({"val": {}, "best": None}, "not every run has a monitored value"),
+        ({"monitor": "a/loss (min)"}, "different things: a/loss (min); mean of a/accuracy"),
         ({"fingerprints": {"val": "x", "test": "x"}}, "validation and test are the same data"),
     ],
 )
@@ -170,3 +235,17 @@ def test_when_validation_cant_choose(tmp_path: Path, more: dict[str, object], wh
     choice = comparison(tmp_path).choice
     assert choice.order == []
     assert why in choice.why
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"mode": None}, "it isn't known which way the monitored value is better"),
+        ({"val": {}, "best": None, "monitor": "None", "mode": None}, "there is no validation"),
+    ],
+)
+def test_when_no_run_can_be_chosen_by(tmp_path: Path, more: dict[str, object], why: str) -> None:
+    run(tmp_path / "a", **more)  # type: ignore[arg-type]
+    run(tmp_path / "b", balancer="X", **more)  # type: ignore[arg-type]
+    choice = comparison(tmp_path).choice
+    assert (choice.order, choice.why) == ([], why)

@@ -66,8 +66,19 @@ def test_a_curve_that_a_seed_lacks_isnt_drawn(tmp_path: Path) -> None:
 
 
 def test_conflict_in_thirds_of_training(tmp_path: Path) -> None:
-    """90 steps: in the first third two of two below zero and one of two, then none, and nothing measured."""
-    run(tmp_path / "0", steps=90, curves={"cosine/a~b": {1: -0.5, 30: -0.1, 31: 0.2, 60: 0.4}})
-    run(tmp_path / "1", seed=1, steps=90, curves={"cosine/a~b": {1: 0.5, 30: -0.1, 31: 0.2, 45: float("nan")}})
+    """Seed 0 has 8 of 8 below zero, then 2 of 8, then too few; seed 1 has 4 of 8, too few by a NaN, and none."""
+    early, late = range(23, 31), range(31, 39)
+    one = dict.fromkeys(early, -0.5) | {step: -0.1 if step < 33 else 0.2 for step in late}
+    one |= dict.fromkeys(range(84, 91), -1.0)
+    other = {step: -0.5 if step < 27 else 0.5 for step in early} | dict.fromkeys(late, -0.2) | {35: float("nan")}
+    run(tmp_path / "0", steps=90, curves={"cosine/a~b": one})
+    run(tmp_path / "1", seed=1, steps=90, curves={"cosine/a~b": other})
     found = method(tmp_path)
-    assert Curves([found]).below_zero(found, "a~b") == [0.75, 0.0, None]
+    assert Curves([found]).below_zero(found, "a~b") == [0.75, 0.25, None]
+
+
+def test_a_cosine_that_is_not_defined_counts_neither_way(tmp_path: Path) -> None:
+    values = {step: float("nan") if step == 9 else -0.5 for step in range(1, 10)}
+    run(tmp_path / "0", steps=27, curves={"cosine/a~b": values})
+    found = method(tmp_path)
+    assert Curves([found]).below_zero(found, "a~b") == [1.0, None, None]

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from mtl.reporting.delta import delta
 from mtl.reporting.estimates import Estimate
@@ -32,20 +33,29 @@ def test_a_seed_counts_where_all_have_it() -> None:
 
 
 def test_of_means_by_hand() -> None:
-    """No seed in common: the means are 0.6 against 0.5 and 1.5 against 2, which are gains of 20 % and 25 %."""
+    """No seed in common: the means are 0.6 against 0.5 and 1.5 against 2, which are gains of 20 % and 25 %.
+
+    All four have a variance of 0.02 / 2. By the means of a and b alone the gain falls by 100 · 0.6 / 0.5 / (2 · 0.5)
+    and rises by 100 · 1.5 / 2 / (2 · 2). The method's seeds, 15 % and 30 %, have a variance of 112.5.
+    """
     ours = {"a": {0: 0.5, 1: 0.7}, "b": {0: 1.4, 1: 1.6}}
     alone = {"a": {5: 0.4, 6: 0.6}, "b": {7: 1.9, 8: 2.1}}
     found = delta(ours, alone, SIGNS)
     assert found.how == "unpaired"
     assert found.estimate is not None
     assert found.estimate.mean == pytest.approx(22.5)
-    assert found.estimate.half is not None
+    variances = [112.5 / 2, 120**2 * 0.01, 18.75**2 * 0.01]
+    freedom = sum(variances) ** 2 / sum(v**2 for v in variances)
+    assert found.estimate.half == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(sum(variances)))
+    assert found.estimate.n == 2
 
 
 def test_one_seed_has_no_interval() -> None:
     found = delta({"a": {0: 0.6}}, {"a": {0: 0.5}}, {"a": 1})
     assert found.estimate == Estimate(pytest.approx(20.0), None, 1)
     assert found.why == "one seed"
+    found = delta({"a": {0: 0.5, 1: 0.6, 2: 0.7}}, {"a": {5: 0.5}}, {"a": 1})
+    assert found.estimate == Estimate(pytest.approx(20.0), None, 1)  # no more than the single run can tell
 
 
 @pytest.mark.parametrize("zero", [0.0, -0.3])

@@ -78,6 +78,23 @@ def test_other_data_are_apart_unless_they_are_measured_alike(tmp_path: Path) -> 
     ]
 
 
+def test_data_are_the_same_through_a_third(tmp_path: Path) -> None:
+    """The first two have no split in common, but the third has one with each; the last has one with the first."""
+    for seed, name in enumerate(("first", "second")):
+        run(tmp_path / name, seed=seed, fingerprints={"test": name}, config={"data.source": name})
+        run(tmp_path / f"third{seed}", seed=seed, fingerprints={"test": name}, config={"data.source": "third"})
+    run(tmp_path / "first2", seed=2, fingerprints={"test": "more"}, config={"data.source": "first"})
+    run(tmp_path / "w", fingerprints={"test": "more"}, config={"data.source": "w"})
+    (section,) = of(tmp_path)
+    assert labels(section) == ["source=first", "source=second", "source=third", "source=w"]
+
+
+def test_the_same_data_are_the_same_whatever_the_seeds(tmp_path: Path) -> None:
+    for seed in range(2):
+        run(tmp_path / str(seed), seed=seed, config={"data.source": f"s{seed}"})
+    assert [labels(section) for section in of(tmp_path)] == [["source=s0", "source=s1"]]
+
+
 def test_batch_size_is_no_other_data(tmp_path: Path) -> None:
     run(tmp_path / "a", fingerprints=None, config={"data.batch_size": 32})
     run(tmp_path / "b", fingerprints=None)
@@ -139,6 +156,7 @@ def test_runs_that_were_lost_are_their_methods(tmp_path: Path) -> None:
     run(tmp_path / "bad", seed=1, status="failed")
     run(tmp_path / "bad_alone", seed=1, tasks=["a"], status="stopped")
     run(tmp_path / "other", seed=1, balancer="UPGrad", status="failed")
+    run(tmp_path / "repeated", seed=0, status="failed")  # good has its seed
     (section,) = of(tmp_path)
     assert [run.folder.name for run in section.methods[0].lost] == ["bad"]
     assert [run.folder.name for run in section.singles["a"][0].lost] == ["bad_alone"]

@@ -11,10 +11,13 @@ def labels(configs: list[Any], choices: list[dict[str, str]]) -> list[str]:
     return [name.text for name in names(configs, choices)]
 
 
-def config(balancer: str = "Equal", *, lr: float = 0.01, weights: tuple[float, float] = (1, 1), **keys: Any) -> Any:
+def config(balancer: str = "Equal", *, lr: float = 0.01, weights: tuple[Any, float] = (1, 1), **keys: Any) -> Any:
     tasks = {name: {"weight": weight} for name, weight in zip(("digit", "parity"), weights, strict=True)}
     of_balancer = {"_target_": f"mtl.balancers.{balancer}"} | keys.pop("of_balancer", {})
     return {"tasks": tasks, "balancer": of_balancer, "optimizer": {"_target_": "torch.optim.AdamW", "lr": lr}, **keys}
+
+
+RAMP = {"_target_": "mtl.Schedule", "start": 0, "end": 1, "steps": 5}
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,15 @@ def config(balancer: str = "Equal", *, lr: float = 0.01, weights: tuple[float, f
         ([config("UW", of_balancer={"lr": 0.1}), config()], ["UW", "Equal"]),
         ([config(scheduler=None), config(scheduler={"_target_": "x.Cosine"})], ["scheduler=none", "scheduler=Cosine"]),
         ([config(a={"size": 1}, b={"size": 1}), config(a={"size": 2}, b={"size": 3})], ["a.size=1, b.size=1"] + ["a.size=2, b.size=3"]),
+        # A number in one, a class in others.
+        (
+            [config(weights=(RAMP, 1)), config(), config(weights=(0.5, 2))],
+            ["weights digit Schedule / parity 1", "equal weights", "weights digit 0.5 / parity 2"],
+        ),
+        (
+            [config(weights=(RAMP, 1)), config(weights=(RAMP | {"steps": 9}, 1)), config(weights=(0.5, 1))],
+            ["weights digit Schedule, weight.steps=5", "weights digit Schedule, weight.steps=9", "weights digit 0.5"],
+        ),
         ([config(passes="joint"), config()], ["passes=joint", "passes=not set"]),
         ([config(at="x" * 90 + "1"), config(at="x" * 90 + "2")], [f"at={'x' * 20}…{'x' * 18}{n}" for n in (1, 2)]),
         ([config(at="x" * 90), config(at="x" * 91)], ["Equal (#1)", "Equal (#2)"]),

@@ -23,7 +23,7 @@ def test_area_by_hand() -> None:
 
 
 @given(
-    st.lists(st.tuples(numbers, numbers), min_size=1, max_size=8, unique=True),
+    st.lists(st.tuples(numbers, numbers), min_size=1, max_size=8),
     st.tuples(st.booleans(), st.booleans()),
 )
 @settings(max_examples=60, deadline=None)
@@ -42,7 +42,7 @@ def test_front_is_as_defined(points: list[tuple[float, float]], maximise: tuple[
 
 
 @given(
-    st.lists(st.tuples(numbers, numbers), min_size=1, max_size=8, unique=True),
+    st.lists(st.tuples(numbers, numbers), min_size=1, max_size=8),
     st.tuples(st.booleans(), st.booleans()),
 )
 @settings(max_examples=60, deadline=None)
@@ -71,6 +71,18 @@ def test_picture_of_methods(tmp_path: Path) -> None:
     assert picture.volume_over_seeds is not None  # seed 0: 0.2 × 0 + …; both seeds' fronts from the same point
     seeds = [0.0, 0.4 * 0.2 + 0.2 * 0.2]
     assert picture.volume_over_seeds.mean == pytest.approx(sum(seeds) / 2)
+
+
+def test_the_reference_point_is_the_worst_of_either_figure(tmp_path: Path) -> None:
+    """An accuracy and an error: the least of the one, the most of the other, of any run."""
+    for name, (a, b) in {"equal": (0.6, 0.4), "X": (0.4, 0.6)}.items():
+        for seed, by in enumerate((-0.1, 0.1)):
+            figures = {"a": {"accuracy": a + by}, "b": {"error": b + by}}
+            kinds = {"a/accuracy": "max", "b/error": "min"}
+            run(tmp_path / f"{name}{seed}", balancer=name, seed=seed, test=figures, kinds=kinds)
+    (picture,) = pairs_to_show(Comparison(*sections(find([tmp_path]), None)))
+    assert picture.reference == pytest.approx((0.3, 0.7))
+    assert picture.volume == pytest.approx((0.6 - 0.3) * (0.7 - 0.4))
 
 
 def test_pairs(tmp_path: Path) -> None:

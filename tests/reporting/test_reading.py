@@ -24,6 +24,12 @@ def test_all_runs_below_are_found_once(tmp_path: Path) -> None:
     assert [run.seed for run in found] == [0, 1, 0]
 
 
+def test_what_lies_in_a_runs_folder_is_no_run_of_its_own(tmp_path: Path) -> None:
+    run(tmp_path / "one")
+    run(tmp_path / "one" / "copied")
+    assert [found.folder.name for found in find([tmp_path])] == ["one"]
+
+
 def test_states(tmp_path: Path) -> None:
     for status in ("finished", "failed", "stopped", "running"):
         run(tmp_path / status, status=status, error="boom\nmore" if status == "failed" else None)
@@ -31,11 +37,21 @@ def test_states(tmp_path: Path) -> None:
     (run(tmp_path / "cut") / "metrics.json").write_text('{"status": "fini')
     (tmp_path / "never").mkdir()  # a sweep's job whose config was refused
     (tmp_path / "never" / "metrics.json").write_text(json.dumps({"status": "failed", "error": "no such lr"}))
+    (run(tmp_path / "list") / "metrics.json").write_text("[]")
+    (run(tmp_path / "gone") / "config.yaml").unlink()
+    (run(tmp_path / "other", config={"only": "z"}) / "metrics.json").touch()
     found = {run.folder.name: run for run in find([tmp_path])}
     assert {name: run.status for name, run in found.items()} == {
         **{"finished": "finished", "failed": "failed", "stopped": "stopped", "running": "unfinished"},
         **{"silent": "unfinished", "cut": "can't be read", "never": "failed"},
+        **dict.fromkeys(["list", "gone", "other"], "can't be read"),
     }
+    assert {name: found[name].error for name in ("list", "gone", "other")} == {
+        "list": "it holds no mapping",
+        "gone": "its config.yaml is gone, or isn't a run's",
+        "other": "only: there is no task 'z' (possible: a, b)",
+    }
+    assert found["gone"].problem == "made"
     assert (found["failed"].error, found["never"].error, found["stopped"].error) == ("boom", "no such lr", "–")
 
 
