@@ -1,5 +1,6 @@
 """The numbers of one section: estimates, Δm, ranks, tests, costs, and which method validation would choose."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,7 +55,7 @@ class Choice:
 
     Args:
         order: the methods that can be ordered by it, best first; empty where none can.
-        values: by seed that all of them have, their monitored values, in that order.
+        values: by seed, the same for all of them, their monitored values, in that order.
         monitor: what was monitored.
         why: why there is no choice, empty where there is one.
     """
@@ -247,7 +248,12 @@ def _figures(section: Section, tasks: Sequence[str]) -> list[Figure]:
 
 
 def _choose(methods: Sequence[Method]) -> Choice:
-    """Orders the methods by what was monitored on validation, over the seeds that all have, where that is honest."""
+    """Orders the methods by what was monitored on validation, over common seeds, where that is honest.
+
+    The seeds are those that more than half of the methods have, and methods without all of these have no place: else a
+    few runs that failed, each with another seed, would leave no seed for anybody. If that leaves no two methods, the
+    seeds are those that all of them have.
+    """
     runs = [run for method in methods for run in method.runs.values()]
     best = [run.metrics.get("best") or {} for run in runs]
 
@@ -266,9 +272,13 @@ def _choose(methods: Sequence[Method]) -> Choice:
     mode = best[0].get("mode")
     if mode not in ("max", "min"):
         return none("it isn't known which way the monitored value is better")
-    seeds = sorted(set.intersection(*(set(method.runs) for method in methods)))
+    held = Counter(seed for method in methods for seed in method.runs)
+    seeds = sorted(seed for seed, count in held.items() if 2 * count > len(methods))
+    placed = [method for method in methods if set(seeds) <= set(method.runs)]
+    if len(placed) < 2:
+        seeds, placed = sorted(seed for seed, count in held.items() if count == len(methods)), list(methods)
     if not seeds:
         return none("no seed is common to all methods, and means over different ones may differ by these alone")
-    values = {m.label: {seed: float(m.runs[seed].metrics["best"]["value"]) for seed in seeds} for m in methods}
-    order = sorted(methods, key=lambda m: fmean(values[m.label].values()), reverse=mode == "max")
+    values = {m.label: {seed: float(m.runs[seed].metrics["best"]["value"]) for seed in seeds} for m in placed}
+    order = sorted(placed, key=lambda m: fmean(values[m.label].values()), reverse=mode == "max")
     return Choice(order, [values[m.label] for m in order], monitors.pop(), "")

@@ -104,7 +104,10 @@ def _what(comparison: Comparison) -> str:
     samples = {(run.metrics.get("samples") or {}).get(comparison.split) for run in runs} - {None}
     size = f" of {samples.pop():,} samples" if len(samples) == 1 else ""
     alone = f", and {sum(len(single.runs) for single in singles)} of single tasks" if singles else ""
-    order = "by validation, the best first" if comparison.choice.order else "by name"
+    placed = comparison.choice.order
+    order = "by validation, the best first" if placed else "by name"
+    lacking = [method.label for method in methods if method not in placed] if placed else []
+    order += f"; without a place, for lack of seeds: {listed(lacking)}" * bool(lacking)
     reference = f" {_reference(comparison)}" * (len(methods) > 1)
     return (
         f"{len(runs)} runs of {len(methods)} method{'s' * (len(methods) > 1)}{alone}. "
@@ -139,7 +142,7 @@ def _which(comparison: Comparison) -> str:
     ahead = paired(*choice.values[:2])
     reached = [plus_minus(estimate(list(values.values()))) for values in choice.values[:2]]
     seeds = list(choice.values[0])
-    over = f", over the seeds that all have, {listed([str(seed) for seed in seeds], 10)}"
+    over = f", over the seeds {listed([str(seed) for seed in seeds], 10)}"
     text = (
         f"By validation one would choose {first.label}: {reached[0]} in {choice.monitor}, before {second.label} with "
         f"{reached[1]}{over * any(len(m.runs) > len(seeds) for m in choice.order)}."

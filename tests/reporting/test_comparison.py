@@ -212,6 +212,27 @@ def test_methods_are_ordered_by_the_seeds_that_all_have(tmp_path: Path) -> None:
     assert choice.values[1] == pytest.approx({0: 0.5, 1: 0.6, 2: 0.7})
 
 
+def test_runs_that_failed_here_and_there_dont_take_the_choice_from_the_others(tmp_path: Path) -> None:
+    """Each of A, B and C lacks another seed; they have no place, and D and E, F and G are ordered by all three."""
+    for name, best in zip("ABCDEFG", (0.9, 0.9, 0.9, 0.4, 0.6, 0.5, 0.3), strict=True):
+        for seed in range(3):
+            if "ABC"[seed] != name:
+                run(tmp_path / f"{name}{seed}", seed=seed, balancer=name, best=best + 0.01 * seed)
+    found = comparison(tmp_path)
+    assert [method.label for method in found.choice.order] == ["E", "F", "D", "G"]
+    assert found.choice.values[0] == pytest.approx({0: 0.6, 1: 0.61, 2: 0.62})
+    assert [method.label for method in found.methods] == ["E", "F", "D", "G", "A", "B", "C"]
+
+
+def test_where_all_lack_a_seed_those_that_all_have_decide(tmp_path: Path) -> None:
+    for name, seeds, best in (("A", (0, 1), 0.5), ("B", (1, 2), 0.6), ("C", (1, 3), 0.4)):
+        for seed in seeds:
+            run(tmp_path / f"{name}{seed}", seed=seed, balancer=name, best=best)
+    choice = comparison(tmp_path).choice
+    assert [method.label for method in choice.order] == ["B", "A", "C"]
+    assert choice.values == [{1: 0.6}, {1: 0.5}, {1: 0.4}]
+
+
 def test_without_common_seeds_there_is_no_choice(tmp_path: Path) -> None:
     run(tmp_path / "a", seed=0)
     run(tmp_path / "b", seed=1, balancer="X")

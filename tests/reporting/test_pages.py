@@ -41,7 +41,7 @@ def test_what_validation_says_is_of_common_seeds(tmp_path: Path) -> None:
     make(tmp_path, equal=(0.52, 0.62, 0.73), X=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0))
     text = pages._which(comparison(tmp_path))
     assert "choose equal: 0.62 ± 0.26 in" in text
-    assert "before X with 0.60 ± 0.25, over the seeds that all have, 0, 1 and 2." in text
+    assert "before X with 0.60 ± 0.25, over the seeds 0, 1 and 2." in text
     assert "over 3 common seeds is +0.023" in text
 
 
