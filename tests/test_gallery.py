@@ -1,13 +1,15 @@
 """Pictures and histograms in the logs: when they come, and that nothing else changes by them."""
 
 from pathlib import Path
+from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import Ended, command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mtl import checkpoint, gallery
+from mtl import checkpoint, gallery, pictures
 from mtl.data import Fields, Loader
 
 SMALL = ["task=mnist_two_head", "data.batch_size=250", "log.every=4"]
@@ -54,13 +56,31 @@ def test_they_change_no_bit_of_the_training(shown: Ended, here: Path) -> None:
     assert torch.equal(ours["random"]["torch"], theirs["random"]["torch"])
 
 
-def test_the_mean_is_over_what_was_measured_since(shown: Ended) -> None:
-    import csv
+@pytest.mark.parametrize(
+    ("epoch", "every", "since"),
+    [(1, 1, 1), (2, 1, 2), (2, 2, 1), (3, 2, 3), (4, 2, 3), (5, 2, 5), (2, 50, 1), (50, 50, 1)],
+)
+def test_the_mean_is_over_what_was_measured_since(
+    epoch: int, every: int, since: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epoch n has the cosine n/100; the epochs are the same where a run ended at any of them before and goes on."""
+    measured = [{"cosine/a~b": number / 100} for number in range(1, epoch + 1)]
+    readings = SimpleNamespace(measured=measured, measured_in=list(range(1, epoch + 1)))
+    step = SimpleNamespace(tasks=[SimpleNamespace(name=name) for name in "ab"])
+    found: dict[tuple[str, str], float] = {}
+    monkeypatch.setattr(pictures, "cosine_matrix", lambda names, cosines: found.update(cosines))
+    shows = gallery.Gallery(None, pictures_every=every, histograms_every=None, facts={})
+    shows.pictures(SimpleNamespace(epoch=epoch, step=step, readings=readings))
+    assert found == {("a", "b"): pytest.approx(fmean(range(since, epoch + 1)) / 100)}
 
-    with (shown.run / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["tag"] == "cosine/digit~parity"]
-    state = checkpoint.load(shown.run / "checkpoints" / "last.pt")
-    assert [int(row["epoch"]) for row in rows] == state["readings"]["measured_in"]
+
+def test_the_last_epoch_of_a_run_whose_patience_ends_has_pictures(here: Path) -> None:
+    arguments = ["trainer.max_epochs=50", "trainer.patience=1", "optimizer.lr=1e-30", "scheduler=none"]
+    ended = command("train", *SMALL, *arguments, "log.pictures=50", "log.histograms=50")
+    assert ended.code == 0, ended.err
+    found = events(ended.run)
+    assert [event.step for event in found.Images("prediction/digit")] == [32]
+    assert [event.step for event in found.Histograms("parameter/heads.digit.weight")] == [32]
 
 
 def test_a_run_that_goes_on_shows_nothing_twice(here: Path) -> None:
