@@ -1,14 +1,18 @@
 """Pictures and histograms in the logs: when they come, and that nothing else changes by them."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from conftest import Ended, command
+from conftest import Ended, batches, command, problem
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
+import mtl
 from mtl import checkpoint, gallery, pictures
 from mtl.data import Fields, Loader
 
@@ -121,6 +125,83 @@ def test_what_goes_wrong_is_told_and_ends_nothing(here: Path, monkeypatch: pytes
     ended = command("train", *SMALL, "trainer.max_epochs=2", "log.pictures=1")
     assert ended.code == 0
     assert ended.out.count("warning  no more pictures: IndexError: odd data") == 1
+
+
+def trainer_of(model: nn.Module, tasks: list[mtl.Task], **more: Any) -> Any:
+    """What a gallery looks at of a trainer, in the only epoch of a run."""
+    parameters = dict(model.named_parameters())
+    step = SimpleNamespace(model=model, tasks=tasks, autocast=nullcontext, parameters=parameters)
+    readings = SimpleNamespace(measured=[], measured_in=[])
+    return SimpleNamespace(step=step, readings=readings, epoch=1, global_step=1, goes_on=False, **more)
+
+
+def test_predictions_are_those_of_evaluation_and_leave_no_trace() -> None:
+    """Of a model with batch norm, dropout, spectral norm and a buffer that training replaces."""
+    model, tasks = problem(2)
+    (batch,) = batches(1, 2)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    draws = torch.get_rng_state()
+    found = gallery.predict(model, tasks, batch, nullcontext)
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    model.eval()
+    with torch.no_grad():
+        for task in tasks:
+            assert torch.equal(found[task.name], model.predict(task.name, model.features(batch, task.name)))
+
+
+def test_classes_are_called_what_the_data_call_them_and_objectives_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def objective(*_: object) -> torch.Tensor:
+        raise AssertionError("it was asked for")
+
+    model, tasks = problem(1)
+    tasks.append(mtl.Task("residual", objective=objective))
+    names = ["apple", "pear", "plum", "fig", "date"]
+    facts = {"targets": {"y0": {"vocabulary": names}}}
+    given = []
+    monkeypatch.setattr(gallery, "show", lambda *these: given.append(these))
+    (batch,) = batches(1, 1)
+    loader = Loader(Fields(batch), batch_size=4)
+    gallery.Gallery(loader, pictures_every=1, histograms_every=None, facts=facts).pictures(trainer_of(model, tasks))
+    ((task, prediction, shown, image, called),) = given
+    assert (task.name, prediction.shape, called) == ("t0", (8, 5), names)
+    assert torch.equal(image, shown["x"])
+
+
+def test_a_gradient_s_histogram_is_of_sums_where_it_is_sparse() -> None:
+    """Row 1 was looked up twice: its gradient is 2."""
+    model = nn.EmbeddingBag(3, 1, sparse=True, mode="sum")
+    model(torch.tensor([[1, 1, 2]])).sum().backward()
+    found = {}
+    loggers = SimpleNamespace(takes=lambda kind: True, show=lambda kind, tag, step, values: found.update({tag: values}))
+    gallery.Gallery(None, pictures_every=None, histograms_every=1, facts={})(trainer_of(model, [], loggers=loggers))
+    assert sorted(found["gradient/weight"].flatten().tolist()) == [1.0, 2.0]
+
+
+def test_no_image_is_loaded_beside_those_that_are_shown() -> None:
+    loaded: list[int] = []
+
+    class Data:
+        def __init__(self, sample: torch.Tensor) -> None:
+            self.sample = sample
+
+        def __len__(self) -> int:
+            return 1000
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            loaded.append(index)
+            return {"x": self.sample, "y0": torch.tensor(0)}
+
+    model, tasks = problem(1, dtype=torch.float32)
+    shows = gallery.Gallery(
+        Loader(Data(torch.zeros(1, 8, 8)), batch_size=4), pictures_every=1, histograms_every=None, facts={}
+    )
+    assert set(shows.pictures(trainer_of(model, tasks))) == {"prediction/t0"}
+    assert len(loaded) == gallery.SHOWN
 
 
 def test_samples_are_spread_over_the_data() -> None:
