@@ -43,6 +43,8 @@ def test_an_optimizer_is_shown_without_what_is_no_value_or_has_a_column() -> Non
     more = ["+optimizer.groups={trunk:{lr:1e-4}}", "+optimizer.then={after:5,_target_:mtl.optimizers.LBFGS}"]
     found, _ = options(config_of(*more, "optimizer.weight_decay=0.25", "optimizer.lr=0.5"), CHOICES)
     assert found["optimizer"] == "adamw (weight_decay=0.25)"
+    plain, _ = options(config_of("optimizer.weight_decay=null"), CHOICES)
+    assert plain["optimizer"] == "adamw"
     assert found["optimizer.lr"] == 0.5
 
 
