@@ -209,6 +209,36 @@ def test_classes_by_their_names(drawn: Any) -> None:
     assert drawn["confusion"][2] == ["apple", "pear"]
 
 
+def test_a_truth_of_shares_is_the_largest_one_s_class(drawn: Any) -> None:
+    shares = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.5, NAN]])
+    show(torch.eye(2)[[1, 1, 0]], shares, IMAGES[:3], loss=nn.CrossEntropyLoss())
+    assert words(drawn) == (["1", "1 (is 0)", "0 (unknown)"], [True, False, None])
+
+
+def test_0_and_1_of_a_loss_of_one_s_own_are_no_and_yes(drawn: Any) -> None:
+    show(torch.tensor([2.0, -2.0]), torch.tensor([1, 1]), IMAGES[:2], ["dead", "alive"], loss=nn.Identity())
+    assert words(drawn) == (["alive", "dead (is alive)"], [True, False])
+    show(torch.tensor([2.0, -2.0]), torch.tensor([7, 1]), IMAGES[:2], loss=nn.Identity())
+    assert words(drawn)[0] == ["2 (is 7)", "-2 (is 1)"]
+
+
+def test_names_that_are_not_these_labels_names_are_not_shown(drawn: Any) -> None:
+    loss = BinaryCrossEntropy()
+    show(torch.ones(1, 2), torch.ones(1, 2), IMAGES[:1], ["hat", "beard", "smile"], loss=loss)
+    assert words(drawn)[0] == ["0\n1"]
+    show(torch.ones(1), torch.ones(1), IMAGES[:1], ["hat", "beard", "smile"], loss=loss)
+    assert words(drawn)[0] == ["yes"]
+
+
+def test_whole_numbers_of_maps_are_missing_where_the_mask_says_so(drawn: Any) -> None:
+    target, mask = torch.arange(4).view(1, 2, 2), torch.tensor([[[True, True], [False, True]]])
+    show(target.float(), target, None, loss=nn.Identity(), mask=mask)
+    ((predicted, truth),), _ = drawn["side_by_side"]
+    same = (predicted == truth).all(-1)
+    assert same.tolist() == [[True, True], [False, True]]
+    assert (truth[1, 0] == pictures.GREY).all()
+
+
 MISSING = {
     "ignore_index": ({"loss": nn.CrossEntropyLoss(ignore_index=255)}, torch.tensor([0, 255, 1, 255])),
     "another number": ({"loss": nn.NLLLoss(ignore_index=-1)}, torch.tensor([0, -1, 1, -1])),
