@@ -172,6 +172,17 @@ def test_classes_are_called_what_the_data_call_them_and_objectives_are_left_alon
     assert torch.equal(image, shown["x"])
 
 
+def test_without_images_more_samples_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [mtl.Task("a", head=nn.Linear(3, 1), loss=nn.MSELoss(), target="y")]
+    model = mtl.MultiTaskModel(nn.Linear(2, 3), tasks, inputs=["x"])
+    given = []
+    monkeypatch.setattr(gallery, "show", lambda *these: given.append(these))
+    loader = Loader(Fields({"x": torch.randn(1000, 2), "y": torch.randn(1000, 1)}), batch_size=4)
+    gallery.Gallery(loader, pictures_every=1, histograms_every=None, facts={}).pictures(trainer_of(model, tasks))
+    ((_, prediction, shown, image, _),) = given
+    assert (len(prediction), len(shown["y"]), image) == (gallery.COUNTED, gallery.COUNTED, None)
+
+
 def test_a_gradient_s_histogram_is_of_sums_where_it_is_sparse() -> None:
     """Row 1 was looked up twice: its gradient is 2."""
     model = nn.EmbeddingBag(3, 1, sparse=True, mode="sum")

@@ -283,6 +283,17 @@ def test_numbers_that_are_missing_are_no_truth(drawn: Any) -> None:
     assert np.isfinite(drawn["scatter"][1]).tolist() == [True, False, False]
 
 
+def test_points_are_those_of_which_both_numbers_are_there() -> None:
+    predicted, truth = np.array([0.0, 1.0, 5.0, np.inf]), np.array([0.0, 1.0, np.nan, 1.0])
+    assert (pictures.scatter(predicted, truth) == pictures.scatter(predicted[:2], truth[:2])).all()
+    assert pictures.scatter(predicted[2:], truth[2:]).shape == pictures.scatter(predicted, truth).shape
+
+
+def test_a_whole_number_of_a_regression_is_what_it_is(drawn: Any) -> None:
+    show(torch.tensor([-99.0]), torch.tensor([-100]), IMAGES[:1], loss=nn.MSELoss())
+    assert words(drawn)[0] == ["-99 (is -100)"]
+
+
 def grey(tile: np.ndarray) -> bool:
     return bool((np.abs(tile.astype(int) - 128) < 4).all())
 
@@ -333,13 +344,26 @@ def test_several_labels_above_an_image_mistakes_first(drawn: Any) -> None:
     assert words(drawn)[0] == ["0\n1\n2\n3 more"]
 
 
-def test_several_labels_without_an_image_are_counted() -> None:
-    """One label is always right, of the other each kind of mistake is there once; what is missing isn't counted."""
-    target = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, NAN]])
-    picture = show(torch.tensor([[1.0, 1.0], [1.0, -1.0], [1.0, -1.0]]), target, None, loss=BinaryCrossEntropy())
-    same = pictures.yes_and_no(np.array([[1, 1], [1, 0], [1, 0]]), np.array([[1, 0], [1, 1], [1, -100]]), ["0", "1"])
-    assert (picture == same).all()
-    assert not (picture == pictures.yes_and_no(np.array([[1, 1]] * 3), np.array([[1, 0]] * 3), ["0", "1"])).all()
+def test_several_labels_without_an_image_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One label is always right; of the other what is missing isn't counted."""
+    found = []
+    monkeypatch.setattr(pictures, "_matrix", lambda axes, *rest: found.append(rest))
+    target = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [1.0, NAN]])
+    guess = torch.tensor([[1.0, 1.0], [1.0, -1.0], [1.0, -1.0], [1.0, -1.0]])
+    show(guess, target, None, ["hat", "beard"], loss=BinaryCrossEntropy())
+    ((matrix, rows, columns, *_),) = found
+    assert (rows, columns) == (["hat", "beard"], ["yes, is yes", "yes, is no", "no, is yes", "no, is no"])
+    assert matrix.tolist() == [[4, 0, 0, 0], [0, 1, 2, 0]]
+
+
+def test_each_line_of_words_has_its_place() -> None:
+    """All rows of 18 pixels above the image have letters in them; a wide image has room for more of these."""
+    image = np.full((256, 256, 3), 0.5)
+    one, three = (pictures.labelled([image], ["\n".join(["word"] * lines)], [False]) for lines in (1, 3))
+    assert three.shape[0] - one.shape[0] == 2 * pictures.LINE
+    assert all(count(three[start : start + pictures.LINE], RED) > 5 for start in (0, 18, 36))
+    long, longer = (pictures.labelled([image], [f"{'word ' * 5}{end}"], [False]) for end in "xy")
+    assert (long != longer).any()
 
 
 def test_several_numbers(drawn: Any) -> None:
@@ -371,10 +395,11 @@ def test_maps_of_two_numbers_stand_in_pairs(drawn: Any) -> None:
 
 
 def test_maps_of_yes_and_no_are_probabilities(drawn: Any) -> None:
-    target = torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]])
-    show((target - 0.5) * 40, target, None, loss=BinaryCrossEntropy())
-    ((predicted, truth),), _ = drawn["side_by_side"]
-    assert np.allclose(predicted, truth, atol=1e-6)
+    target = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    show(torch.zeros(1, 2, 2), target, None, loss=BinaryCrossEntropy())
+    half = pictures.numbers_as_colours(np.full((2, 2), 0.5), target[0].numpy())
+    (shown,), _ = drawn["side_by_side"]
+    assert np.array_equal(shown, half)
 
 
 SHIPPED = {
