@@ -233,15 +233,15 @@ def _is_yes_or_no(task: Task, truth: Tensor) -> bool:
 
 
 def _classes(predicted: Tensor, truth: Tensor, image: Tensor | None, names: Sequence[str]) -> pictures.Picture:
-    there = (truth >= 0).numpy()
+    is_known = (truth >= 0).numpy()
     if image is None:
-        return pictures.confusion(predicted.numpy()[there], truth.numpy()[there], names)
+        return pictures.confusion(predicted.numpy()[is_known], truth.numpy()[is_known], names)
 
     def name(number: int) -> str:
         return names[number] if number < len(names) else str(number)
 
     words, right = [], []
-    for p, t, known in zip(predicted[:SHOWN].tolist(), truth[:SHOWN].tolist(), there, strict=False):
+    for p, t, known in zip(predicted[:SHOWN].tolist(), truth[:SHOWN].tolist(), is_known, strict=False):
         words.append(name(p) if known and p == t else f"{name(p)} (is {name(t)})" if known else f"{name(p)} (unknown)")
         right.append(p == t if known else None)
     return pictures.labelled(_inputs(image, SHOWN), words, right)
