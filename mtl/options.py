@@ -6,6 +6,7 @@ from typing import Any
 Value = int | float | str
 GROUPS = ("balancer", "optimizer", "scheduler", "model", "model/trunk", "data")  # shown by the option chosen
 ARGUMENTS_OF = ("balancer", "optimizer", "scheduler")  # and these with what they are given
+NOT_SHOWN = {"optimizer": ("lr", "groups", "then")}  # the first has a column of its own, the others are no values
 PLAIN = (
     *("seed", "precision", "passes", "only", "on_nonfinite", "deterministic", "device", "init_from"),
     *("gradients", "trainer", "data.batch_size", "data.num_workers", "optimizer.lr", "model.freeze", "log.every"),
@@ -68,7 +69,8 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
 
 def _with_arguments(group: str, option: str, config: Mapping[str, Any]) -> str:
     node = config.get(group) if group in ARGUMENTS_OF else None
-    given = {k: v for k, v in (node or {}).items() if k not in ("_target_", "groups", "then", "lr") and v is not None}
+    left_out = ("_target_", *NOT_SHOWN.get(group, ()))
+    given = {k: v for k, v in (node or {}).items() if k not in left_out and v is not None}
     return f"{option} ({', '.join(f'{key}={value}' for key, value in given.items())})" if given else option
 
 

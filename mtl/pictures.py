@@ -14,9 +14,12 @@ Picture = NDArray[np.uint8]
 Array = NDArray[Any]
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 GAP = 3  # pixels between tiles
+LINE = 18  # pixels for a line of words above a row
 TILE = 96  # the least height and width, in pixels, that a tile is shown with
 MOST = 256  # pixels of a tile's side; of larger images every second row is shown, and so on
 MOST_CLASSES = 12  # of a confusion matrix with numbers in it
+MOST_PANELS = 4  # side by side
+GREY = 0.5  # where there is nothing to show
 
 
 def cosine_matrix(tasks: Sequence[str], cosines: Mapping[tuple[str, str], float]) -> Picture:
@@ -42,36 +45,67 @@ def confusion(predicted: Array, truth: Array, classes: Sequence[str]) -> Picture
 
     Args:
         predicted, truth: class numbers, (N,).
-        classes: their names; of the first twelve there are numbers.
+        classes: their names; all but the first twelve are counted together.
     """
     count = min(len(classes), MOST_CLASSES)
-    matrix = np.zeros((count, count))
-    for row, column in zip(truth, predicted, strict=True):
-        if max(row, column) < count:
-            matrix[int(row), int(column)] += 1
-    side = 1.6 + 0.45 * count
-    figure, axes = _figure(side + 0.6, side)
     names = [_short(name) for name in classes[:count]]
+    rows, columns = (np.minimum(numbers, count).astype(int) for numbers in (truth, predicted))
+    if len(classes) > count or (rows == count).any() or (columns == count).any():
+        names.append(f"{max(len(classes) - count, 1)} others")
+    matrix = np.zeros((len(names), len(names)))
+    np.add.at(matrix, (rows, columns), 1)
+    side = 1.6 + 0.45 * len(names)
+    figure, axes = _figure(side + 0.6, side)
     _matrix(axes, matrix, names, names, "Blues", 0.0, max(matrix.max(), 1.0), "{:.0f}")
     axes.set_xlabel("predicted")
     axes.set_ylabel("truth")
     return _drawn(figure)
 
 
+def yes_and_no(predicted: Array, truth: Array, labels: Sequence[str]) -> Picture:
+    """How often each of several labels was rightly and wrongly taken to be there or not.
+
+    Args:
+        predicted, truth: 0 or 1, (N, K); a truth below 0 isn't known, and not counted.
+        labels: their names; the first twelve are shown.
+    """
+    shown = labels[:MOST_CLASSES]
+    kinds = {"yes, is yes": (1, 1), "yes, is no": (1, 0), "no, is yes": (0, 1), "no, is no": (0, 0)}
+    counts = [((predicted == p) & (truth == t)).sum(0)[: len(shown)] for p, t in kinds.values()]
+    matrix = np.stack(counts, axis=1).astype(float)
+    figure, axes = _figure(4.4, 1.8 + 0.45 * len(shown))
+    _matrix(axes, matrix, [_short(name) for name in shown], list(kinds), "Blues", 0.0, max(matrix.max(), 1.0), "{:.0f}")
+    if len(labels) > len(shown):
+        axes.set_title(f"the first {len(shown)} of {len(labels)} labels", fontsize=9)
+    return _drawn(figure)
+
+
 def scatter(predicted: Array, truth: Array) -> Picture:
-    """Predicted numbers, (N,), against the true ones; on the line both are the same."""
-    figure, axes = _figure(3.6, 3.4)
-    axes.scatter(truth, predicted, s=8, alpha=0.6)
-    both = np.concatenate([truth, predicted])
-    low, high = (float(both.min()), float(both.max())) if both.size else (0.0, 1.0)
-    axes.plot([low, high], [low, high], color="gray", linewidth=1)
-    axes.set_xlabel("truth")
-    axes.set_ylabel("predicted")
+    """Predicted numbers, (N,) or (N, K), against the true ones; on the line both are the same.
+
+    A panel for each of K numbers, the first four; pairs of which one isn't finite are left out.
+    """
+    columns = list(zip(np.atleast_2d(predicted.T), np.atleast_2d(truth.T), strict=True))
+    shown = columns[:MOST_PANELS]
+    figure, first = _figure(3.6 * len(shown), 3.4)
+    first.remove()
+    for index, (guess, true) in enumerate(shown):
+        finite = np.isfinite(guess) & np.isfinite(true)
+        guess, true = guess[finite], true[finite]
+        axes = figure.add_subplot(1, len(shown), index + 1)
+        axes.scatter(true, guess, s=8, alpha=0.6)
+        both = np.concatenate([true, guess])
+        low, high = (float(both.min()), float(both.max())) if both.size else (0.0, 1.0)
+        axes.plot([low, high], [low, high], color="gray", linewidth=1)
+        axes.set_xlabel("truth")
+        axes.set_ylabel("predicted")
+        if len(columns) > 1:
+            axes.set_title(f"number {index + 1} of {len(columns)}", fontsize=9)
     return _drawn(figure)
 
 
 def labelled(images: Sequence[Array], words: Sequence[str], right: Sequence[bool | None]) -> Picture:
-    """Images in rows of four, each below a line of words: green where it is right, red where it is wrong.
+    """Images in rows of four, each below lines of words: green where it is right, red where it is wrong.
 
     Args:
         images: (H, W, 3) in 0 … 1.
@@ -91,14 +125,17 @@ def side_by_side(rows: Sequence[Sequence[Array]], titles: Sequence[str]) -> Pict
 
 
 def rgb(image: Array, scale: Array | None = None) -> Array:
-    """An image (1 or 3, H, W) as (H, W, 3) in 0 … 1, stretched over the range of another, or its own."""
+    """An image (1 or 3, H, W) as (H, W, 3) in 0 … 1, stretched over the range of another, or its own.
+
+    Grey where it isn't finite.
+    """
     image = np.asarray(image, dtype=np.float64)
     shown = np.moveaxis(image if len(image) == 3 else np.repeat(image, 3, axis=0), 0, -1)
     finite = np.asarray(image if scale is None else scale, dtype=np.float64)
     finite = finite[np.isfinite(finite)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-    stretched: Array = np.nan_to_num((shown - low) / (high - low or 1.0)).clip(0, 1)
-    return stretched
+    stretched: Array = ((shown - low) / (high - low or 1.0)).clip(0, 1)
+    return np.where(np.isfinite(shown), stretched, GREY)
 
 
 def numbers_as_colours(*maps: Array) -> list[Array]:
@@ -108,16 +145,16 @@ def numbers_as_colours(*maps: Array) -> list[Array]:
     return [_coloured("viridis", (m - low) / (high - low or 1.0), np.isfinite(m)) for m in maps]
 
 
-def classes_as_colours(*maps: Array, missing: int = -100) -> list[Array]:
-    """Maps of class numbers (H, W) as (H, W, 3) in 0 … 1; grey where there is none."""
-    return [_coloured("tab20", (m % 20 + 0.5) / 20, m != missing) for m in maps]
+def classes_as_colours(*maps: Array) -> list[Array]:
+    """Maps of class numbers (H, W) as (H, W, 3) in 0 … 1; grey where they are below 0, which is no class."""
+    return [_coloured("tab20", (m % 20 + 0.5) / 20, m >= 0) for m in maps]
 
 
 def _coloured(name: str, values: Array, there: Array) -> Array:
     from matplotlib import colormaps
 
     colours = np.asarray(colormaps[name](np.where(there, values, 0.0)))[..., :3]
-    coloured: Array = np.where(there[..., None], colours, 0.5)
+    coloured: Array = np.where(there[..., None], colours, GREY)
     return coloured
 
 
@@ -127,14 +164,13 @@ def _grid(rows: Sequence[Sequence[Array]], words: Sequence[Sequence[str]], colou
     width = max(image.shape[1] for row in rows for image in row)
     factor = max(1, -(-TILE // min(height, width)))
     height, width = height * factor, width * factor
-    line = 18  # pixels for words above a row
-    words_there = [any(row) for row in words]
-    total = sum(height + GAP + line * there for there in words_there), (width + GAP) * max(map(len, rows))
+    above = [max((LINE * (word.count("\n") + 1) for word in row if word), default=0) for row in words]
+    total = sum(height + GAP + line for line in above), (width + GAP) * max(map(len, rows))
     canvas = np.ones((*total, 3))
     texts = []
     top = 0
     for r, row in enumerate(rows):
-        top += line * words_there[r]
+        top += above[r]
         for c, image in enumerate(row):
             tile = image.repeat(factor, axis=0).repeat(factor, axis=1)
             left = c * (width + GAP)
@@ -146,8 +182,10 @@ def _grid(rows: Sequence[Sequence[Array]], words: Sequence[Sequence[str]], colou
     axes.set_position((0, 0, 1, 1))
     axes.imshow(canvas, aspect="auto")
     axes.set_axis_off()
+    letters = max(18, width // 6)
     for x, y, text, colour in texts:
-        axes.text(x, y, _short(text), color=colour, ha="center", va="baseline", fontsize=8)
+        for index, line in enumerate(reversed(text.split("\n"))):
+            axes.text(x, y - index * LINE, _short(line, letters), color=colour, ha="center", va="baseline", fontsize=8)
     return _drawn(figure, tight=False)
 
 
@@ -189,5 +227,5 @@ def _drawn(figure: "Figure", *, tight: bool = True) -> Picture:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 18 else f"{text[:17]}…"
+def _short(text: str, letters: int = 18) -> str:
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"

@@ -161,7 +161,7 @@ class Trainer:
             self.writer.wait()
 
     def _train(self) -> None:
-        while self.position is not None or self._goes_on():
+        while self.position is not None or self.goes_on:
             if self.position is None:
                 self.epoch += 1
                 self.position = 0
@@ -180,7 +180,9 @@ class Trainer:
             if self._stop.signal:
                 raise Stopped(self._stop.signal)
 
-    def _goes_on(self) -> bool:
+    @property
+    def goes_on(self) -> bool:
+        """Whether an epoch follows the one that was validated last; neither epochs nor patience are over."""
         patient = self.patience is None or not self.epoch or self.epoch - self.best_epoch < self.patience
         return self.epoch < self.max_epochs and patient
 

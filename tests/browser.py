@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--no-first-run"),
 ]
+SECONDS = 120  # that TensorBoard may take to start
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt-get install chromium)")
 
 
@@ -37,9 +39,19 @@ def tensorboard(folder: Path) -> Iterator[str]:
     place, shown = folder.parents[2], str(folder.relative_to(folder.parents[2]))  # the page shows what it is given
     serve = [sys.executable, "-m", "tensorboard.main", "--logdir", shown, "--port", "0"]
     server = subprocess.Popen(serve, cwd=place, stderr=subprocess.PIPE, text=True)
+    patience = Timer(SECONDS, server.kill)  # what it says ends with it
+    patience.start()
     try:
         assert server.stderr is not None
-        yield next(found[0] for line in server.stderr if (found := re.search(r"http://\S+", line)))
+        said = []
+        address = None
+        while address is None and (line := server.stderr.readline()):
+            said.append(line)
+            address = re.search(r"http://\S+", line)
+        patience.cancel()
+        assert address is not None, f"TensorBoard has no address after {SECONDS} seconds, and said: {''.join(said)}"
+        yield address[0]
     finally:
+        patience.cancel()
         server.terminate()
         server.communicate(timeout=60)

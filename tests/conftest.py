@@ -4,8 +4,9 @@ import io
 import json
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,19 @@ ROOT = Path(__file__).parents[1]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", help="a folder that tests of pages put their pictures into")
+
+
+MUST_BE_THERE = re.compile("chromium|playwright|graphviz|torchviz", re.IGNORECASE)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where MTL_TEST_ALL is set, a test that is skipped for want of a browser or of what draws graphs fails."""
+    report = yield
+    if os.environ.get("MTL_TEST_ALL") and report.skipped and MUST_BE_THERE.search(str(report.longrepr)):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and with MTL_TEST_ALL it must not be: {report.longrepr}"
+    return report
 
 
 @dataclass

@@ -34,11 +34,19 @@ def test_the_same_data_have_the_same_and_others_another() -> None:
             data(x=other),
             data(y=torch.arange(32).flip(0)),
             data(x=torch.arange(64).view(32, 2)),  # the same numbers of another type
+            data(x=data().fields["x"].view(torch.int32)),  # and the same bytes of another type
+            data(x=data().fields["x"].view(32, 1, 2)),  # and shape
             Fields({"x": torch.arange(62.0).view(31, 2), "y": torch.arange(31)}),
             Fields({"z": torch.arange(64.0).view(32, 2), "y": torch.arange(32)}),
         )
     }
-    assert len(found) == 6
+    assert len(found) == 8
+
+
+def test_more_of_the_same_samples_are_other_data() -> None:
+    """Of 20 and of 21 equal samples the same ones are looked at."""
+    assert fingerprint([{"x": 1}] * 20) == fingerprint([{"x": 1}] * 20)
+    assert fingerprint([{"x": 1}] * 20) != fingerprint([{"x": 1}] * 21)
 
 
 def test_random_transforms_have_one_and_draw_from_nobody() -> None:

@@ -135,6 +135,74 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph.Pictures, "draw", lambda *_: None)
 
 
+@needs_dot
+def test_pictures_that_fail_are_told_and_end_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphviz import Digraph
+
+    draw = pictures.draw
+
+    def of_task(task: str, *rest: object) -> Digraph:
+        if task == "digit":
+            raise AttributeError("odd graph\nand more")
+        return Digraph()
+
+    def drawing(picture: Digraph, path: Path) -> list[Path]:
+        if path.stem == "graph_parity":
+            raise OSError("dot failed: odd picture")
+        return draw(picture, path)
+
+    monkeypatch.setattr(pictures, "of_task", of_task)
+    monkeypatch.setattr(pictures, "draw", drawing)
+    done = command("graph", HEAD)
+    assert done.code == 0, done.err
+    assert done.run is not None
+    assert "warning  torchviz can't draw the graph of digit: odd graph\n" in done.out
+    assert "warning  no picture graph_parity: dot failed: odd picture\n" in done.out
+    pictured = {"graph.png", "graph.svg", "life.png", "life.svg"}
+    assert {path.name for path in done.run.iterdir()} == {*pictured, *TABLES}
+
+
+def test_tensorboard_is_given_no_larger_pictures_than_it_shows(tmp_path: Path) -> None:
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    Image.new("RGB", (8192, 64), "white").save(tmp_path / "wide.png")
+    graph.write_events({}, "", tmp_path)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (image,) = events.Images("wide")
+    assert (image.width, image.height) == (4096, 32)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), "out of memory: Default"),
+        (MemoryError(), "out of memory: MemoryError. A smaller data.batch_size has the same graph"),
+        (RuntimeError("mat1 and mat2 don't fit"), "RuntimeError: mat1 and mat2 don't fit"),
+    ],
+)
+def test_what_runs_out_of_memory_is_told_so_and_nothing_else(
+    here: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(graph, "_graph", fails)
+    done = command("graph", HEAD)
+    assert done.code == 1
+    assert message in done.err
+    assert ("out of memory" in done.err) == message.startswith("out of memory")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_source_of_gradients_that_goes_with_one_kind_alone_hides_no_other(here: Path) -> None:
+    done = command("graph", HEAD, "balancer=upgrad", "passes=shared", "gradients.source=layerwise")
+    assert done.code == 0, done.err
+    assert done.run is not None
+    assert {row["passes"] for row in rows(done.run / "life.csv")} == {"joint", "sequential", "shared"}
+
+
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("task", "kinds"),

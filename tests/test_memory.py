@@ -1,5 +1,9 @@
 """The peak of a step's memory against tensors counted by hand."""
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 import torch
 
 from mtl.memory import peak_within
@@ -38,3 +42,23 @@ def test_a_profiler_that_is_at_work_is_left_alone() -> None:
     assert peak is None
     assert result.sum() == 3
     assert any(event.key == "aten::ones" for event in outer.key_averages())
+
+
+def test_events_count_in_the_order_of_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 bytes come, go, and 3 come, as told by a profiler that lists one thread after the other."""
+
+    class Profile:
+        def __init__(self, **_: Any) -> None:
+            told = [(1, "[memory]", 5), (3, "[memory]", 3), (2, "[memory]", -5), (1, "aten::ones", 7)]
+            events = [
+                SimpleNamespace(start_ns=lambda t=t: t, name=lambda n=n: n, nbytes=lambda b=b: b) for t, n, b in told
+            ]
+            self.kineto_results = SimpleNamespace(events=lambda: events)
+
+        def __enter__(self) -> "Profile":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(torch.autograd.profiler, "profile", Profile)
+    assert peak_within(lambda: "result", CPU) == ("result", 5)

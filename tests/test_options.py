@@ -1,5 +1,6 @@
 """A run's options as one flat mapping."""
 
+import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -23,6 +24,28 @@ def test_runs_of_a_problem_have_the_same_names_whatever_their_balancer() -> None
     assert found[0]["tasks.parity.weight"] == 1.0
     assert found[0]["deterministic"] == "false"
     assert found[0]["model/trunk"] == "lenet"
+
+
+@pytest.mark.parametrize(
+    ("balancer", "shown"),
+    [
+        ("equal", "equal"),
+        ("famo", "famo (lr=0.025, weight_decay=0.001)"),
+        ("uw", "uw (lr=0.01)"),
+        ("imtl_l", "imtl_l (lr=0.01)"),
+    ],
+)
+def test_a_balancer_s_learning_rate_is_its_own(balancer: str, shown: str) -> None:
+    assert options(config_of(f"balancer={balancer}"), {**CHOICES, "balancer": balancer})[0]["balancer"] == shown
+
+
+def test_an_optimizer_is_shown_without_what_is_no_value_or_has_a_column() -> None:
+    more = ["+optimizer.groups={trunk:{lr:1e-4}}", "+optimizer.then={after:5,_target_:mtl.optimizers.LBFGS}"]
+    found, _ = options(config_of(*more, "optimizer.weight_decay=0.25", "optimizer.lr=0.5"), CHOICES)
+    assert found["optimizer"] == "adamw (weight_decay=0.25)"
+    plain, _ = options(config_of("optimizer.weight_decay=null"), CHOICES)
+    assert plain["optimizer"] == "adamw"
+    assert found["optimizer.lr"] == 0.5
 
 
 def test_what_is_swept_comes_first() -> None:

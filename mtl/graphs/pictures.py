@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXTRA = 'pip install "mtl-train[graph]"'
 DOT = "apt install graphviz, brew install graphviz or conda install graphviz"
-SECONDS = 120  # for one picture
+SECONDS = 120  # for one picture, and as many for its PNG
 MOST_PIXELS, MOST_IN_A_ROW = 40e6, 30_000  # of a PNG; letters get smaller in larger graphs
 FEW = 4  # tasks whose colours stand side by side in one box
 ON_THE_WAY = {f"{name}Backward0" for name in ("T", "ToCopy", "Transpose", "Permute", "View", "UnsafeView")}
@@ -180,26 +180,25 @@ def draw(picture: "Digraph", path: Path) -> list[Path]:
     Raises:
         OSError: where dot can't.
     """
-    drawing = _dot(picture, "-Tsvg")
-    width, height = (float(size) / 72 for size in re.findall(rb'<svg width="(\d+)pt" height="(\d+)pt"', drawing)[0])
-    dpi = min(96.0, math.sqrt(MOST_PIXELS / (width * height)), MOST_IN_A_ROW / max(width, height))
     files = [path.with_suffix(".svg"), path.with_suffix(".png")]
-    files[0].write_bytes(drawing)
-    files[1].write_bytes(_dot(picture, "-Tpng", f"-Gdpi={dpi:.1f}"))
+    laid_out = _dot(picture.source.encode(), "-Tsvg", "-o", str(files[0]), "-Tdot")
+    found = re.search(r'<svg width="(\d+)pt" height="(\d+)pt"', files[0].read_text(encoding="utf-8"))
+    assert found is not None
+    width, height = (float(size) / 72 for size in found.groups())
+    dpi = min(96.0, math.sqrt(MOST_PIXELS / (width * height)), MOST_IN_A_ROW / max(width, height))
+    files[1].write_bytes(_dot(laid_out, "-Kneato", "-n2", "-Tpng", f"-Gdpi={dpi:.1f}"))  # takes each place as it is
     return files
 
 
-def _dot(picture: "Digraph", *options: str) -> bytes:
+def _dot(source: bytes, *options: str) -> bytes:
     try:
-        done = subprocess.run(
-            ["dot", *options], input=picture.source.encode(), capture_output=True, check=True, timeout=SECONDS
-        )
+        done = subprocess.run(["dot", *options], input=source, capture_output=True, check=True, timeout=SECONDS)
     except subprocess.TimeoutExpired as error:
         raise OSError(f"dot has not drawn it within {SECONDS} seconds") from error
     except subprocess.CalledProcessError as error:
         raise OSError(f"dot failed: {error.stderr.decode(errors='replace').strip()}") from error
-    drawing: bytes = done.stdout
-    return drawing
+    output: bytes = done.stdout
+    return output
 
 
 @contextmanager

@@ -122,7 +122,6 @@ class Walk(Watcher):
         self._anyway = {place for tensor in living_anyway(model, batch) for place, _ in storages(tensor)}
         self._within: list[str] = []
         self._counted: set[tuple[str, int]] = set()
-        self._going_back = False
 
     @property
     def seen(self) -> list[str]:
@@ -147,23 +146,17 @@ class Walk(Watcher):
 
     def _leave(self, name: str, _: nn.Module, __: Any, output: Any) -> None:
         self._within.pop()
-        if self._going_back:
-            return
         visit = self.modules[name]
         visit.called = True
         visit.walked |= any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(output))
 
     def _saved(self, tensor: Tensor) -> Tensor:
         for place, size in storages(tensor):
-            for name in self._within if not self._going_back and place not in self._anyway else ():
+            for name in self._within if place not in self._anyway else ():
                 if (name, place) not in self._counted:
                     self._counted.add((name, place))
                     self.modules[name].saved += size
         return tensor.detach()  # one with its graph would keep that alive
-
-    def begin(self, phase: Any) -> None:
-        """Checkpointed modules run again in the backward, which counts for nothing here."""
-        self._going_back = phase.kind == "backward"
 
     def see(self, names: Sequence[str], losses: Sequence[Tensor]) -> None:
         """Goes over the graphs of these losses."""

@@ -69,7 +69,6 @@ class Watched(Runner):
         self._names: list[str] = []  # of the tasks in the part at hand
         self._forward = 0  # how many of them have gone forward, or begun to,
         self._backward_done = 0  # and backward
-        self._going_back = False
         self._one_by_one = True
 
     def finish(self) -> None:
@@ -108,7 +107,7 @@ class Watched(Runner):
         return found
 
     def _begins(self, which: Sequence[int], *_: Any) -> None:
-        if self._forward in which and not self._going_back:  # checkpointing runs modules again in the backward
+        if self._forward in which:
             self._change("forward", self._names[self._forward : self._forward + 1])
             self._forward += 1
 
@@ -117,9 +116,7 @@ class Watched(Runner):
         self._backward_done += len(losses)
         self._watcher.see(names, losses)
         self._change("backward", names)
-        self._going_back = True
         super()._backward(losses, weights, retain_graph=retain_graph)
-        self._going_back = False
         left = self._names[self._backward_done :]
         if self._one_by_one and left:
             self._change("forward", left[:1])

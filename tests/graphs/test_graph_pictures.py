@@ -1,18 +1,21 @@
 """Pictures: what is in them, and what is said where they can't be drawn."""
 
 import re
+import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 from conftest import batches, problem
+from matplotlib.figure import Figure
 from torch import nn
 
 import mtl
 from mtl.graphs import Life, Walk, backward, living_anyway, pictures
 from mtl.graphs.colours import MANY, colours
 from mtl.graphs.plot import plot
+from mtl.graphs.walk import Leaf, Operation
 
 needs_dot = pytest.mark.skipif(pictures.missing() is not None, reason=str(pictures.missing()))
 SVG = "{http://www.w3.org/2000/svg}"
@@ -88,7 +91,7 @@ def test_tied_parameters_and_frozen_ones(tmp_path: Path) -> None:
 
 
 @needs_dot
-def test_the_graph_of_a_resnet_is_drawn_in_seconds(tmp_path: Path) -> None:
+def test_the_graph_of_a_resnet_is_drawn(tmp_path: Path) -> None:
     trunk = mtl.trunks.Torchvision("resnet18")
     tasks = [mtl.Task(n, head=nn.Linear(512, 2), loss=nn.MSELoss(), target="y") for n in "ab"]
     model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
@@ -122,6 +125,77 @@ def test_large_pictures_keep_to_what_a_png_can_be(tmp_path: Path, monkeypatch: p
 
 
 @needs_dot
+def test_nor_is_a_row_of_pixels_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    model, tasks = problem(1)
+    walk, _ = drawn(model, tasks, batches(1, 1)[0])
+    monkeypatch.setattr(pictures, "MOST_IN_A_ROW", 150)
+    _, png = pictures.draw(pictures.of_all(walk), tmp_path / "graph.svg")
+    with Image.open(png) as picture:
+        assert 140 < max(picture.size) < 160
+
+
+@needs_dot
+def test_a_graph_is_laid_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    dot = pictures._dot
+    monkeypatch.setattr(pictures, "_dot", lambda source, *options: (calls.append(options), dot(source, *options))[1])
+    model, tasks = problem(2)
+    walk, _ = drawn(model, tasks, batches(1, 2)[0])
+    svg, png = pictures.draw(pictures.of_all(walk), tmp_path / "graph.svg")
+    assert ["-n2" in options for options in calls] == [False, True]  # that is: take the places that are given
+    subprocess.run(["dot", "-Tsvg", "-o", "whole.svg"], input=pictures.of_all(walk).source.encode(), cwd=tmp_path)
+    assert svg.read_bytes() == (tmp_path / "whole.svg").read_bytes()
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def by_hand(operations: dict[int, Operation], leaves: list[Leaf], names: list[str], seen: list[str]) -> Walk:
+    walk = Walk(problem(1)[0], names, {})
+    walk.leaves = {leaf.name: leaf for leaf in leaves}
+    walk.operations = operations
+    walk.without_graph = [name for name in seen if not any(name in each.ends for each in operations.values())]
+    return walk
+
+
+def operations_in(source: str) -> dict[str, str]:
+    return dict(re.findall(r'^\t(\d+) \[label="?([\w\n]+)"? fillcolor', source, re.MULTILINE))
+
+
+@needs_dot
+def test_a_box_ends_where_a_loss_does() -> None:
+    """One task's loss is part of another's."""
+    operations = {
+        0: Operation("TanhBackward0", ["w"], ["a", "b"]),
+        1: Operation("MseLossBackward0", [0], ["a", "b"], ["a"]),
+        2: Operation("MulBackward0", [1], ["b"]),
+        3: Operation("SumBackward0", [2], ["b"], ["b"]),
+    }
+    leaf = Leaf("w", "parameter", (3,), True, ["a", "b"])
+    source = pictures.of_all(by_hand(operations, [leaf], ["a", "b", "c"], ["a", "b"])).source
+    assert operations_in(source) == {"1": "Tanh\nMseLoss", "3": "Mul\nSum"}
+    edges = re.findall(r'^\t("[\w ]+"|\w+) -> ("[\w ]+"|\w+)', source, re.MULTILINE)
+    assert edges == [("1", '"loss a"'), ("1", "3"), ("3", '"loss b"'), ('"leaf 0"', "1")]
+    assert "<td>c: not in this batch</td>" in source
+
+
+@needs_dot
+def test_what_only_changes_a_parameter_s_layout_is_no_box() -> None:
+    tasks = [mtl.Task("a", head=nn.Linear(4, 4), loss=nn.MSELoss(), target="y")]
+    model = mtl.MultiTaskModel(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), tasks, inputs=["x"])
+    walk, _ = drawn(model, tasks, {"x": torch.randn(2, 3), "y": torch.randn(2, 4)})
+    assert [o.name for o in walk.operations.values()].count("TBackward0") == 2
+    assert list(operations_in(pictures.of_all(walk).source).values()) == ["Addmm\nMseLoss", "Addmm\nTanh"]
+
+
+def test_what_many_tasks_share_is_of_no_task_s_colour() -> None:
+    names = [f"t{index}" for index in range(5)]
+    palette = colours(names)
+    assert pictures._look(names[:4], palette)["fillcolor"].split(":") == [palette[name] for name in names[:4]]
+    assert pictures._look(names, palette) == {"style": "filled", "fillcolor": MANY, "penwidth": "2"}
+
+
+@needs_dot
 def test_dot_that_fails_or_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from graphviz import Digraph
 
@@ -148,7 +222,10 @@ def test_every_task_has_a_colour_of_its_own(count: int) -> None:
     assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in found.values())
 
 
-def test_plot_of_a_life(tmp_path: Path) -> None:
+def test_plot_of_a_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1])
     model, tasks = problem(3)
     (batch,) = batches(1)
     lives = {}
@@ -163,3 +240,9 @@ def test_plot_of_a_life(tmp_path: Path) -> None:
         assert f"<!-- {text} -->" in drawing
     for colour in colours(["t0", "t1", "t2"]).values():
         assert colour in drawing
+    for panel, life in zip(figures[0].axes, lives.values(), strict=True):
+        assert panel.get_ylabel() == "kB"
+        assert [1000 * alive for alive in panel.lines[0].get_ydata()] == pytest.approx(life.ticks)
+        phases = [event.phase for event in life.events if event.phase.kind != "between"]
+        hatches = [("///" if phase.kind == "backward" else None) for phase in phases for _ in phase.of or ("trunk",)]
+        assert [patch.get_hatch() for patch in panel.patches] == hatches

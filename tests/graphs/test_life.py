@@ -8,6 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 import mtl
 from mtl.graphs import Life, backward, living_anyway
+from mtl.graphs.life import storages
+from mtl.graphs.watched import Phase
 from mtl.memory import peak_within
 from mtl.passes import PASSES
 
@@ -241,3 +243,39 @@ def test_sparse_embeddings() -> None:
     life = life_of("joint", model, tasks, batch)
     assert str(life.events[0].phase) == "trunk forward"
     assert life.events[1].alive - life.events[0].alive == 16 * N + 4 * N  # the head's input, its prediction
+
+
+def test_what_happens_between_phases_is_none_s() -> None:
+    """64 bytes are saved in the first phase; 32 between the two; the second gives up the first ones, then all."""
+    life = Life([])
+    one, two = Phase(1, "forward", ("a",)), Phase(1, "backward", ("a",))
+    life.begin(one)
+    life.change(first := torch.zeros(16), +1)
+    life.end(one)
+    life.change(second := torch.zeros(8), +1)
+    life.begin(two)
+    life.change(first, -1)
+    life.change(second, -1)
+    life.end(two)
+    between = Phase(1, "between", ())
+    assert [(event.phase, event.alive, event.peak) for event in life.events] == [
+        (one, 64, 64),
+        (between, 96, 96),
+        (two, 0, 96),  # what was alive when it began is in its peak
+    ]
+    assert life.ticks == [0, 64, 96, 32, 0]
+
+
+def test_a_part_of_a_tensor_keeps_the_whole() -> None:
+    whole = torch.zeros(100)
+    assert storages(whole[:10]) == [(whole.untyped_storage().data_ptr(), 400)]
+    life = Life([])
+    life.change(whole[:10], +1)
+    life.change(whole[50:], +1)
+    assert life.ticks == [0, 400]
+
+
+def test_a_sparse_tensor_is_its_indices_and_its_values() -> None:
+    """Two entries of a matrix: 2·2 indices of 8 bytes, 2 values of 4."""
+    sparse = torch.sparse_coo_tensor(torch.tensor([[0, 1], [2, 0]]), torch.ones(2), (3, 3), check_invariants=True)
+    assert [size for _, size in storages(sparse)] == [32, 8]

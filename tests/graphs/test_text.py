@@ -9,6 +9,7 @@ from torch import nn
 
 import mtl
 from mtl.graphs import Life, Walk, backward, living_anyway, text
+from mtl.graphs.watched import Phase
 
 
 def walked(model: mtl.MultiTaskModel, tasks: list[mtl.Task], batch: dict[str, torch.Tensor]):
@@ -107,6 +108,35 @@ def test_a_parameter_in_the_graph_that_is_given_no_gradient_is_named() -> None:
     model = mtl.MultiTaskModel(Trunk(), tasks, inputs=["x"])
     lines = text.notes(*walked(model, tasks, {"x": torch.randn(2, 4), "y": torch.randn(2, 1)}), {})
     assert "In the graph, and yet given no gradient by some task: trunk.scale." in lines
+
+
+def test_it_is_enough_that_one_task_gives_none() -> None:
+    class Head(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(Stops.apply(x, torch.ones_like(x).requires_grad_()))
+
+    tasks = [mtl.Task(n, head=h, loss=nn.MSELoss(), target="y") for n, h in (("a", Head(4, 1)), ("b", nn.Linear(4, 1)))]
+    model = mtl.MultiTaskModel(nn.Linear(3, 4), tasks, inputs=["x"])
+    walk, reach = walked(model, tasks, {"x": torch.randn(2, 3), "y": torch.randn(2, 1)})
+    assert reach["trunk.weight"] == ("b",)
+    assert "In the graph, and yet given no gradient by some task: trunk.weight, trunk.bias." in text.notes(
+        walk, reach, {}
+    )
+
+
+def test_bytes_for_people() -> None:
+    assert [text.size(count) for count in (0, 999, 1000, 2_345_678)] == ["0 bytes", "999 bytes", "1.000 kB", "2.346 MB"]
+    lives = {kind: Life([]) for kind in ("joint", "shared")}
+    for life, count in zip(lives.values(), (500, 250), strict=True):
+        phase = Phase(1, "forward", ("a",))
+        life.begin(phase)
+        life.change(torch.zeros(count), +1)
+        life.end(phase)
+    assert text.peaks(lives, "shared") == "At most alive: joint 2.000 kB, shared 1.000 kB (this config)."
+    assert text.life(lives).rows == [
+        ["joint", "a forward", "2.000 kB", "2.000 kB"],
+        ["shared", "a forward", "1.000 kB", "1.000 kB"],
+    ]
 
 
 def test_csv_says_the_same(tmp_path: Path) -> None:

@@ -170,6 +170,17 @@ def test_checkpointed_modules_keep_nothing_and_are_walked() -> None:
     assert walk.saved_nothing() == ["trunk.first", "trunk.rest"]
 
 
+def test_what_is_saved_twice_is_counted_once() -> None:
+    """A product with itself keeps (6, 4) float32 numbers twice, in one piece of memory."""
+
+    class Square(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * x
+
+    walk, _ = walked(*small(nn.Sequential(nn.Linear(3, 4), Square()), {"a": nn.Linear(4, 4)}))
+    assert walk.modules["trunk.1"].saved == 6 * 4 * 4
+
+
 def test_absent_tasks() -> None:
     model, tasks = problem(2)
     for task in tasks:

@@ -14,3 +14,17 @@ def test_lines(tmp_path: Path) -> None:
     logger.close()
     assert rows[0] == {"step": "1", "epoch": "1", "tag": "loss/a/train", "value": "0.30000000000000004"}
     assert rows[1]["value"] == "nan"
+
+
+def test_a_run_that_goes_on_forgets_what_came_after_its_state(tmp_path: Path) -> None:
+    first = CsvLogger(tmp_path, ["a"])
+    first.log(1, 1, {"loss/a/train": 0.5})
+    state = first.state()
+    first.log(2, 1, {"loss/a/train": 0.25, "weight/a": 1.0})
+    first.close()
+    second = CsvLogger(tmp_path, ["a"])
+    second.resume(state)
+    second.log(2, 1, {"loss/a/train": 0.125})
+    second.close()
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines == ["step,epoch,tag,value", "1,1,loss/a/train,0.5", "2,1,loss/a/train,0.125"]

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from conftest import Ended
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
@@ -38,6 +39,36 @@ def test_a_metric_has_one_chart_for_all_its_tasks() -> None:
     found = {name: [tag for tag in tags if re.match(regex[0], tag)] for name, (_, regex) in charts.items()}
     assert found["accuracy (val)"] == tags[:2]
     assert found["mae (val)"] == tags[2:3]
+
+
+def test_a_metric_s_name_is_no_pattern() -> None:
+    charts = layout(["a"], ["metric/a/f(0.5)/best"])["tasks"]
+    (pattern,) = charts["f(0.5) (val)"][1]
+    tags = ["metric/a/f(0.5)/val", "metric/a/f0.5/val", "metric/a/f(0x5)/val"]
+    assert [tag for tag in tags if re.match(pattern, tag)] == tags[:1]
+
+
+def test_every_chart_of_a_run_has_a_line(trained: Ended) -> None:
+    """The patterns of the layout that a run wrote, against the tags it wrote."""
+    assert trained.run is not None
+    events = EventAccumulator(str(trained.run))
+    events.Reload()
+    stored = layout_pb2.Layout()
+    stored.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    found = {
+        chart.title: sorted(tag for tag in events.Tags()["scalars"] if re.match(chart.multiline.tag[0], tag))
+        for chart in stored.category[0].chart
+    }
+    assert found == {
+        "loss (train)": ["loss/digit/train", "loss/parity/train"],
+        "loss (val)": ["loss/digit/val", "loss/parity/val"],
+        "accuracy (val)": ["metric/digit/accuracy/val", "metric/parity/accuracy/val"],
+        "gradient norm": ["grad_norm/digit", "grad_norm/parity", "grad_norm/total"],
+        "weight": ["weight/digit", "weight/parity"],
+        "cosine": ["cosine/digit~parity"],
+        "learning rate": ["lr/default"],
+        "samples per second": ["speed/samples_per_second"],
+    }
 
 
 def test_runs_of_other_tasks_have_the_same_charts() -> None:

@@ -24,6 +24,7 @@ from mtl.loggers import WandbLogger
 wandb = pytest.importorskip("wandb", reason="the package wandb isn't there")
 HEAD = ["task=mnist_two_head", "trainer.max_epochs=2", "log.every=20", "logger=[csv,wandb]"]
 BLOCK = 32768
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,8 @@ def records(path: Path) -> Iterator[Any]:
             continue
         _, length, kind = struct.unpack("<IHB", content[position : position + 7])
         piece = content[position + 7 : position + 7 + length]
+        if len(piece) < length:  # the rest is yet to be written
+            return
         message = piece if kind in (1, 2) else message + piece
         position += 7 + length
         if kind in (1, 4):
@@ -58,11 +61,16 @@ def records(path: Path) -> Iterator[Any]:
 def files(run: Path) -> list[Path]:
     """One for each process, the last of which has ended; W&B writes on for a moment after it said that it is done."""
     found = sorted(run.glob("wandb/offline-run-*/*.wandb"))
-    patience = time.monotonic() + 10
-    while not any(record.WhichOneof("record_type") == "exit" for record in records(found[-1])):
+    wait_for(found[-1], "exit", 1)
+    return found
+
+
+def wait_for(path: Path, kind: str, count: int) -> None:
+    """Until the file has so many records of that kind."""
+    patience = time.monotonic() + 60
+    while sum(record.WhichOneof("record_type") == kind for record in records(path)) < count:
         assert time.monotonic() < patience
         time.sleep(0.01)
-    return found
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -156,18 +164,22 @@ def test_a_run_that_was_killed_and_goes_on_has_every_figure_once(here: Path) -> 
 
     (here / "code").mkdir()
     (here / "code" / "dies.py").write_text(
-        "import os, signal, time\n"
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from test_wandb import wait_for\n"
         "class At:\n"
         "    def __call__(self, trainer, result):\n"
-        "        if trainer.global_step == 110:\n"
-        "            time.sleep(1)\n"
+        "        if trainer.global_step == 110:  # and W&B has written what it was given at step 63\n"
+        "            (path,) = Path().glob('outputs/*/*/wandb/offline-run-*/*.wandb')\n"
+        "            (logger,) = [x for x in trainer.loggers._loggers if type(x).__name__ == 'WandbLogger']\n"
+        "            wait_for(path, 'history', logger._rows)\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     arguments = [*HEAD[:-1], "logger=[csv,wandb,mlflow]"]
     line = [sys.executable, "-m", "mtl.train", "--config-dir", "code", *arguments, "+callbacks.x._target_=dies.At"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", HERE)))}
     killed = subprocess.run(line, cwd=here, env=environment, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     (run,) = here.glob("outputs/mnist_two_head/*")
     before = in_csv(run)
     assert max(step for step, *_ in before) == 100  # and 63 in the checkpoint
