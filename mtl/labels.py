@@ -32,10 +32,10 @@ def there(task: Task, batch: Batch) -> Tensor | None:
     """
     target = field(batch, task.target, f"task '{task.name}': target")
     found: Tensor | None = None
-    if isinstance(target, Tensor) and target.is_floating_point():
+    if isinstance(target, Tensor) and isinstance(task.loss, nn.BCEWithLogitsLoss) and target.dtype != torch.bool:
+        found = (target != MISSING_CLASS) & ~target.isnan()
+    elif isinstance(target, Tensor) and target.is_floating_point():
         found = ~target.isnan()
-    elif isinstance(target, Tensor) and isinstance(task.loss, nn.BCEWithLogitsLoss) and target.dtype != torch.bool:
-        found = target != MISSING_CLASS
     elif isinstance(target, Tensor) and isinstance(task.loss, BY_CLASS):
         found = target != task.loss.ignore_index
     if task.mask is None:

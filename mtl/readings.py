@@ -94,6 +94,16 @@ class Readings:
         self._waiting.clear()
         return self.weights | figures
 
+    def cosines(self, since: int = 0) -> dict[tuple[str, str], list[float]]:
+        """By pair of tasks, their cosines where these were measured and defined, in the epochs after that one."""
+        found: dict[tuple[str, str], list[float]] = {}
+        for figures, epoch in zip(self.measured, self.measured_in, strict=True):
+            for tag, value in figures.items() if epoch > since else ():
+                if tag.startswith("cosine/") and math.isfinite(value):
+                    first, second = tag.removeprefix("cosine/").split("~")
+                    found.setdefault((first, second), []).append(value)
+        return found
+
     def _measured(self, result: StepResult) -> dict[str, Tensor]:
         assert result.grad_norms is not None
         assert result.cosines is not None

@@ -73,15 +73,13 @@ class Run:
 
     def cosines(self) -> dict[str, dict[str, float]]:
         """Per pair of tasks the mean cosine and the share of measured steps in which it was below zero."""
-        pairs = dict.fromkeys(tag for m in self.trainer.readings.measured for tag in m if tag.startswith("cosine/"))
         return {
-            tag.removeprefix("cosine/"): {
-                "mean": fmean(v),
-                "below_zero": sum(c < 0 for c in v) / len(v),
-                "steps": len(v),
+            f"{first}~{second}": {
+                "mean": fmean(values),
+                "below_zero": sum(value < 0 for value in values) / len(values),
+                "steps": len(values),
             }
-            for tag in pairs
-            if (v := self.values(tag))
+            for (first, second), values in self.trainer.readings.cosines().items()
         }
 
     def measuring_oftener(self) -> int | None:

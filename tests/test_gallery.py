@@ -15,6 +15,8 @@ from torch import nn
 import mtl
 from mtl import checkpoint, gallery, pictures
 from mtl.data import Fields, Loader
+from mtl.faults import Faults
+from mtl.readings import Readings
 
 SMALL = ["task=mnist_two_head", "data.batch_size=250", "log.every=4"]
 
@@ -69,7 +71,8 @@ def test_the_mean_is_over_what_was_measured_since(
 ) -> None:
     """Epoch n has the cosine n/100; the epochs are the same where a run ended at any of them before and goes on."""
     measured = [{"cosine/a~b": number / 100} for number in range(1, epoch + 1)]
-    readings = SimpleNamespace(measured=measured, measured_in=list(range(1, epoch + 1)))
+    readings = Readings([], Faults(None, None, print))  # type: ignore[arg-type]
+    readings.measured, readings.measured_in = measured, list(range(1, epoch + 1))
     step = SimpleNamespace(tasks=[SimpleNamespace(name=name) for name in "ab"])
     found: dict[tuple[str, str], float] = {}
     monkeypatch.setattr(pictures, "cosine_matrix", lambda names, cosines: found.update(cosines))

@@ -245,13 +245,14 @@ def test_a_batch_that_is_all_ignored_spoils_no_figure(size: int) -> None:
     assert figures["digit"]["loss"] == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["int", "float"])
+@pytest.mark.parametrize("kind", ["numbers", "nan", "floats"])
 def test_a_yes_or_no_that_is_missing(kind: str) -> None:
     """-100, as a table gives for an empty cell in a column of yes and no, or NaN."""
     from mtl.losses import BinaryCrossEntropy
 
     known = torch.tensor([1, 0, 1, 0])
-    y = torch.tensor([1, -100, 0, 1, -100, 0]) if kind == "int" else torch.tensor([1, nan, 0, 1, nan, 0])
+    missing = {"numbers": (-100, -100), "nan": (nan, nan), "floats": (-100.0, nan)}[kind]
+    y = torch.tensor([1, missing[0], 0, 1, missing[1], 0])
     yes = task(BinaryCrossEntropy())
     p = torch.randn(6)
     prediction, target = select(yes, p, {"y": y})

@@ -25,6 +25,7 @@ LEVELS = [
     {"graphs"},
     {"monitor", "faults"},
     {"readings"},
+    {"predictions"},
     {"trainer", "gallery"},
     {"config"},
     {"runs", "summary"},

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import mtl
-from mtl import cli, gallery, pictures
-from mtl.gallery import class_names, mean_cosines
+from mtl import cli, pictures, predictions
+from mtl.gallery import class_names
 from mtl.losses import BinaryCrossEntropy
 
 GREEN, RED = 1, 0  # channels
@@ -34,7 +34,7 @@ def show(
         whole = isinstance(target, torch.Tensor) and not target.is_floating_point()
         loss = nn.CrossEntropyLoss() if whole else nn.MSELoss()
     task = mtl.Task("t", head=nn.Identity(), loss=loss, target="y", mask=None if mask is None else "m")
-    return gallery.show(task, prediction, {"y": target} | ({} if mask is None else {"m": mask}), image, names)
+    return predictions.show(task, prediction, {"y": target} | ({} if mask is None else {"m": mask}), image, names)
 
 
 @pytest.fixture
@@ -89,16 +89,6 @@ def test_numbers_are_written_into_the_matrix() -> None:
     other = pictures.cosine_matrix(["a", "b"], {("a", "b"): -0.1234})
     assert np.abs(one.astype(int) - same).max() < 4
     assert np.abs(one.astype(int) - other).max() > 100
-
-
-def test_means_leave_out_what_was_not_measured() -> None:
-    measured = [
-        {"cosine/a~b": 0.5, "loss/a/train": 1.0},
-        {"cosine/a~b": float("nan")},
-        {"cosine/a~b": -1.0, "cosine/a~c": 0.25},
-    ]
-    assert mean_cosines(measured) == {("a", "b"): -0.25, ("a", "c"): 0.25}
-    assert mean_cosines([]) == {}
 
 
 def test_classes_are_green_where_right_and_red_where_wrong() -> None:
