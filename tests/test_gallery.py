@@ -134,7 +134,7 @@ def trainer_of(model: nn.Module, tasks: list[mtl.Task], **more: Any) -> Any:
     """What a gallery looks at of a trainer, in the only epoch of a run."""
     parameters = dict(model.named_parameters())
     step = SimpleNamespace(model=model, tasks=tasks, autocast=nullcontext, parameters=parameters)
-    readings = SimpleNamespace(measured=[], measured_in=[])
+    readings = Readings([], Faults(None, None, print))  # type: ignore[arg-type]
     return SimpleNamespace(step=step, readings=readings, epoch=1, global_step=1, goes_on=False, **more)
 
 
