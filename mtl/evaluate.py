@@ -36,7 +36,8 @@ def evaluate(composed: DictConfig) -> None:
 
     folder = Path(str(options["run"]))
     state = runs.read(folder, options["checkpoint"])
-    config = {**state["config"], "device": options["device"] or state["config"]["device"]}
+    # On another device operations may have no deterministic algorithm, and figures need none.
+    config = {**state["config"], "device": options["device"] or state["config"]["device"], "deterministic": False}
     problem = build(config, code_folders=state["code_folders"], trained_on=state.get("facts", {}))
     loaders, model = problem.loaders, problem.model
     if options["split"] not in loaders:

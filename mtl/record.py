@@ -71,7 +71,8 @@ def swept(folder: Path) -> list[str]:
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return []
     fixed = sweep.fixed(folder.parent)
-    return [override for override in HydraConfig.get().overrides.task if override not in fixed]
+    overrides = [override for override in HydraConfig.get().overrides.task if override not in fixed]
+    return [o for o in overrides if not sweep.makes_no_difference(o)]  # which an interrupted one may go on with
 
 
 def versions() -> dict[str, Any]:
@@ -92,7 +93,7 @@ def versions() -> dict[str, Any]:
 
 
 def stopped(console: Any, trainer: "Trainer", folder: Path, code: int) -> NoReturn:
-    """Says after Ctrl-C or SIGTERM what was saved and how to go on; ends the process, a sweep's other jobs too."""
+    """Says after Ctrl-C or SIGTERM what was saved and how to go on; ends the process, or the job in it."""
     saved = folder_name(folder)
     there = sorted(str(path) for path in Path(saved).glob("checkpoints/*.pt"))
     place = {"steps": trainer.global_step, "epochs": trainer.epoch}

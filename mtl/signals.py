@@ -2,8 +2,8 @@
 
 import os
 import signal
-import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,21 +23,25 @@ class Stop:
 
     @contextmanager
     def listens(self) -> Iterator[None]:
-        """Takes the first Ctrl-C or SIGTERM within for a wish to stop; the second one is Python's own."""
+        """Takes the first Ctrl-C or SIGTERM within for a wish to stop; the second one is Python's own.
+
+        In a worker it is SIGTERM alone, and what comes after the first is ignored.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def stop(number: int, *_: Any) -> None:
             self.signal = number
-            signal.signal(number, before[number])
+            signal.signal(number, signal.SIG_IGN if _worker else before[number])
 
-        before: dict[int, Any] = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGTERM,) if _worker else (signal.SIGINT, signal.SIGTERM)
+        before: dict[int, Any] = {number: signal.signal(number, stop) for number in numbers}
         try:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if _worker and self.signal else handler)
 
 
 @contextmanager
@@ -69,36 +73,67 @@ def handed_to(stop: Callable[[], bool]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def working_for(parent: int, asked: Callable[[], bool]) -> Iterator[None]:
-    """Ends what is within by SIGTERM when the parent, the process of that number, asks for it or is gone.
+class Worker:
+    """A process that runs jobs for another one, which it doesn't outlive.
 
-    Outside of `Stop.listens` SIGTERM raises SystemExit. Ctrl-C, which reaches both, is left to the parent.
+    Ctrl-C, which reaches both, is left to the other. A job is ended by SIGTERM, from wherever it comes; after the first
+    one it isn't disturbed again.
     """
+
+    def __init__(self) -> None:
+        self._parent = os.getppid()
+        self._asked: Callable[[], bool] | None = None  # of the job at hand
+        self._told = False
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(LOOKS)
+            asked = self._asked
+            if asked is None:
+                self._leave_if_alone()
+            elif not self._told and (self._is_alone() or asked()):
+                self._told = True
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def _is_alone(self) -> bool:
+        return os.getppid() != self._parent
+
+    def _leave_if_alone(self) -> None:
+        if self._is_alone():
+            os._exit(1)  # nobody waits for an answer, or has another job
+
+    @contextmanager
+    def job(self, asked: Callable[[], bool]) -> Iterator[None]:
+        """Ends what is within when it was asked to, by `Stop`, or elsewhere by KeyboardInterrupt."""
+
+        def leave(*_: Any) -> None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise KeyboardInterrupt
+
+        self._leave_if_alone()
+        before = signal.signal(signal.SIGTERM, leave)
+        self._told, self._asked = False, asked
+        try:
+            yield
+        finally:
+            self._asked = None
+            # Where nobody handles it, it would end this process, and with it others that are saving.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if before == signal.SIG_DFL else before)
+            self._leave_if_alone()
+
+
+_worker: Worker | None = None
+
+
+@contextmanager
+def working(asked: Callable[[], bool]) -> Iterator[None]:
+    """A job for the parent of this process, which ends when `asked` says so or the parent is gone."""
+    global _worker
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(LOOKS):
-            if os.getppid() != parent or asked():
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-
-    def leave(number: int, *_: Any) -> None:
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from now on: this process may wait for another job
-    before = signal.signal(signal.SIGTERM, leave)
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
+    _worker = _worker or Worker()
+    with _worker.job(asked):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        over.set()
-        watcher.join()
-        signal.signal(signal.SIGTERM, before)
-        if os.getppid() != parent:
-            os._exit(1)  # nobody waits for an answer, or has another job

@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,11 @@ class Sweep:
             return {}
         jobs = {}
         for line in (folder / JOURNAL).read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # a line that was cut off
+            with suppress(ValueError, LookupError, TypeError):  # a line that was cut off
                 noted = json.loads(line)
                 if noted["by"] == self.new:
-                    jobs[noted["job"]] = noted
-        return dict(sorted(jobs.items(), key=lambda item: int(str(item[0]).split("_")[0])))
+                    jobs[str(noted["job"])] = noted
+        return dict(sorted(jobs.items(), key=lambda item: _number(item[0])))
 
     def under_way(self) -> list[str]:
         """The jobs that began and haven't ended."""
@@ -118,11 +119,16 @@ class Sweep:
         """Whether the job of that folder was asked to."""
         return self._stop_of(job.parent).exists()
 
-    def stopped(self) -> None:
-        """All jobs have ended; a folder in which none began is none to be kept."""
+    def tidy(self, *, keep_stop: bool = False) -> None:
+        """Removes what is of no use any more: the folder, where no job began in it, and what asked the jobs to stop.
+
+        Args:
+            keep_stop: where jobs may still be queued elsewhere.
+        """
         if self.folder is None or not self.folder.is_dir():
             return
-        self._stop_of(self.folder).unlink(missing_ok=True)
+        if not keep_stop:
+            self._stop_of(self.folder).unlink(missing_ok=True)
         if {path.name for path in self.folder.iterdir()} <= {"multirun.yaml"}:
             shutil.rmtree(self.folder)
 
@@ -142,6 +148,11 @@ def fixed(folder: Path) -> list[str]:
     return found
 
 
+def _number(job: str) -> float:
+    number = job.split("_")[0]
+    return float(number) if number.isdecimal() else inf
+
+
 def _newest_first(root: str) -> Iterator[tuple[Path, list[str]]]:
     for path in sorted(Path(root).glob(f"*/{ABOUT}"), reverse=True):
         with suppress(OSError, ValueError, LookupError, TypeError):  # what can't be read is none that could go on
@@ -157,8 +168,14 @@ def _telling(typed: Sequence[str]) -> Iterator[str]:
     for argument in typed:
         key = argument.lstrip("+~").split("=")[0]
         elsewhere = key in ("-m", "--multirun", "hydra/launcher") or key.startswith("hydra.launcher.")
-        if not elsewhere and not any(key == name or key.startswith(f"{name}.") for name in IRRELEVANT):
+        if not elsewhere and not makes_no_difference(argument):
             yield argument
+
+
+def makes_no_difference(override: str) -> bool:
+    """Whether the override's key has no bearing on a run's numbers."""
+    key = override.lstrip("+~").split("=")[0]
+    return any(key == name or key.startswith(f"{name}.") for name in IRRELEVANT)
 
 
 def _names(key: str, value: str) -> list[str]:

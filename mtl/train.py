@@ -209,7 +209,7 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
     try:
         trainer.fit()
     except (UserError, RuntimeError, MemoryError) as error:
-        if trainer.saved_step > 1:  # else there is nothing to be saved, and the config may be what has to change
+        if trainer.saved_step:
             again = f"resume={shlex.quote(folder_name(folder))}"
             tell(console, f"saved    step {trainer.saved_step}; when it is mended, go on with {again}")
         place = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"

@@ -222,7 +222,9 @@ class Trainer:
                 self._log(result)
                 self._look_for_others(result)
                 if number == 1:  # mistakes in metrics show now, and not after an epoch; importing them is slow
+                    self._intact = False  # the config would have to change, and that makes another run
                     self._prepare_validation()
+                    self._intact = True
                     start = self._clock = time.perf_counter()
             self.faults.look(place, result)
             for callback in self.callbacks:

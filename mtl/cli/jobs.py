@@ -19,7 +19,7 @@ from mtl.cli.folders import forget, forget_what_never_began
 from mtl.cli.overrides import as_typed
 from mtl.errors import UserError
 from mtl.resume import Busy, write_whole
-from mtl.signals import working_for
+from mtl.signals import working
 from mtl.sweep import ABOUT, Sweep
 
 DIED = "its process was killed; it may have run out of memory"
@@ -56,9 +56,11 @@ class Jobs:
         """Runs the job of Hydra's folder, unless it isn't to; what goes wrong is told and noted."""
         folder = Path(HydraConfig.get().runtime.output_dir)
         self._worked_here = os.getpid() == self._began_in
-        if self._worked_here and self._asked_to_stop:
-            raise KeyboardInterrupt  # it came before it was known that there are no other processes
-        there_before = (folder / "config.yaml").exists()
+        there_before = any((folder / name).exists() for name in ("config.yaml", "metrics.json"))
+        if self._worked_here and self._asked_to_stop:  # before it was known that there are no other processes
+            if not there_before:
+                forget(folder)
+            raise KeyboardInterrupt
         # Hydra's plugin for Optuna stumbles over NaN, and takes None for a trial that failed.
         nothing = None if "optuna" in str(HydraConfig.get().sweeper.get("_target_")) else float("nan")
         if not self._worked_here:
@@ -75,7 +77,7 @@ class Jobs:
                 self._multirun.begin(folder)
             with self._governed(folder):
                 value = self._job(config)
-        except SystemExit:
+        except (SystemExit, KeyboardInterrupt):
             self._note(folder, began, "stopped")
             if self._worked_here:
                 raise
@@ -95,7 +97,7 @@ class Jobs:
     def _governed(self, folder: Path) -> Any:
         if self._worked_here:
             return nullcontext()
-        return working_for(os.getppid(), lambda: self._multirun.stopping(folder))
+        return working(lambda: self._multirun.stopping(folder))
 
     def _note(self, folder: Path, began: float, outcome: str, value: float | None = None) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -106,11 +108,11 @@ class Jobs:
 
     def ask_to_stop(self) -> bool:
         """Asks jobs in other processes to save and end; gives whether there may be any."""
-        if self._worked_here or self._multirun.folder is None:
+        if self._worked_here or self._multirun.folder is None or not self._multirun.folder.is_dir():
             return False
         self._asked_to_stop = True
         self._multirun.ask_to_stop()
-        print("\nstopping: the jobs save where they are; once more ends them at once", flush=True)
+        print("\nstopping: the jobs save where they are; once more doesn't wait for them", flush=True)
         return True
 
     def go_on(self, broken: BrokenProcessPool | None) -> bool:
@@ -122,6 +124,8 @@ class Jobs:
         Args:
             broken: what was raised because a process was killed.
         """
+        if self._asked_to_stop:
+            return False
         folder = self._multirun.folder
         if broken is not None:
             under_way = self._multirun.under_way()
@@ -134,8 +138,6 @@ class Jobs:
                 print(f"\na process was killed; run again, each by itself: {', '.join(under_way)}", flush=True)
             else:
                 self._give_up(folder, self._only)
-        if self._asked_to_stop:
-            return False
         alone = self._only is not None
         self._only = self._suspects.pop(0) if self._suspects else None
         return alone or self._only is not None

@@ -27,7 +27,7 @@ INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     """Composes the config from the command line, runs the job, or each job of a multirun, and exits.
 
-    A job that fails is reported, counts as NaN for a sweep and doesn't stop the other jobs; the exit code is then 1.
+    A job that fails is reported and doesn't stop the other jobs; the exit code is then 1.
     """
     wanted = os.environ.get("HYDRA_FULL_ERROR")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are about the profiler's own affairs
@@ -45,6 +45,7 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
             _check_mode(typed, config_name)
             _run(jobs, multirun, config_name)
         if signals:
+            multirun.tidy()
             sys.exit(128 + signals[0])
     except KeyboardInterrupt:
         interrupted = True
@@ -60,7 +61,7 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
         del os.environ["HYDRA_FULL_ERROR"]
         if wanted is not None:
             os.environ["HYDRA_FULL_ERROR"] = wanted
-        multirun.stopped()
+        multirun.tidy(keep_stop=interrupted)
         all_done = jobs.say_how_they_ended(interrupted)
     sys.exit(1 if jobs.failed or not all_done else 0)
 

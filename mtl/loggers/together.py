@@ -1,6 +1,7 @@
 """What loggers are, and all of a run's at once."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from mtl.errors import first_line
@@ -55,12 +56,14 @@ class Loggers:
         self._call("end")
 
     def close(self) -> None:
-        """Closes all of them."""
-        self._call("close")
+        """Closes all of them, whatever happens to one; the last one first."""
+        with ExitStack() as open_ones:
+            for logger in self._loggers:
+                open_ones.callback(self._give, logger, "close")
 
     def state(self) -> dict[str, Any]:
         """How far each has come, by the name of its class."""
-        return self._call("state")
+        return {name: state for name, state in self._call("state").items() if state is not None}
 
     def resume(self, states: Mapping[str, Any]) -> None:
         """The counterpart of `state`."""
@@ -69,15 +72,15 @@ class Loggers:
                 logger.resume(states[type(logger).__name__])  # type: ignore[attr-defined]
 
     def _call(self, method: str, *arguments: Any) -> dict[str, Any]:
-        answers = {}
-        for logger in self._loggers:
-            name = type(logger).__name__
-            try:
-                if hasattr(logger, method):
-                    answers[name] = getattr(logger, method)(*arguments)
-            except OSError as error:
-                if id(logger) not in self._told:
-                    more = "" if method == "close" else ". Training goes on"
-                    self._tell(f"error    {name} can't write: {first_line(error)}{more}")
-                self._told.add(id(logger))
-        return answers
+        takers = [logger for logger in self._loggers if hasattr(logger, method)]
+        return {type(logger).__name__: self._give(logger, method, *arguments) for logger in takers}
+
+    def _give(self, logger: Logger, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(logger, method)(*arguments)
+        except OSError as error:
+            if id(logger) not in self._told:
+                more = "" if method == "close" else ". Training goes on"
+                self._tell(f"error    {type(logger).__name__} can't write: {first_line(error)}{more}")
+            self._told.add(id(logger))
+            return None

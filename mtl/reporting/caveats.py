@@ -75,8 +75,9 @@ def _seeds(comparison: Comparison) -> Iterator[str]:
             if set(every) - set(m.runs)
         ]
         yield (
-            f"Not every method has every seed, so their means are over different ones: {listed(lacking)}. Tests, ranks "
-            "and the choice by validation use the common ones."
+            f"Not every method has every seed, so their means are over different ones: {listed(lacking)}. Ranks "
+            "are over the seeds that all have, tests over those shared with the reference, and the choice by "
+            "validation over those that most have."
         )
     counts = _counts(comparison)
     few = min((n for ns in counts.values() for n in ns if n > 1), default=6)
