@@ -428,9 +428,14 @@ def test_a_job_that_another_process_is_at_is_not_called_failed(here: Path) -> No
 def test_an_interrupted_multirun_is_taken_up(here: Path, ends: signal.Signals) -> None:
     """The first job finished, the second is killed within; afterwards all is as if nothing had been."""
     (here / "slow.py").write_text(
-        "import time\nfrom pathlib import Path\n\nclass Slow:\n    def __call__(self, trainer, result):\n"
-        "        if trainer.global_step == 5 and Path('outputs/half').exists():\n            time.sleep(3)\n"
-        "        if trainer.global_step == 5:\n            Path('outputs/half').touch()\n"
+        "import time\nfrom pathlib import Path\n\n"
+        "class Slow:\n"
+        "    def __call__(self, trainer, result):\n"
+        "        if trainer.global_step == 5 and Path('outputs/half').exists():\n"
+        "            while not trainer._stop.signal and not Path('outputs/interrupted').exists():\n"
+        "                time.sleep(0.05)\n"
+        "        if trainer.global_step == 5:\n"
+        "            Path('outputs/half').touch()\n"
     )
     arguments = ["-m", *SMALL, "seed=0,1,2", "checkpoint.every_steps=2", "+callbacks.slow._target_=slow.Slow"]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
@@ -442,6 +447,7 @@ def test_an_interrupted_multirun_is_taken_up(here: Path, ends: signal.Signals) -
         time.sleep(0.05)
     process.send_signal(ends)
     out, _ = process.communicate(timeout=60)
+    (here / "outputs/interrupted").touch()
     (multirun,) = here.glob("outputs/multirun/*")
     assert not (multirun / "2_seed-2").exists()
     if ends == signal.SIGTERM:
