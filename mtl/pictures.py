@@ -16,6 +16,7 @@ RIGHT, WRONG = "#1a7f37", "#cf222e"
 GAP = 3  # pixels between tiles
 LINE = 18  # pixels for a line of words above a row
 TILE = 96  # the least height and width, in pixels, that a tile is shown with
+LETTER, LETTERS = 6, 24  # pixels that one takes, and how many of a line a tile is made wide enough for
 MOST = 256  # pixels of a tile's side; of larger images every second row is shown, and so on
 MOST_CLASSES = 12  # of a confusion matrix with numbers in it
 MOST_PANELS = 4  # side by side
@@ -162,7 +163,9 @@ def _grid(rows: Sequence[Sequence[Array]], words: Sequence[Sequence[str]], colou
     rows = [[image[:: -(-len(image) // MOST), :: -(-image.shape[1] // MOST)] for image in row] for row in rows]
     height = max(image.shape[0] for row in rows for image in row)
     width = max(image.shape[1] for row in rows for image in row)
-    factor = max(1, -(-TILE // min(height, width)))
+    longest = max((len(line) for row in words for word in row for line in word.split("\n")), default=0)
+    least = max(TILE, LETTER * min(longest, LETTERS))
+    factor = max(1, -(-TILE // min(height, width)), -(-least // width))
     height, width = height * factor, width * factor
     above = [max((LINE * (word.count("\n") + 1) for word in row if word), default=0) for row in words]
     total = sum(height + GAP + line for line in above), (width + GAP) * max(map(len, rows))
@@ -182,7 +185,7 @@ def _grid(rows: Sequence[Sequence[Array]], words: Sequence[Sequence[str]], colou
     axes.set_position((0, 0, 1, 1))
     axes.imshow(canvas, aspect="auto")
     axes.set_axis_off()
-    letters = max(18, width // 6)
+    letters = width // LETTER
     for x, y, text, colour in texts:
         for index, line in enumerate(reversed(text.split("\n"))):
             axes.text(x, y - index * LINE, _short(line, letters), color=colour, ha="center", va="baseline", fontsize=8)

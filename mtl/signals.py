@@ -45,17 +45,17 @@ class Stop:
 
 
 @contextmanager
-def handed_to(stop: Callable[[], bool]) -> Iterator[list[int]]:
+def handed_to(stop: Callable[[], bool], taken: list[int]) -> Iterator[None]:
     """Hands the first Ctrl-C or SIGTERM within to `stop`.
 
     Where that says that it isn't for it, the signal is Python's own, and so is the second.
 
-    Yields:
-        The signals' numbers that it took.
+    Args:
+        stop: gives whether it took the signal.
+        taken: is given the number of the one that it took.
     """
-    taken: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield taken
+        yield
         return
 
     def handle(number: int, *_: Any) -> None:
@@ -67,10 +67,31 @@ def handed_to(stop: Callable[[], bool]) -> Iterator[list[int]]:
 
     before: dict[int, Any] = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield taken
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if taken:  # the process ends, and one more Ctrl-C would only disturb it in that
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Holds Ctrl-C and SIGTERM back: some modules swallow them while they are imported, or abort."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    taken: list[int] = []
+    before: dict[int, Any] = {
+        n: signal.signal(n, lambda number, _: taken.append(number)) for n in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if taken:
+        signal.raise_signal(taken[0])
 
 
 class Worker:

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from mtl.errors import UserError
 from mtl.resume import IRRELEVANT, write_whole
 
+STOP = "stop-"  # begins the names of files that ask jobs to
 ABOUT = "sweep.json"  # what was typed
 JOURNAL = "jobs.jsonl"  # how each job ended, a line of JSON each, by whichever process it ran in
 
@@ -128,12 +129,13 @@ class Sweep:
         if self.folder is None or not self.folder.is_dir():
             return
         if not keep_stop:
-            self._stop_of(self.folder).unlink(missing_ok=True)
+            for path in self.folder.glob(f"{STOP}*"):  # also of those that didn't get to
+                path.unlink(missing_ok=True)
         if {path.name for path in self.folder.iterdir()} <= {"multirun.yaml"}:
             shutil.rmtree(self.folder)
 
     def _stop_of(self, folder: Path) -> Path:
-        return folder / f"stop-{self.new}"  # one that a process left that was killed means nobody else's jobs
+        return folder / f"{STOP}{self.new}"  # one that a process left that was killed means nobody else's jobs
 
 
 def arguments(folder: Path) -> list[str]:

@@ -18,6 +18,7 @@ from mtl import resume as taking_up
 from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, told
 from mtl.record import choices, failed, folder_name, stopped, swept, tell, versions, write_status
 from mtl.resume import Busy, Refused, locked, write_whole
+from mtl.signals import held
 
 if TYPE_CHECKING:
     from mtl.build import Built
@@ -67,15 +68,16 @@ def run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None
 
 def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None:
     """Builds everything, trains, measures the best parameters on the test split, and writes and shows the results."""
-    from rich.console import Console
+    with held():
+        from rich.console import Console
 
-    from mtl.build import build
-    from mtl.config import build_step
-    from mtl.loggers import Loggers, Terminal
-    from mtl.options import final_tags, options
-    from mtl.summary import Run, summarise
-    from mtl.targets import make
-    from mtl.trainer import Stopped, tags
+        from mtl.build import build
+        from mtl.config import build_step
+        from mtl.loggers import Loggers, Terminal
+        from mtl.options import final_tags, options
+        from mtl.summary import Run, summarise
+        from mtl.targets import make
+        from mtl.trainer import Stopped, tags
 
     console = record.terminal()
     say = partial(tell, console)

@@ -198,6 +198,7 @@ def test_the_weights_of_a_sweep_reach_the_tasks_and_no_others_do(here: Path) -> 
         (["+sweep=balancer"], "sweep: there is no 'balancer'; did you mean 'balancers'?"),
         (["balancer=upgard"], "balancer: there is no 'upgard'; did you mean 'upgrad'?"),
         (["-m", "balancer=equal,upgard"], "balancer: there is no 'upgard'; did you mean 'upgrad'?"),
+        (["-m", "seed=0,1", "hydra.sweep.dir=mine"], "hydra.sweep.dir: a multirun chooses its folders itself"),
         (["resume=nope", "-m", "seed=0,1"], "resume: 'nope' is not the folder of a multirun"),
         (["resume=nope"], "resume: 'nope' is not the folder of a run"),
     ],

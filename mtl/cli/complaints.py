@@ -58,7 +58,8 @@ def show(error: Exception, full: bool, config_name: str, where: str = "") -> Non
         text = f"there is no key '{unknown[1]}'" + suggest(unknown[1], schema.siblings(unknown[1], config_name))
         if unknown[1].split(".")[0] in ("data", "model", "optimizer", "scheduler", "balancer", "tasks"):
             text += "; what a _target_ takes is possible too: --cfg job shows what is set"
-    print(f"{where}error: {text}\n(debug=true or HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
+    line = f"{where}error: {text}\n(debug=true or HYDRA_FULL_ERROR=1 shows the traceback)\n"
+    sys.stderr.write(line)  # at once: jobs side by side write there too
 
 
 def _unread(error: OverrideParseException, example: str) -> str:

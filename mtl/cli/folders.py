@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,12 @@ def forget_what_never_began(folder: Path) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Removes the folder, whose log is open."""
-    for handler in logging.getLogger().handlers:
-        handler.close()
+    """Removes the folder, whose log is open, and the one that it is in, if that is then empty."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler):
+            root.removeHandler(handler)  # it would open its file again
+            handler.close()
     shutil.rmtree(folder)
+    with suppress(OSError):
+        folder.parent.rmdir()

@@ -36,6 +36,7 @@ class Jobs:
 
     Attributes:
         failed: whether a job in this process did, or one's process was killed.
+        worked_here: whether this process has begun a job itself.
     """
 
     def __init__(
@@ -49,21 +50,21 @@ class Jobs:
         self._multirun = multirun
         self._tracebacks = tracebacks
         self._began_in = os.getpid()
-        self._worked_here = False
+        self.worked_here = False
         self._asked_to_stop = False
 
     def __call__(self, config: DictConfig) -> float | None:
         """Runs the job of Hydra's folder, unless it isn't to; what goes wrong is told and noted."""
         folder = Path(HydraConfig.get().runtime.output_dir)
-        self._worked_here = os.getpid() == self._began_in
+        self.worked_here = os.getpid() == self._began_in
         there_before = any((folder / name).exists() for name in ("config.yaml", "metrics.json"))
-        if self._worked_here and self._asked_to_stop:  # before it was known that there are no other processes
+        if self.worked_here and self._asked_to_stop:  # before it was known that there are no other processes
             if not there_before:
                 forget(folder)
             raise KeyboardInterrupt
         # Hydra's plugin for Optuna stumbles over NaN, and takes None for a trial that failed.
         nothing = None if "optuna" in str(HydraConfig.get().sweeper.get("_target_")) else float("nan")
-        if not self._worked_here:
+        if not self.worked_here:
             earlier = self._multirun.noted(folder.parent).get(folder.name)
             if earlier and earlier["outcome"] in ("done", "failed"):
                 return nothing if earlier["value"] is None else float(earlier["value"])
@@ -79,7 +80,7 @@ class Jobs:
                 value = self._job(config)
         except (SystemExit, KeyboardInterrupt):
             self._note(folder, began, "stopped")
-            if self._worked_here:
+            if self.worked_here:
                 raise
             return nothing
         except Exception as error:
@@ -95,7 +96,7 @@ class Jobs:
         return value
 
     def _governed(self, folder: Path) -> Any:
-        if self._worked_here:
+        if self.worked_here:
             return nullcontext()
         return working(lambda: self._multirun.stopping(folder))
 
@@ -108,7 +109,7 @@ class Jobs:
 
     def ask_to_stop(self) -> bool:
         """Asks jobs in other processes to save and end; gives whether there may be any."""
-        if self._worked_here or self._multirun.folder is None or not self._multirun.folder.is_dir():
+        if self.worked_here or self._multirun.folder is None or not self._multirun.folder.is_dir():
             return False
         self._asked_to_stop = True
         self._multirun.ask_to_stop()

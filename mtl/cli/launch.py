@@ -39,10 +39,10 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     multirun = Sweep(typed, run_id(), fixed(sys.argv[1:]))
     register_resolvers(multirun)
     jobs = Jobs(job, config_name, multirun, tracebacks=wanted == "1")
-    interrupted = False
+    interrupted, signals = False, list[int]()
     try:
-        with handed_to(jobs.ask_to_stop) as signals:
-            _check_mode(typed, config_name)
+        with handed_to(jobs.ask_to_stop, signals):
+            _check_typed(typed, config_name)
             _run(jobs, multirun, config_name)
         if signals:
             multirun.tidy()
@@ -54,20 +54,26 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
         interrupted = True
         raise
     except Exception as error:
+        interrupted = bool(signals) or isinstance(error.__cause__, BrokenProcessPool)
+        if signals:  # a sweeper may take offence at jobs that gave nothing
+            multirun.tidy()
+            sys.exit(128 + signals[0])
         show(_for_a_person(error), wanted == "1", config_name)
         jobs.failed = True
-        interrupted = isinstance(error.__cause__, BrokenProcessPool)
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
         if wanted is not None:
             os.environ["HYDRA_FULL_ERROR"] = wanted
-        multirun.tidy(keep_stop=interrupted)
+        multirun.tidy(keep_stop=interrupted and not jobs.worked_here)
         all_done = jobs.say_how_they_ended(interrupted)
     sys.exit(1 if jobs.failed or not all_done else 0)
 
 
-def _check_mode(typed: list[str], config_name: str) -> None:
-    """Raises a UserError for a multirun of a command that has none."""
+def _check_typed(typed: list[str], config_name: str) -> None:
+    """Raises a UserError for a multirun of a command that has none, and for folders that jobs wouldn't be found in."""
+    for key in ("hydra.sweep.dir", "hydra.sweep.subdir"):
+        if gives(typed, key):
+            raise UserError(f"{key}: a multirun chooses its folders itself, below output_root; set that")
     if config_name == "graph" and (gives(typed, "sweep") or {"-m", "--multirun"} & set(typed)):
         raise UserError("-m: mtl.graph looks at one problem at a time")
 

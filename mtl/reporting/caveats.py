@@ -8,7 +8,9 @@ from mtl.reporting.comparison import Comparison, side_by_side
 from mtl.reporting.curves import Curves
 from mtl.reporting.estimates import SAME, smallest_p
 from mtl.reporting.grouping import Method
-from mtl.reporting.writing import listed
+from mtl.reporting.writing import listed, number
+
+UNSTEADY = 3.0  # times that a figure of a task alone may be larger in one seed than in another
 
 
 def caveats(comparison: Comparison, curves: Curves) -> list[str]:
@@ -25,6 +27,7 @@ def caveats(comparison: Comparison, curves: Curves) -> list[str]:
         *_monitors(comparison),
         *_figures(comparison),
         *_baselines(comparison),
+        *_unsteady(comparison),
         *_tasks(comparison),
     ]
     if silent := [method.label for method in comparison.methods if curves.missing(method)]:
@@ -241,6 +244,19 @@ def _baselines(comparison: Comparison) -> Iterator[str]:
                     differing.setdefault(f"{task} alone differs in {listed(keys)}", []).append(method.label)
     for what, labels in differing.items():
         yield f"Δm of {listed(labels)} is against runs of other settings: {what}."
+
+
+def _unsteady(comparison: Comparison) -> Iterator[str]:
+    """Δm divides by what the tasks reach alone."""
+    for figure in comparison.mains:
+        for single in comparison.section.singles.get(figure.task, []):
+            values = single.values(comparison.split, figure.task, figure.name).values()
+            low, high = min(map(abs, values), default=1.0), max(map(abs, values), default=1.0)
+            if high > UNSTEADY * low:
+                yield (
+                    f"{figure} of {single.label} goes from {number(low)} to {number(high)} over seeds. Δm divides by "
+                    "it, so the seeds in which it is small rule Δm, whatever the means are."
+                )
 
 
 def _tasks(comparison: Comparison) -> Iterator[str]:

@@ -247,18 +247,29 @@ def _figures(section: Section, tasks: Sequence[str]) -> list[Figure]:
     return found
 
 
+def _monitor(method: Method) -> str | None:
+    """What all of the method's runs monitor, None where there is no one thing, or no validation."""
+    named = {str((run.metrics.get("best") or {}).get("monitor")) for run in method.runs.values() if run.validated}
+    return named.pop() if len(named) == 1 and all(run.validated for run in method.runs.values()) else None
+
+
 def _choose(methods: Sequence[Method]) -> Choice:
     """Orders the methods by what was monitored on validation, over common seeds, where that is honest.
 
-    The seeds are those that more than half of the methods have, and methods without all of these have no place: else a
-    few runs that failed, each with another seed, would leave no seed for anybody. If that leaves no two methods, the
-    seeds are those that all of them have.
+    Methods that monitor another thing than more than half of them do have no place. The seeds are those that more than
+    half of the rest have, and methods without all of these have none either: a few runs that failed, each with another
+    seed, would leave no seed for anybody. If that leaves no two methods, the seeds are those that all of them have.
     """
-    runs = [run for method in methods for run in method.runs.values()]
-    best = [run.metrics.get("best") or {} for run in runs]
 
     def none(why: str) -> Choice:
         return Choice([], [], "", why)
+
+    monitors = Counter(_monitor(method) for method in methods)
+    most, count = monitors.most_common(1)[0]
+    if most is not None and 2 * count > len(methods):
+        methods = [method for method in methods if _monitor(method) == most]
+    runs = [run for method in methods for run in method.runs.values()]
+    best = [run.metrics.get("best") or {} for run in runs]
 
     if any(run.chosen_on_test for run in runs):
         return none("validation and test are the same data, so choosing by either uses the test split")
@@ -266,9 +277,9 @@ def _choose(methods: Sequence[Method]) -> Choice:
         return none("there is no validation")
     if not all(isinstance(b.get("value"), int | float) and isfinite(b["value"]) for b in best):
         return none("not every run has a monitored value on validation")
-    monitors = {str(b.get("monitor")) for b in best}
-    if len(monitors) > 1:
-        return none(f"the runs monitor different things: {'; '.join(sorted(monitors))}")
+    different = {str(b.get("monitor")) for b in best}
+    if len(different) > 1:
+        return none(f"the runs monitor different things: {'; '.join(sorted(different))}")
     mode = best[0].get("mode")
     if mode not in ("max", "min"):
         return none("it isn't known which way the monitored value is better")
@@ -281,4 +292,4 @@ def _choose(methods: Sequence[Method]) -> Choice:
         return none("no seed is common to all methods, and means over different ones may differ by these alone")
     values = {m.label: {seed: float(m.runs[seed].metrics["best"]["value"]) for seed in seeds} for m in placed}
     order = sorted(placed, key=lambda m: fmean(values[m.label].values()), reverse=mode == "max")
-    return Choice(order, [values[m.label] for m in order], monitors.pop(), "")
+    return Choice(order, [values[m.label] for m in order], different.pop(), "")

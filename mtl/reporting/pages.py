@@ -107,7 +107,7 @@ def _what(comparison: Comparison) -> str:
     placed = comparison.choice.order
     order = "by validation, the best first" if placed else "by name"
     lacking = [method.label for method in methods if method not in placed] if placed else []
-    order += f"; without a place, for lack of seeds: {listed(lacking)}" * bool(lacking)
+    order += f"; without a place, for want of common seeds or of the same monitor: {listed(lacking)}" * bool(lacking)
     reference = f" {_reference(comparison)}" * (len(methods) > 1)
     return (
         f"{len(runs)} runs of {len(methods)} method{'s' * (len(methods) > 1)}{alone}. "

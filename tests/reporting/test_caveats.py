@@ -35,6 +35,17 @@ def test_nothing_is_wrong(tmp_path: Path) -> None:
     assert said(tmp_path) == []
 
 
+@pytest.mark.parametrize(("low", "told"), [(0.2, True), (0.21, False)])
+def test_a_baseline_that_is_nearly_nothing_in_one_seed(tmp_path: Path, low: float, told: bool) -> None:
+    make(tmp_path)
+    for seed in range(6):
+        figures = {"a": {"accuracy": low if seed == 3 else 0.62, "loss": 1.0}}
+        run(tmp_path / f"alone{seed}", seed=seed, tasks=["a"], test=figures)
+    found = [line for line in said(tmp_path) if "rule Δm" in line]
+    assert bool(found) == told
+    assert not told or "a accuracy of a alone goes from 0.2 to 0.62 over seeds" in found[0]
+
+
 def test_one_seed_only(tmp_path: Path) -> None:
     make(tmp_path, seeds=1)
     assert any(line.startswith("One seed only: there are no intervals") for line in said(tmp_path))

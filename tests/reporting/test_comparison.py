@@ -212,6 +212,15 @@ def test_methods_are_ordered_by_the_seeds_that_all_have(tmp_path: Path) -> None:
     assert choice.values[1] == pytest.approx({0: 0.5, 1: 0.6, 2: 0.7})
 
 
+def test_a_run_that_monitors_something_else_doesnt_take_the_choice_from_the_others(tmp_path: Path) -> None:
+    for name, best in (("A", 0.4), ("B", 0.6), ("C", 0.5)):
+        run(tmp_path / name, balancer=name, best=best)
+    run(tmp_path / "D", balancer="D", best=0.9, monitor="a/accuracy (max)")
+    found = comparison(tmp_path)
+    assert [method.label for method in found.choice.order] == ["B", "C", "A"]
+    assert [method.label for method in found.methods] == ["B", "C", "A", "D"]
+
+
 def test_runs_that_failed_here_and_there_dont_take_the_choice_from_the_others(tmp_path: Path) -> None:
     """Each of A, B and C lacks another seed; they have no place, and D and E, F and G are ordered by all three."""
     for name, best in zip("ABCDEFG", (0.9, 0.9, 0.9, 0.4, 0.6, 0.5, 0.3), strict=True):
