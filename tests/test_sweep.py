@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Ended, command
+from conftest import Ended, command
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from test_readme import environment
 
 from mtl import cli, search, sweep
 from mtl.cli.launch import register_resolvers
@@ -298,9 +299,8 @@ def test_a_job_whose_process_is_killed_stops_no_other(here: Path) -> None:
         "            time.sleep(300)\n"
     )
     arguments = ["-m", *SMALL, "seed=0,1,2", "checkpoint.every_steps=2", "+callbacks.dies._target_=dies.Dies"]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     line = [sys.executable, "-m", "mtl.train", *arguments, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    ended = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300)
     assert ended.returncode == 1, ended.stderr
     found = {path.parent.name: json.loads(path.read_text()) for path in here.glob("outputs/multirun/*/*/metrics.json")}
     assert {name: metrics["status"] for name, metrics in found.items()} == {
@@ -326,9 +326,8 @@ for number in range(300):
 
 def test_jobs_that_begin_at_once_leave_each_other_in_peace(tmp_path: Path) -> None:
     """Whoever comes first writes what they all have in common."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     line = [sys.executable, "-c", RACE, str(tmp_path)]
-    racing = [subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    racing = [subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)]
     (tmp_path / "go").touch()
     for process in racing:
         _, errors = process.communicate(timeout=60)
@@ -374,10 +373,9 @@ def test_jobs_in_other_processes_stop_when_the_multirun_is_ended(here: Path, end
         "trainer.max_epochs=2000",
         "seed=0,1",
     ]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     process = subprocess.Popen(
         [sys.executable, "-m", "mtl.train", *arguments],
-        env=environment,
+        env=environment(),
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -439,9 +437,8 @@ def test_an_interrupted_multirun_is_taken_up(here: Path, ends: signal.Signals) -
         "            Path('outputs/half').touch()\n"
     )
     arguments = ["-m", *SMALL, "seed=0,1,2", "checkpoint.every_steps=2", "+callbacks.slow._target_=slow.Slow"]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "mtl.train", *arguments], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "mtl.train", *arguments], env=environment(), stdout=subprocess.PIPE, text=True
     )
     while not list(here.glob("outputs/multirun/*/1_seed-1/checkpoints/last.pt")):
         assert process.poll() is None
@@ -518,9 +515,8 @@ def test_optuna_and_a_monitor_that_goes_down(here: Path) -> None:
 @pytest.mark.parametrize("launcher", ["ray", "submitit_local"])
 def test_jobs_on_other_machines_or_as_if(here: Path, launcher: str) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     line = [sys.executable, "-m", "mtl.train", "-m", *SMALL, "seed=0,1", f"hydra/launcher={launcher}"]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "2 jobs in outputs/multirun/" in done.stdout
     assert len(list(here.glob("outputs/multirun/*/*/checkpoints/best.pt"))) == 2
@@ -544,14 +540,13 @@ def test_a_plugin_that_is_missing(here: Path) -> None:
         "import sys; sys.modules['hydra_plugins'] = type(sys)('hydra_plugins'); sys.modules['hydra_plugins'].__path__ = []\n"
         "import runpy; runpy.run_module('mtl.train', run_name='__main__')"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     for wanted, extra in [
         ("hydra/launcher=joblib", "joblib"),
         ("hydra/launcher=submitit_slurm", "slurm"),
         ("+sweep=optuna", "optuna"),
     ]:
         line = [sys.executable, "-c", look, "-m", *SMALL, "seed=0,1", wanted]
-        done = subprocess.run(line, env=environment, capture_output=True, text=True)
+        done = subprocess.run(line, env=environment(), capture_output=True, text=True)
         assert done.returncode == 1
         assert f'pip install "mtl-train[{extra}]"' in done.stderr
         assert "Traceback" not in done.stderr
@@ -560,8 +555,7 @@ def test_a_plugin_that_is_missing(here: Path) -> None:
 def test_threads_are_shared_out(here: Path) -> None:
     """Jobs side by side don't take all cores each."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    without = {key: value for key, value in environment().items() if key != "OMP_NUM_THREADS"}
     line = [
         sys.executable,
         "-m",
@@ -572,7 +566,7 @@ def test_threads_are_shared_out(here: Path) -> None:
         "hydra/launcher=joblib",
         "hydra.launcher.n_jobs=2",
     ]
-    subprocess.run(line, env=environment, capture_output=True, check=True, timeout=300)
+    subprocess.run(line, env=without, capture_output=True, check=True, timeout=300)
     saved = list(here.glob("outputs/multirun/*/*/checkpoints/best.pt"))
     assert len(saved) == 2
     for path in saved:

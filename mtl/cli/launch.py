@@ -39,34 +39,30 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     multirun = Sweep(typed, run_id(), fixed(sys.argv[1:]))
     register_resolvers(multirun)
     jobs = Jobs(job, config_name, multirun, tracebacks=wanted == "1")
-    interrupted, signals = False, list[int]()
+    signals: list[int] = []
+    cut_short = broken = False
     try:
         with handed_to(jobs.ask_to_stop, signals):
             _check_typed(typed, config_name)
             _run(jobs, multirun, config_name)
-        if signals:
-            multirun.tidy()
-            sys.exit(128 + signals[0])
     except KeyboardInterrupt:
-        interrupted = True
+        cut_short = True
         sys.exit(INTERRUPTED)
     except SystemExit:
-        interrupted = True
+        cut_short = True
         raise
     except Exception as error:
-        interrupted = bool(signals) or isinstance(error.__cause__, BrokenProcessPool)
-        if signals:  # a sweeper may take offence at jobs that gave nothing
-            multirun.tidy()
-            sys.exit(128 + signals[0])
-        show(_for_a_person(error), wanted == "1", config_name)
-        jobs.failed = True
+        if not signals:  # else a sweeper may have taken offence at jobs that gave nothing
+            show(_for_a_person(error), wanted == "1", config_name)
+            jobs.failed = True
+            broken = isinstance(error.__cause__, BrokenProcessPool)
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
         if wanted is not None:
             os.environ["HYDRA_FULL_ERROR"] = wanted
-        multirun.tidy(keep_stop=interrupted and not jobs.worked_here)
-        all_done = jobs.say_how_they_ended(interrupted)
-    sys.exit(1 if jobs.failed or not all_done else 0)
+        multirun.tidy(keep_stop=cut_short and not jobs.worked_here)
+        all_done = jobs.say_how_they_ended(cut_short or broken or bool(signals))
+    sys.exit(128 + signals[0] if signals else 1 if jobs.failed or not all_done else 0)
 
 
 def _check_typed(typed: list[str], config_name: str) -> None:
