@@ -1,12 +1,12 @@
 """Batches: dicts of fields, which are tensors with the sample as first dimension, lists, or nests of these."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from mtl.errors import UserError
 
@@ -24,25 +24,44 @@ def field(batch: Batch, name: str, where: str) -> Any:
     return batch[name]
 
 
-def num_samples(batch: Batch) -> int:
+def num_samples(batch: Batch, targets: Iterable[str] = ()) -> int:
     """How many samples a batch has.
 
-    It is the first dimension of its tensors; where there are none the length of its lists.
+    That is the length of its targets, or, where none of these is in the batch, the length that all fields have. It is
+    never the longest tensor's: the ids of bags or the edges of graphs are in flat fields of other lengths.
+
+    Args:
+        batch: fields by name.
+        targets: the fields that have one entry a sample.
+
+    Raises:
+        UserError: where the fields that are asked have different lengths.
     """
-    if batch and all(isinstance(each, Mapping) for each in batch.values()):
-        return sum(num_samples(each) for each in {id(each): each for each in batch.values()}.values())
-    return max(
-        _lengths(batch), default=max((len(each) for each in batch.values() if isinstance(each, list)), default=1)
-    )
+    known = {name: _length(batch[name]) for name in targets if name in batch}
+    known = {name: length for name, length in known.items() if length is not None}
+    if not known:
+        every = {name: _length(value) for name, value in batch.items()}
+        known = {name: length for name, length in every.items() if length is not None}
+    lengths = set(known.values())
+    if len(lengths) > 1:
+        listed = ", ".join(f"'{name}' {length}" for name, length in known.items())
+        raise UserError(
+            f"the number of samples in a batch isn't known, since its fields have different lengths: {listed}. Give "
+            "the step a list of micro-batches, or let the loader collate each of them by itself; a task that is a "
+            "function of model and batch says with tasks.NAME.count what its mean divides by"
+        )
+    return lengths.pop() if lengths else 1
 
 
-def _lengths(value: Any) -> Iterator[int]:
-    """Of the tensors in a nest; a list may be one of samples, and says nothing."""
-    if isinstance(value, Tensor) and value.ndim:
-        yield len(value)
-    elif isinstance(value, Mapping | tuple):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _lengths(each)
+def _length(value: Any) -> int | None:
+    """The length that a field has: a tensor's, a list's, or the one that all tensors of a nest have; else None."""
+    if isinstance(value, Tensor):
+        return len(value) if value.ndim else None
+    if isinstance(value, Mapping | tuple):
+        each = {_length(one) for one in (value.values() if isinstance(value, Mapping) else value)} - {None}
+        if len(each) == 1:
+            return each.pop()
+    return len(value) if isinstance(value, list) else None
 
 
 def describe(value: Any) -> str:
@@ -51,55 +70,96 @@ def describe(value: Any) -> str:
     return f"of shape {shapes[0]}" if len(shapes) == 1 else f"of shapes {', '.join(map(str, shapes))}"
 
 
-def cut(batch: Batch, *, size: int | None = None, count: int | None = None) -> list[Batch]:
-    """The batch in micro-batches of `size` samples, the last one maybe smaller, or in `count` of nearly equal sizes.
-
-    Tensors and lists whose length is the number of samples are cut; anything else goes into each part as it is.
-    """
-    total = num_samples(batch)
+def bounds(total: int, *, size: int | None = None, count: int | None = None) -> list[tuple[int, int]]:
+    """Where micro-batches of `size` samples, or `count` of nearly equal sizes, begin and end among `total` samples."""
     if size is None:
         assert count is not None
-        bounds = [total * part // min(count, total) for part in range(min(count, total) + 1)]
-    else:
-        bounds = [*range(0, total, size), total]
-    return [part_of(batch, total, start, end) for start, end in pairwise(bounds)]
+        count = min(count, total)
+        return list(pairwise(total * number // count for number in range(count + 1)))
+    return list(pairwise([*range(0, total, size), total]))
 
 
-def part_of(value: Any, total: int, start: int, end: int) -> Any:
-    """The samples from `start` to `end` of a batch, or a field, of `total`."""
+def cut(batch: Batch, total: int | None = None, *, size: int | None = None, count: int | None = None) -> list[Batch]:
+    """The batch in micro-batches of `size` samples, the last one maybe smaller, or in `count` of nearly equal sizes.
 
-    def sliced(leaf: Any) -> Any:
-        return leaf[start:end] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == total else leaf
+    Tensors are cut along their first dimension; a list, or a tuple that isn't a nest of such tensors, has one entry a
+    sample. Numbers, texts and 0-dim tensors belong to each micro-batch.
 
-    if isinstance(value, list) and len(value) == total:
-        return value[start:end]
+    Args:
+        batch: fields by name.
+        total: its number of samples; None for the length that all fields have.
+
+    Raises:
+        UserError: for a field that has another length than the number of samples.
+    """
+    total = num_samples(batch) if total is None else total
+    where = bounds(total, size=size, count=count)
+    return [batch] if len(where) == 1 else [take(batch, total, slice(*each)) for each in where]
+
+
+def take(batch: Batch, total: int, which: slice | list[int]) -> dict[str, Any]:
+    """These samples of a batch of `total`.
+
+    Raises:
+        UserError: for a field that has another length than the number of samples.
+    """
+    return {name: take_field(value, total, which, str(name)) for name, value in batch.items()}
+
+
+def take_field(value: Any, total: int, which: slice | list[int], name: str) -> Any:
+    """These samples of one field, see `take`."""
+    if isinstance(value, Tensor):
+        if value.ndim and len(value) != total:
+            raise _not_by_samples(name, f"a tensor {describe(value)}", total)
+        return value[which] if value.ndim else value
     if isinstance(value, Mapping):
-        return {key: part_of(each, total, start, end) for key, each in value.items()}
-    return tree_map(sliced, value)
+        return {key: take_field(each, total, which, f"{name}.{key}") for key, each in value.items()}
+    if not isinstance(value, list | tuple) or not value:
+        return value
+    nest = all(_length(each) == total for each in value)
+    if len(value) == total and (isinstance(value, list) or not nest):
+        chosen = value[which] if isinstance(which, slice) else [value[index] for index in which]
+        return type(value)(chosen)
+    if nest:
+        each = [take_field(one, total, which, f"{name}[{index}]") for index, one in enumerate(value)]
+        return type(value)(*each) if hasattr(value, "_fields") else type(value)(each)
+    if isinstance(value, tuple) and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+        return value
+    raise _not_by_samples(name, f"a {type(value).__name__} of length {len(value)}", total)
 
 
-def chosen(value: Any, total: int, indices: Sequence[int]) -> Any:
-    """The samples with these numbers of a field, or a prediction, of `total` samples."""
-    if isinstance(value, list) and len(value) == total:
-        return [value[index] for index in indices]
-    if isinstance(value, Mapping):
-        return {key: chosen(each, total, indices) for key, each in value.items()}
-    return tree_map(
-        lambda leaf: leaf[list(indices)] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == total else leaf,
-        value,
+def _not_by_samples(name: str, what: str, total: int) -> UserError:
+    return UserError(
+        f"the batch can't be cut into micro-batches: its field '{name}' is {what}, and the batch has {total} samples. "
+        "Let samples come one by one, so that the loader collates each micro-batch by itself, or give the step a list "
+        "of micro-batches"
     )
 
 
-def joined(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
-    """The counterpart of `cut`: micro-batches of these sizes, or predictions for them, in one."""
+def joined(parts: Sequence[Any], sizes: Sequence[int], name: str = "prediction") -> Any:
+    """The counterpart of `cut`: fields, or predictions, of micro-batches with these sizes, in one.
+
+    Raises:
+        UserError: for tensors whose shapes differ in more than their first dimension.
+    """
     first = parts[0]
-    if isinstance(first, Tensor):
-        whole = first.ndim and all(len(part) == size for part, size in zip(parts, sizes, strict=True))
-        return torch.cat(list(parts)) if whole else first
+    if isinstance(first, Tensor) and first.ndim:
+        if len({part.shape[1:] for part in parts}) > 1:
+            shapes = ", ".join(dict.fromkeys(str(tuple(part.shape)) for part in parts))
+            raise UserError(
+                f"micro-batches can't be joined to one batch: their field '{name}' has the shapes {shapes}; pad them to "
+                "one width"
+            )
+        return torch.cat(list(parts))
     if isinstance(first, Mapping):
-        return {key: joined([part[key] for part in parts], sizes) for key in first}
-    if isinstance(first, list) and all(len(part) == size for part, size in zip(parts, sizes, strict=True)):
-        return [each for part in parts for each in part]
-    if isinstance(first, list | tuple):
-        return type(first)(joined(each, sizes) for each in zip(*parts, strict=True))
-    return first
+        return {key: joined([part[key] for part in parts], sizes, f"{name}.{key}") for key in first}
+    if not isinstance(first, list | tuple):
+        return first
+    pairs = list(zip(parts, sizes, strict=True))
+    nest = all(_length(each) == size for part, size in pairs for each in part)
+    if all(len(part) == size for part, size in pairs) and (isinstance(first, list) or not nest):
+        return type(first)(each for part in parts for each in part)
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(first)):
+        return first
+    each = [joined(one, sizes, f"{name}[{index}]") for index, one in enumerate(zip(*parts, strict=True))]
+    return type(first)(*each) if hasattr(first, "_fields") else type(first)(each)

@@ -83,7 +83,6 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
 def built(config: dict[str, Any], console: "Console") -> "tuple[Built, Any]":
     """The problem, and the first batch of its training."""
     from mtl.build import build
-    from mtl.parts import samples_in
 
     for line in cli.shadowed():
         tell(console, f"warning  {line}")
@@ -93,7 +92,7 @@ def built(config: dict[str, Any], console: "Console") -> "tuple[Built, Any]":
     with closing(batches):  # worker processes end with it
         batch = next(batches)
     tell(console, f"data     {problem.splits.summary()}")
-    tell(console, f"batch    {samples_in(problem.tasks, batch):,} samples, the first of epoch 1; no step is taken")
+    tell(console, f"batch    {next(problem.loaders['train'].sizes(1)):,} samples, the first of epoch 1; no step is taken")
     return problem, batch
 
 

@@ -97,7 +97,7 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
         UserError: as `there`.
     """
     if task.objective is not None:
-        number: Tensor | int = task.count(batch) if task.count else num_samples(batch)
+        number: Tensor | int = task.count(batch) if task.count else num_samples(batch, [task.target])
         return number
     target = field(batch, task.target, f"task '{task.name}': target")
     found = there(task, batch) if task.missing or _ignores(task, target) else None
@@ -113,7 +113,7 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
         by_element = _by_element(task)
         return found.expand_as(target).sum() if by_element else _rows(task, found).sum()
     if not isinstance(target, Tensor):
-        return num_samples(batch)
+        return num_samples(batch, [task.target])
     if _by_element(task):
         return target.numel()
     return target.numel() // target.shape[1] if isinstance(task.loss, BY_CLASS) and target.ndim > 1 else len(target)
@@ -126,7 +126,9 @@ def num_labelled(task: Task, batch: Batch) -> Tensor | int:
         UserError: as `there`.
     """
     found = there(task, batch) if task.missing else None
-    return num_samples(batch) if found is None else found.flatten(1).any(1).sum() if found.ndim > 1 else found.sum()
+    if found is None:
+        return num_samples(batch, [task.target])
+    return found.flatten(1).any(1).sum() if found.ndim > 1 else found.sum()
 
 
 def shares(tasks: Sequence[Task], parts: Sequence[Batch], members: Sequence[Sequence[int]]) -> list[list[float]]:

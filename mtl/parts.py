@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from mtl.batch import Batch, cut, num_samples
+from mtl.batch import Batch, cut, joined, num_samples
 from mtl.labels import shares
 from mtl.task import Task
 
@@ -35,15 +35,23 @@ class Parts:
             size: samples in a micro-batch, and
             count: number of micro-batches, of which one at most is given; a list is cut already.
         """
+        given = batch if isinstance(batch, list) else [batch]
+        whole = [pair for each in given for pair in _by_tasks(tasks, each)]
         batches: list[Batch] = []
         members: list[list[int]] = []
-        for given in batch if isinstance(batch, list) else [batch]:
-            for whole, its in _by_tasks(tasks, given):
-                pieces = (
-                    [whole] if isinstance(batch, list) or not (size or count) else cut(whole, size=size, count=count)
-                )
-                batches += pieces
-                members += [its] * len(pieces)
+        for each, its in whole:
+            if tasks[its[0]].objective is not None and tasks[its[0]].whole_batch:
+                continue  # it has all the samples in one graph
+            is_cut = isinstance(batch, list) or not (size or count)
+            targets = [] if is_cut else [tasks[i].target for other, i_s in whole if other is each for i in i_s]
+            pieces = [each] if is_cut else cut(each, num_samples(each, targets), size=size, count=count)
+            batches += pieces
+            members += [its] * len(pieces)
+        for index, task in enumerate(tasks):
+            own = [each for each, its in whole if its == [index]]
+            if task.objective is not None and task.whole_batch and own:
+                batches.append(own[0] if len(own) == 1 else joined(own, [num_samples(b, [task.target]) for b in own]))
+                members.append([index])
         return cls(tasks, batches, shares(tasks, batches, members))
 
     def __len__(self) -> int:
@@ -70,14 +78,6 @@ class Parts:
         """The same with nothing in it for the tasks of these names."""
         rows = [[0.0 if name in names else x for name, x in zip(self.names, row, strict=True)] for row in self.shares]
         return Parts(self.tasks, self.batches, rows)
-
-
-def samples_in(tasks: Sequence[Task], batch: StepBatch) -> int:
-    """How many samples a step's batch has; one that several tasks have counts once."""
-    wholes = [
-        whole for given in (batch if isinstance(batch, list) else [batch]) for whole, _ in _by_tasks(tasks, given)
-    ]
-    return sum(num_samples(each) for each in {id(whole): whole for whole in wholes}.values())
 
 
 def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int]]]:

@@ -6,9 +6,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mtl.accumulation import Look, check_losses, summed
+from mtl.accumulation import Look, summed
 from mtl.batch import Batch
 from mtl.gradients import Rows
+from mtl.loss_checks import LossChecks
 from mtl.model import MultiTaskModel
 from mtl.parts import Parts
 from mtl.passes import PASSES, Weigh, Weights
@@ -26,7 +27,7 @@ class Runner:
 
     Attributes:
         scaler: of fp16 gradients; None in other precisions.
-        checked: the tasks whose losses have been put to the test, see `mtl.accumulation.check_losses`.
+        checks: tests the losses that are taken in micro-batches.
     """
 
     def __init__(self, model: MultiTaskModel, passes: str, autocast: Autocast) -> None:
@@ -34,7 +35,7 @@ class Runner:
         self.passes = passes
         self.autocast = autocast
         self.scaler: torch.amp.GradScaler | None = None
-        self.checked: set[str] = set()
+        self.checks = LossChecks(model)
         self._starts: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
     def __call__(self, parts: Parts, weights: Weights | Weigh, measure: Rows | None, collect: Any) -> list[Tensor]:
@@ -50,9 +51,9 @@ class Runner:
         """
         if len(parts) == 1:
             return self._passes(parts.tasks, parts.batches[0], weights, measure, collect)
-        self._check(parts)
+        self.checks(parts, self.autocast)
         ahead = None
-        if callable(weights) or any(task.whole_batch for task in parts.tasks):
+        if callable(weights) or any(task.whole_batch and task.objective is None for task in parts.tasks):
             ahead = Look(self.model, parts, self.autocast)
         known = weights(ahead.losses) if callable(weights) and ahead else cast(Weights, weights)
 
@@ -69,13 +70,6 @@ class Runner:
 
         losses = summed(parts, run, next(self.model.parameters()).device)
         return ahead.corrected(losses) if ahead else losses
-
-    def _check(self, parts: Parts) -> None:
-        """Puts losses to the test before the first step in which they are taken in parts."""
-        split = [i for i in range(len(parts.tasks)) if any(0 < row[i] < 1 for row in parts.shares)]
-        unknown = [i for i in split if parts.tasks[i].name not in self.checked]
-        if unknown:
-            self.checked |= set(check_losses(self.model, parts.of_tasks(unknown), self.autocast))
 
     def _passes(
         self, tasks: Sequence[Task], batch: Batch, weights: Weights | Weigh, measure: Rows | None, collect: Any

@@ -372,7 +372,7 @@ class Step:
 
     def state_dict(self) -> dict[str, Any]:
         """The steps taken, states of optimizer, scheduler, scaler and balancer, and weights that serve on."""
-        counters = {"num_taken": self.num_taken, "checked": sorted(self.runner.checked)}
+        counters = {"num_taken": self.num_taken, "checked": self.runner.checks.state_dict()}
         return {**counters, **{name: part.state_dict() for name, part in self._parts().items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -380,7 +380,7 @@ class Step:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.descent.resume(state["num_taken"])
-        self.runner.checked = set(state["checked"])
+        self.runner.checks.load_state_dict(state["checked"])
 
     def _parts(self) -> dict[str, Any]:
         scaler = {"scaler": self.scaler} if self.scaler else {}

@@ -40,10 +40,11 @@ class Task:
             the task's main metric. Their predictions are the loss's, but probabilities where that is a
             `BCEWithLogitsLoss`.
         count: where the batch is cut into micro-batches: from a target to the number that the loss's mean divides by.
-            Needed for losses that average over something that `mtl.labels.denominator` doesn't know.
+            Needed for losses that average over something that `mtl.labels.denominator` doesn't know, and for objectives
+            of which it can't be proven that they are means over samples, see loss_checks.py.
         whole_batch: the loss is no mean over samples (RMSE, dice, contrastive losses), but is to be taken of the
             predictions for all of a step's batch. Where that is cut into micro-batches, each of these goes forward
-            twice: see accumulation.py.
+            twice: see accumulation.py. An objective takes the whole batch in one graph instead.
         weight: multiplies the task's loss before a balancer sees it: a number of at least 0, or a function from the
             optimizer steps taken to one, such as `mtl.Schedule`. While that gives 0 the task takes no part in a step.
         objective: `objective(model, batch)` gives the loss, a 0-dim tensor, for what isn't loss(head(trunk(inputs)),
@@ -74,8 +75,8 @@ class Task:
         if self.objective is None and not all(given.values()):
             missing = ", ".join(name for name, there in given.items() if not there)
             raise UserError(f"task '{self.name}': give head, loss and target, or an objective; {missing} isn't there")
-        if self.objective is not None and (given["loss"] or self.whole_batch or self.missing):
-            raise UserError(f"task '{self.name}': with an objective, loss, mask, missing and whole_batch have no place")
+        if self.objective is not None and (given["loss"] or self.missing):
+            raise UserError(f"task '{self.name}': with an objective, loss, mask and missing have no place")
         if self.head is _NONE:
             self.head = nn.Identity()
         self.weight_at(0)

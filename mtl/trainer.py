@@ -15,7 +15,6 @@ from mtl.errors import NotFinite, UserError, told
 from mtl.faults import Faults, Place
 from mtl.loggers import Loggers
 from mtl.memory import peak_within
-from mtl.parts import samples_in
 from mtl.readings import Readings
 from mtl.seeding import random_state, set_random_state
 from mtl.signals import Stop
@@ -204,7 +203,8 @@ class Trainer:
         start = self._clock = time.perf_counter()
         assert self.position is not None
         assert self.step.optimizer is not None
-        for batch in self.train.batches(self.epoch, start=self.position):
+        sizes = self.train.sizes(self.epoch, start=self.position)
+        for batch, size in zip(self.train.batches(self.epoch, start=self.position), sizes, strict=True):
             number = self.global_step + 1
             self._due |= number == 1 or number % self.log_every == 0
             measure = self._due
@@ -215,7 +215,7 @@ class Trainer:
             self.tried += 1
             self.position += 1
             self._intact = True
-            self._samples += samples_in(self.step.tasks, batch)
+            self._samples += size
             place = Place(number, self.epoch, self.position - 1)
             self.readings.add(place, result)
             if measure and result.taken:

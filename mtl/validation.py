@@ -114,8 +114,7 @@ class Validation:
                     if features is None or not self.model.shares_trunk:
                         features = self.model.features(batch, task.name)
                     prediction = self.model.predict(task.name, features)
-            whole = task.whole_batch and task.objective is None
-            count = num_samples(batch) if whole else denominator(task, batch)
+            count = num_samples(batch, [task.target]) if task.whole_batch else denominator(task, batch)
             if not count:
                 continue
             if task.objective is not None:

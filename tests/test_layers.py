@@ -12,14 +12,14 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 # A module may import those of the levels below its own. The trainer's helpers stand beside each other.
 LEVELS = [
     {"errors", "balancers", "signals", "optimizers", "memory", "pictures", "options"},
-    {"seeding", "columns"},
+    {"seeding", "columns", "batch"},
     {"fingerprint"},
-    {"batch", "precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
+    {"precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
     | {"trunks", "heads", "losses"},
     {"search", "labels", "model", "gradients", "layerwise", "buffers"},
     {"architectures", "features", "parts", "descent"},
     {"passes", "balancing", "problems"},
-    {"accumulation", "before"},
+    {"accumulation", "before", "loss_checks"},
     {"runner"},
     {"step", "validation"},
     {"graphs"},

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from mtl.batch import bounds, cut
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
 from mtl.errors import UserError, told
@@ -92,6 +93,9 @@ class Loader:
         num_workers: processes that load samples, where the data aren't in memory.
         device: where batches are put.
         collate: from a list of samples to a batch, a dict of fields; by default what PyTorch does.
+        micro_batch_size: where it is given, each batch is a list of micro-batches of so many samples, collated each by
+            itself: flat fields, such as the ids of bags, are its own, and texts are padded to its own width.
+        num_micro_batches: the number of micro-batches, instead.
     """
 
     def __init__(
@@ -105,6 +109,8 @@ class Loader:
         num_workers: int = 0,
         device: torch.device | str = "cpu",
         collate: Callable[[list[Any]], Any] | None = None,
+        micro_batch_size: int | None = None,
+        num_micro_batches: int | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.dataset = dataset.to(self.device) if isinstance(dataset, Fields) else dataset
@@ -117,6 +123,8 @@ class Loader:
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.collate = collate
+        self._micro = {"size": micro_batch_size, "count": num_micro_batches}
+        self.is_cut = any(self._micro.values())
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -126,6 +134,14 @@ class Loader:
         """The numbers of the samples in the epoch's batch with this number."""
         start = position * self.batch_size
         return self._order(epoch)[0][start : min(start + self.batch_size, self.num_samples)].tolist()
+
+    def size_of(self, position: int) -> int:
+        """How many samples an epoch's batch with this number has."""
+        return min(self.batch_size, self.num_samples - position * self.batch_size)
+
+    def sizes(self, epoch: int = 0, *, start: int = 0) -> Iterator[int]:
+        """How many samples each of the epoch's batches has, from the one with number `start` on."""
+        return (self.size_of(position) for position in range(start, len(self)))
 
     def progress(self, epoch: int, position: int) -> dict[str, Any]:
         """How far the data have been gone through after so many batches of the epoch, in plain types."""
@@ -142,8 +158,8 @@ class Loader:
         drawn = self.shuffle and not isinstance(self.dataset, IterableDataset | Drawn)
         return torch.randperm(total, generator=generator) if drawn else torch.arange(total), generator
 
-    def batches(self, epoch: int = 0, *, start: int = 0) -> Iterator[dict[str, Any]]:
-        """The epoch's batches, dicts of fields, from the one with number `start` on.
+    def batches(self, epoch: int = 0, *, start: int = 0) -> Iterator[Any]:
+        """The epoch's batches, dicts of fields or lists of micro-batches, from the one with number `start` on.
 
         What a data set draws for a sample depends on seed, epoch and sample alone.
         """
@@ -151,7 +167,8 @@ class Loader:
             for number in range(start, len(self)):
                 drawn_from = torch.Generator().manual_seed(_seed(self.seed, epoch, number))
                 count = min(self.batch_size, self.num_samples - number * self.batch_size)
-                yield tree_map(self._move, self.dataset.draw(drawn_from, count))
+                batch = tree_map(self._move, self.dataset.draw(drawn_from, count))
+                yield cut(batch, count, **self._micro) if self.is_cut else batch
             return
         order, generator = self._order(epoch)
         first = start * self.batch_size
@@ -163,18 +180,22 @@ class Loader:
             yield from self._loaded(stream, generator, num_workers=min(self.num_workers, 1))
         elif isinstance(self.dataset, Fields) and self.collate is None:
             for indices in torch.split(order.to(self.device), self.batch_size):
-                yield self.dataset.take(indices)
+                if self.is_cut:
+                    yield [self.dataset.take(indices[a:b]) for a, b in bounds(len(indices), **self._micro)]
+                else:
+                    yield self.dataset.take(indices)
         else:
             samples = Seeded(self.dataset, self.seed, epoch, readable=self.collate is None)
             yield from self._loaded(samples, generator, num_workers=self.num_workers, sampler=order.tolist())
 
-    def _loaded(self, samples: Dataset[Any], generator: torch.Generator, **options: Any) -> Iterator[dict[str, Any]]:
+    def _loaded(self, samples: Dataset[Any], generator: torch.Generator, **options: Any) -> Iterator[Any]:
         """Batches by PyTorch's DataLoader."""
+        collate = self.collate or default_collate
         batches = iter(
             DataLoader(
                 samples,
                 self.batch_size,
-                collate_fn=self.collate,
+                collate_fn=_ByMicroBatch(collate, self._micro) if self.is_cut else collate,
                 pin_memory=self.device.type == "cuda",
                 generator=generator,  # without one of its own a DataLoader draws from the global one
                 **options,
@@ -193,12 +214,27 @@ class Loader:
                 raise UserError(
                     f"data: a batch of {name} can't be loaded: {text.partition('UserError: ')[2] or text}"
                 ) from error
-            if not isinstance(batch, Mapping):
-                raise UserError(f"data.collate gives a {type(batch).__name__}; a batch must be a dict of fields")
-            yield tree_map(self._move, _as_dicts(batch))
+            pieces = [self._on_device(each) for each in (batch if self.is_cut else [batch])]
+            yield pieces if self.is_cut else pieces[0]
+
+    def _on_device(self, batch: Any) -> Any:
+        if not isinstance(batch, Mapping):
+            raise UserError(f"data.collate gives a {type(batch).__name__}; a batch must be a dict of fields")
+        return tree_map(self._move, _as_dicts(batch))
 
     def _move(self, value: Any) -> Any:
         return value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+class _ByMicroBatch:
+    """Collates each micro-batch of a batch's samples by itself; worker processes may have to pickle it."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], micro: dict[str, int | None]) -> None:
+        self._collate = collate
+        self._micro = micro
+
+    def __call__(self, samples: list[Any]) -> list[Any]:
+        return [self._collate(samples[start:end]) for start, end in bounds(len(samples), **self._micro)]
 
 
 def _readable(sample: Any) -> Any:

@@ -132,18 +132,35 @@ class Mix:
         of = {name: [task for task, source in self.tasks.items() if source == name] for name in self.loaders}
         return [(loader, of[name]) for name, loader in self.loaders.items()]
 
-    def batches(self, epoch: int = 0, *, start: int = 0) -> Iterator[dict[str, Any]]:
-        """The epoch's batches by task name, from the one with number `start` on; tasks of one source share theirs."""
+    def batches(self, epoch: int = 0, *, start: int = 0) -> Iterator[Any]:
+        """The epoch's batches by task name, from the one with number `start` on; tasks of one source share theirs.
+
+        Where the loaders give micro-batches, a batch is the list of all sources' micro-batches by task name.
+        """
         plan = self._plan(epoch)
         done = Counter(name for names in plan[:start] for name in names)
         streams = {name: self._stream(name, epoch, done[name]) for name in self.loaders}
         try:
             for names in plan[start:]:
                 drawn = {name: next(streams[name]) for name in names}
-                yield {task: drawn[source] for task, source in self.tasks.items() if source in drawn}
+                if any(self.loaders[name].is_cut for name in names):
+                    yield [self._by_task({name: each}) for name in names for each in drawn[name]]
+                else:
+                    yield self._by_task(drawn)
         finally:
             for stream in streams.values():  # worker processes end with them
                 stream.close()
+
+    def _by_task(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        return {task: drawn[source] for task, source in self.tasks.items() if source in drawn}
+
+    def sizes(self, epoch: int = 0, *, start: int = 0) -> Iterator[int]:
+        """How many samples each of these batches has; those of a source count once."""
+        plan = self._plan(epoch)
+        done = Counter(name for names in plan[:start] for name in names)
+        for names in plan[start:]:
+            yield sum(self.loaders[name].size_of(done[name] % len(self.loaders[name])) for name in names)
+            done.update(names)
 
     def samples(self, epoch: int, position: int) -> dict[str, list[int]]:
         """By source, the numbers of the samples in the epoch's batch with this number."""
