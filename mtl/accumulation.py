@@ -93,7 +93,7 @@ class Look:
         found = torch.autograd.grad(loss, [*cuts, *own], allow_unused=True)
         self._wholes[index] = loss.detach().double()
         slices = [
-            [None] * len(numbers) if gradient is None else gradient.split([each[place] for each in lengths])
+            [None] * len(numbers) if gradient is None else torch.split(gradient, [each[place] for each in lengths])
             for place, gradient in enumerate(found[: len(cuts)])
         ]
         for place, number in enumerate(numbers):

@@ -42,7 +42,7 @@ def num_samples(batch: Batch, targets: Iterable[str] = ()) -> int:
     if not known:
         every = {name: _length(value) for name, value in batch.items()}
         known = {name: length for name, length in every.items() if length is not None}
-    lengths = set(known.values())
+    lengths = {length for length in known.values() if length is not None}
     if len(lengths) > 1:
         listed = ", ".join(f"'{name}' {length}" for name, length in known.items())
         raise UserError(
@@ -147,8 +147,8 @@ def joined(parts: Sequence[Any], sizes: Sequence[int], name: str = "prediction")
         if len({part.shape[1:] for part in parts}) > 1:
             shapes = ", ".join(dict.fromkeys(str(tuple(part.shape)) for part in parts))
             raise UserError(
-                f"micro-batches can't be joined to one batch: their field '{name}' has the shapes {shapes}; pad them to "
-                "one width"
+                f"micro-batches can't be joined to one batch: their field '{name}' has the shapes {shapes}; pad them "
+                "to one width"
             )
         return torch.cat(list(parts))
     if isinstance(first, Mapping):

@@ -1,13 +1,14 @@
 """How the parameters move once their gradients are there: unscale, clip, optimizer, scheduler, each once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mtl.errors import UserError, told
 from mtl.gradients import total_norm
@@ -19,7 +20,8 @@ class Descent:
     Args:
         parameters: all of the model's, by name.
         optimizer: over them; None where somebody else's moves them.
-        scheduler: steps once after each optimizer step.
+        scheduler: of the learning rate.
+        interval: what the scheduler counts: `step`, optimizer steps, or `epoch`, epochs.
         clip_norm: the norm that the summed gradient is clipped to.
         then: from how many steps on which other optimizer takes over, without the scheduler.
 
@@ -36,11 +38,13 @@ class Descent:
         optimizer: Optimizer | None,
         *,
         scheduler: LRScheduler | None,
+        interval: str,
         clip_norm: float | None,
         then: tuple[int, Optimizer] | None,
     ) -> None:
         self.optimizer = self.first = optimizer
         self.scheduler = self._scheduler = scheduler
+        self.interval = interval
         self.num_taken = 0
         self.moving = False
         self._parameters = parameters
@@ -85,13 +89,14 @@ class Descent:
         self.moving = True
         try:
             if scaler:
-                scaler.step(self.optimizer)
+                with _skipped_by_the_scaler(self.optimizer):
+                    scaler.step(self.optimizer)
                 scaler.update()
             elif search is not None:
                 self.optimizer.step(search)
             else:
                 self.optimizer.step()
-            if self.scheduler is not None and self.num_taken > before:
+            if self.scheduler is not None and self.interval == "step" and self.num_taken > before:
                 part = self.scheduler
                 part.step()
             self._take_over()
@@ -106,6 +111,27 @@ class Descent:
                 ) from error
             raise UserError(f"{name} failed in its step: {told(error)}. Look at its arguments") from error
         return norm
+
+    def epoch_end(self, value: float | None = None) -> None:
+        """Steps a scheduler that counts epochs.
+
+        Args:
+            value: what is monitored on validation, for `ReduceLROnPlateau`, which steps when that is known; None at the
+                end of an epoch's steps, when all others do.
+        """
+        scheduler: Any = self.scheduler
+        if scheduler is None or self.interval != "epoch" or self.waits_for_validation != (value is not None):
+            return
+        try:
+            scheduler.step(*[] if value is None else [value])
+        except (TypeError, ValueError, ArithmeticError) as error:
+            name = type(scheduler).__name__
+            raise UserError(f"{name} failed at the end of an epoch: {told(error)}. Look at its arguments") from error
+
+    @property
+    def waits_for_validation(self) -> bool:
+        """Whether the scheduler at work has to know the monitored value."""
+        return isinstance(self.scheduler, ReduceLROnPlateau)
 
     def _take_over(self) -> None:
         if self._then is not None and self.num_taken >= self._after and self.optimizer is not self._then:
@@ -125,3 +151,20 @@ class Descent:
         """Goes on after so many steps, with the optimizer whose turn it is then."""
         self.num_taken = num_taken
         self._take_over()
+
+
+@contextmanager
+def _skipped_by_the_scaler(optimizer: Any) -> Iterator[None]:
+    """Lets a scaler leave out the step of a fused optimizer too when gradients overflow.
+
+    It would call it all the same, for the kernel to move nothing: then hooks, counters and schedules count a step that
+    wasn't taken, and SGD's first momentum is never written.
+    """
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    if fused:
+        optimizer._step_supports_amp_scaling = False
+    try:
+        yield
+    finally:
+        if fused:
+            optimizer._step_supports_amp_scaling = fused

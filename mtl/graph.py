@@ -92,7 +92,9 @@ def built(config: dict[str, Any], console: "Console") -> "tuple[Built, Any]":
     with closing(batches):  # worker processes end with it
         batch = next(batches)
     tell(console, f"data     {problem.splits.summary()}")
-    tell(console, f"batch    {next(problem.loaders['train'].sizes(1)):,} samples, the first of epoch 1; no step is taken")
+    tell(
+        console, f"batch    {next(problem.loaders['train'].sizes(1)):,} samples, the first of epoch 1; no step is taken"
+    )
     return problem, batch
 
 

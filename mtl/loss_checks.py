@@ -55,8 +55,8 @@ class LossChecks:
         """Tests what is due. Random state and buffers are afterwards what they were before.
 
         Raises:
-            UserError: for a loss or an objective that isn't a mean over what is counted, and for one of which that can't
-                be proven.
+            UserError: for a loss or an objective that isn't a mean over what is counted, and for one of which that
+                can't be proven.
         """
         due: dict[int, set[str]] = {}
         for index, task in enumerate(parts.tasks):
@@ -94,17 +94,20 @@ def uneven_values(task: Task, batches: Sequence[Batch]) -> set[str]:
     fields: dict[str, list[Tensor]] = {}
     found = set()
     for batch in batches:
-        total = num_samples(batch, [task.target])
+        try:
+            total = num_samples(batch, [task.target])
+        except UserError:  # then a `count` has to say, see `_check_objective`
+            return {"fields of different lengths"}
         for path, leaf in tree_leaves_with_path({name: batch[name] for name in names}):
             if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == total:
                 fields.setdefault(".".join(str(getattr(key, "key", key)) for key in path), []).append(leaf)
             elif isinstance(leaf, Tensor) and leaf.ndim:
-                found.add("a field of another length")
+                found.add("fields of different lengths")
     counts: dict[str, Tensor] = {}
     for name, leaves in fields.items():
         if len({leaf.shape[1:] for leaf in leaves}) > 1:
             found.add(f"the width of {name}")
-        kinds = torch.cat([leaf.flatten() for leaf in leaves]).unique() if not leaves[0].is_floating_point() else None
+        kinds = None if leaves[0].is_floating_point() else torch.unique(torch.cat([leaf.flatten() for leaf in leaves]))
         for leaf in leaves:
             for value, number in _numbers_of(leaf.flatten(1) if leaf.ndim > 1 else leaf.unsqueeze(1), kinds).items():
                 key = f"{value} in {name}"
@@ -221,7 +224,8 @@ def _check_loss(task: Task, predictions: list[Any], batches: list[Batch]) -> boo
                 f"{shapes}, and it isn't known how much the loss counts of each. {_ways_out(task)}"
             ) from None
         groups = list(zip(predictions, wanted, sizes, strict=True))
-    return any([_is_mean(task, *group) for group in groups])  # a list, so that each of them is tested
+    tested = [_is_mean(task, *group) for group in groups]
+    return any(tested)
 
 
 def _ways_out(task: Task) -> str:
@@ -232,8 +236,8 @@ def _ways_out(task: Task) -> str:
             "then the objective takes the whole batch in one graph"
         )
     return (
-        f"{count} target that says what the loss's mean divides by; or set tasks.{task.name}.whole_batch=true: then the "
-        "loss is taken of the whole batch's predictions, and each micro-batch goes forward twice"
+        f"{count} target that says what the loss's mean divides by; or set tasks.{task.name}.whole_batch=true: then "
+        "the loss is taken of the whole batch's predictions, and each micro-batch goes forward twice"
     )
 
 
@@ -379,7 +383,7 @@ def _evaluated(
     """
     try:
         other = copy.deepcopy(model).double().eval()
-        own = replace(task, objective=other.losses[task.name] if task.name in other.losses else task.objective)
+        own = replace(task, objective=dict(other.losses.items()).get(task.name, task.objective))
         given = _as_dtype(batch)
         objective_of(other, own, given)
     except Exception:

@@ -47,13 +47,20 @@ def forbidden(theirs: Any, ours: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     More epochs are allowed by themselves where the learning rate's schedule isn't laid out for their number.
     """
     allowed = [str(name) for name in ours.get("resume_allow") or []]
-    longer = "total_steps" not in (ours.get("scheduler") or {}).values()
+    longer = not any(word in str(ours.get("scheduler")) for word in ("total_steps", "total_epochs"))
+    theirs = {**theirs, **_added_since(theirs)} if isinstance(theirs, dict) else theirs
     return [
         (key, there, here)
         for key, there, here in differences(theirs, ours)
         if not (longer and key == "trainer.max_epochs" and here > there)
         and not (any(key == name or key.startswith(f"{name}.") for name in allowed) and not _is_built_in(key))
     ]
+
+
+def _added_since(theirs: dict[str, Any]) -> dict[str, Any]:
+    """What the config of an older run means by leaving out keys that are younger than it."""
+    scheduler = theirs.get("scheduler")
+    return {"scheduler": {"interval": "step", **scheduler}} if isinstance(scheduler, dict) else {}
 
 
 def _keys(node: Any, where: str = "") -> Iterator[str]:

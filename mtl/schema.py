@@ -115,6 +115,7 @@ SCHEMA: dict[str, Check] = {
         "a mapping with a _target_ and `after`, a whole number of steps of at least 1, or null",
     ),
     "scheduler": _or_null(_NODE),
+    "scheduler.interval": _one_of("step", "epoch"),
     "trainer": _MAPPING,
     "trainer.max_epochs": _whole(1),
     "trainer.clip_norm": _or_null(_number(0, above=True)),
@@ -139,7 +140,10 @@ TASK: dict[str, Check] = {
     "missing": (lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
     "whole_batch": _FLAG,
 }
-OPTIONAL = {"optimizer.lr", "model.freeze", "model.freeze_until", "optimizer.groups", "optimizer.then", "data.collate"}
+OPTIONAL = {
+    *("optimizer.lr", "optimizer.groups", "optimizer.then", "scheduler.interval"),
+    *("model.freeze", "model.freeze_until", "data.collate"),
+}
 OPTIONAL_IN_TASK = {
     *("num_outputs", "metrics", "count", "mask", "source", "missing", "whole_batch", "weight", "objective"),
 }
@@ -161,9 +165,10 @@ def check(config: DictConfig) -> dict[str, Any]:
         if plain.get(group) is None:
             raise UserError(f"{group}: the task names none; give one on the command line or in the task's defaults")
     _check_level(plain, "", SCHEMA)
-    for group in ("log", "gradients", "checkpoint", "trainer", "data", "model", "optimizer"):
+    for group in ("log", "gradients", "checkpoint", "trainer", "data", "model", "optimizer", "scheduler"):
         known = {key.split(".")[1]: c for key, c in SCHEMA.items() if key.startswith(f"{group}.")}
-        _check_level(plain[group], group, known, open_ended="_target_" in plain[group])
+        if plain[group] is not None:
+            _check_level(plain[group], group, known, open_ended="_target_" in plain[group])
     if not plain["tasks"]:
         raise UserError("tasks: there are none; a problem needs at least one")
     plain = narrowed(plain)

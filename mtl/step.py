@@ -36,6 +36,7 @@ from mtl.runner import Runner
 from mtl.task import Task
 
 ON_NONFINITE = ("error", "skip_task", "skip_step")
+INTERVALS = ("step", "epoch")
 
 
 @dataclass
@@ -80,7 +81,9 @@ class Step:
         micro_batch_size: cuts each batch into parts of so many samples, of which one at a time has a graph. The
             gradient is that of the whole batch, see accumulation.py.
         num_micro_batches: into so many parts, instead.
-        scheduler: steps once after each optimizer step.
+        scheduler: of the learning rate.
+        interval: when the scheduler steps: after each optimizer `step`, or after each `epoch`, in `epoch_end`;
+            `ReduceLROnPlateau` then does in `validated`.
         clip_norm: the norm that the summed gradient is clipped to.
         precision: `fp32`, or forward passes under autocast in `bf16` or, with gradient scaling, `fp16`.
         on_nonfinite: what is done about a loss or gradient that isn't finite. `error` where a balancer looks at them;
@@ -110,6 +113,7 @@ class Step:
         micro_batch_size: int | None = None,
         num_micro_batches: int | None = None,
         scheduler: LRScheduler | None = None,
+        interval: str = "step",
         clip_norm: float | None = None,
         precision: str = "fp32",
         on_nonfinite: str = "error",
@@ -144,7 +148,16 @@ class Step:
             raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
         self.on_nonfinite = on_nonfinite
         self.parameters = dict(model.named_parameters())
-        self.descent = Descent(self.parameters, optimizer, scheduler=scheduler, clip_norm=clip_norm, then=then)
+        if interval not in INTERVALS:
+            raise UserError(f"interval: '{interval}' is not one of {', '.join(INTERVALS)}")
+        self.descent = Descent(
+            self.parameters, optimizer, scheduler=scheduler, interval=interval, clip_norm=clip_norm, then=then
+        )
+        if self.descent.waits_for_validation and interval == "step":
+            raise UserError(
+                "scheduler: ReduceLROnPlateau waits for figures on validation, which come once an epoch; set its "
+                "interval to epoch"
+            )
         autocast_for(precision, self.device)  # an unknown precision is an error now, not in the first step
         self.precision = precision
         self.runner = Runner(model, self.passes, self.autocast)
@@ -334,8 +347,17 @@ class Step:
         self.balancing.after(self._losses, lambda: self._look_again(batch))
 
     def epoch_end(self) -> None:
-        """Tells the balancer that an epoch is over: some compare epochs, and do nothing unless this is called."""
+        """Ends an epoch: some balancers compare epochs, and a scheduler whose interval is `epoch` steps."""
         self.balancing.balancer.epoch_end()
+        self.descent.epoch_end()
+
+    def validated(self, value: float) -> None:
+        """Steps a `ReduceLROnPlateau`; other schedulers don't follow figures on validation.
+
+        Args:
+            value: the figure that it follows.
+        """
+        self.descent.epoch_end(value)
 
     def _look_again(self, batch: StepBatch) -> Sequence[Tensor]:
         """The losses now, with the draws that the step began with: what they change by is the step's doing alone."""

@@ -93,6 +93,8 @@ class Trainer:
     ) -> None:
         if val is None and (monitor is not None or patience is not None):
             raise UserError("trainer.monitor and trainer.patience need validation data, and data.val is null")
+        if val is None and step.descent.waits_for_validation:
+            raise UserError("scheduler: ReduceLROnPlateau needs validation data, and data.val is null")
         self.step = step
         self.train = train
         self.val = val
@@ -317,6 +319,12 @@ class Trainer:
             tasks = [t for t in self.step.tasks if any(names is None or t.name in names for names in named)]
             self._validation = Validation(self.step.model, tasks, self.step.autocast)
             self.monitor = Monitor(self._monitor_terms, self._validation.kinds())
+            mode = getattr(self.step.descent.scheduler, "mode", None)
+            if self.step.descent.waits_for_validation and mode != self.monitor.mode:
+                raise UserError(
+                    f"scheduler.mode is '{mode}', and what ReduceLROnPlateau follows, the monitored {self.monitor}, is "
+                    f"better the other way; set scheduler.mode={self.monitor.mode}"
+                )
 
     def _validate(self) -> None:
         self._prepare_validation()
@@ -325,6 +333,7 @@ class Trainer:
             return
         figures = self._validation(self.val)
         value = self.monitor(figures)
+        self.step.validated(value)
         if self.monitor.better(value, self.best) or not self.best_epoch:
             self.best, self.best_epoch, self.figures = value, self.epoch, figures
         broken = [f"{t}/{n}" for t, named in figures.items() for n, v in named.items() if math.isnan(v)]

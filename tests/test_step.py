@@ -177,6 +177,36 @@ def test_step_that_overflows_moves_nothing() -> None:
     assert optimizer.state[next(iter(model.parameters()))]["step"] == 1
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda p, **how: torch.optim.AdamW(p, lr=0.1, **how),
+        lambda p, **how: torch.optim.Adam(p, lr=0.1, **how),
+        lambda p, **how: torch.optim.Adagrad(p, lr=0.1, **how),
+        lambda p, **how: torch.optim.SGD(p, lr=0.1, momentum=0.9, **how),
+    ],
+)
+def test_a_fused_optimizer_skips_what_overflows_as_any_other(kind) -> None:
+    """GradScaler calls a fused step all the same, and its kernel moves nothing: no counter may see that."""
+    data = batches(8, 2, dtype=torch.float32)
+    for index in (0, 1, 4, 6):
+        data[index]["x"][0] = float("inf")
+    ends = []
+    for how in ({"fused": True}, {}):
+        model, tasks = problem(2, dtype=torch.float32, dropout=0.0)
+        optimizer = kind(model.parameters(), **how)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        step = mtl.Step(model, tasks, optimizer, scheduler=scheduler, precision="fp16")
+        torch.manual_seed(0)
+        taken = [step(batch).taken for batch in data]
+        assert taken == [False, False, True, True, False, True, False, True]
+        assert step.num_taken == 4
+        assert scheduler.get_last_lr() == [0.1 * 0.5**4]
+        assert not how or optimizer._step_supports_amp_scaling  # for whoever has another scaler
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
+
+
 def test_state_round_trips_bit_for_bit() -> None:
     """20 steps are 10, saved into fresh objects, and 10 more."""
 

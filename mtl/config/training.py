@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from mtl.balancers import Balancer
 from mtl.config.data import Config
+from mtl.config.scheduler import build_scheduler, interval_of
 from mtl.data import Loader, Mix
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel, match
@@ -18,7 +18,11 @@ from mtl.task import Task
 
 
 def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_steps: int) -> Step:
-    """The step, with balancer, optimizer and scheduler."""
+    """The step, with balancer, optimizer and scheduler.
+
+    Args:
+        total_steps: the optimizer steps of the run.
+    """
     optimizer = _build_optimizer(config, model)
     then = _build_then(config, model)
     balancer = make(config["balancer"], "balancer")
@@ -35,7 +39,8 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
         every=config["gradients"]["every"],
         micro_batch_size=config["trainer"]["micro_batch_size"],
         num_micro_batches=config["trainer"]["num_micro_batches"],
-        scheduler=_build_scheduler(config, optimizer, min(total_steps, then[0]) if then else total_steps),
+        scheduler=build_scheduler(config, optimizer, min(total_steps, then[0]) if then else total_steps),
+        interval=interval_of(config["scheduler"]),
         clip_norm=config["trainer"]["clip_norm"],
         precision=config["precision"],
         on_nonfinite=config["on_nonfinite"],
@@ -86,18 +91,6 @@ def _build_then(config: Config, model: nn.Module) -> tuple[int, Optimizer] | Non
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer.then: {node['_target_']} gives a {type(optimizer).__name__}, not a torch Optimizer")
     return node["after"], optimizer
-
-
-def _build_scheduler(config: Config, optimizer: Optimizer, total_steps: int) -> LRScheduler | None:
-    """The learning-rate scheduler, or None; in its arguments the word `total_steps` stands for that number."""
-    node = config["scheduler"]
-    if node is None:
-        return None
-    node = {key: total_steps if value == "total_steps" else value for key, value in node.items()}
-    scheduler = make(node, "scheduler", optimizer)
-    if not isinstance(scheduler, LRScheduler) or "metrics" in inspect.signature(scheduler.step).parameters:
-        raise UserError(f"scheduler: {node['_target_']} can't be stepped once a step, as torch's LRSchedulers can")
-    return scheduler
 
 
 def without_effect(config: Config, step: Step, train: Loader | Mix, total_steps: int) -> list[str]:

@@ -73,6 +73,61 @@ def test_collate_makes_the_batches() -> None:
         list(Loader(Samples(), batch_size=4, collate=list).batches())
 
 
+class Bags(Dataset):
+    """Samples with a number of items each."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"ids": torch.full((1 + index % 3,), index), "click": torch.tensor(index)}
+
+
+def flat(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """All items in one tensor, with the number of the sample that each is of."""
+    lengths = torch.tensor([len(sample["ids"]) for sample in samples])
+    return {
+        "ids": torch.cat([sample["ids"] for sample in samples]),
+        "segment": torch.repeat_interleave(torch.arange(len(samples)), lengths),
+        "click": torch.stack([sample["click"] for sample in samples]),
+    }
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("how", "cuts"),
+    [({"micro_batch_size": 3}, [[3, 1], [3, 1], [2]]), ({"num_micro_batches": 3}, [[1, 1, 2], [1, 1, 2], [1, 1]])],
+)
+def test_each_micro_batch_is_collated_by_itself(how: dict[str, int], cuts: list[list[int]], num_workers: int) -> None:
+    options = {"batch_size": 4, "shuffle": True, "seed": 3, "collate": flat, "num_workers": num_workers}
+    whole = list(Loader(Bags(), **options).batches(2))
+    micro = list(Loader(Bags(), **options, **how).batches(2))
+    assert [[len(each["click"]) for each in pieces] for pieces in micro] == cuts
+    for pieces, batch in zip(micro, whole, strict=True):
+        assert torch.equal(torch.cat([each["click"] for each in pieces]), batch["click"])
+        assert torch.equal(torch.cat([each["ids"] for each in pieces]), batch["ids"])
+        for each in pieces:
+            assert torch.equal(each["click"][each["segment"]], each["ids"])
+
+
+def test_micro_batches_of_data_in_memory_and_of_streams() -> None:
+    for dataset in (FIELDS, Samples(), Stream([FIELDS[i] for i in range(10)], 10)):
+        loader = Loader(dataset, batch_size=4, shuffle=True, seed=3, micro_batch_size=3)
+        whole = Loader(dataset, batch_size=4, shuffle=True, seed=3)
+        for pieces, batch in zip(loader.batches(1), whole.batches(1), strict=True):
+            assert torch.equal(torch.cat([each["x"] for each in pieces]), batch["x"])
+    assert [len(pieces) for pieces in loader.batches(1)] == [2, 2, 1]
+
+
+def test_samples_are_counted_by_the_sampler() -> None:
+    loader = Loader(Bags(), batch_size=4, collate=flat)
+    assert list(loader.sizes(1)) == [4, 4, 2]
+    assert list(loader.sizes(1, start=1)) == [4, 2]
+    assert list(Loader(Bags(), batch_size=4, collate=flat, drop_last=True).sizes()) == [4, 4]
+    for batch, size in zip(loader.batches(1), loader.sizes(1), strict=True):
+        assert len(batch["click"]) == size != len(batch["ids"])
+
+
 class Broken(Samples):
     def __init__(self, error: Exception) -> None:
         self.error = error

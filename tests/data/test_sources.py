@@ -126,6 +126,38 @@ def test_no_point_comes_twice_however_often_a_source_is_gone_through(seed: int) 
     assert len(values.unique()) == len(values)
 
 
+@pytest.mark.parametrize("sampling", ["all", "round_robin", "proportional", "temperature"])
+def test_micro_batches_and_sizes_of_several_sources(sampling: str) -> None:
+    def mix(**options: int) -> Mix:
+        loaders = {"a": Loader(numbers(5), batch_size=2, **options), "b": Loader(numbers(7), batch_size=3, **options)}
+        return Mix(loaders, {"one": "a", "two": "a", "three": "b"}, sampling=sampling, epoch=11, seed=1)
+
+    whole, micro = mix(), mix(micro_batch_size=1)
+    for epoch in (0, 3):
+        sizes = list(whole.sizes(epoch))
+        batches = list(whole.batches(epoch))
+        for size, batch, pieces in zip(sizes, batches, micro.batches(epoch), strict=True):
+            assert size == sum(len(each["x"]) for each in {id(each): each for each in batch.values()}.values())
+            assert len(pieces) == size
+            for task, each in batch.items():
+                assert torch.equal(torch.cat([piece[task]["x"] for piece in pieces if task in piece]), each["x"])
+        assert list(whole.sizes(epoch, start=4)) == sizes[4:]
+
+
+def test_a_batch_that_is_drawn_is_drawn_whole() -> None:
+    def draw(generator: torch.Generator, count: int) -> dict[str, torch.Tensor]:
+        return {"x": torch.rand(count, 2, generator=generator), "ends": torch.rand(3, generator=generator)}
+
+    whole = Loader(Drawn(draw, num_samples=10), batch_size=4, seed=1)
+    micro = Loader(Drawn(lambda g, n: {"x": draw(g, n)["x"]}, num_samples=10), batch_size=4, seed=1, micro_batch_size=3)
+    for batch, pieces in zip(whole.batches(1), micro.batches(1), strict=True):
+        assert torch.equal(torch.cat([piece["x"] for piece in pieces]), batch["x"])
+    with pytest.raises(
+        mtl.UserError, match=r"its field 'ends' is a tensor of shape \(3,\), and the batch has 4 samples"
+    ):
+        next(Loader(Drawn(draw, num_samples=10), batch_size=4, seed=1, micro_batch_size=3).batches(1))
+
+
 def test_facts_are_each_sources_own() -> None:
     first = Splits(numbers(5), facts={"columns": {"age": 1}, "classes": 3})
     second = Splits(numbers(5), facts={"columns": {"age": 2}, "classes": 3})

@@ -1,0 +1,97 @@
+"""The config's scheduler of the learning rate, and what it counts."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from mtl.config.data import Config
+from mtl.errors import UserError
+from mtl.targets import make
+
+BY_STEP = ("OneCycleLR", "CyclicLR")  # which PyTorch itself documents as stepped once a batch
+TOTALS = ("total_steps", "total_epochs")
+
+
+def interval_of(node: Mapping[str, Any] | None) -> str:
+    """What the scheduler of this node counts: `step` or `epoch`.
+
+    Raises:
+        UserError: where the node doesn't say so, and nothing else does.
+    """
+    if node is None:
+        return "step"
+    interval: str | None = node.get("interval")
+    words = {word for word in _values(node) if word in TOTALS}
+    name = str(node["_target_"]).rpartition(".")[2]
+    if interval is None and name not in BY_STEP and words != {"total_steps"}:
+        raise UserError(
+            f"scheduler.interval: say what {name} counts. With scheduler.interval=step it goes on after each optimizer "
+            "step, with scheduler.interval=epoch after each epoch; the numbers of a paper, such as a step_size of "
+            "StepLR, mostly mean epochs"
+        )
+    interval = interval or "step"
+    if words - {f"total_{interval}s"}:
+        raise UserError(
+            f"scheduler: it counts {interval}s (scheduler.interval), and {', '.join(sorted(words))} in it means "
+            f"another number; take total_{interval}s"
+        )
+    return interval
+
+
+def _values(node: Any) -> Iterator[str]:
+    """All texts among the values of a node."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, Mapping | list):
+        for each in node.values() if isinstance(node, Mapping) else node:
+            yield from _values(each)
+
+
+def build_scheduler(config: Config, optimizer: Optimizer, total_steps: int) -> LRScheduler | None:
+    """The learning-rate scheduler, or None.
+
+    In its arguments the words `total_steps` and `total_epochs` stand for these numbers of the run. The schedulers that
+    a SequentialLR or a ChainedScheduler is made of are given the optimizer too.
+
+    Args:
+        total_steps: the optimizer steps that it goes over.
+
+    Raises:
+        UserError: for what isn't a scheduler of PyTorch's kind.
+    """
+    node = config["scheduler"]
+    if node is None:
+        return None
+    totals = {"total_steps": total_steps, "total_epochs": config["trainer"]["max_epochs"]}
+    return _build(_counted(node, totals), "scheduler", optimizer, outer=True)
+
+
+def _counted(node: Any, totals: Mapping[str, int]) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _counted(value, totals) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_counted(each, totals) for each in node]
+    return totals.get(node, node) if isinstance(node, str) else node
+
+
+def _build(node: Any, where: str, optimizer: Optimizer, *, outer: bool = False) -> LRScheduler:
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise UserError(f"{where} is {node!r}; it must be a mapping with a _target_")
+    if not outer and "interval" in node:
+        raise UserError(f"{where}.interval: all of them count the same; give scheduler.interval alone")
+    node = {key: value for key, value in node.items() if key != "interval"}
+    inner = node.pop("schedulers", None)
+    if inner is None:
+        scheduler = make(node, where, optimizer)
+    else:
+        if not isinstance(inner, list) or not inner:
+            raise UserError(f"{where}.schedulers is {inner!r}; it must be a list of mappings, each with a _target_")
+        built = [_build(each, f"{where}.schedulers[{index}]", optimizer) for index, each in enumerate(inner)]
+        scheduler = make(node, where, schedulers=built, optimizer=optimizer)
+    if not isinstance(scheduler, LRScheduler):
+        raise UserError(f"{where}: {node['_target_']} gives a {type(scheduler).__name__}, not a torch LRScheduler")
+    if isinstance(scheduler, ReduceLROnPlateau) and not outer:
+        raise UserError(f"{where}: ReduceLROnPlateau follows a figure on validation; it can't be one of several")
+    return scheduler
