@@ -24,6 +24,10 @@ class Balancer:
         scope: what weights from gradients multiply: `shared`, a task's gradient over the shared parameters, while what
             it alone reaches gets what `alone` says; or `all` of its gradient, which is to multiply its loss. Weights
             that need no gradient always multiply the loss.
+        over: which parameters the Gramian is over: `shared`, those that at least two tasks reach; or `all`, which adds
+            the squared norm of a task's gradient over the parameters that it alone reaches, those of its head, to its
+            diagonal element. `all` is for balancers that need the Gramian, and needs a scope of `all`: a combination
+            that leaves the heads out has other products with the gradients than the method solved for.
         preference: how tasks' own weights come in. `scale`: they multiply losses and gradients before the balancer sees
             them. `steer`: the method doesn't see the scale of the losses; it is given them as they are, has the tasks'
             weights in `own`, and its result includes them. `none`: it can't be told what is preferred.
@@ -41,6 +45,7 @@ class Balancer:
     looks_back: ClassVar[bool] = False
     kept: ClassVar[tuple[str, ...]] = ()
     scope: str = "shared"
+    over: str = "shared"
     own: Tensor | None = None
     num_tasks: int | None = None
     present: Tensor | None = None
@@ -130,6 +135,27 @@ class Balancer:
                 value.load_state_dict(state[name])
             else:
                 setattr(self, name, state[name])
+
+
+def parameters_of(over: str, scope: str | None = None) -> tuple[str, str]:
+    """The attributes `over` and `scope` from a balancer's arguments.
+
+    Args:
+        over: `shared` or `all`.
+        scope: `shared` or `all`; None where the balancer has no such argument, and the scope is the same as `over`.
+
+    Raises:
+        ValueError: for another value, and for weights that are found over all parameters and multiply the shared ones.
+    """
+    for name, value in (("over", over), ("scope", scope)):
+        if value not in ("shared", "all", None):
+            raise ValueError(f"{name}: '{value}' is not one of shared, all")
+    if over == "all" and scope == "shared":
+        raise ValueError(
+            "over: 'all' finds the weights for the whole gradients, heads included, and with scope 'shared' they would "
+            "multiply the shared parameters' part alone; set scope to all"
+        )
+    return over, scope or over
 
 
 TINY = 1e-30  # losses below it are zero: in float32 they have next to no gradient, and their inverse no room

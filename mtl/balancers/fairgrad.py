@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer
+from mtl.balancers.balancer import Balancer, parameters_of
 
 RATIO = 2.0  # from one power 1/α to the next on the way to the one asked for
 RIDGE = 1e-12  # of each gradient's square: bounds the weights at a Pareto-stationary point
@@ -20,20 +20,20 @@ class FairGrad(Balancer):
             smallest gain alone as it grows. Far above 10 there need not be an answer that numbers can hold where the
             gradients are of very unlike sizes; it is then an error.
         scope: what the weights multiply: what is `shared`, as in the paper and its authors' code, or `all` of a task's
-            gradient.
+            gradient, as in LibMTL.
+        over: whose gradients the inner products are of: the `shared` parameters, or, with a scope of `all`, `all` of
+            them, heads included. The paper and its authors' code have the shared ones.
 
     Source: Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", arXiv 2402.15638.
     """
 
     preference = "steer"
 
-    def __init__(self, *, alpha: float = 1.0, scope: str = "shared") -> None:
+    def __init__(self, *, alpha: float = 1.0, scope: str = "shared", over: str = "shared") -> None:
         if not alpha > 0:
             raise ValueError(f"alpha is {alpha}; it must be above 0")
-        if scope not in ("shared", "all"):
-            raise ValueError(f"scope: '{scope}' is not one of shared, all")
         self.alpha = alpha
-        self.scope = scope
+        self.over, self.scope = parameters_of(over, scope)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, above 0; 0 where a gradient or a task's own weight is zero."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer
+from mtl.balancers.balancer import Balancer, parameters_of
 from mtl.balancers.learned import Learned
 
 SMALLEST = 1e-4  # of w_t/p_t: steps of Adam, each of about the learning rate, would take it below zero
@@ -25,6 +25,8 @@ class GradNorm(Balancer):
         alpha: α, at least 0: how strongly slow tasks are furthered; at 0 all gradients become equally long.
         lr: learning rate of w.
         scope: what the weights multiply: `all` of a task's gradient, as in the paper, or what is `shared`.
+        over: whose gradients' norms count: those of the `shared` parameters, or, with a scope of `all`, of `all` of
+            them, heads included. The paper has shared parameters, those of the last shared layer to save time.
 
     Source: Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks",
     arXiv 1711.02257.
@@ -33,13 +35,11 @@ class GradNorm(Balancer):
     preference = "steer"
     kept = ("learned", "initial")
 
-    def __init__(self, *, alpha: float = 1.5, lr: float = 0.025, scope: str = "all") -> None:
+    def __init__(self, *, alpha: float = 1.5, lr: float = 0.025, scope: str = "all", over: str = "shared") -> None:
         if not alpha >= 0:
             raise ValueError(f"alpha is {alpha}; it must be at least 0")
-        if scope not in ("shared", "all"):
-            raise ValueError(f"scope: '{scope}' is not one of shared, all")
         self.alpha = alpha
-        self.scope = scope
+        self.over, self.scope = parameters_of(over, scope)
         self.learned = Learned(lr=lr, initial=1.0)  # w over the own weights
         self.initial: Tensor | None = None  # L_t(0); 0 where there is none yet
 
