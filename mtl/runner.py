@@ -13,6 +13,7 @@ from mtl.model import MultiTaskModel
 from mtl.parts import Parts
 from mtl.passes import PASSES, Weigh, Weights
 from mtl.precision import Autocast
+from mtl.reach import Reach
 from mtl.task import Task
 
 
@@ -37,19 +38,21 @@ class Runner:
         self.checked: set[str] = set()
         self._starts: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
-    def __call__(self, parts: Parts, weights: Weights | Weigh, measure: Rows | None, collect: Any) -> list[Tensor]:
+    def __call__(
+        self, parts: Parts, weights: Weights | Weigh, measure: Rows | None, collect: Any, reach: Reach | None = None
+    ) -> list[Tensor]:
         """Each task's loss over all parts, 0-dim; the gradients are in `.grad`, or were collected.
 
         Args:
             parts: of tasks that are all present.
             weights: what each task's loss is multiplied by, or what says so when the losses are known.
-            measure, collect: see `mtl.passes.joint`.
+            measure, collect, reach: see `mtl.passes.joint`.
 
         Raises:
             UserError: for a loss that can't be taken in parts.
         """
         if len(parts) == 1:
-            return self._passes(parts.tasks, parts.batches[0], weights, measure, collect)
+            return self._passes(parts.tasks, parts.batches[0], weights, measure, collect, reach)
         self._check(parts)
         ahead = None
         if callable(weights) or any(task.whole_batch for task in parts.tasks):
@@ -62,7 +65,8 @@ class Runner:
                 if rows is not None:
                     rows.shares = {parts.tasks[i].name: row[i] for i in here}
             tasks = ahead.tasks_of(number) if ahead else [parts.tasks[i] for i in here]
-            losses = self._passes(tasks, parts.batches[number], [known[i] * row[i] for i in here], measure, collect)
+            factors = [known[i] * row[i] for i in here]
+            losses = self._passes(tasks, parts.batches[number], factors, measure, collect, reach)
             if collect is not None:
                 collect.settle()
             return losses
@@ -78,7 +82,13 @@ class Runner:
             self.checked |= set(check_losses(self.model, parts.of_tasks(unknown), self.autocast))
 
     def _passes(
-        self, tasks: Sequence[Task], batch: Batch, weights: Weights | Weigh, measure: Rows | None, collect: Any
+        self,
+        tasks: Sequence[Task],
+        batch: Batch,
+        weights: Weights | Weigh,
+        measure: Rows | None,
+        collect: Any,
+        reach: Reach | None,
     ) -> list[Tensor]:
         alone = any(task.objective for task in tasks)  # it is the only one in its part
         return PASSES["sequential" if alone else self.passes](
@@ -90,6 +100,7 @@ class Runner:
             autocast=self.autocast,
             measure=measure,
             collect=collect,
+            reach=reach,
         )
 
     def _backward(self, losses: Sequence[Tensor], weights: Weights, *, retain_graph: bool = False) -> None:

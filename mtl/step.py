@@ -32,6 +32,7 @@ from mtl.model import MultiTaskModel
 from mtl.parts import Parts, StepBatch
 from mtl.passes import choose, generators_of, set_states
 from mtl.precision import Autocast, autocast_for
+from mtl.reach import Reach
 from mtl.runner import Runner
 from mtl.task import Task
 
@@ -82,6 +83,9 @@ class Step:
         num_micro_batches: into so many parts, instead.
         scheduler: steps once after each optimizer step.
         clip_norm: the norm that the summed gradient is clipped to.
+        clip_shared_norm: the norm that the summed gradient over the shared parameters is clipped to, before
+            `clip_norm`; heads stay as they are. Shared are parameters that at least two tasks have reached, in this
+            step or an earlier one. FAMO, FairGrad and Nash-MTL do so at 1 in their authors' code.
         precision: `fp32`, or forward passes under autocast in `bf16` or, with gradient scaling, `fp16`.
         on_nonfinite: what is done about a loss or gradient that isn't finite. `error` where a balancer looks at them;
             otherwise they go into the parameters, and it is for whoever reads the losses to see. `skip_step` moves
@@ -111,6 +115,7 @@ class Step:
         num_micro_batches: int | None = None,
         scheduler: LRScheduler | None = None,
         clip_norm: float | None = None,
+        clip_shared_norm: float | None = None,
         precision: str = "fp32",
         on_nonfinite: str = "error",
         then: tuple[int, Optimizer] | None = None,
@@ -144,13 +149,24 @@ class Step:
             raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
         self.on_nonfinite = on_nonfinite
         self.parameters = dict(model.named_parameters())
-        self.descent = Descent(self.parameters, optimizer, scheduler=scheduler, clip_norm=clip_norm, then=then)
+        for name, limit in (("clip_norm", clip_norm), ("clip_shared_norm", clip_shared_norm)):
+            if limit is not None and not limit > 0:
+                raise UserError(f"trainer.{name} is {limit}; it must be above 0, or None")
+        self.descent = Descent(
+            self.parameters,
+            optimizer,
+            scheduler=scheduler,
+            clip_norm=clip_norm,
+            clip_shared_norm=clip_shared_norm,
+            then=then,
+        )
+        self._reach = None if clip_shared_norm is None else Reach(self.parameters)
         autocast_for(precision, self.device)  # an unknown precision is an error now, not in the first step
         self.precision = precision
         self.runner = Runner(model, self.passes, self.autocast)
         for each in self.descent.optimizers:
             if isinstance(each, LBFGS):
-                self._check_search(each)
+                self._check_search(each, alone=clip_shared_norm is not None and each is self.descent.first)
         _keep_compiled_graphs(model)
         self._before: Before | None = None
         self._losses: Sequence[Tensor] = ()  # the last step's, of the tasks in it
@@ -248,7 +264,9 @@ class Step:
         if measure and (rows is None or not balancing.fresh or balancing.source == "representation"):
             # Beside the training's own passes, which the scaler looks after, a smaller factor leaves half losses room.
             beside = Rows(self.parameters, parts.names, scale=min(scale, 2.0**12))
-        losses = self._run(parts, balancing.loss_weights(self.device), beside, rows)
+        if self._reach is not None:
+            self._reach.begin()
+        losses = self._run(parts, balancing.loss_weights(self.device), beside, rows, self._reach)
         self._losses, self._took_part, self._shares = losses, parts.tasks, parts.shares
         self._searched = parts if isinstance(self.optimizer, LBFGS) else None
         result = StepResult(dict(zip(parts.names, losses, strict=True)), {})
@@ -325,7 +343,7 @@ class Step:
         if self._searched is not None:
             search = partial(self._search, self._searched, self.balancing.current())
         before = self.num_taken
-        norm = self.descent(self.scaler, search)
+        norm = self.descent(self.scaler, search, self._reach.shared() if self._reach else ())
         result.total_norm = result.total_norm if norm is None else norm
         result.taken = self.num_taken > before
 
@@ -358,8 +376,13 @@ class Step:
             losses = self._run(parts, list(weights), None, None)
         return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
 
-    def _check_search(self, optimizer: Optimizer) -> None:
+    def _check_search(self, optimizer: Optimizer, *, alone: bool) -> None:
         name = type(self.balancing.balancer).__name__
+        if alone:
+            raise UserError(
+                f"trainer.clip_shared_norm: {type(optimizer).__name__} searches along the loss by its gradient as it "
+                "is, and nothing would be clipped; leave it at null"
+            )
         if self.balancing.needs == "rows":
             raise UserError(
                 f"optimizer: {type(optimizer).__name__} searches along the weighted loss, and the balancer {name} "
@@ -378,13 +401,15 @@ class Step:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The counterpart of `state_dict`."""
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            if name != "reach" or name in state:  # not there where the run began without clip_shared_norm
+                part.load_state_dict(state[name])
         self.descent.resume(state["num_taken"])
         self.runner.checked = set(state["checked"])
 
     def _parts(self) -> dict[str, Any]:
         scaler = {"scaler": self.scaler} if self.scaler else {}
-        return {**self.descent.parts(), **scaler, "balancing": self.balancing}
+        reach = {"reach": self._reach} if self._reach else {}
+        return {**self.descent.parts(), **scaler, **reach, "balancing": self.balancing}
 
 
 def _keep_compiled_graphs(model: MultiTaskModel) -> None:

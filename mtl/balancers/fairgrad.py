@@ -15,6 +15,9 @@ class FairGrad(Balancer):
     w minimises the strictly convex ½wᵀMw − Σ w^(1−1/α)/(1−1/α), with log w in place of the power for α = 1, which is
     Nash-MTL; damped Newton finds it. The tasks' own weights p multiply their utilities: Mw = (p/w)^(1/α).
 
+    The authors' code multiplies d by T and then clips the gradient over the shared parameters, without the heads, at a
+    norm of 1: `clip_shared_norm=1.0` of `mtl.Step`, `trainer.clip_shared_norm=1` in a config.
+
     Args:
         alpha: fairness, above 0: from near 0, the sum of the gains, through 1, proportional fairness, to the
             smallest gain alone as it grows. Far above 10 there need not be an answer that numbers can hold where the

@@ -14,7 +14,8 @@ class FAMO(Balancer):
     w_t = c·z_t/L_t, c = 1/Σ(z_t/L_t); the lower bound b of the losses, which the paper takes off, is 0 here. After the
     step the losses of the same batch are taken once more, without gradients; ξ moves by Adam down Jᵀ(log L − log L'), J
     the softmax's Jacobian. The softmax is over the tasks present. The scale of a task's loss makes no difference, and
-    there is no preference in the method. The paper also clips the gradient's norm at 1: trainer.clip_norm.
+    there is no preference in the method. The authors' code also clips the gradient over the shared parameters, without
+    the heads, at a norm of 1: `clip_shared_norm=1.0` of `mtl.Step`, `trainer.clip_shared_norm=1` in a config.
 
     Args:
         lr: learning rate of ξ.

@@ -37,6 +37,7 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
         num_micro_batches=config["trainer"]["num_micro_batches"],
         scheduler=_build_scheduler(config, optimizer, min(total_steps, then[0]) if then else total_steps),
         clip_norm=config["trainer"]["clip_norm"],
+        clip_shared_norm=config["trainer"]["clip_shared_norm"],
         precision=config["precision"],
         on_nonfinite=config["on_nonfinite"],
         then=then,
@@ -113,6 +114,8 @@ def without_effect(config: Config, step: Step, train: Loader | Mix, total_steps:
                 f"{name} has nothing to balance: with data.sampling={train.sampling} and a source for each task, every "
                 "step is of one task; take data.sampling=all"
             )
+    if config["trainer"]["clip_shared_norm"] is not None and len(step.tasks) == 1:
+        found.append("trainer.clip_shared_norm has no effect with one task, which shares no parameter")
     then = config["optimizer"].get("then")
     if then and then["after"] >= total_steps:
         found.append(f"optimizer.then takes over after {then['after']} steps, and the run has {total_steps}")

@@ -5,7 +5,9 @@ The loops share no code with the package: parameters, gradients and updates are 
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from torch import Tensor, nn
 
@@ -106,8 +108,11 @@ def by_hand(
     optimizer = make(loop.parameters)
     for batch in data(num_tasks):
         optimizer.zero_grad()
-        direction(loop, loop.losses(batch))
+        losses = loop.losses(batch)
+        direction(loop, losses)
         optimizer.step()
+        if hasattr(direction, "after"):
+            direction.after(loop, losses, batch)
     return [p.detach() for p in loop.parameters]
 
 
@@ -175,3 +180,88 @@ def test_over_the_shared_parameters(name: str) -> None:
     theirs = by_hand(reference(lambda loop: loop.shared), sgd)
     agree(ours(make("shared"), sgd), theirs)
     differ(ours(make("all"), sgd), theirs)
+
+
+def clipped(shared: list[Tensor], limit: float) -> None:
+    """Shortens the gradient over these parameters to the limit, as `torch.nn.utils.clip_grad_norm_` does."""
+    norm = torch.stack([p.grad.square().sum() for p in shared]).sum().sqrt()
+    for p in shared:
+        p.grad *= (limit / (norm + 1e-6)).clamp(max=1.0)
+
+
+def famo(limit: float) -> Callable[[Loop, list[Tensor]], None]:
+    """FAMO with the gradient over the shared parameters clipped, its logits by torch's Adam."""
+    logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.025, weight_decay=1e-3)
+
+    def direction(loop: Loop, losses: list[Tensor]) -> None:
+        together = torch.stack(losses)
+        z = logits.detach().softmax(0)
+        (together.log() * z / (z / together).sum().detach()).sum().backward()
+        clipped(loop.shared, limit)
+
+    def after(loop: Loop, losses: list[Tensor], batch: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            change = torch.stack(losses).log() - torch.stack(loop.losses(batch)).log()
+        (logits.grad,) = torch.autograd.grad(logits.softmax(0), logits, change)
+        optimizer.step()
+
+    direction.after = after
+    return direction
+
+
+@pytest.mark.parametrize("kind", list(PASSES))
+@pytest.mark.parametrize("cut", [{}, {"micro_batch_size": 5}])
+def test_famo_with_the_shared_gradient_clipped(kind: str, cut: dict) -> None:
+    theirs = by_hand(famo(0.2), sgd)  # short enough to clip each of the steps
+    agree(ours(mtl.balancers.FAMO(), sgd, passes=kind, clip_shared_norm=0.2, **cut), theirs)
+    differ(ours(mtl.balancers.FAMO(), sgd, clip_norm=0.2), theirs)
+    differ(ours(mtl.balancers.FAMO(), sgd), theirs)
+
+
+def fair(alpha: float, rows: Tensor) -> Tensor:
+    """The w > 0 with GGᵀw = w^(−1/α), by Newton's method on log w from scipy's answer."""
+    products = (rows @ rows.T).numpy()
+    scale = 1 / np.sqrt(products.diagonal())
+
+    def residual(z: np.ndarray) -> np.ndarray:
+        w = scale * np.exp(z)
+        return scale * (products @ w) - scale * w ** (-1 / alpha)
+
+    found = scipy.optimize.root(residual, np.zeros(len(products)), method="hybr", tol=1e-15)
+    assert np.abs(residual(found.x)).max() < 1e-9
+    return torch.from_numpy(scale * np.exp(found.x))
+
+
+def fairgrad(alpha: float, limit: float) -> Callable[[Loop, list[Tensor]], None]:
+    """FairGrad: T times the fair combination over the shared parameters, clipped; heads go down their own losses."""
+
+    def direction(loop: Loop, losses: list[Tensor]) -> None:
+        sum(losses).backward(retain_graph=True)
+        rows = loop.rows(losses, loop.shared)
+        loop.put(loop.shared, 3 * fair(alpha, rows) @ rows)
+        clipped(loop.shared, limit)
+
+    return direction
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2.0])
+@pytest.mark.parametrize("limit", [0.5, 1.0])
+def test_fairgrad_with_the_shared_gradient_clipped(alpha: float, limit: float) -> None:
+    """T times as long doesn't matter to a gradient that is longer than the limit."""
+    theirs = by_hand(fairgrad(alpha, limit), sgd)
+    agree(ours(mtl.balancers.FairGrad(alpha=alpha), sgd, clip_shared_norm=limit), theirs, 1e-6)
+    differ(ours(mtl.balancers.FairGrad(alpha=alpha), sgd, clip_norm=limit), theirs)
+
+
+def nash(loop: Loop, losses: list[Tensor]) -> None:
+    """Nash-MTL: α multiplies the losses, so heads too; the shared gradient alone is clipped at 1."""
+    alpha = fair(1.0, loop.rows(losses, loop.shared))
+    (torch.stack(losses) * alpha).sum().backward()
+    clipped(loop.shared, 1.0)
+
+
+def test_nash_mtl_with_heads_that_get_the_whole_alpha() -> None:
+    theirs = by_hand(nash, sgd)
+    agree(ours(mtl.balancers.NashMTL(max_norm=None, scope="all"), sgd, clip_shared_norm=1.0), theirs, 1e-7)
+    differ(ours(mtl.balancers.NashMTL(scope="all"), sgd), theirs)
