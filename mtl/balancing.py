@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtl.balancers import Balancer
 from mtl.errors import NotFinite, UserError, told
@@ -299,6 +299,20 @@ class Balancing:
             return False
         named = zip(self._names, finite.tolist(), strict=True)
         raise NotFinite({name: "its gradient is not finite" for name, right in named if not right})
+
+    def parameters(self, like: Tensor) -> list[nn.Parameter]:
+        """What the model's optimizer is to move of the balancer; they are made on the device of `like`."""
+        if len(self._all_names) == 1:  # it isn't asked
+            return []
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        with self._told():
+            return self.balancer.parameters(len(self._all_names), device=like.device, dtype=dtype)
+
+    def learn(self, losses: Sequence[Tensor]) -> None:
+        """Lets the balancer give its parameters gradients from the losses of the step at hand."""
+        known = torch.stack(list(losses)).double()
+        with self._told():
+            self.balancer.learn(self._own.to(known.device) * known if self.balancer.preference == "scale" else known)
 
     def after(self, losses: Sequence[Tensor], look: Callable[[], Sequence[Tensor]]) -> None:
         """Tells the balancer that the parameters have moved.

@@ -168,6 +168,8 @@ class Step:
             if isinstance(each, LBFGS):
                 self._check_search(each, alone=clip_shared_norm is not None and each is self.descent.first)
         _keep_compiled_graphs(model)
+        self._learned = self.balancing.parameters(next(iter(self.parameters.values())))
+        self._check_learned()
         self._before: Before | None = None
         self._losses: Sequence[Tensor] = ()  # the last step's, of the tasks in it
         self._took_part: Sequence[Task] = ()
@@ -236,12 +238,15 @@ class Step:
             Whether everything is now as it was before the step: not where parameters may have moved, or a balancer
             that works on rows has taken these in.
         """
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        self._clear()
         if self._before is None or self.descent.moving:
             return False
         self._before.restore()
         return not (self.balancing.needs == "rows" and self.balancing.answered)
+
+    def _clear(self) -> None:
+        for parameter in (*self.parameters.values(), *self._learned):
+            parameter.grad = None
 
     def param_groups(self, *, first: bool = False) -> list[dict[str, Any]]:
         """Those of the optimizer at work, or of the first one."""
@@ -250,8 +255,7 @@ class Step:
 
     def _take(self, parts: Parts, measure: bool) -> StepResult:
         """The passes of the tasks that have labels in the step, and their balance."""
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        self._clear()
         here = parts.present()
         if not here:
             return StepResult({}, {}, taken=False)
@@ -276,6 +280,11 @@ class Step:
         if rows is not None:
             alone = self.model.thaws
             balancing.balance(rows, losses, may_overflow=self.scaler is not None, alone_for_now=alone)
+        if self._learned:
+            balancing.learn(losses)
+            for parameter in self._learned:
+                if parameter.grad is not None and self.scaler:
+                    parameter.grad = self.scaler.scale(parameter.grad)
         result.weights = balancing.applied(losses[0].device)
         if measure:
             result.total_norm = total_norm(self.parameters.values()) / scale
@@ -392,6 +401,21 @@ class Step:
             raise UserError(
                 f"precision: fp16 scales gradients, and {type(optimizer).__name__} can't be told; take bf16"
             )
+
+    def _check_learned(self) -> None:
+        """Raises a UserError where an optimizer doesn't move what the balancer has for it."""
+        name = type(self.balancing.balancer).__name__
+        for each in self.descent.optimizers if self._learned else ():
+            if isinstance(each, LBFGS):
+                raise UserError(
+                    f"balancer.optimizer: LBFGS searches along a loss that has no parameters of {name}; take own"
+                )
+            moved = {parameter for group in each.param_groups for parameter in group["params"]}
+            if not moved.issuperset(self._learned):
+                raise UserError(
+                    f"the balancer {name} has optimizer='model', and its parameters are not in {type(each).__name__}; "
+                    f"give it [*model.parameters(), *balancer.parameters({len(self.tasks)})]"
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """The steps taken, states of optimizer, scheduler, scaler and balancer, and weights that serve on."""

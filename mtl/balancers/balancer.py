@@ -4,7 +4,9 @@ import copy
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from mtl.balancers.learned import Learned
 
 
 class Balancer:
@@ -36,6 +38,8 @@ class Balancer:
         num_tasks: T, of which a step may lack some; `None`: as many as there are in the step. Set by the caller, once.
         present: which of the T tasks are in the step, (P,), int64, ascending, on the CPU; `None`: all of them. Set by
             the caller before each step, and left until `after` is over.
+        learned: numbers that are learned beside the model, with methods that have such; the model's optimizer may
+            move them, see `parameters`.
         kept: names of attributes that a checkpoint has to hold: numbers, tensors, nests of them, generators, and
             objects that have a `state_dict`.
     """
@@ -49,6 +53,7 @@ class Balancer:
     own: Tensor | None = None
     num_tasks: int | None = None
     present: Tensor | None = None
+    learned: Learned | None = None
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, shape (P,).
@@ -75,6 +80,20 @@ class Balancer:
     def alone(self, losses: Tensor) -> Tensor:
         """What multiplies gradients that one task alone reaches, (P,), besides its own weight; `losses` as above."""
         return torch.ones_like(losses)
+
+    def parameters(
+        self, count: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> list[nn.Parameter]:
+        """What the model's optimizer is to move: a number for each task where the balancer has `optimizer="model"`.
+
+        Args:
+            count: T.
+            device, dtype: of those that are made by the first call.
+        """
+        return [] if self.learned is None else self.learned.parameters(count, device=device, dtype=dtype)
+
+    def learn(self, losses: Tensor) -> None:
+        """Called when the losses are known, (P,), float64, and nothing has moved: gives `parameters` gradients."""
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
         """Called when the parameters have moved.

@@ -1,5 +1,6 @@
 """FAMO: weights that make all log-losses fall at one rate, from how the losses changed."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -19,7 +20,11 @@ class FAMO(Balancer):
 
     Args:
         lr: learning rate of ξ.
+        init: what ξ starts from, for all tasks or for each of them; 0 in the authors' code. What is the same for all
+            makes a difference through the weight decay alone.
         weight_decay: of ξ, γ in the paper.
+
+    The model's optimizer can't move ξ: its gradient is known when the model has moved.
 
     Source: Liu et al., "FAMO: Fast Adaptive Multitask Optimization", arXiv 2306.03792.
     """
@@ -29,8 +34,8 @@ class FAMO(Balancer):
     looks_back = True
     kept: ClassVar[tuple[str, ...]] = ("learned",)
 
-    def __init__(self, *, lr: float = 0.025, weight_decay: float = 1e-3) -> None:
-        self.learned = Learned(lr=lr, weight_decay=weight_decay)
+    def __init__(self, *, lr: float = 0.025, weight_decay: float = 1e-3, init: float | Sequence[float] = 0.0) -> None:
+        self.learned: Learned = Learned(lr=lr, weight_decay=weight_decay, init=init)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, at least 0; their sum is 1. Needs losses of at least 0."""

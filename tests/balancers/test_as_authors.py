@@ -3,6 +3,8 @@
 The loops share no code with the package: parameters, gradients and updates are all here.
 """
 
+import copy
+import io
 from collections.abc import Callable
 
 import numpy as np
@@ -265,3 +267,151 @@ def test_nash_mtl_with_heads_that_get_the_whole_alpha() -> None:
     theirs = by_hand(nash, sgd)
     agree(ours(mtl.balancers.NashMTL(max_norm=None, scope="all"), sgd, clip_shared_norm=1.0), theirs, 1e-7)
     differ(ours(mtl.balancers.NashMTL(scope="all"), sgd), theirs)
+
+
+def staged(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> Callable[..., list]:
+    """An optimizer with a schedule that halves the learning rate in each seventh step."""
+
+    def build(parameters: list[nn.Parameter]) -> list:
+        optimizer = make(parameters)
+        return [optimizer, torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.5)]
+
+    return build
+
+
+def learned_by_hand(
+    objective: Callable[[Tensor, Tensor], Tensor], start: float, direction: Callable | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """A loop whose losses have learned numbers in them, in the model's Adam with its schedule."""
+    loop = Loop()
+    numbers = nn.Parameter(torch.full((3,), start, dtype=torch.float64))
+    optimizer, scheduler = staged(adam)([*loop.parameters, numbers])
+    for batch in data():
+        optimizer.zero_grad()
+        scaled = objective(torch.stack(loop.losses(batch)), numbers)
+        scaled.sum().backward(retain_graph=True)
+        if direction is not None:
+            rows = loop.rows(list(scaled), loop.shared)
+            loop.put(loop.shared, direction(rows) @ rows)
+        optimizer.step()
+        scheduler.step()
+    return [p.detach() for p in loop.parameters], numbers.detach()
+
+
+def learned_by_step(
+    balancer: mtl.balancers.Balancer, stop: int | None = None, make: Callable = adam, **options
+) -> tuple[list[Tensor], Tensor]:
+    """The same by the step, which after `stop` steps goes on in new objects from a file."""
+
+    def build(balancer: mtl.balancers.Balancer) -> mtl.Step:
+        trunk, heads = regression()
+        tasks = [mtl.Task(f"t{i}", head=head, loss=nn.MSELoss(), target=f"y{i}") for i, head in enumerate(heads)]
+        model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
+        learned = balancer.parameters(3, dtype=torch.float64)
+        optimizer, scheduler = staged(make)([*model.parameters(), *learned])
+        return mtl.Step(model, tasks, optimizer, scheduler=scheduler, balancer=balancer, **options)
+
+    fresh = copy.deepcopy(balancer)
+    step = build(balancer)
+    for number, batch in enumerate(data()):
+        if number == stop:
+            file = io.BytesIO()
+            torch.save({"step": step.state_dict(), "model": step.model.state_dict()}, file)
+            file.seek(0)
+            state = torch.load(file, weights_only=True)
+            step = build(fresh)
+            step.model.load_state_dict(state["model"])
+            step.load_state_dict(state["step"])
+        step(batch)
+    model = step.model
+    parameters = [*model.trunk.parameters(), *(p for head in model.heads.values() for p in head.parameters())]
+    balancer = step.balancing.balancer
+    return [p.detach() for p in parameters], torch.stack([p.detach() for p in balancer.parameters(3)])
+
+
+def uncertainty(losses: Tensor, s: Tensor) -> Tensor:
+    return losses / (2 * s.exp()) + s / 2
+
+
+def impartial(losses: Tensor, s: Tensor) -> Tensor:
+    return s.exp() * losses - s
+
+
+def equal_projections(rows: Tensor) -> Tensor:
+    """The α of IMTL-G by its published closed form, where its two guards have nothing to do."""
+    units = rows / rows.norm(dim=1, keepdim=True)
+    d, u = rows[:1] - rows[1:], units[:1] - units[1:]
+    rest = rows[0] @ u.T @ torch.linalg.inv(d @ u.T)
+    alpha = torch.cat([1 - rest.sum().unsqueeze(0), rest])
+    direction = alpha @ rows
+    assert (units @ direction).min() > 0
+    assert direction.norm() <= rows.norm(dim=1).max()
+    return alpha
+
+
+LEARNED = {
+    "uw": (lambda: mtl.balancers.UW(init=-0.5, optimizer="model"), uncertainty, -0.5, None),
+    "imtl_l": (lambda: mtl.balancers.IMTLL(optimizer="model"), impartial, 0.0, None),
+    "imtl": (lambda: mtl.balancers.IMTL(optimizer="model"), impartial, 0.0, equal_projections),
+}
+
+
+@pytest.mark.parametrize("name", list(LEARNED))
+@pytest.mark.parametrize("kind", list(PASSES))
+def test_learned_by_the_models_optimizer(name: str, kind: str) -> None:
+    """As in MTAN, −0.5 at first for uncertainties, Adam with a schedule of steps; and as in LibMTL."""
+    make, objective, start, direction = LEARNED[name]
+    theirs, numbers = learned_by_hand(objective, start, direction)
+    mine, learned = learned_by_step(make(), passes=kind)
+    agree([*mine, learned], [*theirs, numbers])
+    assert (learned - start).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("name", [*LEARNED, "gradnorm"])
+def test_goes_on_bit_by_bit(name: str) -> None:
+    make = LEARNED[name][0] if name in LEARNED else lambda: mtl.balancers.GradNorm(optimizer="model")
+    whole, halves = learned_by_step(make()), learned_by_step(make(), stop=9)
+    assert all(torch.equal(a, b) for a, b in zip([*whole[0], whole[1]], [*halves[0], halves[1]], strict=True))
+
+
+@pytest.mark.parametrize("make", [sgd, adam])
+def test_gradnorm_by_the_models_optimizer(make: Callable) -> None:
+    """As in its docstring: the sign of ‖w g‖ − target, over the mean norm, moves w; then its sum is T again."""
+    loop, weights, first = Loop(), nn.Parameter(torch.ones(3, dtype=torch.float64)), None
+    optimizer, scheduler = staged(make)([*loop.parameters, weights])
+    for batch in data():
+        optimizer.zero_grad()
+        losses = torch.stack(loop.losses(batch))
+        (weights.detach() * losses).sum().backward(retain_graph=True)
+        norms = weights * loop.rows(list(losses), loop.shared).norm(dim=1)
+        first = losses.detach() if first is None else first
+        rates = losses.detach() / first
+        target = (norms.mean() * (rates / rates.mean()) ** 1.5).detach()
+        (weights.grad,) = torch.autograd.grad((norms - target).abs().sum() / norms.mean().detach(), weights)
+        optimizer.step()
+        scheduler.step()
+        with torch.no_grad():
+            weights *= 3 / weights.sum()
+    mine, learned = learned_by_step(mtl.balancers.GradNorm(optimizer="model"), make=make)
+    agree([*mine, learned], [*(p.detach() for p in loop.parameters), weights.detach()])
+
+
+@pytest.mark.parametrize("normalise", ["none", "l2", "loss", "loss+"])
+@pytest.mark.parametrize("combine", ["normalised", "raw"])
+def test_mgda_normalises_as_its_authors_or_divides(normalise: str, combine: str) -> None:
+    """Two tasks, for which the shortest combination has a closed form."""
+
+    def direction(loop: Loop, losses: list[Tensor]) -> None:
+        rows = loop.rows(losses, loop.shared)
+        norms, values = rows.norm(dim=1), torch.stack(losses).detach()
+        divisor = {"none": torch.ones_like(norms), "l2": norms, "loss": values, "loss+": norms * values}[normalise]
+        a, b = rows / divisor.unsqueeze(1)
+        share = (((b - a) @ b) / (b - a).square().sum()).clamp(0, 1)
+        weights = torch.stack([share, 1 - share]) / (1 if combine == "raw" else divisor)
+        (torch.stack(losses) * weights).sum().backward()
+
+    theirs = by_hand(direction, sgd, 2)
+    agree(ours(mtl.balancers.MGDA(normalise=normalise, combine=combine, scope="all"), sgd, 2), theirs)
+    other = "raw" if combine == "normalised" else "normalised"
+    if normalise != "none":
+        differ(ours(mtl.balancers.MGDA(normalise=normalise, combine=other, scope="all"), sgd, 2), theirs)
