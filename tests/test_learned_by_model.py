@@ -88,7 +88,7 @@ def test_gradients_are_scaled_as_the_models_are(name: str) -> None:
             assert step(batch).taken
         ends.append(numbers(step))
     assert ends[1] == pytest.approx(ends[0], rel=0.02)
-    assert max(abs(a - b) for a, b in zip(ends[0], balancer.learned.init.expand(3).tolist(), strict=True)) > 0.02
+    assert max(abs(a - b) for a, b in zip(ends[0], balancer.learned.initial.expand(3).tolist(), strict=True)) > 0.02
 
 
 @pytest.mark.parametrize("name", BY_MODEL)

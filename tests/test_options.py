@@ -52,7 +52,7 @@ def test_what_is_swept_comes_first() -> None:
     config = config_of("optimizer.weight_decay=0.25", "seed=3", "balancer=cagrad")
     found, swept = options(config, CHOICES, ["optimizer.weight_decay=0.25", "balancer=cagrad", "seed=3"])
     assert swept == list(found)[:3] == ["optimizer.weight_decay", "balancer", "seed"]
-    assert [found[name] for name in swept] == [0.25, "cagrad (c=0.5, rescale=False)", 3]
+    assert [found[name] for name in swept] == [0.25, "cagrad (c=0.5, rescale=False, over=shared)", 3]
 
 
 def test_swept_weights_are_numbers() -> None:

@@ -35,7 +35,7 @@ class FAMO(Balancer):
     kept: ClassVar[tuple[str, ...]] = ("learned",)
 
     def __init__(self, *, lr: float = 0.025, weight_decay: float = 1e-3, init: float | Sequence[float] = 0.0) -> None:
-        self.learned: Learned = Learned(lr=lr, weight_decay=weight_decay, init=init)
+        self.learned: Learned = Learned(lr=lr, weight_decay=weight_decay, initial=init)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, at least 0; their sum is 1. Needs losses of at least 0."""

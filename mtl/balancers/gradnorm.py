@@ -59,8 +59,8 @@ class GradNorm(Balancer):
             raise ValueError(f"alpha is {alpha}; it must be at least 0")
         self.alpha = alpha
         self.over, self.scope = parameters_of(over, scope)
-        self.learned: Learned = Learned(lr=lr, init=init, optimizer=optimizer)  # w over the own weights
-        if not (self.learned.init > 0).all():
+        self.learned: Learned = Learned(lr=lr, initial=init, optimizer=optimizer)  # w over the own weights
+        if not (self.learned.initial > 0).all():
             raise ValueError(f"init is {init}; weights begin above 0")
         self._before: tuple[Tensor, ...] | None = None  # tasks in the step, their own weights, w over these, who moves
         self.initial: Tensor | None = None  # L_t(0); 0 where there is none yet

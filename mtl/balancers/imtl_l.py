@@ -30,7 +30,7 @@ class IMTLL(Balancer):
     kept = ("learned",)
 
     def __init__(self, *, lr: float = 0.01, init: float | Sequence[float] = 0.0, optimizer: str = "own") -> None:
-        self.learned: Learned = Learned(lr=lr, init=init, optimizer=optimizer)
+        self.learned: Learned = Learned(lr=lr, initial=init, optimizer=optimizer)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, above 0."""

@@ -19,7 +19,7 @@ class Learned:
     Args:
         lr: learning rate of the Adam, above 0.
         weight_decay: added to the gradient, times the number itself; of the Adam too.
-        init: what the numbers start from: one for all, or one for each task in their order.
+        initial: what the numbers start from: one for all, or one for each task in their order.
         optimizer: `own`, the Adam, or `model`: then `parameters` are to be in the model's optimizer.
 
     Raises:
@@ -27,7 +27,7 @@ class Learned:
     """
 
     def __init__(
-        self, *, lr: float, weight_decay: float = 0.0, init: float | Sequence[float] = 0.0, optimizer: str = "own"
+        self, *, lr: float, weight_decay: float = 0.0, initial: float | Sequence[float] = 0.0, optimizer: str = "own"
     ) -> None:
         if not lr > 0:
             raise ValueError(f"lr is {lr}; it must be above 0")
@@ -37,9 +37,9 @@ class Learned:
             raise ValueError(f"optimizer: '{optimizer}' is not one of own, model")
         self.lr = lr
         self.weight_decay = weight_decay
-        self.init = torch.as_tensor(init, dtype=torch.float64)
-        if self.init.ndim > 1 or not self.init.isfinite().all():
-            raise ValueError(f"init is {init}; it must be a finite number, or a list with one for each task")
+        self.initial = torch.as_tensor(initial, dtype=torch.float64)
+        if self.initial.ndim > 1 or not self.initial.isfinite().all():
+            raise ValueError(f"init is {initial}; it must be a finite number, or a list with one for each task")
         self.by_model = optimizer == "model"
         self._state: Tensor | None = None  # numbers, averages of gradients and of their squares, steps: (4, T)
         self._parameters: list[nn.Parameter] = []  # the numbers where the model's optimizer moves them
@@ -66,9 +66,9 @@ class Learned:
         return self._parameters
 
     def _start(self, count: int) -> Tensor:
-        if self.init.ndim and len(self.init) != count:
-            raise ValueError(f"init has {len(self.init)} numbers, and there are {count} tasks")
-        return self.init.expand(count)
+        if self.initial.ndim and len(self.initial) != count:
+            raise ValueError(f"init has {len(self.initial)} numbers, and there are {count} tasks")
+        return self.initial.expand(count)
 
     def at(self, count: int, device: torch.device) -> Tensor:
         """A copy of the numbers as they are now, (count,), float64, on the device, where their own Adam goes on."""

@@ -29,7 +29,7 @@ class UW(Balancer):
     kept = ("learned",)
 
     def __init__(self, *, lr: float = 0.01, init: float | Sequence[float] = 0.0, optimizer: str = "own") -> None:
-        self.learned: Learned = Learned(lr=lr, init=init, optimizer=optimizer)
+        self.learned: Learned = Learned(lr=lr, initial=init, optimizer=optimizer)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, above 0."""
