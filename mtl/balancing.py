@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtl.balancers import Balancer
 from mtl.errors import NotFinite, UserError, told
@@ -113,6 +113,11 @@ class Balancing:
         name = type(self.balancer).__name__
         if self.balancer.needs not in NEEDS:
             raise UserError(f"balancer {name}: needs is '{self.balancer.needs}', not one of {', '.join(NEEDS)}")
+        if self.balancer.over == "all" and self.collects and (self.needs, self.balancer.scope) != ("gramian", "all"):
+            raise UserError(
+                f"balancer {name}: over is 'all', which goes with needs 'gramian' and scope 'all'; here they "
+                f"are '{self.needs}' and '{self.balancer.scope}'"
+            )
         if every < 1:
             raise UserError(f"gradients.every is {every}; it must be at least 1")
         if every > 1 and self.needs == "rows":
@@ -128,6 +133,11 @@ class Balancing:
             return "layerwise" if passes == "shared" and self.needs == "gramian" and at_once else "rows"
         if source != "rows" and self.needs == "rows":
             raise UserError(f"gradients.source: the balancer {name} needs the gradients themselves; take rows or auto")
+        if source == "representation" and self.balancer.over == "all" and self.collects:
+            raise UserError(
+                "gradients.source: 'representation' has products of the gradients at the features, to which the norms "
+                "of the heads' gradients can't be added, as balancer.over=all asks for; take layerwise, rows or auto"
+            )
         if not at_once:
             return self.source_in_parts()
         if source != "rows" and passes != "shared":
@@ -252,7 +262,8 @@ class Balancing:
                 return
         elif self.fresh:
             count = len(self._own)
-            read = torch.cat([rows.gramian().flatten(), at_hand]).cpu()  # at once, since each read waits for the GPU
+            products = rows.gramian() if self.balancer.over == "shared" else rows.gramian_of_all()
+            read = torch.cat([products.flatten(), at_hand]).cpu()  # at once, since each read waits for the GPU
             gramian, known = read[: count * count].view(count, count), read[count * count :]
             if not may_overflow:
                 self._check_losses(known)
@@ -288,6 +299,20 @@ class Balancing:
             return False
         named = zip(self._names, finite.tolist(), strict=True)
         raise NotFinite({name: "its gradient is not finite" for name, right in named if not right})
+
+    def parameters(self, like: Tensor) -> list[nn.Parameter]:
+        """What the model's optimizer is to move of the balancer; they are made on the device of `like`."""
+        if len(self._all_names) == 1:  # it isn't asked
+            return []
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        with self._told():
+            return self.balancer.parameters(len(self._all_names), device=like.device, dtype=dtype)
+
+    def learn(self, losses: Sequence[Tensor]) -> None:
+        """Lets the balancer give its parameters gradients from the losses of the step at hand."""
+        known = torch.stack(list(losses)).double()
+        with self._told():
+            self.balancer.learn(self._own.to(known.device) * known if self.balancer.preference == "scale" else known)
 
     def after(self, losses: Sequence[Tensor], look: Callable[[], Sequence[Tensor]]) -> None:
         """Tells the balancer that the parameters have moved.

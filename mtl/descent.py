@@ -1,6 +1,6 @@
 """How the parameters move once their gradients are there: unscale, clip, optimizer, scheduler, each once."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ class Descent:
         scheduler: of the learning rate.
         interval: what the scheduler counts: `step`, optimizer steps, or `epoch`, epochs.
         clip_norm: the norm that the summed gradient is clipped to.
+        clip_shared_norm: the norm that its part over the shared parameters is clipped to before that.
         then: from how many steps on which other optimizer takes over, without the scheduler.
 
     Attributes:
@@ -40,6 +41,7 @@ class Descent:
         scheduler: LRScheduler | None,
         interval: str,
         clip_norm: float | None,
+        clip_shared_norm: float | None,
         then: tuple[int, Optimizer] | None,
     ) -> None:
         self.optimizer = self.first = optimizer
@@ -49,6 +51,7 @@ class Descent:
         self.moving = False
         self._parameters = parameters
         self._clip_norm = clip_norm
+        self._clip_shared_norm = clip_shared_norm
         self._after = then[0] if then else 0
         self._then = then[1] if then else None
         for each in self.optimizers:
@@ -60,7 +63,10 @@ class Descent:
         return [each for each in (self.first, self._then) if each is not None]
 
     def __call__(
-        self, scaler: torch.amp.GradScaler | None = None, search: Callable[[], Any] | None = None
+        self,
+        scaler: torch.amp.GradScaler | None = None,
+        search: Callable[[], Any] | None = None,
+        shared: Sequence[nn.Parameter] = (),
     ) -> Tensor | None:
         """Moves the parameters.
 
@@ -68,6 +74,7 @@ class Descent:
             scaler: by which the gradients are scaled.
             search: gives the loss anew, with its gradient; for an optimizer that searches along a line, without
                 clipping.
+            shared: the parameters that `clip_shared_norm` is about.
 
         Returns:
             The gradient's norm before it was clipped; None where it wasn't to be.
@@ -76,14 +83,11 @@ class Descent:
             UserError: where optimizer or scheduler fail.
         """
         assert self.optimizer is not None, "a Step without an optimizer has backward and after only"
-        norm = None
         if all(p.grad is None for p in self._parameters.values()):
             scaler = None  # which takes offence
         if scaler:
             scaler.unscale_(self.optimizer)
-        if self._clip_norm is not None and search is None:
-            norm = total_norm(self._parameters.values())
-            clip_grads_with_norm_(self._parameters.values(), self._clip_norm, norm)
+        norm = self._clip(shared) if search is None else None
         before = self.num_taken
         part: Any = self.optimizer
         self.moving = True
@@ -132,6 +136,17 @@ class Descent:
     def waits_for_validation(self) -> bool:
         """Whether the scheduler at work has to know the monitored value."""
         return isinstance(self.scheduler, ReduceLROnPlateau)
+
+    def _clip(self, shared: Sequence[nn.Parameter]) -> Tensor | None:
+        """Clips the shared part of the gradient, then all of it; gives the norm that all of it had before."""
+        norm = None if self._clip_norm is None else total_norm(self._parameters.values())
+        rest = norm
+        if self._clip_shared_norm is not None and shared:
+            clip_grads_with_norm_(shared, self._clip_shared_norm, total_norm(shared))
+            rest = None if norm is None else total_norm(self._parameters.values())
+        if self._clip_norm is not None and rest is not None:
+            clip_grads_with_norm_(self._parameters.values(), self._clip_norm, rest)
+        return norm
 
     def _take_over(self) -> None:
         if self._then is not None and self.num_taken >= self._after and self.optimizer is not self._then:

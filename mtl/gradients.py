@@ -123,6 +123,20 @@ class Rows:
             self._gramian = gramian(pieces) / self._scale**2
         return self._gramian
 
+    def gramian_of_all(self) -> Tensor:
+        """G Gᵀ over all parameters, (T, T), float64: what one task alone reaches counts on the diagonal.
+
+        Raises:
+            UserError: where no parameter is shared.
+        """
+        products = self.gramian()
+        shared = set(self.shared())
+        alone = [
+            self._norm([gradient for parameter, gradient in row.items() if parameter not in shared])
+            for row in self._gradients.values()
+        ]
+        return products + (torch.stack(alone) / self._scale).square().diag()
+
     def finite(self) -> Tensor:
         """Whether each task's gradient, as far as it has been taken, is finite in all that the task reaches, (T,)."""
         return torch.stack(list(Rows.norms(self).values())).isfinite()

@@ -26,6 +26,7 @@ from mtl.gradients import Rows
 from mtl.labels import BY_ELEMENT, select
 from mtl.model import MultiTaskModel
 from mtl.precision import Autocast
+from mtl.reach import Reach
 from mtl.task import Task
 
 PLAIN = (Tensor, str, int, float, NoneType)  # what features may be made of, in tuples, lists and dicts
@@ -54,6 +55,7 @@ def joint(
     autocast: Autocast,
     measure: Rows | None = None,
     collect: Rows | None = None,
+    reach: Reach | None = None,
 ) -> list[Tensor]:
     """One forward of everything, the weighted losses summed, one backward.
 
@@ -64,6 +66,7 @@ def joint(
         autocast: makes the context in which forward passes run.
         measure: takes each task's row beside the backward passes.
         collect: takes each task's row out of `.grad` when that task alone has gone backward; the weights are then 1.
+        reach: walks each task's graph, where it is asked for.
 
     Returns:
         Each task's unweighted loss, detached.
@@ -77,6 +80,8 @@ def joint(
             losses.append(loss_of(task, model.predict(task.name, features), batch))
         if measure is not None:
             _measure(measure, model, task, losses[-1])
+        if reach is not None:
+            reach.add(task.name, losses[-1])
     weights = weights(losses) if callable(weights) else weights
     if collect is None:
         backward(losses, weights)
@@ -99,6 +104,7 @@ def sequential(
     autocast: Autocast,
     measure: Rows | None = None,
     collect: Rows | None = None,
+    reach: Reach | None = None,
 ) -> list[Tensor]:
     """Per task: forward, backward, free. Arguments and result as for `joint`.
 
@@ -128,6 +134,8 @@ def sequential(
             loss = loss_from(model, task, batch, features)
         if measure is not None:
             _measure(measure, model, task, loss)
+        if reach is not None:
+            reach.add(task.name, loss)
         backward([loss], [weight])
         if collect is not None:
             collect.take(task.name)
@@ -146,6 +154,7 @@ def shared(
     autocast: Autocast,
     measure: Rows | None = None,
     collect: AtFeatures | None = None,
+    reach: Reach | None = None,
 ) -> list[Tensor]:
     """The trunk once; per head forward and backward down to the features; one backward of the trunk.
 
@@ -168,6 +177,8 @@ def shared(
             loss = loss_of(task, model.predict(task.name, cut_features), batch)
         if measure is not None:
             _measure(measure, model, task, loss, pairs)
+        if reach is not None:
+            reach.add(task.name, loss, pairs)
         if not callable(weights):
             backward([loss], [weights[index]])
             loss = loss.detach()

@@ -72,7 +72,7 @@ def _keys(node: Any, where: str = "") -> Iterator[str]:
 
 def _is_built_in(key: str) -> bool:
     """Whether what was saved can't be taken over by what differs in this key."""
-    return key.endswith("_target_") or key.startswith("optimizer.then")
+    return key.endswith("_target_") or key == "balancer.optimizer" or key.startswith("optimizer.then")
 
 
 def check(theirs: Any, ours: dict[str, Any], name: str) -> None:

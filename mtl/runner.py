@@ -14,6 +14,7 @@ from mtl.model import MultiTaskModel
 from mtl.parts import Parts
 from mtl.passes import PASSES, Weigh, Weights
 from mtl.precision import Autocast
+from mtl.reach import Reach
 from mtl.task import Task
 
 
@@ -38,19 +39,21 @@ class Runner:
         self.checks = LossChecks(model)
         self._starts: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
-    def __call__(self, parts: Parts, weights: Weights | Weigh, measure: Rows | None, collect: Any) -> list[Tensor]:
+    def __call__(
+        self, parts: Parts, weights: Weights | Weigh, measure: Rows | None, collect: Any, reach: Reach | None = None
+    ) -> list[Tensor]:
         """Each task's loss over all parts, 0-dim; the gradients are in `.grad`, or were collected.
 
         Args:
             parts: of tasks that are all present.
             weights: what each task's loss is multiplied by, or what says so when the losses are known.
-            measure, collect: see `mtl.passes.joint`.
+            measure, collect, reach: see `mtl.passes.joint`.
 
         Raises:
             UserError: for a loss that can't be taken in parts.
         """
         if len(parts) == 1:
-            return self._passes(parts.tasks, parts.batches[0], weights, measure, collect)
+            return self._passes(parts.tasks, parts.batches[0], weights, measure, collect, reach)
         self.checks(parts, self.autocast)
         ahead = None
         if callable(weights) or any(task.whole_batch and task.objective is None for task in parts.tasks):
@@ -63,7 +66,8 @@ class Runner:
                 if rows is not None:
                     rows.shares = {parts.tasks[i].name: row[i] for i in here}
             tasks = ahead.tasks_of(number) if ahead else [parts.tasks[i] for i in here]
-            losses = self._passes(tasks, parts.batches[number], [known[i] * row[i] for i in here], measure, collect)
+            factors = [known[i] * row[i] for i in here]
+            losses = self._passes(tasks, parts.batches[number], factors, measure, collect, reach)
             if collect is not None:
                 collect.settle()
             return losses
@@ -72,7 +76,13 @@ class Runner:
         return ahead.corrected(losses) if ahead else losses
 
     def _passes(
-        self, tasks: Sequence[Task], batch: Batch, weights: Weights | Weigh, measure: Rows | None, collect: Any
+        self,
+        tasks: Sequence[Task],
+        batch: Batch,
+        weights: Weights | Weigh,
+        measure: Rows | None,
+        collect: Any,
+        reach: Reach | None,
     ) -> list[Tensor]:
         alone = any(task.objective for task in tasks)  # it is the only one in its part
         return PASSES["sequential" if alone else self.passes](
@@ -84,6 +94,7 @@ class Runner:
             autocast=self.autocast,
             measure=measure,
             collect=collect,
+            reach=reach,
         )
 
     def _backward(self, losses: Sequence[Tensor], weights: Weights, *, retain_graph: bool = False) -> None:

@@ -119,6 +119,7 @@ SCHEMA: dict[str, Check] = {
     "trainer": _MAPPING,
     "trainer.max_epochs": _whole(1),
     "trainer.clip_norm": _or_null(_number(0, above=True)),
+    "trainer.clip_shared_norm": _or_null(_number(0, above=True)),
     "trainer.micro_batch_size": _or_null(_whole(1)),
     "trainer.num_micro_batches": _or_null(_whole(1)),
     "trainer.tail": _one_of("keep", "drop"),

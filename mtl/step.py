@@ -32,6 +32,7 @@ from mtl.model import MultiTaskModel
 from mtl.parts import Parts, StepBatch
 from mtl.passes import choose, generators_of, set_states
 from mtl.precision import Autocast, autocast_for
+from mtl.reach import Reach
 from mtl.runner import Runner
 from mtl.task import Task
 
@@ -85,6 +86,9 @@ class Step:
         interval: when the scheduler steps: after each optimizer `step`, or after each `epoch`, in `epoch_end`;
             `ReduceLROnPlateau` then does in `validated`.
         clip_norm: the norm that the summed gradient is clipped to.
+        clip_shared_norm: the norm that the summed gradient over the shared parameters is clipped to, before
+            `clip_norm`; heads stay as they are. Shared are parameters that at least two tasks have reached, in this
+            step or an earlier one. FAMO, FairGrad and Nash-MTL do so at 1 in their authors' code.
         precision: `fp32`, or forward passes under autocast in `bf16` or, with gradient scaling, `fp16`.
         on_nonfinite: what is done about a loss or gradient that isn't finite. `error` where a balancer looks at them;
             otherwise they go into the parameters, and it is for whoever reads the losses to see. `skip_step` moves
@@ -115,6 +119,7 @@ class Step:
         scheduler: LRScheduler | None = None,
         interval: str = "step",
         clip_norm: float | None = None,
+        clip_shared_norm: float | None = None,
         precision: str = "fp32",
         on_nonfinite: str = "error",
         then: tuple[int, Optimizer] | None = None,
@@ -150,21 +155,33 @@ class Step:
         self.parameters = dict(model.named_parameters())
         if interval not in INTERVALS:
             raise UserError(f"interval: '{interval}' is not one of {', '.join(INTERVALS)}")
+        for name, limit in (("clip_norm", clip_norm), ("clip_shared_norm", clip_shared_norm)):
+            if limit is not None and not limit > 0:
+                raise UserError(f"trainer.{name} is {limit}; it must be above 0, or None")
         self.descent = Descent(
-            self.parameters, optimizer, scheduler=scheduler, interval=interval, clip_norm=clip_norm, then=then
+            self.parameters,
+            optimizer,
+            scheduler=scheduler,
+            interval=interval,
+            clip_norm=clip_norm,
+            clip_shared_norm=clip_shared_norm,
+            then=then,
         )
         if self.descent.waits_for_validation and interval == "step":
             raise UserError(
                 "scheduler: ReduceLROnPlateau waits for figures on validation, which come once an epoch; set its "
                 "interval to epoch"
             )
+        self._reach = None if clip_shared_norm is None else Reach(self.parameters)
         autocast_for(precision, self.device)  # an unknown precision is an error now, not in the first step
         self.precision = precision
         self.runner = Runner(model, self.passes, self.autocast)
         for each in self.descent.optimizers:
             if isinstance(each, LBFGS):
-                self._check_search(each)
+                self._check_search(each, alone=clip_shared_norm is not None and each is self.descent.first)
         _keep_compiled_graphs(model)
+        self._learned = self.balancing.parameters(next(iter(self.parameters.values())))
+        self._check_learned()
         self._before: Before | None = None
         self._losses: Sequence[Tensor] = ()  # the last step's, of the tasks in it
         self._took_part: Sequence[Task] = ()
@@ -233,12 +250,15 @@ class Step:
             Whether everything is now as it was before the step: not where parameters may have moved, or a balancer
             that works on rows has taken these in.
         """
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        self._clear()
         if self._before is None or self.descent.moving:
             return False
         self._before.restore()
         return not (self.balancing.needs == "rows" and self.balancing.answered)
+
+    def _clear(self) -> None:
+        for parameter in (*self.parameters.values(), *self._learned):
+            parameter.grad = None
 
     def param_groups(self, *, first: bool = False) -> list[dict[str, Any]]:
         """Those of the optimizer at work, or of the first one."""
@@ -247,8 +267,7 @@ class Step:
 
     def _take(self, parts: Parts, measure: bool) -> StepResult:
         """The passes of the tasks that have labels in the step, and their balance."""
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        self._clear()
         here = parts.present()
         if not here:
             return StepResult({}, {}, taken=False)
@@ -261,7 +280,9 @@ class Step:
         if measure and (rows is None or not balancing.fresh or balancing.source == "representation"):
             # Beside the training's own passes, which the scaler looks after, a smaller factor leaves half losses room.
             beside = Rows(self.parameters, parts.names, scale=min(scale, 2.0**12))
-        losses = self._run(parts, balancing.loss_weights(self.device), beside, rows)
+        if self._reach is not None:
+            self._reach.begin()
+        losses = self._run(parts, balancing.loss_weights(self.device), beside, rows, self._reach)
         self._losses, self._took_part, self._shares = losses, parts.tasks, parts.shares
         self._searched = parts if isinstance(self.optimizer, LBFGS) else None
         result = StepResult(dict(zip(parts.names, losses, strict=True)), {})
@@ -271,6 +292,11 @@ class Step:
         if rows is not None:
             alone = self.model.thaws
             balancing.balance(rows, losses, may_overflow=self.scaler is not None, alone_for_now=alone)
+        if self._learned:
+            balancing.learn(losses)
+            for parameter in self._learned:
+                if parameter.grad is not None and self.scaler:
+                    parameter.grad = self.scaler.scale(parameter.grad)
         result.weights = balancing.applied(losses[0].device)
         if measure:
             result.total_norm = total_norm(self.parameters.values()) / scale
@@ -338,7 +364,7 @@ class Step:
         if self._searched is not None:
             search = partial(self._search, self._searched, self.balancing.current())
         before = self.num_taken
-        norm = self.descent(self.scaler, search)
+        norm = self.descent(self.scaler, search, self._reach.shared() if self._reach else ())
         result.total_norm = result.total_norm if norm is None else norm
         result.taken = self.num_taken > before
 
@@ -380,8 +406,13 @@ class Step:
             losses = self._run(parts, list(weights), None, None)
         return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
 
-    def _check_search(self, optimizer: Optimizer) -> None:
+    def _check_search(self, optimizer: Optimizer, *, alone: bool) -> None:
         name = type(self.balancing.balancer).__name__
+        if alone:
+            raise UserError(
+                f"trainer.clip_shared_norm: {type(optimizer).__name__} searches along the loss by its gradient as it "
+                "is, and nothing would be clipped; leave it at null"
+            )
         if self.balancing.needs == "rows":
             raise UserError(
                 f"optimizer: {type(optimizer).__name__} searches along the weighted loss, and the balancer {name} "
@@ -392,6 +423,21 @@ class Step:
                 f"precision: fp16 scales gradients, and {type(optimizer).__name__} can't be told; take bf16"
             )
 
+    def _check_learned(self) -> None:
+        """Raises a UserError where an optimizer doesn't move what the balancer has for it."""
+        name = type(self.balancing.balancer).__name__
+        for each in self.descent.optimizers if self._learned else ():
+            if isinstance(each, LBFGS):
+                raise UserError(
+                    f"balancer.optimizer: LBFGS searches along a loss that has no parameters of {name}; take own"
+                )
+            moved = {parameter for group in each.param_groups for parameter in group["params"]}
+            if not moved.issuperset(self._learned):
+                raise UserError(
+                    f"the balancer {name} has optimizer='model', and its parameters are not in {type(each).__name__}; "
+                    f"give it [*model.parameters(), *balancer.parameters({len(self.tasks)})]"
+                )
+
     def state_dict(self) -> dict[str, Any]:
         """The steps taken, states of optimizer, scheduler, scaler and balancer, and weights that serve on."""
         counters = {"num_taken": self.num_taken, "checked": self.runner.checks.state_dict()}
@@ -400,13 +446,15 @@ class Step:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The counterpart of `state_dict`."""
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            if name != "reach" or name in state:  # not there where the run began without clip_shared_norm
+                part.load_state_dict(state[name])
         self.descent.resume(state["num_taken"])
         self.runner.checks.load_state_dict(state["checked"])
 
     def _parts(self) -> dict[str, Any]:
         scaler = {"scaler": self.scaler} if self.scaler else {}
-        return {**self.descent.parts(), **scaler, "balancing": self.balancing}
+        reach = {"reach": self._reach} if self._reach else {}
+        return {**self.descent.parts(), **scaler, **reach, "balancing": self.balancing}
 
 
 def _keep_compiled_graphs(model: MultiTaskModel) -> None:

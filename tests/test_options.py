@@ -18,7 +18,7 @@ def config_of(*overrides: str) -> dict:
 def test_runs_of_a_problem_have_the_same_names_whatever_their_balancer() -> None:
     found = [options(config_of(f"balancer={name}"), {**CHOICES, "balancer": name})[0] for name in ("cagrad", "mgda")]
     assert found[0].keys() == found[1].keys()
-    assert found[0]["balancer"] == "cagrad (c=0.5, rescale=False)"
+    assert found[0]["balancer"] == "cagrad (c=0.5, rescale=False, over=shared)"
     assert found[0]["optimizer.lr"] == 0.005
     assert found[0]["trainer.clip_norm"] == "null"
     assert found[0]["tasks.parity.weight"] == 1.0
@@ -30,9 +30,9 @@ def test_runs_of_a_problem_have_the_same_names_whatever_their_balancer() -> None
     ("balancer", "shown"),
     [
         ("equal", "equal"),
-        ("famo", "famo (lr=0.025, weight_decay=0.001)"),
-        ("uw", "uw (lr=0.01)"),
-        ("imtl_l", "imtl_l (lr=0.01)"),
+        ("famo", "famo (lr=0.025, weight_decay=0.001, init=0.0)"),
+        ("uw", "uw (lr=0.01, init=0.0, optimizer=own)"),
+        ("imtl_l", "imtl_l (lr=0.01, init=0.0, optimizer=own)"),
     ],
 )
 def test_a_balancer_s_learning_rate_is_its_own(balancer: str, shown: str) -> None:
@@ -52,7 +52,7 @@ def test_what_is_swept_comes_first() -> None:
     config = config_of("optimizer.weight_decay=0.25", "seed=3", "balancer=cagrad")
     found, swept = options(config, CHOICES, ["optimizer.weight_decay=0.25", "balancer=cagrad", "seed=3"])
     assert swept == list(found)[:3] == ["optimizer.weight_decay", "balancer", "seed"]
-    assert [found[name] for name in swept] == [0.25, "cagrad (c=0.5, rescale=False)", 3]
+    assert [found[name] for name in swept] == [0.25, "cagrad (c=0.5, rescale=False, over=shared)", 3]
 
 
 def test_swept_weights_are_numbers() -> None:

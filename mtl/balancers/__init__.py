@@ -15,6 +15,7 @@ from mtl.balancers.gls import GLS
 from mtl.balancers.graddrop import GradDrop
 from mtl.balancers.gradnorm import GradNorm
 from mtl.balancers.gradvac import GradVac
+from mtl.balancers.imtl import IMTL
 from mtl.balancers.imtl_g import IMTLG
 from mtl.balancers.imtl_l import IMTLL
 from mtl.balancers.mgda import MGDA
@@ -35,6 +36,7 @@ __all__ = [
     "DWA",
     "FAMO",
     "GLS",
+    "IMTL",
     "IMTLG",
     "IMTLL",
     "MGDA",

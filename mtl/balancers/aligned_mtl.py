@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtl.balancers.balancer import TINY, Balancer
+from mtl.balancers.balancer import TINY, Balancer, parameters_of
 
 
 class AlignedMTL(Balancer):
@@ -12,10 +12,17 @@ class AlignedMTL(Balancer):
     With M = VΛVᵀ, w = √λ_min · V Λ^(−½) Vᵀ · p/Σp, over the eigenvalues above the rank's tolerance; p, the tasks'
     own weights, are the paper's preferences.
 
+    Args:
+        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
+            weights then multiply too. The paper and its authors' code have the shared ones.
+
     Source: Senushkin et al., "Independent Component Alignment for Multi-Task Learning", arXiv 2305.19000.
     """
 
     preference = "steer"
+
+    def __init__(self, *, over: str = "shared") -> None:
+        self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, of either sign."""

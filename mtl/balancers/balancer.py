@@ -4,7 +4,9 @@ import copy
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from mtl.balancers.learned import Learned
 
 
 class Balancer:
@@ -24,6 +26,10 @@ class Balancer:
         scope: what weights from gradients multiply: `shared`, a task's gradient over the shared parameters, while what
             it alone reaches gets what `alone` says; or `all` of its gradient, which is to multiply its loss. Weights
             that need no gradient always multiply the loss.
+        over: which parameters the Gramian is over: `shared`, those that at least two tasks reach; or `all`, which adds
+            the squared norm of a task's gradient over the parameters that it alone reaches, those of its head, to its
+            diagonal element. `all` is for balancers that need the Gramian, and needs a scope of `all`: a combination
+            that leaves the heads out has other products with the gradients than the method solved for.
         preference: how tasks' own weights come in. `scale`: they multiply losses and gradients before the balancer sees
             them. `steer`: the method doesn't see the scale of the losses; it is given them as they are, has the tasks'
             weights in `own`, and its result includes them. `none`: it can't be told what is preferred.
@@ -32,6 +38,8 @@ class Balancer:
         num_tasks: T, of which a step may lack some; `None`: as many as there are in the step. Set by the caller, once.
         present: which of the T tasks are in the step, (P,), int64, ascending, on the CPU; `None`: all of them. Set by
             the caller before each step, and left until `after` is over.
+        learned: numbers that are learned beside the model, with methods that have such; the model's optimizer may
+            move them, see `parameters`.
         kept: names of attributes that a checkpoint has to hold: numbers, tensors, nests of them, generators, and
             objects that have a `state_dict`.
     """
@@ -41,9 +49,11 @@ class Balancer:
     looks_back: ClassVar[bool] = False
     kept: ClassVar[tuple[str, ...]] = ()
     scope: str = "shared"
+    over: str = "shared"
     own: Tensor | None = None
     num_tasks: int | None = None
     present: Tensor | None = None
+    learned: Learned | None = None
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, shape (P,).
@@ -70,6 +80,20 @@ class Balancer:
     def alone(self, losses: Tensor) -> Tensor:
         """What multiplies gradients that one task alone reaches, (P,), besides its own weight; `losses` as above."""
         return torch.ones_like(losses)
+
+    def parameters(
+        self, count: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> list[nn.Parameter]:
+        """What the model's optimizer is to move: a number for each task where the balancer has `optimizer="model"`.
+
+        Args:
+            count: T.
+            device, dtype: of those that are made by the first call.
+        """
+        return [] if self.learned is None else self.learned.parameters(count, device=device, dtype=dtype)
+
+    def learn(self, losses: Tensor) -> None:
+        """Called when the losses are known, (P,), float64, and nothing has moved: gives `parameters` gradients."""
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
         """Called when the parameters have moved.
@@ -130,6 +154,27 @@ class Balancer:
                 value.load_state_dict(state[name])
             else:
                 setattr(self, name, state[name])
+
+
+def parameters_of(over: str, scope: str | None = None) -> tuple[str, str]:
+    """The attributes `over` and `scope` from a balancer's arguments.
+
+    Args:
+        over: `shared` or `all`.
+        scope: `shared` or `all`; None where the balancer has no such argument, and the scope is the same as `over`.
+
+    Raises:
+        ValueError: for another value, and for weights that are found over all parameters and multiply the shared ones.
+    """
+    for name, value in (("over", over), ("scope", scope)):
+        if value not in ("shared", "all", None):
+            raise ValueError(f"{name}: '{value}' is not one of shared, all")
+    if over == "all" and scope == "shared":
+        raise ValueError(
+            "over: 'all' finds the weights for the whole gradients, heads included, and with scope 'shared' they would "
+            "multiply the shared parameters' part alone; set scope to all"
+        )
+    return over, scope or over
 
 
 TINY = 1e-30  # losses below it are zero: in float32 they have next to no gradient, and their inverse no room

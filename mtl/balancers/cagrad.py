@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer
+from mtl.balancers.balancer import Balancer, parameters_of
 from mtl.balancers.quadratic import RIDGE, Array, minimise
 
 VANISHED = 1e-6  # of the gradients' lengths: what is left of a combination has no direction but that of rounding
@@ -24,15 +24,18 @@ class CAGrad(Balancer):
     Args:
         c: at least 0; 0 is the mean gradient, and as it grows the direction becomes that of MGDA.
         rescale: whether to divide by 1 + c².
+        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
+            weights then multiply too. The paper and its authors' code have the shared ones.
 
     Source: Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning", arXiv 2110.14048.
     """
 
-    def __init__(self, *, c: float = 0.5, rescale: bool = False) -> None:
+    def __init__(self, *, c: float = 0.5, rescale: bool = False, over: str = "shared") -> None:
         if not c >= 0:
             raise ValueError(f"c is {c}; it must be at least 0")
         self.c = c
         self.rescale = rescale
+        self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, at least 1/T, or at least 1/(T(1 + c²))."""

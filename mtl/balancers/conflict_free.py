@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer
+from mtl.balancers.balancer import Balancer, parameters_of
 from mtl.balancers.bisector import bisector
 
 
@@ -13,10 +13,18 @@ class ConflictFree(Balancer):
     û ∝ U⁺1 with the unit gradients as rows of U; d = (Σ g_t·û) û. The tasks' own weights p take the place of the ones,
     as the paper's weights do: the cosines are in the ratio of p. A task of weight 0 has d at right angles.
 
+    Args:
+        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
+            weights then multiply too. The paper and its authors' package take
+            all parameters of a network; their code for multi-task learning takes the shared ones.
+
     Source: Liu et al., "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", arXiv 2408.11104.
     """
 
     preference = "steer"
+
+    def __init__(self, *, over: str = "shared") -> None:
+        self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, of either sign. Gradients that are zero get the weight 0."""

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer
+from mtl.balancers.balancer import Balancer, parameters_of
 from mtl.balancers.upgrad import project
 
 
@@ -13,8 +13,16 @@ class DualProj(Balancer):
 
     d is the projection of ḡ onto the dual cone {d: G d ≥ 0}; exactly, by an active set.
 
+    Args:
+        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
+            weights then multiply too. The paper, on continual learning,
+            projects the gradient over all parameters.
+
     Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", arXiv 1706.08840.
     """
+
+    def __init__(self, *, over: str = "shared") -> None:
+        self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, at least 1/T."""

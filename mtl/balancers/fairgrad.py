@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer
+from mtl.balancers.balancer import Balancer, parameters_of
 
 RATIO = 2.0  # from one power 1/α to the next on the way to the one asked for
 RIDGE = 1e-12  # of each gradient's square: bounds the weights at a Pareto-stationary point
@@ -15,25 +15,28 @@ class FairGrad(Balancer):
     w minimises the strictly convex ½wᵀMw − Σ w^(1−1/α)/(1−1/α), with log w in place of the power for α = 1, which is
     Nash-MTL; damped Newton finds it. The tasks' own weights p multiply their utilities: Mw = (p/w)^(1/α).
 
+    The authors' code multiplies d by T and then clips the gradient over the shared parameters, without the heads, at a
+    norm of 1: `clip_shared_norm=1.0` of `mtl.Step`, `trainer.clip_shared_norm=1` in a config.
+
     Args:
         alpha: fairness, above 0: from near 0, the sum of the gains, through 1, proportional fairness, to the
             smallest gain alone as it grows. Far above 10 there need not be an answer that numbers can hold where the
             gradients are of very unlike sizes; it is then an error.
         scope: what the weights multiply: what is `shared`, as in the paper and its authors' code, or `all` of a task's
-            gradient.
+            gradient, as in LibMTL.
+        over: whose gradients the inner products are of: the `shared` parameters, or, with a scope of `all`, `all` of
+            them, heads included. The paper and its authors' code have the shared ones.
 
     Source: Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", arXiv 2402.15638.
     """
 
     preference = "steer"
 
-    def __init__(self, *, alpha: float = 1.0, scope: str = "shared") -> None:
+    def __init__(self, *, alpha: float = 1.0, scope: str = "shared", over: str = "shared") -> None:
         if not alpha > 0:
             raise ValueError(f"alpha is {alpha}; it must be above 0")
-        if scope not in ("shared", "all"):
-            raise ValueError(f"scope: '{scope}' is not one of shared, all")
         self.alpha = alpha
-        self.scope = scope
+        self.over, self.scope = parameters_of(over, scope)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, above 0; 0 where a gradient or a task's own weight is zero."""

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer, generator
+from mtl.balancers.balancer import Balancer, generator, parameters_of
 
 LARGEST = 1 - 1e-6  # target: to reach a cosine of 1 it would take infinitely much of the other gradient
 VANISHED = 1e-6  # of a gradient's parts: what is left of it has no direction but that of rounding
@@ -25,6 +25,9 @@ class GradVac(Balancer):
     Args:
         beta: of the averages, in [0, 1].
         seed: of the order.
+        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
+            weights then multiply too. In the paper all parameters are shared;
+            LibMTL has the shared ones.
 
     Source: Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively
     Multilingual Models", arXiv 2010.05874.
@@ -32,10 +35,11 @@ class GradVac(Balancer):
 
     kept = ("generator", "targets")
 
-    def __init__(self, *, beta: float = 0.01, seed: int = 0) -> None:
+    def __init__(self, *, beta: float = 0.01, seed: int = 0, over: str = "shared") -> None:
         if not 0 <= beta <= 1:
             raise ValueError(f"beta is {beta}; it must be in [0, 1]")
         self.beta = beta
+        self.over, self.scope = parameters_of(over)
         self.generator = generator(seed)
         self.targets: Tensor | None = None  # φ̂, (T, T)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer
+from mtl.balancers.balancer import Balancer, parameters_of
 from mtl.balancers.bisector import bisector
 
 
@@ -15,17 +15,33 @@ class IMTLG(Balancer):
     than any gradient: here it is no longer than the longest. With weights p of the tasks' own the projections are in
     the ratio of p; a task of weight 0 has d at right angles.
 
+    Args:
+        scope: what the weights multiply: what is `shared`, as in the paper, or `all` of a task's gradient, as in
+            nash-mtl, where they multiply the losses. A weight may be negative: a head then goes up its loss.
+        over: whose gradients the inner products are of: the `shared` parameters, or, with a scope of `all`, `all` of
+            them, heads included. The paper has the shared ones.
+
+    The paper combines it with `IMTLL` for the losses: that is `IMTL`.
+
     Source: Liu et al., "Towards Impartial Multi-Task Learning", ICLR 2021, openreview IMPnRXEWpvr.
     """
 
     preference = "steer"
 
+    def __init__(self, *, scope: str = "shared", over: str = "shared") -> None:
+        self.over, self.scope = parameters_of(over, scope)
+
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights; their sum is ±1 unless the direction was shortened. Gradients that are zero get the weight 0."""
         assert gramian is not None
-        raw = bisector(gramian, self.preferences(len(gramian)))
-        length = (raw @ gramian @ raw).clamp(min=0).sqrt()
-        longest = gramian.diagonal().max().sqrt()
-        # Σα = 1 divides by the sum; the bound on the length divides by more where the sum is near zero.
-        divisor = torch.maximum(raw.sum().abs(), length / longest)
-        return raw / divisor if divisor > 0 else torch.zeros_like(raw)
+        return impartial(gramian, self.preferences(len(gramian)))
+
+
+def impartial(gramian: Tensor, preferences: Tensor) -> Tensor:
+    """The weights of `IMTLG`, (T,), from a Gramian, (T, T), and the tasks' preferences, (T,)."""
+    raw = bisector(gramian, preferences)
+    length = (raw @ gramian @ raw).clamp(min=0).sqrt()
+    longest = gramian.diagonal().max().sqrt()
+    # Σα = 1 divides by the sum; the bound on the length divides by more where the sum is near zero.
+    divisor = torch.maximum(raw.sum().abs(), length / longest)
+    return raw / divisor if divisor > 0 else torch.zeros_like(raw)

@@ -1,5 +1,7 @@
 """IMTL-L: weights learned so that all weighted losses become alike."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from mtl.balancers.balancer import Balancer
@@ -10,10 +12,15 @@ class IMTLL(Balancer):
     """s is learned with the model to minimise Σ p_t (e^(s_t) L_t − s_t): at rest every e^(s_t) L_t is 1.
 
     So w = p e^s, which begins at the tasks' own weights p; these weigh the whole term, since the scale of the losses
-    makes no difference at rest. The s are learned by Adam.
+    makes no difference at rest.
 
     Args:
-        lr: learning rate of s.
+        lr: learning rate of s, where it is learned by its own Adam.
+        init: what s starts from, for all tasks or for each of them; 0 in the paper and LibMTL.
+        optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer moves s together with the model, by its
+            settings and schedule, as in LibMTL.
+
+    The paper combines it with `IMTLG` for the shared parameters: that is `IMTL`.
 
     Source: Liu et al., "Towards Impartial Multi-Task Learning", ICLR 2021, openreview IMPnRXEWpvr.
     """
@@ -22,16 +29,27 @@ class IMTLL(Balancer):
     preference = "steer"
     kept = ("learned",)
 
-    def __init__(self, *, lr: float = 0.01) -> None:
-        self.learned = Learned(lr=lr)
+    def __init__(self, *, lr: float = 0.01, init: float | Sequence[float] = 0.0, optimizer: str = "own") -> None:
+        self.learned: Learned = Learned(lr=lr, initial=init, optimizer=optimizer)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, above 0."""
-        s = self.of_present(self.learned.at(self.num_tasks or len(losses), losses.device))
-        return self.preferences(len(losses)).to(losses.device) * s.exp()
+        return self.preferences(len(losses)).to(losses.device) * self.scales(losses)
+
+    def scales(self, losses: Tensor) -> Tensor:
+        """e^s of the tasks present, (P,), on the losses' device."""
+        return self.of_present(self.learned.at(self.num_tasks or len(losses), losses.device)).exp()
+
+    def learn(self, losses: Tensor) -> None:
+        """Gives s its gradient, p(e^s L − 1), for the model's optimizer."""
+        if self.learned.by_model:
+            self._descend(losses)
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
-        """Moves s down its gradient, p(e^s L − 1)."""
-        s = self.of_present(self.learned.at(self.num_tasks or len(losses), losses.device))
+        """Moves s down its gradient."""
+        if not self.learned.by_model:
+            self._descend(losses)
+
+    def _descend(self, losses: Tensor) -> None:
         own = self.preferences(len(losses)).to(losses.device)
-        self.learned.step(own * (s.exp() * losses - 1), self.present)
+        self.learned.step(own * (self.scales(losses) * losses - 1), self.present)

@@ -1,60 +1,115 @@
 """Numbers, one a task, that are learned beside the model's parameters."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MEAN, SQUARE, TINY = 0.9, 0.999, 1e-8  # Adam's β₁, β₂ and ε
 
 
 class Learned:
-    """One number a task, learned by Adam; they are made at first use, when it is known how many and on which device.
+    """One number a task, made at first use, when it is known how many and on which device.
 
-    Each has its own averages and its own number of steps, since a task may be absent from some: torch's Adam would
-    count these too, and go on moving its number.
+    They are learned by an Adam of their own, or by the model's optimizer. In the former each has its own averages and
+    its own number of steps, since a task may be absent from some: torch's Adam would count these too, and go on moving
+    its number. In the latter each is a parameter, and an absent task's has no gradient.
 
     Args:
-        lr: learning rate, above 0.
-        weight_decay: added to the gradient, times the number itself.
-        initial: what each number starts from.
+        lr: learning rate of the Adam, above 0.
+        weight_decay: added to the gradient, times the number itself; of the Adam too.
+        initial: what the numbers start from: one for all, or one for each task in their order.
+        optimizer: `own`, the Adam, or `model`: then `parameters` are to be in the model's optimizer.
+
+    Raises:
+        ValueError: for what these can't be.
     """
 
-    def __init__(self, *, lr: float, weight_decay: float = 0.0, initial: float = 0.0) -> None:
+    def __init__(
+        self, *, lr: float, weight_decay: float = 0.0, initial: float | Sequence[float] = 0.0, optimizer: str = "own"
+    ) -> None:
         if not lr > 0:
             raise ValueError(f"lr is {lr}; it must be above 0")
         if not weight_decay >= 0:
             raise ValueError(f"weight_decay is {weight_decay}; it must be at least 0")
+        if optimizer not in ("own", "model"):
+            raise ValueError(f"optimizer: '{optimizer}' is not one of own, model")
         self.lr = lr
         self.weight_decay = weight_decay
-        self.initial = initial
+        self.initial = torch.as_tensor(initial, dtype=torch.float64)
+        if self.initial.ndim > 1 or not self.initial.isfinite().all():
+            raise ValueError(f"init is {initial}; it must be a finite number, or a list with one for each task")
+        self.by_model = optimizer == "model"
         self._state: Tensor | None = None  # numbers, averages of gradients and of their squares, steps: (4, T)
+        self._parameters: list[nn.Parameter] = []  # the numbers where the model's optimizer moves them
+
+    def parameters(
+        self, count: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> list[nn.Parameter]:
+        """The numbers, 0-dim each, that the model's optimizer is to have; none where they have their own.
+
+        Args:
+            count: T.
+            device, dtype: of those that are made by the first call.
+
+        Raises:
+            ValueError: for another count than before.
+        """
+        if not self.by_model:
+            return []
+        if not self._parameters:
+            start = self._start(count).to(device=device, dtype=dtype or torch.get_default_dtype())
+            self._parameters = [nn.Parameter(value.clone()) for value in start]
+        if len(self._parameters) != count:
+            raise ValueError(f"there are parameters for {len(self._parameters)} tasks, not {count}")
+        return self._parameters
+
+    def _start(self, count: int) -> Tensor:
+        if self.initial.ndim and len(self.initial) != count:
+            raise ValueError(f"init has {len(self.initial)} numbers, and there are {count} tasks")
+        return self.initial.expand(count)
 
     def at(self, count: int, device: torch.device) -> Tensor:
-        """A copy of the numbers as they are now, (count,), float64, on the device, where they are from now on."""
+        """A copy of the numbers as they are now, (count,), float64, on the device, where their own Adam goes on."""
+        if self.by_model:
+            self.parameters(count, device=device)
+            return self.values.to(device)
         if self._state is None:
             self._state = torch.zeros(4, count, dtype=torch.float64, device=device)
-            self._state[0] = self.initial
+            self._state[0] = self._start(count)
         self._state = self._state.to(device)
         return self.values.clone()
 
     @property
     def values(self) -> Tensor:
-        """The numbers; what is assigned is copied into them. Only after first use."""
+        """The numbers, float64; what is assigned is copied into them. Only after first use."""
+        if self.by_model:
+            return torch.stack([parameter.detach() for parameter in self._parameters]).double()
         assert self._state is not None
         return self._state[0]
 
     @values.setter
     def values(self, values: Tensor) -> None:
-        self.values.copy_(values)
+        if self.by_model:
+            with torch.no_grad():
+                for parameter, value in zip(self._parameters, values, strict=True):
+                    parameter.copy_(value)
+        else:
+            self.values.copy_(values)
 
     def step(self, gradient: Tensor, present: Tensor | None = None) -> None:
-        """One step of Adam down the gradient; only after first use.
+        """One step of Adam down the gradient; for the model's optimizer, the gradient. Only after first use.
 
         Args:
             gradient: (P,), of the numbers that take part.
             present: which these are, (P,), int64; `None`: all. The others stay as they are.
         """
+        if self.by_model:
+            numbers = range(len(gradient)) if present is None else present.tolist()
+            for number, slope in zip(numbers, gradient, strict=True):
+                self._parameters[number].grad = slope.to(self._parameters[number])
+            return
         assert self._state is not None
         at = slice(None) if present is None else present.to(self._state.device, non_blocking=True)
         values, mean, square, steps = self._state[:, at].unbind()
@@ -67,9 +122,17 @@ class Learned:
         self._state[:, at] = torch.stack([values, mean, square, steps])
 
     def state_dict(self) -> dict[str, Any]:
-        """The numbers and Adam's averages and steps, (4, T), without the settings; `None` before first use."""
+        """Of the own Adam, the numbers and its averages and steps, (4, T), without the settings; `None` before first
+        use. Otherwise the numbers, (T,): the rest is in the state of the model's optimizer.
+        """
+        if self.by_model:
+            return {"numbers": self.values.clone() if self._parameters else None}
         return {"state": None if self._state is None else self._state.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The counterpart of `state_dict`; also before first use."""
-        self._state = None if state["state"] is None else state["state"].clone()
+        if not self.by_model:
+            self._state = None if state["state"] is None else state["state"].clone()
+        elif state["numbers"] is not None:
+            self.parameters(len(state["numbers"]))
+            self.values = state["numbers"]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer
+from mtl.balancers.balancer import Balancer, parameters_of
 from mtl.balancers.quadratic import minimise
 
 
@@ -21,23 +21,30 @@ class MGDA(Balancer):
             both (`loss+`).
         scope: what the weights multiply: what is `shared`, as in the paper's algorithm, or `all` of a task's gradient,
             as in its authors' code, where they multiply the losses.
+        over: whose gradients the inner products are of: the `shared` parameters, or, with a scope of `all`, `all` of
+            them, heads included. The paper and its authors' code have the shared ones.
 
-    What is combined are the normalised gradients, so the weights of the gradients themselves are divided likewise.
+        combine: what the weights found for the normalised gradients multiply: the `normalised` gradients, as in LibMTL,
+            so that the weights of the gradients themselves are divided likewise; or the `raw` ones, as in the authors'
+            code and nash-mtl.
 
     Source: Désidéri 2012; for multi-task learning Sener and Koltun, "Multi-Task Learning as Multi-Objective
     Optimization", arXiv 1810.04650, whose code has the four ways to normalise.
     """
 
-    def __init__(self, *, normalise: str = "none", scope: str = "shared") -> None:
+    def __init__(
+        self, *, normalise: str = "none", combine: str = "normalised", scope: str = "shared", over: str = "shared"
+    ) -> None:
         if normalise not in ("none", "l2", "loss", "loss+"):
             raise ValueError(f"normalise: '{normalise}' is not one of none, l2, loss, loss+")
-        if scope not in ("shared", "all"):
-            raise ValueError(f"scope: '{scope}' is not one of shared, all")
+        if combine not in ("normalised", "raw"):
+            raise ValueError(f"combine: '{combine}' is not one of normalised, raw")
         self.normalise = normalise
-        self.scope = scope
+        self.combine_raw = combine == "raw"
+        self.over, self.scope = parameters_of(over, scope)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, at least 0; their sum is 1 where nothing is normalised.
+        """The weights, at least 0; their sum is 1 where nothing is normalised, or the raw gradients are combined.
 
         Raises:
             ArithmeticError: for a loss below zero where the gradients are divided by it.
@@ -55,5 +62,7 @@ class MGDA(Balancer):
         weights = np.zeros(len(matrix))
         if len(moving):
             scaled = matrix[np.ix_(moving, moving)] / np.outer(divisor[moving], divisor[moving])
-            weights[moving] = minimise(scaled, np.zeros(len(moving)), simplex=True) / divisor[moving]
+            weights[moving] = minimise(scaled, np.zeros(len(moving)), simplex=True)
+            if not self.combine_raw:
+                weights[moving] /= divisor[moving]
         return torch.from_numpy(weights)

@@ -17,6 +17,9 @@ class MoCo(Balancer):
     zero; they take as much memory as the gradients. The λ of the tasks present are brought to the sum 1 for the step,
     and what is kept has the sum that it had before: so it stays 1 for all tasks.
 
+    This is the paper's. LibMTL's is another: it gives each gradient the length of its loss before it is averaged, and
+    has a softmax in place of the projection.
+
     Args:
         beta: of the averages, in (0, 1].
         gamma: step size of λ, above 0.

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer
+from mtl.balancers.balancer import Balancer, parameters_of
 from mtl.balancers.fairgrad import solve
 
 
@@ -18,19 +18,23 @@ class NashMTL(Balancer):
         max_norm: the combined gradient is no longer than this; null leaves it √T long.
         scope: what the weights multiply: what is `shared`, or `all` of a task's gradient, as in its authors' code,
             where they multiply the losses. The paper has shared parameters alone.
+        over: whose gradients the inner products are of: the `shared` parameters, or, with a scope of `all`, `all` of
+            them, heads included. The paper and its authors' code have the shared ones.
+
+    `max_norm` shortens the weights, so with a scope of `all` the heads' gradients too. The authors' code clips the
+    gradient over the shared parameters alone, and its heads get the gradient times α as it is: `max_norm=None`,
+    `scope="all"`, and `clip_shared_norm=1.0` of `mtl.Step`, `trainer.clip_shared_norm=1` in a config.
 
     Source: Navon et al., "Multi-Task Learning as a Bargaining Game", arXiv 2202.01017.
     """
 
     preference = "steer"
 
-    def __init__(self, *, max_norm: float | None = 1.0, scope: str = "shared") -> None:
+    def __init__(self, *, max_norm: float | None = 1.0, scope: str = "shared", over: str = "shared") -> None:
         if max_norm is not None and not max_norm > 0:
             raise ValueError(f"max_norm is {max_norm}; it must be above 0")
-        if scope not in ("shared", "all"):
-            raise ValueError(f"scope: '{scope}' is not one of shared, all")
         self.max_norm = max_norm
-        self.scope = scope
+        self.over, self.scope = parameters_of(over, scope)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, above 0; 0 where a gradient or a task's own weight is zero."""

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer, generator
+from mtl.balancers.balancer import Balancer, generator, parameters_of
 
 
 class PCGrad(Balancer):
@@ -15,14 +15,18 @@ class PCGrad(Balancer):
 
     Args:
         seed: of the order.
+        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
+            weights then multiply too. The paper's authors' code has all
+            parameters, as has Tseng's in PyTorch; nash-mtl and LibMTL have the shared ones.
 
     Source: Yu et al., "Gradient Surgery for Multi-Task Learning", arXiv 2001.06782.
     """
 
     kept = ("generator",)
 
-    def __init__(self, *, seed: int = 0) -> None:
+    def __init__(self, *, seed: int = 0, over: str = "shared") -> None:
         self.generator = generator(seed)
+        self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, at least 1."""

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer
+from mtl.balancers.balancer import Balancer, parameters_of
 from mtl.balancers.quadratic import minimise
 
 
@@ -17,15 +17,18 @@ class SDMGrad(Balancer):
 
     Args:
         lam: λ, at least 0; the larger, the nearer to the mean.
+        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
+            weights then multiply too. The paper and its authors' code have the shared ones.
 
     Source: Xiao et al., "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms",
     arXiv 2305.18409; the division by 1 + λ is from its authors' code.
     """
 
-    def __init__(self, *, lam: float = 0.3) -> None:
+    def __init__(self, *, lam: float = 0.3, over: str = "shared") -> None:
         if not lam >= 0:
             raise ValueError(f"lam is {lam}; it must be at least 0")
         self.lam = lam
+        self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, at least 0; their sum is 1."""

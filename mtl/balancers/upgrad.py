@@ -4,15 +4,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl.balancers.balancer import Balancer
+from mtl.balancers.balancer import Balancer, parameters_of
 from mtl.balancers.quadratic import Array, minimise
 
 
 class UPGrad(Balancer):
     """The mean over tasks of each gradient's projection onto the dual cone {d: G d ≥ 0}; exactly, by active sets.
 
+    Args:
+        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
+            weights then multiply too. The paper is about all parameters of one
+            objective function; for multi-task learning its authors' package, TorchJD, has the shared ones.
+
     Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv 2406.16232.
     """
+
+    def __init__(self, *, over: str = "shared") -> None:
+        self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, at least 1/T."""

@@ -1,5 +1,7 @@
 """UW: weights learned as the tasks' uncertainties."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from mtl.balancers.balancer import Balancer
@@ -10,10 +12,14 @@ class UW(Balancer):
     """Homoscedastic uncertainty: s is learned with the model to minimise Σ p_t (½e^(−s_t) L_t + ½s_t).
 
     So w = ½p e^(−s), which begins at a half of the tasks' own weights p. At rest e^(−s_t) L_t = 1: the scale of the
-    losses makes no difference, which is why p weighs the whole term. The s are learned by Adam.
+    losses makes no difference, which is why p weighs the whole term.
 
     Args:
-        lr: learning rate of s.
+        lr: learning rate of s, where it is learned by its own Adam.
+        init: what s starts from, for all tasks or for each of them; MTAN and LibMTL have −0.5, Kendall's notebook
+            and nash-mtl 0.
+        optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer moves s together with the model, by its
+            settings and schedule, as in MTAN, LibMTL and Kendall's notebook.
 
     Source: Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses", arXiv 1705.07115.
     """
@@ -22,16 +28,25 @@ class UW(Balancer):
     preference = "steer"
     kept = ("learned",)
 
-    def __init__(self, *, lr: float = 0.01) -> None:
-        self.learned = Learned(lr=lr)
+    def __init__(self, *, lr: float = 0.01, init: float | Sequence[float] = 0.0, optimizer: str = "own") -> None:
+        self.learned: Learned = Learned(lr=lr, initial=init, optimizer=optimizer)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """The weights, above 0."""
         s = self.of_present(self.learned.at(self.num_tasks or len(losses), losses.device))
         return 0.5 * self.preferences(len(losses)).to(losses.device) * (-s).exp()
 
+    def learn(self, losses: Tensor) -> None:
+        """Gives s its gradient, ½p(1 − e^(−s) L), for the model's optimizer."""
+        if self.learned.by_model:
+            self._descend(losses)
+
     def after(self, losses: Tensor, again: Tensor | None) -> None:
-        """Moves s down its gradient, ½p(1 − e^(−s) L)."""
+        """Moves s down its gradient."""
+        if not self.learned.by_model:
+            self._descend(losses)
+
+    def _descend(self, losses: Tensor) -> None:
         s = self.of_present(self.learned.at(self.num_tasks or len(losses), losses.device))
         own = self.preferences(len(losses)).to(losses.device)
         self.learned.step(0.5 * own * (1 - (-s).exp() * losses), self.present)

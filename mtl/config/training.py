@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -23,12 +24,13 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
     Args:
         total_steps: the optimizer steps of the run.
     """
-    optimizer = _build_optimizer(config, model)
-    then = _build_then(config, model)
     balancer = make(config["balancer"], "balancer")
     if not isinstance(balancer, Balancer):
         target = config["balancer"]["_target_"]
         raise UserError(f"balancer: {target} gives a {type(balancer).__name__}, not a mtl.balancers.Balancer")
+    learned = _parameters_of(balancer, model, tasks)
+    optimizer = _build_optimizer(config, model, learned)
+    then = _build_then(config, [*model.parameters(), *learned])
     return Step(
         model,
         tasks,
@@ -42,14 +44,25 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
         scheduler=build_scheduler(config, optimizer, min(total_steps, then[0]) if then else total_steps),
         interval=interval_of(config["scheduler"]),
         clip_norm=config["trainer"]["clip_norm"],
+        clip_shared_norm=config["trainer"]["clip_shared_norm"],
         precision=config["precision"],
         on_nonfinite=config["on_nonfinite"],
         then=then,
     )
 
 
-def _build_optimizer(config: Config, model: nn.Module) -> Optimizer:
-    """The optimizer over all of the model's parameters, with the config's groups.
+def _parameters_of(balancer: Balancer, model: nn.Module, tasks: list[Task]) -> list[nn.Parameter]:
+    """What the model's optimizer is to move of the balancer."""
+    like = next(model.parameters())
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    try:
+        return balancer.parameters(len(tasks), device=like.device, dtype=dtype) if len(tasks) > 1 else []
+    except ValueError as error:
+        raise UserError(f"balancer: {error}") from error
+
+
+def _build_optimizer(config: Config, model: nn.Module, learned: list[nn.Parameter]) -> Optimizer:
+    """The optimizer over all of the model's parameters, with the config's groups, and over what a balancer learns.
 
     Raises:
         UserError: for a pattern that nothing matches, and for a parameter in two groups.
@@ -75,19 +88,21 @@ def _build_optimizer(config: Config, model: nn.Module) -> Optimizer:
     rest = [parameter for name, parameter in named.items() if name not in taken]
     if rest:
         groups.insert(0, {"params": rest, "name": "default"})
+    if learned:
+        groups.append({"params": learned, "name": "balancer"})
     optimizer = make(node, "optimizer", groups)
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer: {node['_target_']} gives a {type(optimizer).__name__}, not a torch Optimizer")
     return optimizer
 
 
-def _build_then(config: Config, model: nn.Module) -> tuple[int, Optimizer] | None:
+def _build_then(config: Config, parameters: list[nn.Parameter]) -> tuple[int, Optimizer] | None:
     """From how many steps on which other optimizer is to take over, None for never."""
     node = config["optimizer"].get("then")
     if node is None:
         return None
     kept = {key: value for key, value in node.items() if key != "after"}
-    optimizer = make(kept, "optimizer.then", list(model.parameters()))
+    optimizer = make(kept, "optimizer.then", parameters)
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer.then: {node['_target_']} gives a {type(optimizer).__name__}, not a torch Optimizer")
     return node["after"], optimizer
@@ -106,6 +121,8 @@ def without_effect(config: Config, step: Step, train: Loader | Mix, total_steps:
                 f"{name} has nothing to balance: with data.sampling={train.sampling} and a source for each task, every "
                 "step is of one task; take data.sampling=all"
             )
+    if config["trainer"]["clip_shared_norm"] is not None and len(step.tasks) == 1:
+        found.append("trainer.clip_shared_norm has no effect with one task, which shares no parameter")
     then = config["optimizer"].get("then")
     if then and then["after"] >= total_steps:
         found.append(f"optimizer.then takes over after {then['after']} steps, and the run has {total_steps}")

@@ -262,7 +262,9 @@ def _around(name: str) -> list[str]:
 def _fields(batch: Any) -> Mapping[int, str]:
     """From the batch's memory to the fields' names; of a field that several tasks have, the first one."""
     found: dict[int, str] = {}
-    pairs = [pair for each in (batch if isinstance(batch, list) else [batch]) for pair in tree_flatten_with_path(each)[0]]
+    pairs = [
+        pair for each in (batch if isinstance(batch, list) else [batch]) for pair in tree_flatten_with_path(each)[0]
+    ]
     for path, value in pairs:
         if isinstance(value, Tensor):
             for place, _ in storages(value):

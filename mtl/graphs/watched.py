@@ -77,7 +77,7 @@ class Watched(Runner):
         self._watcher.finish()
 
     def _passes(
-        self, tasks: Sequence[Task], batch: Batch, weights: Any, measure: Rows | None, collect: Any
+        self, tasks: Sequence[Task], batch: Batch, weights: Any, measure: Rows | None, collect: Any, reach: Any
     ) -> list[Tensor]:
         self._change(None)
         self._part += 1
@@ -93,7 +93,7 @@ class Watched(Runner):
                 for module, which in self._beginnings().items():
                     hook = module.register_forward_pre_hook(partial(self._begins, which))
                     hooks.callback(hook.remove)
-            losses = super()._passes(tasks, batch, weights, measure, collect)
+            losses = super()._passes(tasks, batch, weights, measure, collect, reach)
         if collect is None:  # else the trunk's backward may be yet to come
             self._change(None)
         return losses

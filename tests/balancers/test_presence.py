@@ -21,7 +21,7 @@ MORE: dict[str, Callable[[], b.Balancer]] = {
     "famo, lr": lambda: b.FAMO(lr=0.2, weight_decay=0.1),
 }
 ALL = {**{name: (lambda name=name: made(name)) for name in NAMES}, **MORE}
-STATEFUL = {"db_mtl", "dwa", "excess_mtl", "famo", "gradnorm", "gradvac", "imtl_l", "moco", "stch", "uw"}
+STATEFUL = {"db_mtl", "dwa", "excess_mtl", "famo", "gradnorm", "gradvac", "imtl", "imtl_l", "moco", "stch", "uw"}
 OWN = torch.tensor([1.0, 0.5, 2.0, 3.0, 0.25], dtype=torch.float64)
 NEAR = {"rtol": 1e-9, "atol": 1e-12}
 
