@@ -4,6 +4,7 @@ import copy
 
 from mtl.balancing import Balancing
 from mtl.buffers import Buffers
+from mtl.loss_checks import LossChecks
 from mtl.model import MultiTaskModel
 from mtl.passes import generators_of, set_states
 
@@ -17,13 +18,15 @@ class Before:
     Args:
         model: whose forward passes draw and change buffers.
         balancing: the balancer at work.
+        checks: the tests of losses that are taken in micro-batches.
     """
 
-    def __init__(self, model: MultiTaskModel, balancing: Balancing) -> None:
+    def __init__(self, model: MultiTaskModel, balancing: Balancing, checks: LossChecks) -> None:
         self._generators = generators_of(model)
         self.draws = [generator.get_state() for generator in self._generators]
         self._buffers = Buffers(model)
         self._balancing = balancing
+        self._checks, self._checked = checks, checks.state_dict()
         small = balancing.needs not in ("nothing", "rows")
         self._state = copy.deepcopy(balancing.state_dict()) if small else None
 
@@ -31,5 +34,6 @@ class Before:
         """Puts it all back."""
         set_states(self._generators, self.draws)
         self._buffers.restore()
+        self._checks.load_state_dict(self._checked)
         if self._state is not None:
             self._balancing.load_state_dict(copy.deepcopy(self._state))

@@ -238,7 +238,7 @@ class Step:
         parts = self._parts_of(batch)
         faded = {t.name: 0 for t in self.tasks if callable(t.weight) and t.weight_at(self.num_taken) == 0}
         parts = parts.without(faded) if faded else parts
-        self._before = Before(self.model, self.balancing)
+        self._before = Before(self.model, self.balancing, self.runner.checks)
         if self.on_nonfinite == "error":
             return self._take(parts, measure)
         return self._take_what_is_finite(parts, measure)

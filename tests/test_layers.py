@@ -17,10 +17,10 @@ LEVELS = [
     {"precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
     | {"trunks", "heads", "losses"},
     {"search", "labels", "model", "gradients", "layerwise", "buffers"},
-    {"architectures", "features", "parts", "descent"},
+    {"architectures", "features", "parts", "descent", "reach"},
     {"passes", "balancing", "problems"},
-    {"accumulation", "before", "loss_checks"},
-    {"runner"},
+    {"accumulation", "loss_checks"},
+    {"runner", "before"},
     {"step", "validation"},
     {"graphs"},
     {"monitor", "faults"},
