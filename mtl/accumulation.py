@@ -117,7 +117,7 @@ class Replay:
         return total
 
 
-_STAND_IN: dict[str, Any] = {"whole_batch": False, "missing": False, "mask": None}
+_STAND_IN: dict[str, Any] = {"whole_batch": False, "missing": False, "mask": None, "mean_over": None}
 
 
 def check_losses(model: MultiTaskModel, parts: Parts, autocast: Autocast) -> list[str]:

@@ -312,11 +312,12 @@ class Trainer:
         from mtl.monitor import Monitor
         from mtl.validation import Validation
 
-        if self.val is not None and self._validation is None:
-            named = [names for _, names in self.val.parts()]
+        if self._validation is None:  # without validation data, too: metrics that can't be used on the test split
+            named = [names for _, names in self.val.parts()] if self.val is not None else [None]
             tasks = [t for t in self.step.tasks if any(names is None or t.name in names for names in named)]
             self._validation = Validation(self.step.model, tasks, self.step.autocast)
-            self.monitor = Monitor(self._monitor_terms, self._validation.kinds())
+            if self.val is not None:
+                self.monitor = Monitor(self._monitor_terms, self._validation.kinds())
 
     def _validate(self) -> None:
         self._prepare_validation()

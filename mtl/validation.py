@@ -1,18 +1,16 @@
 """Losses and metrics over a whole split."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from mtl.batch import Batch, describe, field, num_samples
+from mtl.batch import Batch, num_samples
 from mtl.data import Loader, Mix
-from mtl.errors import UserError, is_elsewhere, told
-from mtl.labels import denominator, num_labelled, select_for_metric
+from mtl.labels import denominator, num_labelled
+from mtl.metrics import TaskMetric
 from mtl.model import MultiTaskModel
 from mtl.passes import loss_of, objective_of
 from mtl.precision import Autocast
@@ -43,7 +41,7 @@ class Validation:
         labelled: by task, how many samples of the last split had a label, or a part of one.
 
     Raises:
-        UserError: where a metric can't be made.
+        UserError: where a metric can't be made, or used with what a task's predictions mean.
     """
 
     def __init__(self, model: MultiTaskModel, tasks: Sequence[Task], autocast: Autocast) -> None:
@@ -52,13 +50,14 @@ class Validation:
         self.autocast = autocast
         self.labelled: dict[str, int] = {}
         device = next(model.parameters()).device
-        self.metrics = {task.name: {name: _make(task, name).to(device) for name in task.metrics} for task in tasks}
+        self.metrics = {task.name: {name: TaskMetric(task, name, device) for name in task.metrics} for task in tasks}
 
     def kinds(self) -> dict[str, Kind]:
         """The kind of every figure, by `task/metric`; each task's main one comes first, its loss last."""
         kinds = {}
         for task in self.tasks:
-            for name, metric in self.metrics[task.name].items():
+            for name, task_metric in self.metrics[task.name].items():
+                metric = task_metric.metric
                 better = metric.higher_is_better
                 mode = None if better is None else "max" if better else "min"
                 kinds[f"{task.name}/{name}"] = Kind(mode, _unit(type(metric).__name__, metric.plot_upper_bound, task))
@@ -92,7 +91,7 @@ class Validation:
             self.labelled = {name: int(labelled[name]) for name in labelled if name in seen}
             return {
                 task.name: {
-                    **{name: _number(task, name, metric) for name, metric in self.metrics[task.name].items()},
+                    **{name: metric.compute() for name, metric in self.metrics[task.name].items()},
                     "loss": float(sums[task.name] / counts[task.name]),
                 }
                 for task in self.tasks
@@ -116,18 +115,20 @@ class Validation:
                     prediction = self.model.predict(task.name, features)
             whole = task.whole_batch and task.objective is None
             count = num_samples(batch) if whole else denominator(task, batch)
-            if not count:
-                continue
-            if task.objective is not None:
-                with torch.enable_grad(), self.autocast():  # it may differentiate by itself
-                    loss = objective_of(self.model, task, batch).detach()
-            else:
-                with self.autocast():
-                    loss = loss_of(task, prediction, batch)
-            sums[task.name] += loss.double() * count
-            counts[task.name] += count
-            for name, metric in self.metrics[task.name].items():
-                _update(task, name, metric, prediction, batch)
+            if count:
+                sums[task.name] += self._loss(task, prediction, batch).double() * count
+                counts[task.name] += count
+            # Labels of classes that weigh nothing in the loss count in the metrics.
+            if self.metrics[task.name] and num_labelled(task, batch):
+                for metric in self.metrics[task.name].values():
+                    metric.update(prediction, batch)
+
+    def _loss(self, task: Task, prediction: Any, batch: Batch) -> Tensor:
+        if task.objective is not None:
+            with torch.enable_grad(), self.autocast():  # it may differentiate by itself
+                return objective_of(self.model, task, batch).detach()
+        with self.autocast():
+            return loss_of(task, prediction, batch)
 
 
 def _unit(metric: str, bound: float | None, task: Task) -> str:
@@ -137,40 +138,3 @@ def _unit(metric: str, bound: float | None, task: Task) -> str:
     for kind in ("Binary", "Multiclass", "Multilabel"):
         metric = metric.removeprefix(kind)
     return metric
-
-
-def _make(task: Task, name: str) -> Metric:
-    metric = task.metrics[name]()
-    if not isinstance(metric, Metric):
-        raise UserError(f"task '{task.name}': metric '{name}' is a {type(metric).__name__}, not a torchmetrics.Metric")
-    return metric
-
-
-def _update(task: Task, name: str, metric: Metric, prediction: Any, batch: Batch) -> None:
-    target = field(batch, task.target, f"task '{task.name}': its metrics' target")
-    try:
-        if isinstance(task.loss, nn.BCEWithLogitsLoss):
-            # Given logits, torchmetrics would take those of a batch where all lie in [0, 1] for probabilities.
-            prediction = prediction.sigmoid()
-        if task.missing:
-            prediction, target = select_for_metric(
-                task, prediction, batch, ignored=getattr(metric, "ignore_index", None)
-            )
-        if not isinstance(target, Tensor) or len(target):
-            metric.update(prediction, target)
-    except Exception as error:
-        if is_elsewhere(error):
-            raise
-        raise UserError(
-            f"task '{task.name}': its metric '{name}' failed on a prediction {describe(prediction)} and the target "
-            f"'{task.target}' {describe(target)}: {told(error)}. Look at tasks.{task.name}.metrics.{name}"
-        ) from error
-
-
-def _number(task: Task, name: str, metric: Metric) -> float:
-    if not metric.update_called:
-        return math.nan
-    value = metric.compute()
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        raise UserError(f"task '{task.name}': metric '{name}' gives {describe(value)}, not one number; set its average")
-    return float(value)

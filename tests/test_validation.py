@@ -78,6 +78,7 @@ def test_targets_that_are_nests_are_counted_by_sample(batch_size: int) -> None:
 def test_units() -> None:
     model, tasks = problem(2)
     tasks[0].metrics = {"accuracy": BinaryAccuracy, "error": MeanAbsoluteError}
+    tasks[0].loss = nn.BCEWithLogitsLoss()
     tasks[1].metrics = {"accuracy": partial(MulticlassAccuracy, num_classes=5), "error": MeanAbsoluteError}
     tasks[1].loss = nn.MSELoss()
     kinds = Validation(model, tasks, nullcontext).kinds()
