@@ -523,3 +523,19 @@ def test_a_mean_that_is_declared_wrongly_is_refused() -> None:
     batch = half_labelled(0) | {"flat": torch.zeros(12, dtype=torch.float64)}
     with pytest.raises(mtl.UserError, match="compares them element by element, so they must be of one shape"):
         mtl.Step(model, [wrong]).backward(batch)
+
+
+@pytest.mark.parametrize("how", [{}, {"micro_batch_size": 2}])
+def test_a_loss_of_the_whole_batch_s_valid_elements(how: dict[str, int]) -> None:
+    rmse = lambda p, y: (p - y).square().mean().sqrt()  # noqa: E731
+    head = nn.Sequential(nn.Linear(16, 48), nn.Unflatten(1, (3, 4, 4)))
+    kind = mtl.Task("numbers", head=head, loss=rmse, target="numbers", mean_over="elements", whole_batch=True)
+    model = mtl.MultiTaskModel(Plain(), [kind], inputs=["x"]).double()
+    batch = maps(1, masked=False)
+    known = ~batch["numbers"].isnan()
+    right = rmse(model(batch)["numbers"][known], batch["numbers"][known])
+    gradients = torch.autograd.grad(right, list(model.parameters()))
+    result = mtl.Step(model, [kind], **how).backward(batch)
+    torch.testing.assert_close(result.losses["numbers"].double(), right.detach(), rtol=1e-12, atol=0)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)
