@@ -264,7 +264,7 @@ MISTAKES = [
     (["task=mnist_two_head", "tasks.digit.output=probabilities"], "task 'digit': output is probabilities, but its loss, CrossEntropyLoss, takes logits"),
     (["task=mnist_two_head", "tasks.digit.output=logit"], "tasks.digit.output is 'logit'; it must be one of logits, multilabel_logits, probabilities"),
     (["task=mnist_two_head", "+tasks.digit.mean_over=pixels"], "tasks.digit.mean_over is 'pixels'; it must be one of samples, elements, positions"),
-    (["task=mnist_two_head", "data.val=null", "+tasks.digit.metrics.auc._target_=torchmetrics.classification.BinaryAUROC"], "its metric 'auc', BinaryAUROC, takes one prediction for each yes or no"),
+    (["task=mnist_two_head", "+tasks.digit.metrics.auc._target_=torchmetrics.classification.BinaryAUROC"], "its metric 'auc', BinaryAUROC, takes one prediction for each yes or no"),
     (["task=mnist_two_head", "+tasks.digit.metrics.f1._target_=torchmetrics.F2Score"], "tasks.digit.metrics.f1._target_: 'torchmetrics' has no 'F2Score'"),
     (["task=mnist_two_head", "optimizer.lr=1e30"], "its loss is nan at step 2 (epoch 1, samples "),
     (["task=mnist_two_head", "model.freeze=[conv1]"], "model.freeze: no parameter matches 'conv1'; the parameters are: trunk.conv1.weight"),
