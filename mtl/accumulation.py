@@ -121,7 +121,7 @@ class Replay:
         return total
 
 
-_STAND_IN: dict[str, Any] = {"whole_batch": False, "missing": False, "mask": None}
+_STAND_IN: dict[str, Any] = {"whole_batch": False, "missing": False, "mask": None, "mean_over": None}
 
 
 def _prediction_or_loss(task: Task, prediction: Any, batch: Batch) -> Any:

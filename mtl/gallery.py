@@ -12,6 +12,7 @@ from mtl import pictures
 from mtl.batch import Batch
 from mtl.data import Drawn, Fields, Loader, Mix
 from mtl.errors import told
+from mtl.outputs import at_least_single
 from mtl.passes import look
 from mtl.precision import Autocast
 from mtl.predictions import SHOWN, show
@@ -111,14 +112,14 @@ def some_samples(loader: Loader, count: int) -> Batch:
 
 
 def predict(model: "MultiTaskModel", tasks: Sequence[Task], batch: Batch, autocast: Autocast) -> dict[str, Any]:
-    """Each task's predictions in eval mode, without gradients; the model's mode is afterwards what it was."""
+    """Each task's predictions, in float32 at least, in eval mode; the model's mode is afterwards what it was."""
     training = model.training
     model.eval()
     try:
         (found,) = look(model, [(tasks, batch)], autocast, take=lambda task, prediction, batch: prediction)
     finally:
         model.train(training)
-    return {task.name: prediction for task, prediction in zip(tasks, found, strict=True)}
+    return {task.name: at_least_single(prediction) for task, prediction in zip(tasks, found, strict=True)}
 
 
 def image_of(model: "MultiTaskModel", batch: Batch) -> Tensor | None:

@@ -10,29 +10,51 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from mtl.batch import Batch, field, num_samples
+from mtl.batch import Batch, describe, field, num_samples
 from mtl.errors import UserError
-from mtl.task import Task
+from mtl.task import BY_CLASS, BY_ELEMENT, Task
 
 MISSING_CLASS = -100  # what torch's losses ignore by default, and data sets give for a class that isn't known
-BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
-BY_ELEMENT = (
-    *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss),
-    *(nn.PoissonNLLLoss, nn.GaussianNLLLoss, nn.KLDivLoss),
-)
+CLASS_NUMBERS = (*BY_CLASS, nn.MultiMarginLoss, nn.MultiLabelMarginLoss)
+
+
+def target_of(task: Task, batch: Batch) -> Any:
+    """The task's target. Class numbers of any integer type are int64: uint8 holds no -100, and would index as a mask.
+
+    Raises:
+        UserError: for a target that isn't in the batch.
+    """
+    target = field(batch, task.target, f"task '{task.name}': target")
+    if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
+        return target
+    return target.long() if _is_yes_or_no(task, target) or isinstance(task.loss, CLASS_NUMBERS) else target
+
+
+def _may_miss(task: Task, target: Any) -> bool:
+    """Whether labels are looked for and counted in each step, which waits for the device, see `Task.missing`."""
+    if task.missing is not None or not isinstance(target, Tensor):
+        return bool(task.missing)
+    return task.objective is None and (target.is_floating_point() or _is_yes_or_no(task, target))
+
+
+def _is_yes_or_no(task: Task, target: Any) -> bool:
+    """Whether the target's numbers are 0, 1, and -100 where a label is missing."""
+    return isinstance(task.loss, nn.BCEWithLogitsLoss) and isinstance(target, Tensor) and target.dtype != torch.bool
 
 
 def there(task: Task, batch: Batch) -> Tensor | None:
-    """Which labels are there: bool, (N,) or of the target's shape; None where the target's kind knows no missing ones.
+    """Which labels are there: bool, of the target's shape, or (N,) where that is a nest of tensors.
+
+    None where the target's kind knows no missing ones.
 
     Raises:
         UserError: for a mask that isn't in the batch or doesn't fit the target.
     """
-    target = field(batch, task.target, f"task '{task.name}': target")
+    target = target_of(task, batch)
     found: Tensor | None = None
-    if isinstance(target, Tensor) and isinstance(task.loss, nn.BCEWithLogitsLoss) and target.dtype != torch.bool:
+    if _is_yes_or_no(task, target):
         found = (target != MISSING_CLASS) & ~target.isnan()
     elif isinstance(target, Tensor) and target.is_floating_point():
         found = ~target.isnan()
@@ -40,33 +62,57 @@ def there(task: Task, batch: Batch) -> Tensor | None:
         found = target != task.loss.ignore_index
     if task.mask is None:
         return found
+    mask = _mask(task, target, batch)
+    return mask if found is None else found & mask
+
+
+def _mask(task: Task, target: Any, batch: Batch) -> Tensor:
+    """The task's mask, of the target's shape, or (N,) where that is a nest."""
+    assert task.mask is not None
     mask = field(batch, task.mask, f"task '{task.name}': mask")
     if not isinstance(mask, Tensor):
         kind = type(mask).__name__
         raise UserError(f"task '{task.name}': its mask '{task.mask}' is a {kind}; it must be a field of true and false")
-    mask = mask.bool()
-    if found is None:
-        return mask
-    if mask.ndim > found.ndim or found.shape[: mask.ndim] != mask.shape:
+    if mask.is_floating_point() and not ((mask == 0) | (mask == 1)).all():
         raise UserError(
-            f"task '{task.name}': its mask '{task.mask}' is of shape {tuple(mask.shape)} and its target "
-            f"'{task.target}' of shape {tuple(found.shape)}; a mask has the target's shape or one value a sample"
+            f"task '{task.name}': its mask '{task.mask}' has numbers other than 0 and 1; it can't weigh labels"
         )
-    both: Tensor = found & mask.view(*mask.shape, *[1] * (found.ndim - mask.ndim))
-    return both
+    mask = mask.bool()
+    wrong = f"task '{task.name}': its mask '{task.mask}' is of shape {tuple(mask.shape)} and its target "
+    if not isinstance(target, Tensor):
+        lengths = [len(leaf) for leaf in tree_leaves(target) if isinstance(leaf, Tensor) and leaf.ndim]
+        lengths += [len(target)] if isinstance(target, list) else []
+        if mask.ndim != 1 or len(mask) not in lengths:
+            raise UserError(f"{wrong}'{task.target}' {describe(target)}; here a mask has one value for each sample")
+        return mask
+    shape = target.shape
+    if mask.shape == shape[:1]:
+        return mask.view(-1, *[1] * (target.ndim - 1)).expand(shape)
+    by_position = _by_position(task) and target.is_floating_point() and target.ndim > 1
+    if by_position and mask.shape in ((shape[0], *shape[2:]), (shape[0], 1, *shape[2:])):
+        return mask.view(shape[0], 1, *shape[2:]).expand(shape)
+    if mask.shape != shape:
+        positions = " For a loss that is a mean over positions, such as pixels, which have one value each in the mask, "
+        raise UserError(
+            f"{wrong}'{task.target}' of shape {tuple(shape)}; a mask has the target's shape or one value for each "
+            f"sample.{positions}set tasks.{task.name}.mean_over=positions"
+        )
+    return mask
 
 
 def select(task: Task, prediction: Any, batch: Batch) -> tuple[Any, Any]:
     """The prediction and the target where labels are there, for the task's loss. May wait for the device.
 
     Class numbers that a mask takes out become the loss's `ignore_index`; samples without a label are left out; of
-    losses that are means over elements single elements are.
+    losses that are means over elements or positions, single elements or positions are.
 
     Raises:
         UserError: as `there`, and where a loss of another kind would be given samples with half of a label.
     """
-    target = batch[task.target]
-    found = there(task, batch)
+    target = target_of(task, batch)
+    found = there(task, batch) if _may_miss(task, target) else None
+    if _by_position(task):
+        return _positions(task, prediction, target, found)
     if found is None or (task.mask is None and _ignores(task, target)) or found.all():
         return prediction, target
     if _ignores(task, target):
@@ -76,11 +122,15 @@ def select(task: Task, prediction: Any, batch: Batch) -> tuple[Any, Any]:
 
 def select_for_metric(task: Task, prediction: Any, batch: Batch, *, ignored: int | None = None) -> tuple[Any, Any]:
     """The same for a metric. One that knows an ignored value gets the whole target, that value for missing labels."""
-    target = batch[task.target]
-    found = there(task, batch)
+    target = target_of(task, batch)
+    found = None if task.missing is False else there(task, batch)
+    if isinstance(target, Tensor) and not target.is_floating_point() and not target.is_complex():
+        target = target.long()
+    if _by_position(task):
+        return _positions(task, prediction, target, found)
     if found is None or found.all():
         return prediction, target
-    if ignored is not None and found.shape == target.shape:
+    if ignored is not None and isinstance(target, Tensor):
         return prediction, target.masked_fill(~found, ignored)
     if isinstance(prediction, Tensor) and _ignores(task, target) and target.ndim > 1:
         return prediction.movedim(1, -1)[found], target[found]  # classes are the second dimension
@@ -99,8 +149,8 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
     if task.objective is not None:
         number: Tensor | int = task.count(batch) if task.count else num_samples(batch, [task.target])
         return number
-    target = field(batch, task.target, f"task '{task.name}': target")
-    found = there(task, batch) if task.missing or _ignores(task, target) else None
+    target = target_of(task, batch)
+    found = there(task, batch) if _may_miss(task, target) or _ignores(task, target) else None
     if task.count is not None:
         if found is not None and not found.all():
             target = _picked(target, _rows(task, found))
@@ -109,12 +159,13 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
     if found is not None and _ignores(task, target):
         weight = task.loss.weight  # type: ignore[attr-defined]
         return found.sum() if weight is None else (weight[target.where(found, 0)] * found).sum()
+    # Of positions elements are counted: all positions of a floating target have the same number of them.
+    by_element = _by_element(task) or _by_position(task)
     if found is not None:
-        by_element = _by_element(task)
-        return found.expand_as(target).sum() if by_element else _rows(task, found).sum()
+        return found.sum() if by_element else _rows(task, found).sum()
     if not isinstance(target, Tensor):
         return num_samples(batch, [task.target])
-    if _by_element(task):
+    if by_element:
         return target.numel()
     return target.numel() // target.shape[1] if isinstance(task.loss, BY_CLASS) and target.ndim > 1 else len(target)
 
@@ -125,7 +176,7 @@ def num_labelled(task: Task, batch: Batch) -> Tensor | int:
     Raises:
         UserError: as `there`.
     """
-    found = there(task, batch) if task.missing else None
+    found = None if task.missing is False or task.objective is not None else there(task, batch)
     if found is None:
         return num_samples(batch, [task.target])
     return found.flatten(1).any(1).sum() if found.ndim > 1 else found.sum()
@@ -142,7 +193,7 @@ def shares(tasks: Sequence[Task], parts: Sequence[Batch], members: Sequence[Sequ
     parts_of = [sum(index in each for each in members) for index in range(len(tasks))]
     counted: list[list[Tensor | int]] = [
         [
-            0 if index not in here else denominator(task, part) if task.missing or parts_of[index] > 1 else 1
+            0 if index not in here else denominator(task, part) if parts_of[index] > 1 or _counts(task, part) else 1
             for index, task in enumerate(tasks)
         ]
         for part, here in zip(parts, members, strict=True)
@@ -156,13 +207,44 @@ def shares(tasks: Sequence[Task], parts: Sequence[Batch], members: Sequence[Sequ
     return [[float(x > 0) if task.whole_batch else x for task, x in zip(tasks, row, strict=True)] for row in found]
 
 
+def _counts(task: Task, batch: Batch) -> bool:
+    return task.objective is None and _may_miss(task, batch.get(task.target))
+
+
 def _ignores(task: Task, target: Any) -> bool:
     """Whether the loss itself leaves out missing labels: they are class numbers."""
     return isinstance(task.loss, BY_CLASS) and isinstance(target, Tensor) and not target.is_floating_point()
 
 
 def _by_element(task: Task) -> bool:
-    return isinstance(task.loss, BY_ELEMENT) and task.loss.reduction == "mean"
+    return task.mean_over == "elements" or (isinstance(task.loss, BY_ELEMENT) and task.loss.reduction == "mean")
+
+
+def _by_position(task: Task) -> bool:
+    return task.mean_over == "positions"
+
+
+def _positions(task: Task, prediction: Any, target: Any, found: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Predictions (M, C) and targets (M, C) or (M,) at the positions that have a label."""
+    both = isinstance(prediction, Tensor) and isinstance(target, Tensor) and prediction.ndim > 1
+    numbers = both and target.is_floating_point()
+    shape = prediction.shape if not both or numbers else (prediction.shape[0], *prediction.shape[2:])
+    if not both or target.shape != shape:
+        raise UserError(
+            f"task '{task.name}': its loss is a mean over positions; its prediction {describe(prediction)} must have "
+            f"their channels as dimension 1, and its target '{task.target}' {describe(target)} the same shape, or "
+            "without the channels if it is of class numbers"
+        )
+    prediction, target = prediction.movedim(1, -1), target.movedim(1, -1) if numbers else target
+    if found is None:
+        return prediction.flatten(0, -2), target.flatten(0, -2) if numbers else target.flatten()
+    here = found.all(1) if numbers else found
+    if numbers and not torch.equal(here, found.any(1)):
+        raise UserError(
+            f"task '{task.name}': some positions have a part of their target '{task.target}' only, and its loss is "
+            f"said to be a mean over whole positions: tasks.{task.name}.mean_over"
+        )
+    return prediction[here], target[here]
 
 
 def _taken(task: Task, prediction: Any, target: Any, found: Tensor, *, by_element: bool) -> tuple[Any, Any]:
@@ -173,7 +255,13 @@ def _taken(task: Task, prediction: Any, target: Any, found: Tensor, *, by_elemen
                 f"task '{task.name}': single elements of its target '{task.target}' {tuple(target.shape)} are missing, "
                 f"and its prediction, {shown}, isn't of the same shape"
             )
-        found = found.expand_as(target)
+        weights = (getattr(task.loss, name, None) for name in ("weight", "pos_weight"))
+        if isinstance(task.loss, BY_ELEMENT) and any(w is not None and w.numel() > 1 for w in weights):
+            raise UserError(
+                f"task '{task.name}': single elements of its target '{task.target}' are missing, and its loss has "
+                "weights for each, which don't fit the elements that are left. Take one weight for all, or a mask with "
+                "one value for each sample"
+            )
         return prediction[found], target[found]
     rows = _rows(task, found)
     return _picked(prediction, rows), _picked(target, rows)
@@ -188,7 +276,7 @@ def _rows(task: Task, found: Tensor) -> Tensor:
         raise UserError(
             f"task '{task.name}': some samples have a part of their target '{task.target}' only, and of its loss it "
             "isn't known that it is a mean over elements. Take a loss that is, such as torch.nn.MSELoss, or a mask "
-            "with one value a sample"
+            f"with one value for each sample, or declare tasks.{task.name}.mean_over=elements, or positions"
         )
     return whole
 

@@ -20,13 +20,13 @@ from torch.utils._pytree import tree_leaves_with_path, tree_map
 from mtl.batch import Batch, describe, joined, num_samples, take, take_field
 from mtl.buffers import kept_buffers
 from mtl.errors import UserError
-from mtl.labels import BY_CLASS, BY_ELEMENT, denominator
+from mtl.labels import denominator
 from mtl.losses import BinaryCrossEntropy
 from mtl.model import MultiTaskModel
 from mtl.parts import Parts
 from mtl.passes import generators_of, look, loss_of, objective_of, set_states
 from mtl.precision import Autocast
-from mtl.task import Task
+from mtl.task import BY_CLASS, BY_ELEMENT, Task
 
 SAMPLES = 64  # that serve for a test
 VALUES = 64  # different integers in a field, up to which each of them is watched
@@ -61,8 +61,8 @@ class LossChecks:
         due: dict[int, set[str]] = {}
         for index, task in enumerate(parts.tasks):
             if not task.whole_batch and any(0 < row[index] < 1 for row in parts.shares):
-                uneven = set() if _is_known(task) else uneven_values(task, _batches(parts, index))
-                if task.name not in self._uneven or uneven - self._uneven[task.name]:
+                uneven = self._due(task, _batches(parts, index))
+                if uneven is not None:
                     due[index] = uneven
         if not due:
             return
@@ -73,6 +73,38 @@ class LossChecks:
         for index, uneven in due.items():
             if parts.tasks[index].name in tested:
                 self._uneven.setdefault(parts.tasks[index].name, set()).update(uneven)
+
+    def depends_on_batch(self, task: Task, prediction: Any, batch: Batch) -> bool:
+        """Whether samples' mean loss depends on which of them are in one batch; the model has to be in eval mode.
+
+        It does so by declaration where the task has `whole_batch`; else the loss is tested when that is due.
+        """
+        if task.whole_batch:
+            return True
+        if _is_known(task) and getattr(task.loss, "reduction", None) == "mean":
+            return False
+        uneven = self._due(task, [batch])
+        if uneven is None:
+            return False
+        generators = generators_of(self.model)
+        draws = [generator.get_state() for generator in generators]
+        try:
+            if task.objective is not None:
+                tested = _check_objective(self.model, task, [batch])
+            else:
+                tested = _check_loss(task, [prediction], [batch])
+        except UserError:
+            return True
+        finally:
+            set_states(generators, draws)
+        if tested:
+            self._uneven.setdefault(task.name, set()).update(uneven)
+        return False
+
+    def _due(self, task: Task, batches: Sequence[Batch]) -> set[str] | None:
+        """What is uneven in the batches, if a test is due for it; else None."""
+        uneven = set() if _is_known(task) else uneven_values(task, batches)
+        return uneven if task.name not in self._uneven or uneven - self._uneven[task.name] else None
 
     def state_dict(self) -> dict[str, list[str]]:
         """By task, what was uneven in its tests."""
@@ -217,7 +249,7 @@ def _check_loss(task: Task, predictions: list[Any], batches: list[Batch]) -> boo
     try:
         groups = [(joined(predictions, sizes), joined(wanted, sizes, "batch"), sum(sizes))]
     except UserError:  # micro-batches of different widths: each by itself
-        if task.count is None and not _is_known(task):
+        if task.count is None and task.mean_over is None and not _is_known(task):
             shapes = ", ".join(dict.fromkeys(describe(each) for each in wanted))
             raise UserError(
                 f"task '{task.name}': its loss can't be taken in micro-batches: their targets '{task.target}' are "
@@ -342,7 +374,7 @@ def _check_objective(model: MultiTaskModel, task: Task, batches: list[Batch]) ->
     samples = torch.linspace(0, total - 1, min(total, SAMPLES)).long().tolist()
     if len(samples) < 2:
         return False
-    with _evaluated(model, task, batch) as (precise, own, given, dtype):
+    with torch.enable_grad(), _evaluated(model, task, batch) as (precise, own, given, dtype):
         generators = generators_of(model)
         draws = [generator.get_state() for generator in generators]
 

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mtl.batch import Batch, describe, field
+from mtl.batch import Batch, describe
 from mtl.buffers import Buffers, kept_buffers
 from mtl.errors import UserError, is_elsewhere, told
 from mtl.features import AtFeatures
 from mtl.gradients import Rows
-from mtl.labels import BY_ELEMENT, select
+from mtl.labels import select
 from mtl.model import MultiTaskModel
 from mtl.precision import Autocast
 from mtl.reach import Reach
-from mtl.task import Task
+from mtl.task import BY_ELEMENT, Task
 
 PLAIN = (Tensor, str, int, float, NoneType)  # what features may be made of, in tuples, lists and dicts
 
@@ -218,14 +218,14 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
     Raises:
         UserError: for a target that isn't in the batch, and for a loss that fails or isn't a scalar.
     """
-    target = field(batch, task.target, f"task '{task.name}': target")
-    if task.missing:
-        prediction, target = select(task, prediction, batch)
+    prediction, target = select(task, prediction, batch)
     both = isinstance(prediction, Tensor) and isinstance(target, Tensor)
-    if both and isinstance(task.loss, BY_ELEMENT) and prediction.shape != target.shape:  # torch would broadcast them
+    by_element = isinstance(task.loss, BY_ELEMENT) or task.mean_over == "elements"
+    if both and by_element and prediction.shape != target.shape:  # torch would broadcast them
+        name = getattr(task.loss, "__name__", type(task.loss).__name__)
         raise UserError(
             f"task '{task.name}': its prediction is {describe(prediction)} and its target '{task.target}' "
-            f"{describe(target)}; {type(task.loss).__name__} compares them element by element, so they must be of one "
+            f"{describe(target)}; {name} compares them element by element, so they must be of one "
             f"shape. Look at tasks.{task.name}.head; mtl.heads.Linear with squeeze: true makes a single output (N,)"
         )
     try:

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtl import pictures
 from mtl.batch import Batch
-from mtl.labels import BY_CLASS, BY_ELEMENT, MISSING_CLASS, there
-from mtl.task import Task
+from mtl.labels import MISSING_CLASS, target_of, there
+from mtl.outputs import as_values, output_of
+from mtl.task import BY_CLASS, BY_ELEMENT, Task
 
 SHOWN = 8  # samples of which images are shown
 MAPS = 4  # samples whose maps are shown
@@ -25,8 +26,9 @@ def show(
 
     Args:
         task: whose.
-        prediction: logits of classes (N, C) or (N, C, H, W), logits (N,) or (N, K) of yes or no, numbers (N,) or
-            (N, K), maps (N, H, W) or (N, K, H, W), or images (N, 1 or 3, H, W).
+        prediction: logits of classes (N, C) or (N, C, H, W), logits or probabilities (N,) or (N, K) of yes or no,
+            numbers (N,) or (N, K), maps (N, H, W) or (N, K, H, W), or images (N, 1 or 3, H, W). Which of them it is
+            follows from the task, see outputs.py.
         batch: has what the prediction is compared with, class numbers or floats. Labels that `mtl.labels` knows to be
             missing are shown as such.
         image: the input, (N, 1 or 3, H, W), if it is one.
@@ -35,7 +37,7 @@ def show(
     truth = batch.get(task.target)
     if not isinstance(prediction, Tensor) or not isinstance(truth, Tensor):
         return None
-    prediction, truth = prediction.float().cpu(), _known(task, batch).cpu()
+    prediction, truth = as_values(task, prediction).float().cpu(), _known(task, batch).cpu()
     whole = not truth.is_floating_point()
     if isinstance(task.loss, BY_CLASS) and not whole and truth.shape == prediction.shape:  # a share of each class
         truth = torch.where(truth.isnan().any(1), MISSING_CLASS, truth.argmax(1))
@@ -49,16 +51,14 @@ def show(
         return None
     if truth.ndim == 2 and truth.shape[1] == 1:
         prediction, truth = prediction[:, 0], truth[:, 0]
-    if _is_yes_or_no(task, truth):
-        if truth.ndim <= 2:
-            yes = (prediction > (0.5 if isinstance(task.loss, nn.BCELoss) else 0.0)).long()
-            truth = truth if whole else torch.where(truth.isnan(), MISSING_CLASS, (truth > 0.5).long())
-            if truth.ndim == 1:
-                return _classes(yes, truth, image, names if names and len(names) == 2 else ["no", "yes"])
-            count = truth.shape[1]
-            labels = names if names and len(names) == count else [str(i) for i in range(count)]
-            return _labels(yes, truth, image, labels)
-        prediction = prediction if isinstance(task.loss, nn.BCELoss) else prediction.sigmoid()
+    if _is_yes_or_no(task, truth) and truth.ndim <= 2:
+        yes = (prediction > (0.5 if output_of(task) else 0.0)).long()
+        truth = truth if whole else torch.where(truth.isnan(), MISSING_CLASS, (truth > 0.5).long())
+        if truth.ndim == 1:
+            return _classes(yes, truth, image, names if names and len(names) == 2 else ["no", "yes"])
+        count = truth.shape[1]
+        labels = names if names and len(names) == count else [str(i) for i in range(count)]
+        return _labels(yes, truth, image, labels)
     if whole:
         truth = truth.float().masked_fill(truth == MISSING_CLASS, math.nan)
     if truth.ndim <= 2:
@@ -76,7 +76,7 @@ def show(
 
 def _known(task: Task, batch: Batch) -> Tensor:
     """The target as class numbers, -100 where the label is missing, or as numbers, NaN where it is."""
-    target: Tensor = batch[task.target]
+    target: Tensor = target_of(task, batch)
     numbers = target.is_floating_point() or isinstance(task.loss, BY_ELEMENT)
     found = there(task, batch)
     target = target.float() if numbers else target.long()
@@ -87,8 +87,11 @@ def _known(task: Task, batch: Batch) -> Tensor:
 
 
 def _is_yes_or_no(task: Task, truth: Tensor) -> bool:
+    """By what the prediction means; where that isn't known, 0 and 1 are no and yes, and the prediction a logit."""
+    if output_of(task) is not None and output_of(task) not in ("multilabel_logits", "probabilities"):
+        return False
     if isinstance(task.loss, BY_ELEMENT):
-        return isinstance(task.loss, nn.BCEWithLogitsLoss | nn.BCELoss)
+        return output_of(task) is not None
     whole = not truth.is_floating_point()
     return whole and truth.ndim <= 2 and set(truth.flatten().tolist()) <= {0, 1, MISSING_CLASS}
 

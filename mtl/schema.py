@@ -139,6 +139,8 @@ TASK: dict[str, Check] = {
     "mask": _or_null(_TEXT),
     "source": _or_null(_TEXT),
     "missing": (lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
+    "output": _or_null(_one_of("logits", "multilabel_logits", "probabilities", "values", "log_values")),
+    "mean_over": _or_null(_one_of("samples", "elements", "positions")),
     "whole_batch": _FLAG,
 }
 OPTIONAL = {
@@ -147,6 +149,7 @@ OPTIONAL = {
 }
 OPTIONAL_IN_TASK = {
     *("num_outputs", "metrics", "count", "mask", "source", "missing", "whole_batch", "weight", "objective"),
+    *("output", "mean_over"),
 }
 
 

@@ -314,17 +314,21 @@ class Trainer:
         from mtl.monitor import Monitor
         from mtl.validation import Validation
 
-        if self.val is not None and self._validation is None:
-            named = [names for _, names in self.val.parts()]
+        if self._validation is None:  # without validation data, too: metrics that can't be used on the test split
+            named = [names for _, names in self.val.parts()] if self.val is not None else [None]
             tasks = [t for t in self.step.tasks if any(names is None or t.name in names for names in named)]
             self._validation = Validation(self.step.model, tasks, self.step.autocast)
-            self.monitor = Monitor(self._monitor_terms, self._validation.kinds())
-            mode = getattr(self.step.descent.scheduler, "mode", None)
-            if self.step.descent.waits_for_validation and mode != self.monitor.mode:
-                raise UserError(
-                    f"scheduler.mode is '{mode}', and what ReduceLROnPlateau follows, the monitored {self.monitor}, is "
-                    f"better the other way; set scheduler.mode={self.monitor.mode}"
-                )
+            if self.val is not None:
+                self.monitor = Monitor(self._monitor_terms, self._validation.kinds())
+                self._check_plateau(self.monitor)
+
+    def _check_plateau(self, monitor: "Monitor") -> None:
+        mode = getattr(self.step.descent.scheduler, "mode", None)
+        if self.step.descent.waits_for_validation and mode != monitor.mode:
+            raise UserError(
+                f"scheduler.mode is '{mode}', and what ReduceLROnPlateau follows, the monitored {monitor}, is better the "
+                f"other way; set scheduler.mode={monitor.mode}"
+            )
 
     def _validate(self) -> None:
         self._prepare_validation()
@@ -332,6 +336,8 @@ class Trainer:
             self.best_epoch = self.epoch
             return
         figures = self._validation(self.val)
+        if self.epoch == 1 and (line := self._validation.caveat()):
+            self.tell(line)
         value = self.monitor(figures)
         self.step.validated(value)
         if self.monitor.better(value, self.best) or not self.best_epoch:

@@ -1,18 +1,17 @@
 """Losses and metrics over a whole split."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from mtl.batch import Batch, describe, field, num_samples
+from mtl.batch import Batch
 from mtl.data import Loader, Mix
-from mtl.errors import UserError, is_elsewhere, told
-from mtl.labels import denominator, num_labelled, select_for_metric
+from mtl.labels import denominator, num_labelled
+from mtl.loss_checks import LossChecks
+from mtl.metrics import TaskMetric
 from mtl.model import MultiTaskModel
 from mtl.passes import loss_of, objective_of
 from mtl.precision import Autocast
@@ -41,9 +40,11 @@ class Validation:
 
     Attributes:
         labelled: by task, how many samples of the last split had a label, or a part of one.
+        batchwise: the tasks whose loss over the last split depends on how that was cut into batches, since it isn't a
+            mean over samples, nor over what `count` says.
 
     Raises:
-        UserError: where a metric can't be made.
+        UserError: where a metric can't be made, or used with what a task's predictions mean.
     """
 
     def __init__(self, model: MultiTaskModel, tasks: Sequence[Task], autocast: Autocast) -> None:
@@ -51,14 +52,17 @@ class Validation:
         self.tasks = tasks
         self.autocast = autocast
         self.labelled: dict[str, int] = {}
+        self.batchwise: set[str] = set()
+        self._checks = LossChecks(model)
         device = next(model.parameters()).device
-        self.metrics = {task.name: {name: _make(task, name).to(device) for name in task.metrics} for task in tasks}
+        self.metrics = {task.name: {name: TaskMetric(task, name, device) for name in task.metrics} for task in tasks}
 
     def kinds(self) -> dict[str, Kind]:
         """The kind of every figure, by `task/metric`; each task's main one comes first, its loss last."""
         kinds = {}
         for task in self.tasks:
-            for name, metric in self.metrics[task.name].items():
+            for name, task_metric in self.metrics[task.name].items():
+                metric = task_metric.metric
                 better = metric.higher_is_better
                 mode = None if better is None else "max" if better else "min"
                 kinds[f"{task.name}/{name}"] = Kind(mode, _unit(type(metric).__name__, metric.plot_upper_bound, task))
@@ -72,7 +76,8 @@ class Validation:
         """Every task's figures over all of the loader's samples: the loss a mean over what it counts, not over batches.
 
         With several loaders there are figures for the tasks that have data. Labels that are missing don't count;
-        without any, a figure is NaN. A loss that is taken of whole batches is their mean, by samples.
+        without any, a figure is NaN. A loss that is no mean over what is counted is the mean of the batches' losses, by
+        samples; see `batchwise`.
         """
         training = self.model.training
         self.model.eval()
@@ -82,17 +87,18 @@ class Validation:
         labelled = {task.name: zero.clone() for task in self.tasks}
         try:
             seen: set[str] = set()
+            self.batchwise = set()
             for part, names in loader.parts():
                 tasks = [task for task in self.tasks if names is None or task.name in names]
                 seen |= {task.name for task in tasks}
-                for batch in part.batches():
-                    self._take(tasks, batch, sums, counts)
+                for batch, size in zip(part.batches(), part.sizes(), strict=True):
+                    self._take(tasks, batch, size, sums, counts, several=len(part) > 1)
                     for task in tasks:
-                        labelled[task.name] += num_labelled(task, batch)
+                        labelled[task.name] += size if task.objective is not None else num_labelled(task, batch)
             self.labelled = {name: int(labelled[name]) for name in labelled if name in seen}
             return {
                 task.name: {
-                    **{name: _number(task, name, metric) for name, metric in self.metrics[task.name].items()},
+                    **{name: metric.compute() for name, metric in self.metrics[task.name].items()},
                     "loss": float(sums[task.name] / counts[task.name]),
                 }
                 for task in self.tasks
@@ -104,8 +110,27 @@ class Validation:
                     metric.reset()
             self.model.train(training)
 
-    def _take(self, tasks: Sequence[Task], batch: Batch, sums: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
-        """Adds one batch's losses and metrics of these tasks."""
+    def caveat(self) -> str:
+        """What there is to say of losses over the last split that depend on its batches; the empty text for none."""
+        names = ", ".join(f"{name}/loss" for name in sorted(self.batchwise))
+        if not names:
+            return ""
+        return (
+            f"warning  {names}: a mean over evaluation batches, which depends on data.eval_batch_size, since the loss "
+            "isn't a mean over samples; tasks.NAME.count can say what it is a mean over"
+        )
+
+    def _take(
+        self,
+        tasks: Sequence[Task],
+        batch: Batch,
+        size: int,
+        sums: dict[str, Tensor],
+        counts: dict[str, Tensor],
+        *,
+        several: bool,
+    ) -> None:
+        """Adds the losses and metrics of these tasks on one batch of `size` samples, which may be one of several."""
         features = None
         for task in tasks:
             prediction = None
@@ -114,19 +139,24 @@ class Validation:
                     if features is None or not self.model.shares_trunk:
                         features = self.model.features(batch, task.name)
                     prediction = self.model.predict(task.name, features)
-            count = num_samples(batch, [task.target]) if task.whole_batch else denominator(task, batch)
-            if not count:
-                continue
-            if task.objective is not None:
-                with torch.enable_grad(), self.autocast():  # it may differentiate by itself
-                    loss = objective_of(self.model, task, batch).detach()
-            else:
-                with self.autocast():
-                    loss = loss_of(task, prediction, batch)
-            sums[task.name] += loss.double() * count
-            counts[task.name] += count
-            for name, metric in self.metrics[task.name].items():
-                _update(task, name, metric, prediction, batch)
+            by_samples = task.whole_batch or (task.objective is not None and task.count is None)
+            count = size if by_samples else denominator(task, batch)
+            if count:
+                sums[task.name] += self._loss(task, prediction, batch).double() * count
+                counts[task.name] += count
+                if several and self._checks.depends_on_batch(task, prediction, batch):
+                    self.batchwise.add(task.name)
+            # Labels of classes that weigh nothing in the loss count in the metrics.
+            if self.metrics[task.name] and (task.objective is not None or num_labelled(task, batch)):
+                for metric in self.metrics[task.name].values():
+                    metric.update(prediction, batch)
+
+    def _loss(self, task: Task, prediction: Any, batch: Batch) -> Tensor:
+        if task.objective is not None:
+            with torch.enable_grad(), self.autocast():  # it may differentiate by itself
+                return objective_of(self.model, task, batch).detach()
+        with self.autocast():
+            return loss_of(task, prediction, batch)
 
 
 def _unit(metric: str, bound: float | None, task: Task) -> str:
@@ -136,40 +166,3 @@ def _unit(metric: str, bound: float | None, task: Task) -> str:
     for kind in ("Binary", "Multiclass", "Multilabel"):
         metric = metric.removeprefix(kind)
     return metric
-
-
-def _make(task: Task, name: str) -> Metric:
-    metric = task.metrics[name]()
-    if not isinstance(metric, Metric):
-        raise UserError(f"task '{task.name}': metric '{name}' is a {type(metric).__name__}, not a torchmetrics.Metric")
-    return metric
-
-
-def _update(task: Task, name: str, metric: Metric, prediction: Any, batch: Batch) -> None:
-    target = field(batch, task.target, f"task '{task.name}': its metrics' target")
-    try:
-        if isinstance(task.loss, nn.BCEWithLogitsLoss):
-            # Given logits, torchmetrics would take those of a batch where all lie in [0, 1] for probabilities.
-            prediction = prediction.sigmoid()
-        if task.missing:
-            prediction, target = select_for_metric(
-                task, prediction, batch, ignored=getattr(metric, "ignore_index", None)
-            )
-        if not isinstance(target, Tensor) or len(target):
-            metric.update(prediction, target)
-    except Exception as error:
-        if is_elsewhere(error):
-            raise
-        raise UserError(
-            f"task '{task.name}': its metric '{name}' failed on a prediction {describe(prediction)} and the target "
-            f"'{task.target}' {describe(target)}: {told(error)}. Look at tasks.{task.name}.metrics.{name}"
-        ) from error
-
-
-def _number(task: Task, name: str, metric: Metric) -> float:
-    if not metric.update_called:
-        return math.nan
-    value = metric.compute()
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        raise UserError(f"task '{task.name}': metric '{name}' gives {describe(value)}, not one number; set its average")
-    return float(value)

@@ -271,3 +271,271 @@ def test_unequal_shapes_are_no_broadcast() -> None:
         mtl.UserError, match=r"its prediction is of shape \(12, 1\) and its target 'flat' of shape \(12,\)"
     ):
         mtl.Step(model, [wrong]).backward(batch)
+
+
+def test_a_plain_task_leaves_nan_out_as_a_config_does() -> None:
+    """The rule needs no word: in a step, in micro-batches and in the figures; false leaves NaN to the loss."""
+    tasks = [
+        mtl.Task("vector", head=nn.Linear(16, 3), loss=nn.MSELoss(), target="vector"),
+        mtl.Task("number", head=nn.Linear(16, 1), loss=absolute, target="number"),
+    ]
+    model = mtl.MultiTaskModel(Plain(), tasks, inputs=["x"]).double()
+    batch = half_labelled(0)
+    predictions = model(batch)
+    known = ~batch["vector"].isnan()
+    vector = (predictions["vector"] - batch["vector"])[known].square().sum() / known.sum()
+    known = ~batch["number"].isnan()
+    number = (predictions["number"] - batch["number"])[known].abs().mean()
+    gradients = torch.autograd.grad(vector + number, list(model.parameters()))
+    for how in ({}, {"micro_batch_size": 5}):
+        result = mtl.Step(model, tasks, **how).backward(batch)
+        torch.testing.assert_close(result.losses["vector"].double(), vector.detach(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(result.losses["number"].double(), number.detach(), rtol=1e-12, atol=0)
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)
+    assert list(mtl.Step(model, tasks).backward(absent(batch, "number")).losses) == ["vector"]
+    tasks[0].missing = False
+    assert mtl.Step(model, tasks).backward(batch).losses["vector"].isnan()
+
+
+@pytest.mark.parametrize("how", [{}, {"num_micro_batches": 3}])
+def test_minus_100_of_yes_and_no_is_missing_in_a_plain_task(how: dict[str, int]) -> None:
+    yes = mtl.Task("yes", head=mtl.heads.Linear(16, 1), loss=mtl.losses.BinaryCrossEntropy(), target="yes")
+    model = mtl.MultiTaskModel(Plain(), [yes], inputs=["x"]).double()
+    batch = half_labelled(0) | {"yes": torch.tensor([1, 0, -100, 1, 0, 0, -100, -100, -100, 1, 1, 0])}
+    known = batch["yes"] >= 0
+    right = F.binary_cross_entropy_with_logits(model(batch)["yes"][known], batch["yes"][known].double())
+    found = mtl.Step(model, [yes], **how).backward(batch).losses["yes"]
+    torch.testing.assert_close(found.double(), right.detach(), rtol=1e-12, atol=0)
+
+
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("how", [{}, {"micro_batch_size": 5}])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("pixels", [False, True])
+def test_class_numbers_of_any_integer_type(
+    dtype: torch.dtype, how: dict[str, int], masked: bool, weighted: bool, pixels: bool
+) -> None:
+    """The loss, the gradient, the figures and the picture are those of int64."""
+    from contextlib import nullcontext
+
+    from mtl.predictions import show
+
+    weight = torch.tensor([0.3, 2.0], dtype=torch.float64) if weighted else None
+    metrics = {
+        "accuracy": lambda: MulticlassAccuracy(num_classes=2, average="micro", ignore_index=-100),
+        "macro": lambda: MulticlassAccuracy(num_classes=2),
+    }
+    shape = (12, 4, 4) if pixels else (12,)
+    numbers = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(1))
+    numbers[0] = numbers[0] * 0 + 1
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(2)) < 0.7
+    found = []
+    for type_ in (torch.int64, dtype):
+        torch.manual_seed(0)
+        head = nn.Sequential(nn.Linear(16, 32), nn.Unflatten(1, (2, 4, 4))) if pixels else nn.Linear(16, 2)
+        kind = mtl.Task(
+            "t", head=head, loss=nn.CrossEntropyLoss(weight), target="y", metrics=metrics, mask="m" if masked else None
+        )
+        model = mtl.MultiTaskModel(Plain(), [kind], inputs=["x"]).double()
+        batch = {"x": half_labelled(0)["x"], "y": numbers.to(type_), "m": mask}
+        loss = mtl.Step(model, [kind], **how).backward(batch).losses["t"]
+        figures = Validation(model, [kind], nullcontext)(Loader(Fields(batch), batch_size=5))["t"]
+        with torch.no_grad():
+            picture = show(kind, model(batch)["t"], batch, None)
+        found.append((loss, [p.grad for p in model.parameters()], figures, picture))
+    (right, gradients, rights, pictured), (loss, others, figures, picture) = found
+    assert torch.equal(loss, right)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
+    assert figures == rights
+    assert type(picture) is type(pictured)
+    predictions = model(batch)["t"].detach()
+    known = mask if masked else torch.ones_like(mask)
+    of_all = F.cross_entropy(predictions.movedim(1, -1)[known], numbers[known], weight)
+    torch.testing.assert_close(loss.double(), of_all, rtol=1e-12, atol=0)
+    accuracy = (predictions.argmax(1) == numbers)[known].double().mean().item()
+    assert figures["accuracy"] == pytest.approx(accuracy, rel=1e-6)
+
+
+def test_a_class_that_uint8_holds_as_156_is_one() -> None:
+    """As an int64 it isn't -100; what marks a missing label in a mask of bytes, 255, is an ignore_index."""
+    y = torch.tensor([156, 255, 3], dtype=torch.uint8)
+    assert there(task(nn.CrossEntropyLoss()), {"y": y}).tolist() == [True, True, True]
+    assert there(task(nn.CrossEntropyLoss(ignore_index=255)), {"y": y}).tolist() == [True, False, True]
+    yes = task(mtl.losses.BinaryCrossEntropy())
+    assert there(yes, {"y": y}).all()
+    logits = torch.randn(3, 256)
+    prediction, target = select(task(nn.CrossEntropyLoss(), mask="m"), logits, {"y": y, "m": torch.tensor([1, 0, 1])})
+    assert target.tolist() == [156, -100, 3]
+    torch.testing.assert_close(
+        F.cross_entropy(prediction, target), F.cross_entropy(logits[::2], torch.tensor([156, 3]))
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "mask", "options"),
+    [
+        (torch.zeros(2, 3, 4, 4), torch.ones(2, 1, 4, 4), {}),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.ones(2, 1, 4, 4), {}),
+        (torch.zeros(2, 3, 4, 4), torch.ones(2, 4, 4), {}),
+        (torch.zeros(2, 3, 4, 4), torch.ones(2, 3), {}),
+        (torch.zeros(2, 4, 4, dtype=torch.long), torch.ones(2, 1, 4, 4), {"loss": nn.CrossEntropyLoss()}),
+        (torch.zeros(3, 3, dtype=torch.long), torch.ones(3, 1), {"loss": lambda p, y: p.mean()}),
+        (torch.zeros(2, 3, 4, 4), torch.ones(2, 2, 4, 4), {"loss": lambda p, y: p.mean(), "mean_over": "positions"}),
+        ([torch.zeros(5), torch.zeros(5)], torch.ones(3), {"loss": lambda p, y: p.mean()}),
+    ],
+)
+def test_a_mask_of_another_shape_is_refused(target: object, mask: torch.Tensor, options: dict) -> None:
+    kind = task(mask="m", **{"loss": nn.MSELoss(), **options})
+    with pytest.raises(mtl.UserError, match=r"its mask 'm' is of shape"):
+        there(kind, {"y": target, "m": mask.bool()})
+
+
+def test_a_mask_holds_for_the_whole_of_a_sample() -> None:
+    """Of whole numbers too, where samples are as many as columns."""
+    y = torch.arange(16, dtype=torch.uint8).view(4, 4)
+    batch = {"y": y, "m": torch.tensor([1, 0, 0, 1])}
+    kind = task(nn.MSELoss(), mask="m")
+    p = torch.randn(4, 4)
+    prediction, target = select(kind, p, batch)
+    torch.testing.assert_close(F.mse_loss(prediction, target), F.mse_loss(p[::3], y[::3].float()))
+    assert denominator(kind, batch) == 8
+    with pytest.raises(mtl.UserError, match="its mask 'm' has numbers other than 0 and 1"):
+        there(kind, {"y": y, "m": torch.tensor([1.0, 0.5, nan, 1.0])})
+
+
+def test_weights_of_labels_of_which_some_are_missing_are_refused() -> None:
+    """They would be taken for those of the elements that are left."""
+    y = torch.tensor([[1.0, nan, 0.0], [nan, 1.0, nan]])
+    kind = task(nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 3.0])))
+    with pytest.raises(
+        mtl.UserError, match="its loss has weights for each, which don't fit the elements that are left"
+    ):
+        select(kind, torch.zeros(2, 3), {"y": y})
+
+
+def cosine(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The loss of surface normals: one less the cosine of each pixel's vectors, a mean over pixels."""
+    return (1 - F.cosine_similarity(prediction, target, dim=1)).mean()
+
+
+def squared(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (prediction - target).square().mean()
+
+
+def focal(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    each = F.cross_entropy(prediction, target, reduction="none")
+    return ((1 - (-each).exp()) ** 2 * each).mean()
+
+
+OWN = {"normals": (cosine, "positions"), "numbers": (squared, "elements"), "classes": (focal, "positions")}
+
+
+def own_means(*, masked: bool):
+    torch.manual_seed(0)
+    tasks = [
+        mtl.Task(
+            name,
+            head=nn.Sequential(nn.Linear(16, 48), nn.Unflatten(1, (3, 4, 4))),
+            loss=loss,
+            target=name,
+            mean_over=mean_over,
+            mask=f"{name}_known" if masked else None,
+        )
+        for name, (loss, mean_over) in OWN.items()
+        if masked or name != "classes"
+    ]
+    return mtl.MultiTaskModel(Plain(), tasks, inputs=["x"]).double(), tasks
+
+
+def maps(seed: int, *, masked: bool) -> dict[str, torch.Tensor]:
+    """Uneven shares of valid pixels: sample 0 has none."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = {"x": torch.randn(9, 1, 8, 8, generator=generator, dtype=torch.float64)}
+    share = torch.linspace(0, 1, 9).view(9, 1, 1)
+    known = torch.rand(9, 4, 4, generator=generator) < share
+    batch["normals"] = torch.randn(9, 3, 4, 4, generator=generator, dtype=torch.float64)
+    batch["numbers"] = torch.randn(9, 3, 4, 4, generator=generator, dtype=torch.float64)
+    batch["classes"] = torch.randint(0, 3, (9, 4, 4), generator=generator)
+    elements = torch.rand(9, 3, 4, 4, generator=generator) < share[:, None]
+    if masked:
+        batch |= {"normals_known": known[:, None] if seed % 2 else known, "classes_known": known}
+        return batch | {"numbers_known": elements}
+    batch["normals"][~known[:, None].expand(-1, 3, -1, -1)] = nan
+    batch["numbers"][~elements] = nan
+    return batch
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("how", [{}, {"micro_batch_size": 2}, {"num_micro_batches": 4}])
+def test_a_loss_of_one_s_own_that_is_a_mean_over_elements_or_positions(how: dict[str, int], masked: bool) -> None:
+    """Against a loop that picks the valid pixels by hand."""
+    from contextlib import nullcontext
+
+    model, tasks = own_means(masked=masked)
+    other, _ = own_means(masked=masked)
+    step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), **how)
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    for seed in range(4):
+        batch = maps(seed, masked=masked)
+        predictions = other(batch)
+        losses = {}
+        for each in tasks:
+            name, p, y = each.name, predictions[each.name], batch[each.name]
+            known = batch[f"{name}_known"] if masked else ~y.isnan()
+            if name == "numbers":
+                losses[name] = sum((p[i] - y[i]) ** 2 for i in map(tuple, known.nonzero().tolist())) / known.sum()
+                continue
+            known = known[:, 0] if known.ndim == 4 else known
+            picked = [(p[n, :, i, j], y[n, ..., i, j]) for n, i, j in known.nonzero().tolist()]
+            losses[name] = sum(each.loss(a[None], b[None]) for a, b in picked) / len(picked)
+        figures = Validation(model, tasks, nullcontext)(Loader(Fields(batch), batch_size=2))
+        result = step(batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        for name, loss in losses.items():
+            torch.testing.assert_close(result.losses[name].double(), loss.detach(), rtol=1e-12, atol=1e-14)
+            assert figures[name]["loss"] == pytest.approx(loss.item(), rel=1e-12)
+    for mine, its in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=0, atol=1e-12)
+
+
+def test_a_mean_that_is_declared_wrongly_is_refused() -> None:
+    own = lambda p, y: (p - y).square().mean()  # noqa: E731
+    with pytest.raises(mtl.UserError, match="mean_over is 'pixels'; it must be one of samples, elements, positions"):
+        task(own, mean_over="pixels")
+    with pytest.raises(mtl.UserError, match="mean_over is for losses of one's own; of MSELoss it is known"):
+        task(nn.MSELoss(), mean_over="elements")
+    with pytest.raises(mtl.UserError, match="count and mean_over both say"):
+        task(own, mean_over="elements", count=len)
+    half = torch.tensor([[[1.0, nan]], [[1.0, 2.0]]]).movedim(-1, 1)
+    with pytest.raises(mtl.UserError, match="some positions have a part of their target 'y' only"):
+        select(task(own, mean_over="positions"), torch.zeros(2, 2, 1), {"y": half})
+    with pytest.raises(mtl.UserError, match=r"prediction of shape \(2, 1\) must have their channels as dimension 1"):
+        select(task(own, mean_over="positions"), torch.zeros(2, 1), {"y": torch.zeros(2)})
+    model, _ = missing_labels()
+    wrong = mtl.Task("number", head=nn.Linear(16, 1), loss=own, target="flat", mean_over="elements")
+    batch = half_labelled(0) | {"flat": torch.zeros(12, dtype=torch.float64)}
+    with pytest.raises(mtl.UserError, match="compares them element by element, so they must be of one shape"):
+        mtl.Step(model, [wrong]).backward(batch)
+
+
+@pytest.mark.parametrize("how", [{}, {"micro_batch_size": 2}])
+def test_a_loss_of_the_whole_batch_s_valid_elements(how: dict[str, int]) -> None:
+    rmse = lambda p, y: (p - y).square().mean().sqrt()  # noqa: E731
+    head = nn.Sequential(nn.Linear(16, 48), nn.Unflatten(1, (3, 4, 4)))
+    kind = mtl.Task("numbers", head=head, loss=rmse, target="numbers", mean_over="elements", whole_batch=True)
+    model = mtl.MultiTaskModel(Plain(), [kind], inputs=["x"]).double()
+    batch = maps(1, masked=False)
+    known = ~batch["numbers"].isnan()
+    right = rmse(model(batch)["numbers"][known], batch["numbers"][known])
+    gradients = torch.autograd.grad(right, list(model.parameters()))
+    result = mtl.Step(model, [kind], **how).backward(batch)
+    torch.testing.assert_close(result.losses["numbers"].double(), right.detach(), rtol=1e-12, atol=0)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)

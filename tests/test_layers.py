@@ -12,14 +12,14 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 # A module may import those of the levels below its own. The trainer's helpers stand beside each other.
 LEVELS = [
     {"errors", "balancers", "signals", "optimizers", "memory", "pictures", "options"},
-    {"seeding", "columns", "batch", "schedulers"},
+    {"seeding", "columns", "batch", "schedulers", "outputs"},
     {"fingerprint"},
     {"precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
     | {"trunks", "heads", "losses"},
     {"search", "labels", "model", "gradients", "layerwise", "buffers"},
     {"architectures", "features", "parts", "descent", "reach"},
     {"passes", "balancing", "problems"},
-    {"accumulation", "loss_checks"},
+    {"accumulation", "loss_checks", "metrics"},
     {"runner", "before"},
     {"step", "validation"},
     {"graphs"},

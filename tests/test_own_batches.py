@@ -199,7 +199,7 @@ def test_second_derivatives_within_an_objective() -> None:
 def test_what_a_task_needs() -> None:
     with pytest.raises(mtl.UserError, match="task 't': give head, loss and target, or an objective; loss isn't there"):
         mtl.Task("t", head=nn.Linear(1, 1), target="y")
-    with pytest.raises(mtl.UserError, match="with an objective, loss, mask and missing have no place"):
+    with pytest.raises(mtl.UserError, match="with an objective, loss, mask, missing and mean_over have no place"):
         mtl.Task("t", objective=lambda m, b: 0, mask="m")
     model, _ = plain()
     tasks = [mtl.Task("t0", objective=lambda model, batch: batch["nowhere"])]

@@ -78,6 +78,7 @@ def test_targets_that_are_nests_are_counted_by_sample(batch_size: int) -> None:
 def test_units() -> None:
     model, tasks = problem(2)
     tasks[0].metrics = {"accuracy": BinaryAccuracy, "error": MeanAbsoluteError}
+    tasks[0].loss = nn.BCEWithLogitsLoss()
     tasks[1].metrics = {"accuracy": partial(MulticlassAccuracy, num_classes=5), "error": MeanAbsoluteError}
     tasks[1].loss = nn.MSELoss()
     kinds = Validation(model, tasks, nullcontext).kinds()
@@ -112,3 +113,55 @@ def test_metrics_that_do_not_fit() -> None:
     with pytest.raises(mtl.UserError, match="metric 'accuracy' is a str, not a torchmetrics.Metric"):
         Validation(model, tasks, nullcontext)
     assert model.training
+
+
+@pytest.mark.parametrize(
+    ("loss", "batchwise"),
+    [
+        (lambda p, y: (p[:, 0] - y).square().mean(), set()),
+        (lambda p, y: (p[:, 0] - y).square().mean().sqrt(), {"t"}),
+        (lambda p, y: (p[:, 0] - y)[y != 3].square().mean(), {"t"}),
+        (lambda p, y: (p[:, 0] - y).square().sum(), {"t"}),
+    ],
+)
+def test_losses_that_depend_on_the_batches_are_known(loss, batchwise: set[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    split = Fields({"x": torch.randn(40, 3, generator=generator), "y": torch.arange(40) % 4})
+    torch.manual_seed(0)
+    for task in (
+        mtl.Task("t", head=torch.nn.Linear(3, 1), loss=loss, target="y"),
+        mtl.Task("t", head=torch.nn.Linear(3, 1), objective=lambda m, b: loss(m(b)["t"], b["y"])),
+    ):
+        model = mtl.MultiTaskModel(torch.nn.Identity(), [task], inputs=["x"])
+        validation = Validation(model, [task], nullcontext)
+        draws = torch.get_rng_state()
+        by_sevens = validation(Loader(split, batch_size=7))["t"]["loss"]
+        assert validation.batchwise == batchwise
+        assert ("depends on data.eval_batch_size" in validation.caveat()) == bool(batchwise)
+        assert torch.equal(draws, torch.get_rng_state())
+        whole = validation(Loader(split, batch_size=40))["t"]["loss"]
+        assert validation.batchwise == set()
+        with torch.no_grad():
+            expected = loss(model({"x": split.fields["x"]})["t"], split.fields["y"]).item()
+        assert whole == pytest.approx(expected, rel=1e-6)
+        assert (abs(by_sevens - expected) < 1e-5 * abs(expected)) == (not batchwise)
+
+
+def test_an_objective_on_flat_fields_is_a_mean_over_samples() -> None:
+    """The sampler says how many samples a batch has."""
+
+    class Bags(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            return {"ids": torch.full((1 + index % 3,), float(index)), "y": torch.tensor(float(index))}
+
+    def flat(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return {"ids": torch.cat([s["ids"] for s in samples]), "y": torch.stack([s["y"] for s in samples])}
+
+    task = mtl.Task("t", head=torch.nn.Linear(1, 1), objective=lambda m, b: b["y"].square().mean())
+    model = mtl.MultiTaskModel(torch.nn.Identity(), [task], inputs=["ids"])
+    validation = Validation(model, [task], nullcontext)
+    assert validation(Loader(Bags(), batch_size=4, collate=flat))["t"]["loss"] == pytest.approx(28.5)
+    assert validation.labelled == {"t": 10}

@@ -11,9 +11,9 @@ from mtl.config.data import Config, Data
 from mtl.config.model import build_module, build_trunk
 from mtl.data import Fields, Splits
 from mtl.errors import UserError
-from mtl.labels import BY_ELEMENT, there
+from mtl.labels import there
 from mtl.targets import make
-from mtl.task import Task
+from mtl.task import BY_ELEMENT, Task
 
 
 def build_tasks(config: Config, splits: Data | None = None) -> list[Task]:
@@ -39,7 +39,9 @@ def build_tasks(config: Config, splits: Data | None = None) -> list[Task]:
                 weight=make(node.get("weight", 1.0), f"{where}.weight"),
                 count=make(node["count"], f"{where}.count") if node.get("count") else None,
                 mask=node.get("mask"),
-                missing=bool(node.get("missing", "auto")) and not node.get("objective"),
+                output=node.get("output"),
+                mean_over=node.get("mean_over"),
+                missing=None if node.get("objective") else bool(node.get("missing", "auto")),
                 whole_batch=node.get("whole_batch", False),
             )
         )

@@ -1,0 +1,171 @@
+"""A task's metrics: what of the predictions each is given, and its figure over a split.
+
+What a prediction means is known from the task, see outputs.py, and is converted before a metric sees it, since most of
+torchmetrics' metrics of classification take predictions for logits where a batch has numbers outside [0, 1].
+
+    metric                                           is given
+    AUROC, average precision, EER, LogAUC without    scores in [0, 1] in the order of the probabilities, or values
+    thresholds, and the rankings of labels           (float64)
+    others that would guess                          probabilities (float64)
+    others of classes: their highest decides         the predictions
+    all else, one's own included                     probabilities for logits of yes or no, values for their logarithms,
+                                                     other predictions as they are
+
+All are in float32 at least, and integer targets in int64. A metric that would guess is refused where it isn't known
+what the prediction means, or where that has no probabilities.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torchmetrics.classification as by_class
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.regression import JensenShannonDivergence, KLDivergence
+from torchmetrics.wrappers import BinaryTargetTransformer, LambdaInputTransformer
+
+from mtl.batch import Batch, describe, field
+from mtl.errors import UserError, is_elsewhere, told
+from mtl.labels import select_for_metric
+from mtl.outputs import OUTPUTS, as_values, at_least_single, output_of, probabilities, ranks
+from mtl.task import Task
+
+OF_TWO = (  # those that take the sigmoid of each element
+    *(by_class.BinaryStatScores, by_class.MultilabelStatScores),
+    *(by_class.BinaryConfusionMatrix, by_class.MultilabelConfusionMatrix),
+    *(by_class.BinaryPrecisionRecallCurve, by_class.MultilabelPrecisionRecallCurve),
+    *(by_class.BinaryCalibrationError, by_class.BinaryHingeLoss, by_class.MultilabelExactMatch),
+    *(by_class.BinaryGroupStatRates, by_class.BinaryFairness),
+    *(by_class.MultilabelCoverageError, by_class.MultilabelRankingAveragePrecision, by_class.MultilabelRankingLoss),
+)
+GUESSING = (
+    *OF_TWO,
+    *(by_class.MulticlassPrecisionRecallCurve, by_class.MulticlassCalibrationError, by_class.MulticlassHingeLoss),
+)
+RANKED = {  # a subclass of one's own may look at the scores themselves, so it isn't one of them
+    *(by_class.BinaryAUROC, by_class.MulticlassAUROC, by_class.MultilabelAUROC),
+    *(by_class.BinaryAveragePrecision, by_class.MulticlassAveragePrecision, by_class.MultilabelAveragePrecision),
+    *(by_class.BinaryEER, by_class.MulticlassEER, by_class.MultilabelEER),
+    *(by_class.BinaryLogAUC, by_class.MulticlassLogAUC, by_class.MultilabelLogAUC),
+    *(by_class.MultilabelCoverageError, by_class.MultilabelRankingAveragePrecision, by_class.MultilabelRankingLoss),
+}
+BY_HIGHEST = (by_class.MulticlassStatScores, by_class.MulticlassConfusionMatrix, by_class.MulticlassExactMatch)
+
+
+class TaskMetric:
+    """One metric of one task.
+
+    Args:
+        task: whose.
+        name: one of `task.metrics`.
+        device: where its state is.
+
+    Raises:
+        UserError: where the metric can't be made, or can't be used with what the task's predictions mean.
+    """
+
+    def __init__(self, task: Task, name: str, device: torch.device) -> None:
+        self.task = task
+        self.name = name
+        metric = task.metrics[name]()
+        if not isinstance(metric, Metric):
+            kind = type(metric).__name__
+            raise UserError(f"task '{task.name}': metric '{name}' is a {kind}, not a torchmetrics.Metric")
+        self.metric: Metric = metric.to(device)
+        self._convert = self._conversion()
+        self._has_nan = torch.zeros((), dtype=torch.bool, device=device)
+
+    def update(self, prediction: Any, batch: Batch) -> None:
+        """Takes in a batch's predictions, where there are labels.
+
+        Raises:
+            UserError: for a target that isn't in the batch, and where the metric fails.
+        """
+        task = self.task
+        target = field(batch, task.target, f"task '{task.name}': its metrics' target")
+        try:
+            ignored = getattr(self.metric, "ignore_index", None)
+            prediction, target = select_for_metric(task, prediction, batch, ignored=ignored)
+            if isinstance(target, Tensor) and not len(target):
+                return
+            prediction = self._convert(prediction)
+            if self._is_guessing and isinstance(prediction, Tensor) and prediction.is_floating_point():
+                self._has_nan |= prediction.isnan().any()
+            self.metric.update(prediction, at_least_single(target))
+        except UserError:
+            raise
+        except Exception as error:
+            if is_elsewhere(error):
+                raise
+            raise UserError(
+                f"task '{task.name}': its metric '{self.name}' failed on a prediction {describe(prediction)} and the "
+                f"target '{task.target}' {describe(target)}: {told(error)}. Look at "
+                f"tasks.{task.name}.metrics.{self.name}"
+            ) from error
+
+    def compute(self) -> float:
+        """The figure; NaN where nothing was taken in, or a prediction was NaN.
+
+        Raises:
+            UserError: for a metric that gives more than one number.
+        """
+        if not self.metric.update_called or self._has_nan:
+            return math.nan
+        value = self.metric.compute()
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise UserError(
+                f"task '{self.task.name}': metric '{self.name}' gives {describe(value)}, not one number; "
+                "set its average"
+            )
+        return float(value)
+
+    def reset(self) -> None:
+        """Forgets what was taken in."""
+        self.metric.reset()
+        self._has_nan.zero_()
+
+    def _conversion(self) -> Any:
+        """The function from predictions to what the metric is given."""
+        modules = [module for module in self.metric.modules() if isinstance(module, Metric)]
+        leaves = [module for module in modules if not any(isinstance(c, Metric) for c in module.children())]
+        self._is_guessing = any(isinstance(module, GUESSING) for module in modules)
+        if not self._is_guessing:
+            of_shares = any(isinstance(m, KLDivergence | JensenShannonDivergence) and not m.log_prob for m in leaves)
+            if of_shares and output_of(self.task) == "logits":
+                return self._floats(probabilities)
+            return at_least_single if any(isinstance(m, BY_HIGHEST) for m in leaves) else self._values
+        changed = any(isinstance(module, LambdaInputTransformer | BinaryTargetTransformer) for module in modules)
+        by_rank = not changed and all(type(m) in RANKED and getattr(m, "thresholds", None) is None for m in leaves)
+        self._check_output(leaves, by_rank=by_rank)
+        return self._floats(ranks if by_rank else probabilities)
+
+    def _values(self, prediction: Any) -> Any:
+        return as_values(self.task, prediction)
+
+    def _floats(self, convert: Any) -> Any:
+        """Class numbers that are predicted as such stay what they are."""
+        return lambda p: convert(self.task, p) if isinstance(p, Tensor) and p.is_floating_point() else p
+
+    def _check_output(self, leaves: list[Metric], *, by_rank: bool) -> None:
+        """Raises a UserError where a metric that takes probabilities can't be given any."""
+        output = output_of(self.task)
+        metric = next(type(m).__name__ for m in leaves if isinstance(m, GUESSING))
+        where = f"task '{self.task.name}': its metric '{self.name}', {metric},"
+        key = f"tasks.{self.task.name}.output"
+        if output is None:
+            raise UserError(
+                f"{where} takes probabilities, and it isn't known what the predictions are. Set {key} to one of "
+                f"{', '.join(OUTPUTS)}"
+            )
+        if output == "logits" and any(isinstance(m, OF_TWO) for m in leaves):
+            raise UserError(
+                f"{where} takes one prediction for each yes or no, and the predictions are logits of classes. Take the "
+                "metric for several classes, Multiclass…, with num_classes; or, if they are logits of yes and no, set "
+                f"{key}=multilabel_logits"
+            )
+        if output in ("values", "log_values") and not by_rank:
+            raise UserError(
+                f"{where} takes probabilities, and the predictions are {output}. Take a metric of values, such as "
+                f"torchmetrics.MeanAbsoluteError, or set {key} if they are something else"
+            )
