@@ -51,7 +51,7 @@ class Reach:
 
     def state_dict(self) -> dict[str, list[str]]:
         """By parameter, the names of the tasks that have reached it."""
-        names = {parameter: name for name, parameter in self._parameters.items()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self._parameters.items()}
         return {names[parameter]: sorted(tasks) for parameter, tasks in self._so_far.items() if tasks}
 
     def load_state_dict(self, state: Mapping[str, list[str]]) -> None:

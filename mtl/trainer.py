@@ -326,8 +326,8 @@ class Trainer:
         mode = getattr(self.step.descent.scheduler, "mode", None)
         if self.step.descent.waits_for_validation and mode != monitor.mode:
             raise UserError(
-                f"scheduler.mode is '{mode}', and what ReduceLROnPlateau follows, the monitored {monitor}, is better the "
-                f"other way; set scheduler.mode={monitor.mode}"
+                f"scheduler.mode is '{mode}', and what ReduceLROnPlateau follows, the monitored {monitor}, is better "
+                f"the other way; set scheduler.mode={monitor.mode}"
             )
 
     def _validate(self) -> None:
