@@ -35,7 +35,8 @@ def differences(theirs: Any, ours: Any, where: str = "") -> Iterator[tuple[str, 
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in dict.fromkeys([*theirs, *ours]):
             inner = f"{where}.{key}" if where else str(key)
-            if inner not in IRRELEVANT:
+            unknown = inner == "threads" and key not in theirs  # of a run older than the key, its checkpoint says it
+            if inner not in IRRELEVANT and not unknown:
                 yield from differences(theirs.get(key), ours.get(key), inner)
     elif theirs != ours:
         yield where, theirs, ours
@@ -102,7 +103,11 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 def config_of(folder: Path) -> Any:
     """The config that the folder's run was trained with."""
-    return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    versions = (finished(folder) or {}).get("versions", {})
+    if isinstance(config, dict) and "threads" in versions:
+        config.setdefault("threads", versions["threads"])  # a run older than the key
+    return config
 
 
 def newest_unfinished(folder: Path, ours: dict[str, Any]) -> Path | None:

@@ -16,6 +16,7 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side, each with all cores' threads, would fight for these
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # those that wait for one another beside a busy process let it work
 
 import torch
 from torch import nn

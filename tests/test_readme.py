@@ -12,6 +12,7 @@ from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
+HANGS = 1800  # seconds after which a command is taken to hang; nothing is right or wrong for the time it takes
 FILE = re.compile(r"(?:# @package _global_\n)?# (mine/\S+)\n")
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
 from mtl.errors import UserError, told
-from mtl.seeding import seed_cpu
+from mtl.seeding import num_threads, seed_cpu
 
 
 class Seeded(Dataset[Any]):
@@ -182,7 +182,8 @@ class Loader:
         )
         while True:
             try:
-                batch = next(batches)
+                with num_threads(1):  # as PyTorch's worker processes have it
+                    batch = next(batches)
             except StopIteration:
                 return
             except Exception as error:
