@@ -24,6 +24,7 @@ from mtl.balancers import Balancer, Equal
 from mtl.balancing import Balancing
 from mtl.before import Before
 from mtl.buffers import kept_buffers
+from mtl.compiled import reusable_graphs
 from mtl.descent import Descent
 from mtl.errors import NotFinite, UserError
 from mtl.features import AtFeatures
@@ -151,7 +152,6 @@ class Step:
         for each in self.descent.optimizers:
             if isinstance(each, LBFGS):
                 self._check_search(each)
-        _keep_compiled_graphs(model)
         self._before: Before | None = None
         self._losses: Sequence[Tensor] = ()  # the last step's, of the tasks in it
         self._took_part: Sequence[Task] = ()
@@ -197,6 +197,7 @@ class Step:
             self.after(batch)
         return result
 
+    @reusable_graphs()
     def backward(self, batch: StepBatch, *, measure: bool = False) -> StepResult:
         """Clears the gradients and leaves the weighted sum of the tasks' gradients in `.grad`.
 
@@ -337,6 +338,7 @@ class Step:
         """Tells the balancer that an epoch is over: some compare epochs, and do nothing unless this is called."""
         self.balancing.balancer.epoch_end()
 
+    @reusable_graphs()
     def _look_again(self, batch: StepBatch) -> Sequence[Tensor]:
         """The losses now, with the draws that the step began with: what they change by is the step's doing alone."""
         assert self._before is not None
@@ -348,6 +350,7 @@ class Step:
         set_states(generators, draws)
         return losses
 
+    @reusable_graphs()
     def _search(self, parts: Parts, weights: Sequence[float]) -> Any:
         """The weighted loss as the parameters are now, with its gradient in `.grad`; a line search asks for both."""
         assert self._before is not None
@@ -385,11 +388,3 @@ class Step:
     def _parts(self) -> dict[str, Any]:
         scaler = {"scaler": self.scaler} if self.scaler else {}
         return {**self.descent.parts(), **scaler, "balancing": self.balancing}
-
-
-def _keep_compiled_graphs(model: MultiTaskModel) -> None:
-    """Lets compiled modules go backward several times, as measuring and balancing do."""
-    if any(getattr(m, "_compiled_call_impl", None) or type(m).__name__ == "OptimizedModule" for m in model.modules()):
-        import torch._functorch.config as compilation
-
-        compilation.donated_buffer = False
