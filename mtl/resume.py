@@ -32,13 +32,14 @@ class Busy(Refused):
 
 def differences(theirs: Any, ours: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
     """What differs between two configs and has to do with the numbers: key, value there, value here."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
+    in_order = where != "optimizer.groups" or list(theirs or ()) == list(ours or ())  # their order has a meaning
+    if isinstance(theirs, dict) and isinstance(ours, dict) and in_order:
         for key in dict.fromkeys([*theirs, *ours]):
             inner = f"{where}.{key}" if where else str(key)
             unknown = inner == "threads" and key not in theirs  # of a run older than the key, its checkpoint says it
             if inner not in IRRELEVANT and not unknown:
                 yield from differences(theirs.get(key), ours.get(key), inner)
-    elif theirs != ours:
+    elif theirs != ours or not in_order:
         yield where, theirs, ours
 
 

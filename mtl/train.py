@@ -271,6 +271,12 @@ def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -
     optimizer = trainer.step.optimizer
     assert optimizer is not None
     fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    before, now = ([g.get("name") for g in groups] for groups in (state["step"]["optimizer"]["param_groups"], fresh))
+    if before != now:  # the optimizer's state is by position
+        raise Refused(
+            f"resume: optimizer.groups were {', '.join(map(str, before))} and are {', '.join(map(str, now))}; their "
+            "values may change, and neither their patterns nor the order of these"
+        )
     try:
         trainer.load_state_dict(state)
     except UserError as error:

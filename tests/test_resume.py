@@ -25,7 +25,7 @@ import mtl
 from mtl import checkpoint
 from mtl.data import Loader
 from mtl.loggers import Loggers
-from mtl.resume import locked
+from mtl.resume import differences, locked
 from mtl.trainer import Stopped, Trainer
 
 SMALL = ["task=mnist_two_head", "trainer.max_epochs=3", "data.batch_size=500", "log.every=3"]  # 8 steps an epoch
@@ -213,6 +213,14 @@ def rates(run: Path) -> list[float]:
     return [float(value) for _, _, tag, value in rows if tag == "lr/default"]
 
 
+def test_the_order_of_groups_is_compared() -> None:
+    """A parameter belongs to the first that matches it, and for Python mappings in two orders are equal."""
+    two = [{"optimizer": {"groups": {"*.bias": {"lr": 1.0}, "trunk": {"lr": 2.0}}}}]
+    two.append({"optimizer": {"groups": dict(reversed(two[0]["optimizer"]["groups"].items()))}})
+    assert [key for key, _, _ in differences(*two)] == ["optimizer.groups"]
+    assert not list(differences(two[0], two[0]))
+
+
 def test_what_may_change_changes_and_nothing_else(here: Path) -> None:
     flat = [*SMALL, "scheduler=none", "balancer=moco"]
     short = command("train", *flat, "trainer.max_epochs=1", "optimizer.groups={trunk: {lr: 1e-4}}")
@@ -230,6 +238,11 @@ def test_what_may_change_changes_and_nothing_else(here: Path) -> None:
     ended = command("train", *flat, "trainer.max_epochs=3", other, "optimizer.lr=1e-2", allow, run)
     assert ended.code == 0, ended.err
     assert lrs() == [1e-2, 3e-4]
+    for changed in ("{trunk.conv1: {lr: 3e-4}}", "{heads: {lr: 1e-4}, trunk: {lr: 1e-4}}"):
+        groups = f"optimizer.groups={changed}"
+        ended = command("train", *flat, "trainer.max_epochs=4", groups, "optimizer.lr=1e-2", allow, run)
+        assert ended.code == 1
+        assert "resume: optimizer.groups were default, trunk and are " in ended.err
     # Another class has another state, whatever is allowed.
     for change in ("optimizer=sgd", "balancer=famo"):
         ended = command(

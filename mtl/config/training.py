@@ -46,8 +46,10 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
 def _build_optimizer(config: Config, model: nn.Module) -> Optimizer:
     """The optimizer over all of the model's parameters, with the config's groups.
 
+    A parameter belongs to the first group, in the config's order, whose pattern matches it.
+
     Raises:
-        UserError: for a pattern that nothing matches, and for a parameter in two groups.
+        UserError: for a pattern that nothing matches, and for a group whose parameters all belong to earlier groups.
     """
     node = {key: value for key, value in config["optimizer"].items() if key not in ("groups", "then")}
     if node.get("lr", 0) is None:
@@ -58,11 +60,15 @@ def _build_optimizer(config: Config, model: nn.Module) -> Optimizer:
     takes = inspect.signature(find(node["_target_"], "optimizer")).parameters
     for pattern, values in (config["optimizer"].get("groups") or {}).items():
         where = f"optimizer.groups.{pattern}"
-        names = match(model, [pattern], where)
-        for name in names:
-            if name in taken:
-                raise UserError(f"{where}: '{name}' is in the group '{taken[name]}' too")
-            taken[name] = pattern
+        matching = match(model, [pattern], where)
+        names = [name for name in matching if name not in taken]
+        if not names:
+            earlier = ", ".join(f"'{other}'" for other in dict.fromkeys(taken[name] for name in matching))
+            raise UserError(
+                f"{where}: no parameter is left for this group. A parameter belongs to the first pattern that matches "
+                f"it, and all that match '{pattern}' belong to {earlier} already; write '{pattern}' before"
+            )
+        taken |= dict.fromkeys(names, pattern)
         for key in values:
             if key not in takes:
                 raise UserError(f"{where}.{key}: {node['_target_']} has no '{key}'; it takes: {', '.join(takes)}")
