@@ -31,6 +31,7 @@ def evaluate(composed: DictConfig) -> None:
     from mtl import runs
     from mtl.build import build
     from mtl.precision import autocast_for
+    from mtl.seeding import num_threads
     from mtl.summary import table_of
     from mtl.validation import Validation
 
@@ -38,13 +39,14 @@ def evaluate(composed: DictConfig) -> None:
     state = runs.read(folder, options["checkpoint"])
     # On another device operations may have no deterministic algorithm, and figures need none.
     config = {**state["config"], "device": options["device"] or state["config"]["device"], "deterministic": False}
-    problem = build(config, code_folders=state["code_folders"], trained_on=state.get("facts", {}))
-    loaders, model = problem.loaders, problem.model
-    if options["split"] not in loaders:
-        raise UserError(f"split: the data have no '{options['split']}'; they have {', '.join(loaders)}")
-    model.load_state_dict(state["model"])
-    autocast = autocast_for(config["precision"], problem.device)
-    figures = Validation(model, problem.tasks, autocast)(loaders[options["split"]])
+    with num_threads(config["threads"]):
+        problem = build(config, code_folders=state["code_folders"], trained_on=state.get("facts", {}))
+        loaders, model = problem.loaders, problem.model
+        if options["split"] not in loaders:
+            raise UserError(f"split: the data have no '{options['split']}'; they have {', '.join(loaders)}")
+        model.load_state_dict(state["model"])
+        autocast = autocast_for(config["precision"], problem.device)
+        figures = Validation(model, problem.tasks, autocast)(loaders[options["split"]])
     console = Console()
     console.print(f"data     {problem.splits.summary()}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"model    {folder}, {options['checkpoint']}.pt", soft_wrap=True, highlight=False, markup=False)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from mtl.balancers.gramian import gramian
+from mtl.compiled import check_reusable
 from mtl.errors import UserError
 
 
@@ -15,7 +16,8 @@ def leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The leaf tensors that a backward pass from `tensors` would give a gradient.
 
     Raises:
-        UserError: where re-entrant checkpointing hides what lies behind it.
+        UserError: where re-entrant checkpointing hides what lies behind it, and where a compiled module's backward
+            pass can be made only once.
     """
     found: dict[Tensor, None] = {}
     stack = []
@@ -34,6 +36,8 @@ def leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
                 "re-entrant activation checkpointing hides the parameters behind it; "
                 "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
             )
+        elif node.name() == "CompiledFunctionBackward":
+            check_reusable(node)
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)

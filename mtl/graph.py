@@ -33,8 +33,11 @@ def graph(composed: DictConfig) -> None:
     config, options = schema.check_graph(composed)  # before torch is imported, which takes seconds
     if config["resume"] is not None:
         raise UserError("resume: mtl.graph trains nothing, so there is nothing to go on with; init_from=… is possible")
+    from mtl.seeding import num_threads
+
     try:
-        _graph(config, options, Path(HydraConfig.get().runtime.output_dir))
+        with num_threads(config["threads"]):
+            _graph(config, options, Path(HydraConfig.get().runtime.output_dir))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -32,12 +32,14 @@ class Busy(Refused):
 
 def differences(theirs: Any, ours: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
     """What differs between two configs and has to do with the numbers: key, value there, value here."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
+    in_order = where != "optimizer.groups" or list(theirs or ()) == list(ours or ())  # their order has a meaning
+    if isinstance(theirs, dict) and isinstance(ours, dict) and in_order:
         for key in dict.fromkeys([*theirs, *ours]):
             inner = f"{where}.{key}" if where else str(key)
-            if inner not in IRRELEVANT:
+            unknown = inner == "threads" and key not in theirs  # of a run older than the key, its checkpoint says it
+            if inner not in IRRELEVANT and not unknown:
                 yield from differences(theirs.get(key), ours.get(key), inner)
-    elif theirs != ours:
+    elif theirs != ours or not in_order:
         yield where, theirs, ours
 
 
@@ -109,7 +111,11 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 def config_of(folder: Path) -> Any:
     """The config that the folder's run was trained with."""
-    return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    versions = (finished(folder) or {}).get("versions", {})
+    if isinstance(config, dict) and "threads" in versions:
+        config.setdefault("threads", versions["threads"])  # a run older than the key
+    return config
 
 
 def newest_unfinished(folder: Path, ours: dict[str, Any]) -> Path | None:

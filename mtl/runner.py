@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtl.accumulation import Look, summed
 from mtl.batch import Batch
-from mtl.gradients import Rows
+from mtl.gradients import Rows, leaves
 from mtl.loss_checks import LossChecks
 from mtl.model import MultiTaskModel
 from mtl.parts import Parts
@@ -103,6 +103,8 @@ class Runner:
         starts = [self._start(loss, weight) for loss, weight in pairs]
         if self.scaler:
             starts = [self.scaler.scale(start) for start in starts]
+        if retain_graph:
+            leaves(loss for loss, _ in pairs)  # which refuses graphs that can go backward only once
         if pairs:
             torch.autograd.backward([loss for loss, _ in pairs], starts, retain_graph=retain_graph)
 

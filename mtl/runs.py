@@ -31,6 +31,7 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
         )
     state = checkpoint.load(path)
     state["config"]["init_from"] = None  # what it gave has been trained since
+    state["config"].setdefault("threads", state["versions"]["threads"])  # a run older than the key
     trunk = state["config"]["model"]["trunk"]
     if trunk["_target_"] == "mtl.trunks.Torchvision":
         trunk["weights"] = None  # they are in the checkpoint, and the file may be gone

@@ -66,6 +66,7 @@ _PATTERNS: Check = (
 # Below a node with a _target_ only the keys that are ours are known; the others are its arguments.
 SCHEMA: dict[str, Check] = {
     "seed": _whole(0),
+    "threads": (lambda v: type(v) is int and 1 <= v <= 1024, "a whole number from 1 to 1024"),
     "deterministic": _FLAG,
     "device": _DEVICE,
     "precision": _one_of("fp32", "bf16", "fp16"),

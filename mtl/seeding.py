@@ -1,11 +1,15 @@
-"""Every random generator that training draws from: seeded, saved and put back."""
+"""What numbers depend on besides the config: random generators, kinds of algorithms, and the number of threads."""
 
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+
+from mtl.errors import UserError
 
 
 def seed_all(seed: int) -> None:
@@ -28,6 +32,26 @@ def use_deterministic_algorithms(wanted: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(wanted)
+
+
+@contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    """Within, PyTorch computes on the CPU with so many threads: each number of them adds up in another order.
+
+    Raises:
+        UserError: where a variable of the environment may have OpenMP take fewer.
+    """
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    if limit.isdecimal() and int(limit) < count:
+        raise UserError(f"threads is {count}, and OMP_THREAD_LIMIT in the environment allows {limit}; unset it")
+    if count > 1 and os.environ.get("OMP_DYNAMIC", "").strip().lower() == "true":
+        raise UserError(f"threads is {count}, and with OMP_DYNAMIC=true in the environment it may be fewer; unset it")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def random_state() -> dict[str, Any]:

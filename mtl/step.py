@@ -24,6 +24,7 @@ from mtl.balancers import Balancer, Equal
 from mtl.balancing import Balancing
 from mtl.before import Before
 from mtl.buffers import kept_buffers
+from mtl.compiled import reusable_graphs
 from mtl.descent import Descent
 from mtl.errors import NotFinite, UserError
 from mtl.features import AtFeatures
@@ -179,7 +180,6 @@ class Step:
         for each in self.descent.optimizers:
             if isinstance(each, LBFGS):
                 self._check_search(each, alone=clip_shared_norm is not None and each is self.descent.first)
-        _keep_compiled_graphs(model)
         self._learned = self.balancing.parameters(next(iter(self.parameters.values())))
         self._check_learned()
         self._before: Before | None = None
@@ -227,6 +227,7 @@ class Step:
             self.after(batch)
         return result
 
+    @reusable_graphs()
     def backward(self, batch: StepBatch, *, measure: bool = False) -> StepResult:
         """Clears the gradients and leaves the weighted sum of the tasks' gradients in `.grad`.
 
@@ -385,6 +386,7 @@ class Step:
         """
         self.descent.epoch_end(value)
 
+    @reusable_graphs()
     def _look_again(self, batch: StepBatch) -> Sequence[Tensor]:
         """The losses now, with the draws that the step began with: what they change by is the step's doing alone."""
         assert self._before is not None
@@ -396,6 +398,7 @@ class Step:
         set_states(generators, draws)
         return losses
 
+    @reusable_graphs()
     def _search(self, parts: Parts, weights: Sequence[float]) -> Any:
         """The weighted loss as the parameters are now, with its gradient in `.grad`; a line search asks for both."""
         assert self._before is not None
@@ -455,11 +458,3 @@ class Step:
         scaler = {"scaler": self.scaler} if self.scaler else {}
         reach = {"reach": self._reach} if self._reach else {}
         return {**self.descent.parts(), **scaler, **reach, "balancing": self.balancing}
-
-
-def _keep_compiled_graphs(model: MultiTaskModel) -> None:
-    """Lets compiled modules go backward several times, as measuring and balancing do."""
-    if any(getattr(m, "_compiled_call_impl", None) or type(m).__name__ == "OptimizedModule" for m in model.modules()):
-        import torch._functorch.config as compilation
-
-        compilation.donated_buffer = False

@@ -63,7 +63,10 @@ def run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None
                 record.terminal().print(f"skipped  {folder_name(folder)} is finished", soft_wrap=True, highlight=False)
                 best: float | None = done["best"]["value"]
                 return best
-        return _run(config, folder, began)
+        with held():
+            from mtl.seeding import num_threads
+        with num_threads(config["threads"]):
+            return _run(config, folder, began)
 
 
 def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None:
@@ -199,7 +202,9 @@ def announce(console: Any, problem: "Built", step: "Step", folder: Path) -> None
     tell(console, f"model    {count:,} parameters{frozen}; tasks: {', '.join(t.name for t in problem.tasks)}")
     for line in without_effect(config, step, problem.loaders["train"], problem.total_steps):
         tell(console, f"warning  {line}")
-    tell(console, f"run      {folder_name(folder)}  (seed {config['seed']}, {problem.device}, {config['precision']})")
+    threads = f" with {config['threads']} thread{'s'[: config['threads'] > 1]}" if problem.device.type == "cpu" else ""
+    how = f"seed {config['seed']}, {problem.device}{threads}, {config['precision']}"
+    tell(console, f"run      {folder_name(folder)}  ({how})")
 
 
 def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
@@ -266,6 +271,12 @@ def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -
     optimizer = trainer.step.optimizer
     assert optimizer is not None
     fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    before, now = ([g.get("name") for g in groups] for groups in (state["step"]["optimizer"]["param_groups"], fresh))
+    if before != now:  # the optimizer's state is by position
+        raise Refused(
+            f"resume: optimizer.groups were {', '.join(map(str, before))} and are {', '.join(map(str, now))}; their "
+            "values may change, and neither their patterns nor the order of these"
+        )
     try:
         trainer.load_state_dict(state)
     except UserError as error:
@@ -296,7 +307,8 @@ def resumed(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any
         state = checkpoint.newest(folder / "checkpoints", lambda line: tell(console, line))
     except UserError as error:
         raise Refused(str(error)) from error
-    taking_up.check(state["composed"], config, folder_name(folder))
+    known = {"threads": state["versions"]["threads"]}  # for a run that is older than the key
+    taking_up.check(known | state["composed"], config, folder_name(folder))
     taking_up.changed_versions(state["versions"], versions(), lambda line: tell(console, line))
     return state
 

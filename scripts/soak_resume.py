@@ -18,7 +18,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_resume.py", "-k", "killed"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_resume.py",
+        "-m",
+        "slow",
+        "-k",
+        "killed",
+    ]
     for number in range(options.rounds):
         environment = os.environ | {"MTL_KILLS": str(options.seed + number)}
         if subprocess.run(command, cwd=Path(__file__).parents[1], env=environment).returncode:

@@ -17,7 +17,7 @@ FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--no-first-run"),
 ]
-SECONDS = 120  # that TensorBoard may take to start
+SECONDS = 1800  # after which TensorBoard is taken to hang
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt-get install chromium)")
 
 
@@ -54,4 +54,4 @@ def tensorboard(folder: Path) -> Iterator[str]:
     finally:
         patience.cancel()
         server.terminate()
-        server.communicate(timeout=60)
+        server.communicate(timeout=SECONDS)

@@ -16,8 +16,10 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side, each with all cores' threads, would fight for these
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # those that wait for one another beside a busy process let it work
 
 import torch
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 import mtl
@@ -25,6 +27,8 @@ from mtl import cli
 from mtl.cli.folders import run_id
 
 ROOT = Path(__file__).parents[1]
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,6 +11,7 @@ import pytest
 from conftest import command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_readme import HANGS
 
 from mtl import schema
 
@@ -81,12 +82,12 @@ def at_most(seconds: int) -> Iterator[None]:
     max_examples=int(os.environ.get("MTL_FUZZ", "120")),
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(overrides, min_size=1, max_size=3))
 @pytest.mark.filterwarnings("ignore")
 def test_any_config_is_a_run_or_a_message(here: Path, given_overrides: list[str]) -> None:
-    with at_most(120):
+    with at_most(HANGS):
         ended = command("train", "task=mnist_two_head", *BASE, *given_overrides)
     assert "Traceback" not in ended.err, (given_overrides, ended.err[-2000:])
     if ended.code == 0:
@@ -112,7 +113,7 @@ def stopped(here: Path) -> Path:
     max_examples=int(os.environ.get("MTL_FUZZ", "120")) // 5,
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(overrides, min_size=1, max_size=3), st.sampled_from(["auto", "run"]), st.booleans())
 @pytest.mark.filterwarnings("ignore")
@@ -121,7 +122,7 @@ def test_any_config_that_is_to_go_on_is_a_run_or_a_message(
 ) -> None:
     resume = [f"resume={which if which == 'auto' else stopped}", *(["trainer.max_epochs=2"] if longer else [])]
     before = json.loads((stopped / "metrics.json").read_text())
-    with at_most(120):
+    with at_most(HANGS):
         ended = command("train", "task=mnist_two_head", *BASE, "scheduler=none", *resume, *given_overrides)
     assert "Traceback" not in ended.err, (resume, given_overrides, ended.err[-2000:])
     if ended.code and which == "run":

@@ -12,6 +12,7 @@ from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
+HANGS = 1800  # seconds after which a command is taken to hang; nothing is right or wrong for the time it takes
 FILE = re.compile(r"(?:# @package _global_\n)?# (mine/\S+)\n")
 
 
@@ -22,7 +23,7 @@ def environment() -> dict[str, str]:
 
 
 def run(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -36,7 +37,7 @@ def starts_tensorboard(command: str, folder: Path) -> None:
         assert any("http://" in line for line in process.stderr)
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=HANGS)
 
 
 def test_first_block_is_the_two_commands() -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pytest
 import torch
 from conftest import Ended, command, stopping
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_readme import environment
+from test_readme import HANGS, environment
 from test_trainer import Remembers, make
 from torch.utils.data import Dataset
 
@@ -26,7 +25,7 @@ import mtl
 from mtl import checkpoint
 from mtl.data import Loader
 from mtl.loggers import Loggers
-from mtl.resume import locked
+from mtl.resume import differences, locked
 from mtl.trainer import Stopped, Trainer
 
 SMALL = ["task=mnist_two_head", "trainer.max_epochs=3", "data.batch_size=500", "log.every=3"]  # 8 steps an epoch
@@ -214,6 +213,14 @@ def rates(run: Path) -> list[float]:
     return [float(value) for _, _, tag, value in rows if tag == "lr/default"]
 
 
+def test_the_order_of_groups_is_compared() -> None:
+    """A parameter belongs to the first that matches it, and for Python mappings in two orders are equal."""
+    two = [{"optimizer": {"groups": {"*.bias": {"lr": 1.0}, "trunk": {"lr": 2.0}}}}]
+    two.append({"optimizer": {"groups": dict(reversed(two[0]["optimizer"]["groups"].items()))}})
+    assert [key for key, _, _ in differences(*two)] == ["optimizer.groups"]
+    assert not list(differences(two[0], two[0]))
+
+
 def test_what_may_change_changes_and_nothing_else(here: Path) -> None:
     flat = [*SMALL, "scheduler=none", "balancer=moco"]
     short = command("train", *flat, "trainer.max_epochs=1", "optimizer.groups={trunk: {lr: 1e-4}}")
@@ -231,6 +238,11 @@ def test_what_may_change_changes_and_nothing_else(here: Path) -> None:
     ended = command("train", *flat, "trainer.max_epochs=3", other, "optimizer.lr=1e-2", allow, run)
     assert ended.code == 0, ended.err
     assert lrs() == [1e-2, 3e-4]
+    for changed in ("{trunk.conv1: {lr: 3e-4}}", "{heads: {lr: 1e-4}, trunk: {lr: 1e-4}}"):
+        groups = f"optimizer.groups={changed}"
+        ended = command("train", *flat, "trainer.max_epochs=4", groups, "optimizer.lr=1e-2", allow, run)
+        assert ended.code == 1
+        assert "resume: optimizer.groups were default, trunk and are " in ended.err
     # Another class has another state, whatever is allowed.
     for change in ("optimizer=sgd", "balancer=famo"):
         ended = command(
@@ -459,7 +471,7 @@ def test_a_screen_that_is_gone_does_not_hang_the_writer(tmp_path: Path, monkeypa
     writer.save("last", {"global_step": 1})
     done = threading.Thread(target=writer.wait, daemon=True)
     done.start()
-    done.join(20)
+    done.join(HANGS)
     assert not done.is_alive()
     assert set(writer.failed) == {"last"}
 
@@ -481,7 +493,7 @@ def test_saving_holds_training_up_for_a_copy_only(tmp_path: Path, monkeypatch: p
     original, goes_on = checkpoint.save, threading.Event()
 
     def slow(*given: Any, **options: Any) -> None:
-        assert goes_on.wait(60)
+        assert goes_on.wait(HANGS)
         original(*given, **options)
 
     monkeypatch.setattr(checkpoint, "save", slow)
@@ -504,14 +516,14 @@ def test_saves_that_come_faster_than_the_disk_hold_nothing_up(tmp_path: Path, mo
 
     def slow(path: Path, state: dict[str, Any], **options: Any) -> None:
         began.set()
-        assert goes_on.wait(60)
+        assert goes_on.wait(HANGS)
         original(path, state, **options)
         written.append((path.stem, state["number"]))
 
     monkeypatch.setattr(checkpoint, "save", slow)
     writer = checkpoint.Writer(tmp_path, keep=2, tell=print)
     writer.save("last", {"number": 0})
-    assert began.wait(60)
+    assert began.wait(HANGS)
     for number in range(1, 6):
         writer.save("last", {"number": number})
     writer.save("best", {"number": 5})
@@ -614,42 +626,35 @@ def test_versions_that_changed_are_told(here: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_each_time(tmp_path: Path) -> None:
     """SIGKILL, saving included: after each step a checkpoint is written."""
-    arguments = ["task=mnist_two_head", "trainer.max_epochs=25", "data.batch_size=100", "log.every=7"]
+    arguments = ["task=mnist_two_head", "trainer.max_epochs=25", "data.batch_size=100", "log.every=7"]  # 1,000 steps
     arguments += ["balancer=pcgrad", "checkpoint.every_steps=1"]
     line = [sys.executable, "-m", "mtl.train", *arguments]
     env = environment() | {"OMP_NUM_THREADS": "1"}
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
+    (tmp_path / "killed" / "dies.py").write_text(
+        "import os, random, signal, threading\n\n"
+        "class Dies:\n"
+        "    def __init__(self, seed):\n"
+        "        self.draws, self.left = random.Random(seed), None\n"
+        "    def __call__(self, trainer, result):\n"
+        "        self.left = self.draws.randrange(1, 50) if self.left is None else self.left - 1\n"
+        "        if self.left == 0:\n"
+        "            kill = os.getpid(), signal.SIGKILL\n"
+        "            threading.Timer(self.draws.random() / 50, os.kill, kill).start()\n"
+        "        if self.left == -40:\n"
+        "            threading.Event().wait()\n"  # it would be 10 times 90 steps, and they are to be fewer than all
+    )
     subprocess.run(line, cwd=tmp_path / "whole", env=env, check=True, capture_output=True)
     (whole,) = (tmp_path / "whole").glob("outputs/*/*")
     draws = random.Random(int(os.environ.get("MTL_KILLS", "0")))
-    kills = 0
-    while kills < 10:  # scripts/soak_resume.py does it for as long as one likes
-        process = subprocess.Popen(
-            [*line, "resume=auto"],
-            cwd=tmp_path / "killed",
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        started = time.monotonic()
-        before = len(list((tmp_path / "killed").glob("outputs/*/*/checkpoints/last*.pt")))
-        while not before and not list((tmp_path / "killed").glob("outputs/*/*/checkpoints/last*.pt")):
-            assert time.monotonic() - started < 60
-            assert process.poll() is None
-            time.sleep(0.01)
-        try:
-            process.wait((2.0 if before else 0.0) + draws.random())
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-        else:
-            assert process.returncode == 0
-            break
-    assert kills == 10
+    for _ in range(10):  # scripts/soak_resume.py does it for as long as one likes
+        dies = ["+callbacks.dies._target_=dies.Dies", f"+callbacks.dies.seed={draws.randrange(10**6)}"]
+        done = subprocess.run([*line, *dies, "resume=auto"], cwd=tmp_path / "killed", env=env, capture_output=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
     done = subprocess.run([*line, "resume=auto"], cwd=tmp_path / "killed", env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "resume   from step" in done.stdout
     runs = sorted((tmp_path / "killed").glob("outputs/*/*"))
     same_runs(runs[0], whole)
 

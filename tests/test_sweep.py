@@ -17,9 +17,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from test_readme import environment
+from test_readme import HANGS, environment
 
-from mtl import cli, search, sweep
+from mtl import checkpoint, cli, search, sweep
 from mtl.cli.launch import register_resolvers
 from mtl.resume import locked
 
@@ -289,18 +289,22 @@ def test_a_job_whose_process_is_killed_stops_no_other(here: Path) -> None:
     (here / "dies.py").write_text(
         "import os, signal, time, torch\n"
         "from pathlib import Path\n\n"
+        "def until(event):\n"
+        "    while not event(): time.sleep(0.05)\n\n"
         "class Dies:\n"
         "    def __call__(self, trainer, result):\n"
-        "        while torch.initial_seed() == 1 and not list(Path('outputs').glob('**/0_seed-0/checkpoints/*.pt')):\n"
-        "            time.sleep(0.05)\n"
-        "        if torch.initial_seed() == 1 and trainer.global_step == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        if torch.initial_seed() == 0 and not Path('killed').exists() and trainer.global_step == 6:\n"
-        "            Path('killed').touch()\n"
-        "            time.sleep(300)\n"
+        "        seed, waits = torch.initial_seed(), Path('waits')\n"
+        "        if seed == 0 and trainer.global_step == 6 and not waits.exists():\n"
+        "            until(lambda: list(Path('outputs').glob('**/0_seed-0/checkpoints/last.pt')))\n"
+        "            waits.touch()\n"
+        "            until(lambda: False)  # it is killed here, with the process of seed 1\n"
+        "        if seed == 1 and trainer.global_step == 3:\n"
+        "            until(waits.exists)\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     arguments = ["-m", *SMALL, "seed=0,1,2", "checkpoint.every_steps=2", "+callbacks.dies._target_=dies.Dies"]
     line = [sys.executable, "-m", "mtl.train", *arguments, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    ended = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=HANGS)
     assert ended.returncode == 1, ended.stderr
     found = {path.parent.name: json.loads(path.read_text()) for path in here.glob("outputs/multirun/*/*/metrics.json")}
     assert {name: metrics["status"] for name, metrics in found.items()} == {
@@ -330,7 +334,7 @@ def test_jobs_that_begin_at_once_leave_each_other_in_peace(tmp_path: Path) -> No
     racing = [subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)]
     (tmp_path / "go").touch()
     for process in racing:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=HANGS)
         assert process.returncode == 0, errors
     assert sweep.arguments(tmp_path) == ["a=1"]
 
@@ -370,7 +374,7 @@ def test_jobs_in_other_processes_stop_when_the_multirun_is_ended(here: Path, end
         "hydra/launcher=joblib",
         "hydra.launcher.n_jobs=2",
         *SMALL,
-        "trainer.max_epochs=2000",
+        "trainer.max_epochs=1000000",
         "seed=0,1",
     ]
     process = subprocess.Popen(
@@ -387,10 +391,10 @@ def test_jobs_in_other_processes_stop_when_the_multirun_is_ended(here: Path, end
         process.kill()
     else:
         os.killpg(process.pid, ends)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=HANGS)
     states: list[str] = []
-    end = time.monotonic() + 60
-    while states != ["stopped", "stopped"] and time.monotonic() < end:
+    end = time.monotonic() + HANGS
+    while states != ["stopped", "stopped"] and time.monotonic() < end:  # whoever is killed doesn't wait for them
         time.sleep(0.2)
         states = [json.loads(path.read_text())["status"] for path in here.glob("outputs/multirun/*/*/metrics.json")]
     assert states == ["stopped", "stopped"]
@@ -444,7 +448,7 @@ def test_an_interrupted_multirun_is_taken_up(here: Path, ends: signal.Signals) -
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(ends)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=HANGS)
     (here / "outputs/interrupted").touch()
     (multirun,) = here.glob("outputs/multirun/*")
     assert not (multirun / "2_seed-2").exists()
@@ -512,14 +516,40 @@ def test_optuna_and_a_monitor_that_goes_down(here: Path) -> None:
     assert "hydra.sweeper.direction=minimize" in wrong.err
 
 
-@pytest.mark.parametrize("launcher", ["ray", "submitit_local"])
-def test_jobs_on_other_machines_or_as_if(here: Path, launcher: str) -> None:
-    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
-    line = [sys.executable, "-m", "mtl.train", "-m", *SMALL, "seed=0,1", f"hydra/launcher={launcher}"]
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300)
+LAUNCHERS = {
+    "basic": ["threads=2,1"],
+    "joblib": ["threads=2,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit": ["threads=2,1", "hydra/launcher=submitit_local"],
+    "ray": ["threads=2,1", "hydra/launcher=ray"],
+    "optuna": ["threads=2", "+sweep=optuna", "hydra.sweeper.n_trials=2"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_job_has_the_bits_of_the_same_run_alone(here: Path, launcher: str) -> None:
+    """Sums that are split among threads are others; a launcher gives its jobs threads of its own choice."""
+    kind = "sweeper" if launcher == "optuna" else "launcher"
+    if launcher != "basic":
+        pytest.importorskip(f"hydra_plugins.hydra_{launcher}_{kind}")
+    free = {key: value for key, value in environment().items() if key != "OMP_NUM_THREADS"}
+    line = [sys.executable, "-m", "mtl.train", "-m", *SMALL, *LAUNCHERS[launcher]]
+    done = subprocess.run(line, env=free, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
     assert "2 jobs in outputs/multirun/" in done.stdout
-    assert len(list(here.glob("outputs/multirun/*/*/checkpoints/best.pt"))) == 2
+    jobs = sorted(here.glob("outputs/multirun/*/*/metrics.json"))
+    assert len(jobs) == 2
+    before = torch.get_num_threads()
+    for path in jobs:
+        metrics = json.loads(path.read_text())
+        alone = command("train", *metrics["arguments"])
+        assert torch.get_num_threads() == before
+        assert alone.metrics["test"] == metrics["test"]
+        mine, other = (checkpoint.load(run / "checkpoints/best.pt") for run in (path.parent, alone.run))
+        assert mine["versions"]["threads"] == other["versions"]["threads"] == mine["config"]["threads"]
+        assert all(torch.equal(value, other["model"][name]) for name, value in mine["model"].items())
+    assert [OmegaConf.load(path.parent / "config.yaml").threads for path in jobs] == (
+        [2, 2] if launcher == "optuna" else [2, 1]
+    )
 
 
 @pytest.mark.parametrize("name", ["joblib", "ray", "submitit_slurm", "submitit_local"])
@@ -550,25 +580,3 @@ def test_a_plugin_that_is_missing(here: Path) -> None:
         assert done.returncode == 1
         assert f'pip install "mtl-train[{extra}]"' in done.stderr
         assert "Traceback" not in done.stderr
-
-
-def test_threads_are_shared_out(here: Path) -> None:
-    """Jobs side by side don't take all cores each."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    without = {key: value for key, value in environment().items() if key != "OMP_NUM_THREADS"}
-    line = [
-        sys.executable,
-        "-m",
-        "mtl.train",
-        "-m",
-        *SMALL,
-        "seed=0,1",
-        "hydra/launcher=joblib",
-        "hydra.launcher.n_jobs=2",
-    ]
-    subprocess.run(line, env=without, capture_output=True, check=True, timeout=300)
-    saved = list(here.glob("outputs/multirun/*/*/checkpoints/best.pt"))
-    assert len(saved) == 2
-    for path in saved:
-        threads = torch.load(path, weights_only=True)["versions"]["threads"]
-        assert threads <= max(1, (os.cpu_count() or 1) // 2)

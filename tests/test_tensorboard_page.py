@@ -13,7 +13,7 @@ from conftest import command
 
 pytestmark = needs_chromium
 RUNS = ["0_balancer-equal", "1_balancer-upgrad"]
-PATIENCE = 60_000  # milliseconds
+PATIENCE = 600_000  # milliseconds after which the page is taken to hang
 LINES_OF = {  # the charts in their order, each with its lines of one run
     "loss (train)": 2,
     "loss (val)": 2,

@@ -64,8 +64,10 @@ def _parameters_of(balancer: Balancer, model: nn.Module, tasks: list[Task]) -> l
 def _build_optimizer(config: Config, model: nn.Module, learned: list[nn.Parameter]) -> Optimizer:
     """The optimizer over all of the model's parameters, with the config's groups, and over what a balancer learns.
 
+    A parameter belongs to the first group, in the config's order, whose pattern matches it.
+
     Raises:
-        UserError: for a pattern that nothing matches, and for a parameter in two groups.
+        UserError: for a pattern that nothing matches, and for a group whose parameters all belong to earlier groups.
     """
     node = {key: value for key, value in config["optimizer"].items() if key not in ("groups", "then")}
     if node.get("lr", 0) is None:
@@ -76,11 +78,15 @@ def _build_optimizer(config: Config, model: nn.Module, learned: list[nn.Paramete
     takes = inspect.signature(find(node["_target_"], "optimizer")).parameters
     for pattern, values in (config["optimizer"].get("groups") or {}).items():
         where = f"optimizer.groups.{pattern}"
-        names = match(model, [pattern], where)
-        for name in names:
-            if name in taken:
-                raise UserError(f"{where}: '{name}' is in the group '{taken[name]}' too")
-            taken[name] = pattern
+        matching = match(model, [pattern], where)
+        names = [name for name in matching if name not in taken]
+        if not names:
+            earlier = ", ".join(f"'{other}'" for other in dict.fromkeys(taken[name] for name in matching))
+            raise UserError(
+                f"{where}: no parameter is left for this group. A parameter belongs to the first pattern that matches "
+                f"it, and all that match '{pattern}' belong to {earlier} already; write '{pattern}' before"
+            )
+        taken |= dict.fromkeys(names, pattern)
         for key in values:
             if key not in takes:
                 raise UserError(f"{where}.{key}: {node['_target_']} has no '{key}'; it takes: {', '.join(takes)}")

@@ -15,7 +15,7 @@ from mtl.batch import bounds, cut
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
 from mtl.errors import UserError, told
-from mtl.seeding import seed_cpu
+from mtl.seeding import num_threads, seed_cpu
 
 
 class Seeded(Dataset[Any]):
@@ -203,7 +203,8 @@ class Loader:
         )
         while True:
             try:
-                batch = next(batches)
+                with num_threads(1):  # as PyTorch's worker processes have it
+                    batch = next(batches)
             except StopIteration:
                 return
             except Exception as error:

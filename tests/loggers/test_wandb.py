@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, command, stopping
+from test_readme import HANGS
 
 import mtl
 from mtl.loggers import WandbLogger
@@ -67,7 +68,7 @@ def files(run: Path) -> list[Path]:
 
 def wait_for(path: Path, kind: str, count: int) -> None:
     """Until the file has so many records of that kind."""
-    patience = time.monotonic() + 60
+    patience = time.monotonic() + HANGS
     while sum(record.WhichOneof("record_type") == kind for record in records(path)) < count:
         assert time.monotonic() < patience
         time.sleep(0.01)
