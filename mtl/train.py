@@ -75,6 +75,7 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
         from mtl.config import build_step
         from mtl.loggers import Loggers, Terminal
         from mtl.options import final_tags, options
+        from mtl.seeding import kept_random_state
         from mtl.summary import Run, summarise
         from mtl.targets import make
         from mtl.trainer import Stopped, tags
@@ -97,8 +98,9 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
 
     names = [task.name for task in tasks]
     mains = {task.name: next(iter(task.metrics)) for task in tasks if task.metrics}
-    callbacks = [make(node, f"callbacks.{key}") for key, node in (config["callbacks"] or {}).items()]
-    files = [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
+    with kept_random_state():  # what these draw changes no draw of the training
+        callbacks = [make(node, f"callbacks.{key}") for key, node in (config["callbacks"] or {}).items()]
+        files = [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
     terminal = Terminal(console, names, mains, problem.total_steps, config["trainer"]["max_epochs"])
     with closing(Loggers([*files, terminal], say)) as loggers:
         finals = final_tags(config, "val" in loaders, "test" in loaders)
@@ -110,7 +112,7 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
             "code_folders": code,
             "versions": versions(),
         }
-        trainer = trainer_of(problem, step, loggers, [*callbacks, check_direction, terminal], folder, saved, say)
+        trainer = trainer_of(problem, step, loggers, callbacks, [check_direction, terminal], folder, saved, say)
         try:
             if state is not None:
                 take_up(trainer, state, config)
@@ -151,6 +153,7 @@ def trainer_of(
     step: "Step",
     loggers: "Loggers",
     callbacks: "Sequence[Callable[[Trainer, StepResult], None]]",
+    watchers: "Sequence[Callable[[Trainer, StepResult], None]]",
     folder: Path,
     saved: dict[str, Any],
     say: Callable[[str], None],
@@ -177,6 +180,7 @@ def trainer_of(
         patience=config["trainer"]["patience"],
         loggers=loggers,
         callbacks=callbacks,
+        watchers=watchers,
         after_epoch=[gallery],
         saved=saved,
         save_every_steps=config["checkpoint"]["every_steps"],
