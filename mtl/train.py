@@ -200,6 +200,8 @@ def announce(console: Any, problem: "Built", step: "Step", folder: Path) -> None
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = "" if trained == count else f", {count - trained:,} of them frozen"
     tell(console, f"data     {problem.splits.summary()}")
+    for line in problem.splits.warnings:
+        tell(console, f"warning  {line}")
     tell(console, f"model    {count:,} parameters{frozen}; tasks: {', '.join(t.name for t in problem.tasks)}")
     for line in without_effect(config, step, problem.loaders["train"], problem.total_steps):
         tell(console, f"warning  {line}")
