@@ -198,7 +198,8 @@ def target_columns(
             mean, std = facts[name].get("mean", 0.0), facts[name].get("std", 1.0)
             found = {part: torch.from_numpy(((v - mean) / std).astype(np.float32)) for part, v in values.items()}
         elif name in standardize:
-            raise UserError(f"data.standardize_targets: '{name}' is of classes, which have no mean")
+            hint = _hint(cells.texts(parts["train"], name))
+            raise UserError(f"data.standardize_targets: '{name}' is of classes, which have no mean{hint}")
         else:
             texts = {part: cells.texts(rows, name) for part, rows in parts.items()}
             facts[name] = known or {
@@ -279,5 +280,11 @@ def _check_classes(
             way = "" if of_a_run else ", or draw other splits with data.seed"
             raise UserError(
                 f"data.targets: row {row} of {part.file}{where} has the class '{text}' in the column '{name}', which "
-                f"{who}; it has: {', '.join(vocabulary)}. Take such rows out{way}"
+                f"{who}; it has: {', '.join(vocabulary)}. Take such rows out{way}{_hint(vocabulary)}"
             )
+
+
+def _hint(texts: Sequence[str]) -> str:
+    """What is added to a message about classes where they may be meant as numbers."""
+    cell = cells.written_otherwise(cells.vocabulary(texts))
+    return f". If {cell!r} is meant as a number, write plain numbers (1.5, without units and commas)" if cell else ""
