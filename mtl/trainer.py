@@ -400,6 +400,7 @@ class Trainer:
             raise UserError(f"the training data aren't those of the run: it was at {there}, which would be {here} here")
         self.step.model.load_state_dict(state["model"])
         self.step.load_state_dict(state["step"])
+        self.step.model.thaw(self.step.num_taken - 1)  # so that what the last step trained doesn't thaw once more
         self.readings.resume(state["readings"])
         for name in _COUNTERS:
             setattr(self, name, state[name])

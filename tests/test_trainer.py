@@ -398,3 +398,24 @@ def test_a_run_taken_up_after_its_last_step_knows_its_monitor(tmp_path: Path) ->
     assert again.global_step == whole.global_step
     assert str(again.monitor) == str(whole.monitor) == "mean of a/accuracy, b/accuracy (max)"
     assert (again.monitor.mode, again.best, again.figures) == ("max", whole.best, whole.figures)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+def test_a_run_stopped_around_a_thaw_measures_the_steps_that_it_would_have(tmp_path: Path, at: int) -> None:
+    def stop(trainer: Trainer, _: Any) -> None:
+        if trainer.global_step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def built(**options: Any) -> tuple[Trainer, Remembers]:
+        trainer, logger = make(tmp_path, log_every=1000, **options)
+        trainer.step.model.freeze(["trunk"], until=2)
+        return trainer, logger
+
+    first, before = built(callbacks=[stop])
+    with pytest.raises(Stopped):
+        first.fit()
+    second, after = built()
+    second.load_state_dict(checkpoint.load(tmp_path / "last.pt"))
+    second.fit()
+    assert [step for step, _ in (*before.of("grad_norm/a"), *after.of("grad_norm/a"))] == [1, 3]
+    assert second.readings.without_gradient == set()
