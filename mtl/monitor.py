@@ -41,6 +41,7 @@ class Monitor:
         self._look_over(modes, scales, kinds)
         self.mode = "max" if scales else str(next(iter(modes.values())))
         self.factors = {n: (1 if mode == self.mode else -1) / scales.get(n, 1) for n, mode in modes.items()}
+        self._scales = scales
 
     def __call__(self, figures: "Figures") -> float:
         """The monitored value."""
@@ -53,9 +54,27 @@ class Monitor:
             return False
         return best is None or math.isnan(best) or (value > best if self.mode == "max" else value < best)
 
+    def terms(self, figures: "Figures") -> str:
+        """How its value comes from the figures, such as (0.9 / 0.1 - 0.3 / 0.05) / 2; empty where there are no scales.
+
+        A figure is written with all the digits that it takes to get the value.
+        """
+        if not self._scales:
+            return ""
+        text = ""
+        for name, factor in self.factors.items():
+            task, metric = name.split("/", 1)
+            sign = ("" if factor > 0 else "-") if not text else " + " if factor > 0 else " - "
+            text += f"{sign}{figures[task][metric]:.6g} / {self._scales[name]:g}"
+        return f"({text}) / {len(self.factors)}" if len(self.factors) > 1 else text
+
     def __str__(self) -> str:
-        """What it is the mean of, and which way is better."""
-        return f"{'mean of ' * (len(self.factors) > 1)}{', '.join(self.factors)} ({self.mode})"
+        """What it is the mean of, with signs and scales, and which way is better."""
+        named = [
+            f"{'-' * (factor < 0)}{name}" + (f" / {self._scales[name]:g}" if self._scales else "")
+            for name, factor in self.factors.items()
+        ]
+        return f"{'mean of ' * (len(named) > 1)}{', '.join(named)} ({self.mode})"
 
     def _look_over(
         self, modes: Mapping[str, str | None], scales: Mapping[str, float], kinds: "Mapping[str, Kind]"

@@ -22,7 +22,8 @@ class Readings:
     Attributes:
         measured: the gradients' figures by tag, for each step in which they were measured.
         measured_in: the epochs of these steps.
-        reach: from each parameter's name to the tasks that ever reached it.
+        reach: from each parameter's name to the tasks that reached it in a measured step.
+        without_gradient: the names of the parameters that had no gradient in any step.
         weights: the last steps' weights by tag, as far as they have been read.
     """
 
@@ -30,6 +31,7 @@ class Readings:
         self.measured: list[dict[str, float]] = []
         self.measured_in: list[int] = []
         self.reach: dict[str, set[str]] = {name: set() for name in parameters}
+        self.without_gradient = set(self.reach)
         self.weights: dict[str, float] = {}
         self._faults = faults
         self._waiting: list[tuple[Place, StepResult]] = []  # steps that haven't been read yet
@@ -40,6 +42,10 @@ class Readings:
         """A step to be read."""
         if result.losses:
             self._waiting.append((place, result))
+
+    def note_gradients(self, parameters: Mapping[str, Tensor]) -> None:
+        """Notes which of the parameters, by name, have a gradient after the step; it reads nothing from the device."""
+        self.without_gradient -= {name for name in self.without_gradient if parameters[name].grad is not None}
 
     def begin_epoch(self) -> None:
         """The losses from here on are another epoch's."""
@@ -121,6 +127,7 @@ class Readings:
             "measured_in": self.measured_in,
             "weights": self.weights,
             "reach": {name: sorted(tasks) for name, tasks in self.reach.items()},
+            "without_gradient": sorted(self.without_gradient),
             "pending": self._pending,
             "of_epoch": self._of_epoch,
         }
@@ -129,6 +136,8 @@ class Readings:
         """The counterpart of `state`."""
         self.measured, self.measured_in, self.weights = state["measured"], state["measured_in"], state["weights"]
         self.reach = {name: set(tasks) for name, tasks in state["reach"].items()}
+        unreached = [name for name, tasks in self.reach.items() if not tasks]  # a checkpoint of an earlier version
+        self.without_gradient = set(state.get("without_gradient", unreached))
         self._pending, self._of_epoch = state["pending"], state["of_epoch"]
 
 

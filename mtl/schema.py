@@ -171,9 +171,8 @@ def check(config: DictConfig) -> dict[str, Any]:
             raise UserError(f"{group}: the task names none; give one on the command line or in the task's defaults")
     _check_level(plain, "", SCHEMA)
     for group in ("log", "gradients", "checkpoint", "trainer", "data", "model", "optimizer", "scheduler"):
-        known = {key.split(".")[1]: c for key, c in SCHEMA.items() if key.startswith(f"{group}.")}
         if plain[group] is not None:
-            _check_level(plain[group], group, known, open_ended="_target_" in plain[group])
+            _check_group(plain[group], group)
     if not plain["tasks"]:
         raise UserError("tasks: there are none; a problem needs at least one")
     plain = narrowed(plain)
@@ -193,6 +192,21 @@ def check(config: DictConfig) -> dict[str, Any]:
         raise UserError("tasks: every task's weight is 0, so nothing would be trained")
     checked: dict[str, Any] = plain
     return checked
+
+
+def check_data(node: Any) -> None:
+    """Looks over the data of a config that was checked before, and has been given others.
+
+    Raises:
+        UserError: for the first thing that is wrong.
+    """
+    _check_level({"data": node}, "", {"data": SCHEMA["data"]})
+    _check_group(node, "data")
+
+
+def _check_group(node: Mapping[str, Any], group: str) -> None:
+    known = {key.split(".")[1]: c for key, c in SCHEMA.items() if key.startswith(f"{group}.")}
+    _check_level(node, group, known, open_ended="_target_" in node)
 
 
 GRAPH: dict[str, Check] = {"tensorboard": _FLAG}
@@ -268,7 +282,7 @@ def _check_level(
             raise UserError(f"{prefix}{name} is {node[name]!r}; it must be {wanted}")
 
 
-EVALUATE = ["run", "checkpoint", "split", "device", "debug"]
+EVALUATE = ["run", "checkpoint", "split", "data", "device", "debug"]
 
 
 def siblings(key: str, config_name: str) -> list[str]:

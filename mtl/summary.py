@@ -95,9 +95,9 @@ class Run:
         return found
 
     def unreached(self) -> list[str]:
-        """Trainable parameters that no task's loss reached in any measured step."""
-        parameters, reach = self.trainer.step.parameters, self.trainer.readings.reach
-        return [name for name, tasks in reach.items() if not tasks and parameters[name].requires_grad]
+        """Trainable parameters that no task's loss reached in any step."""
+        parameters, without = self.trainer.step.parameters, self.trainer.readings.without_gradient
+        return [name for name, parameter in parameters.items() if parameter.requires_grad and name in without]
 
     def figures(self) -> dict[str, Any]:
         """The run as plain data, for metrics.json."""
@@ -141,17 +141,24 @@ def summarise(console: Console, run: Run) -> None:
 
     trainer = run.trainer
     best = f"best.pt is from epoch {trainer.best_epoch} of {trainer.epoch}"
-    decided = f", by the validation's {trainer.monitor}: {trainer.best:.4f}" if trainer.best is not None else ""
+    decided = f", by the validation's {decision(trainer)}" if trainer.best is not None else ""
     say(f"{best}{decided}.")
+    measured = {f"{split}, best.pt": f for split, f in (("val", trainer.figures), ("test", run.test)) if f}
     console.print(
         table_of(
-            {"train": {t: {"loss": loss} for t, loss in trainer.readings.epoch_losses.items()}}
-            | {split: f for split, f in (("val", trainer.figures), ("test", run.test)) if f},
+            {f"train, epoch {trainer.epoch}": {t: {"loss": x} for t, x in trainer.readings.epoch_losses.items()}}
+            | measured,
             {
                 "gradient norm": {task: run.mean(f"grad_norm/{task}") for task in run.tasks},
                 "weight, last": run.last_weights(),
             },
         )
+    )
+    others = " and ".join(split.split(",")[0] for split in measured)
+    apart = f"; {others} are of best.pt" if " " in others else f"; {others} is of best.pt" if others else ""
+    say(
+        f"The training losses are means over the steps of epoch {trainer.epoch}, while the parameters moved{apart}. "
+        "Gradient norms are means over all measured steps.\n"
     )
     cosines = sorted(run.cosines().items(), key=lambda item: item[1]["mean"])
     oftener = run.measuring_oftener()
@@ -184,6 +191,14 @@ def summarise(console: Console, run: Run) -> None:
     for purpose, command in next_steps(run, folder):
         console.print(f"{purpose:<22}{command}", highlight=False, markup=False, soft_wrap=True)
     say(f"\nWritten to {run.folder}: {', '.join(written(Path(run.folder)))}")
+
+
+def decision(trainer: "Trainer") -> str:
+    """What was monitored, its best value, and where it has scales, what that value is made of."""
+    assert trainer.monitor is not None
+    text = f"{trainer.monitor}: {trainer.best:.4f}"
+    terms = trainer.monitor.terms(trainer.figures)
+    return f"{text} = {terms}" if terms else text
 
 
 def table_of(splits: "Mapping[str, Figures]", more: Mapping[str, Mapping[str, float | None]] | None = None) -> Table:

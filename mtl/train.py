@@ -78,6 +78,7 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
         from mtl.config import build_step
         from mtl.loggers import Loggers, Terminal
         from mtl.options import final_tags, options
+        from mtl.seeding import kept_random_state
         from mtl.summary import Run, summarise
         from mtl.targets import make
         from mtl.trainer import Stopped, tags
@@ -100,8 +101,9 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
 
     names = [task.name for task in tasks]
     mains = {task.name: next(iter(task.metrics)) for task in tasks if task.metrics}
-    callbacks = [make(node, f"callbacks.{key}") for key, node in (config["callbacks"] or {}).items()]
-    files = [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
+    with kept_random_state():  # what these draw changes no draw of the training
+        callbacks = [make(node, f"callbacks.{key}") for key, node in (config["callbacks"] or {}).items()]
+        files = [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
     terminal = Terminal(console, names, mains, problem.total_steps, config["trainer"]["max_epochs"])
     with closing(Loggers([*files, terminal], say)) as loggers:
         finals = final_tags(config, "val" in loaders, "test" in loaders)
@@ -113,7 +115,7 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
             "code_folders": code,
             "versions": versions(),
         }
-        trainer = trainer_of(problem, step, loggers, [*callbacks, check_direction, terminal], folder, saved, say)
+        trainer = trainer_of(problem, step, loggers, callbacks, [check_direction, terminal], folder, saved, say)
         try:
             if state is not None:
                 take_up(trainer, state, config)
@@ -154,6 +156,7 @@ def trainer_of(
     step: "Step",
     loggers: "Loggers",
     callbacks: "Sequence[Callable[[Trainer, StepResult], None]]",
+    watchers: "Sequence[Callable[[Trainer, StepResult], None]]",
     folder: Path,
     saved: dict[str, Any],
     say: Callable[[str], None],
@@ -180,6 +183,7 @@ def trainer_of(
         patience=config["trainer"]["patience"],
         loggers=loggers,
         callbacks=callbacks,
+        watchers=watchers,
         after_epoch=[gallery],
         saved=saved,
         save_every_steps=config["checkpoint"]["every_steps"],
@@ -199,6 +203,8 @@ def announce(console: Any, problem: "Built", step: "Step", folder: Path) -> None
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = "" if trained == count else f", {count - trained:,} of them frozen"
     tell(console, f"data     {problem.splits.summary()}")
+    for line in problem.splits.warnings:
+        tell(console, f"warning  {line}")
     tell(console, f"model    {count:,} parameters{frozen}; tasks: {', '.join(t.name for t in problem.tasks)}")
     for line in without_effect(config, step, problem.loaders["train"], problem.total_steps):
         tell(console, f"warning  {line}")

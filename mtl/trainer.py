@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from mtl.faults import Faults, Place
 from mtl.loggers import Loggers
 from mtl.memory import peak_within
 from mtl.readings import Readings
-from mtl.seeding import random_state, set_random_state
+from mtl.seeding import kept_random_state, random_state, set_random_state
 from mtl.signals import Stop
 from mtl.step import Step, StepResult
 
@@ -54,8 +54,12 @@ class Trainer:
         monitor: what decides which parameters are best, see `mtl.monitor.Monitor`.
         patience: stop after so many validations without a better one.
         loggers: are given all figures; None for none.
-        callbacks: called with the trainer and the `StepResult` after each step.
-        after_epoch: called with the trainer after each epoch's validation.
+        callbacks: called with the trainer and the `StepResult` after each step. What they draw from the random
+            generators changes no draw of the training, and a model that one leaves in eval mode goes back to training
+            mode.
+        watchers: called in the same way, without that protection, which takes about 0.1 ms a step. They must not draw
+            random numbers or change the model.
+        after_epoch: called with the trainer after each epoch's validation; protected as the callbacks are.
         saved: further plain data for the checkpoints.
 
     Attributes:
@@ -83,6 +87,7 @@ class Trainer:
         patience: int | None = None,
         loggers: Loggers | None = None,
         callbacks: Sequence[Callable[["Trainer", StepResult], None]] = (),
+        watchers: Sequence[Callable[["Trainer", StepResult], None]] = (),
         after_epoch: Sequence[Callable[["Trainer"], None]] = (),
         saved: Mapping[str, Any] | None = None,
         save_every_steps: int | None = None,
@@ -107,6 +112,7 @@ class Trainer:
         self.patience = patience
         self.loggers = loggers or Loggers()
         self.callbacks = callbacks
+        self.watchers = watchers
         self.after_epoch = after_epoch
         self.global_step = 0
         self.epoch = 0
@@ -151,6 +157,8 @@ class Trainer:
         try:
             with self._stop.listens():
                 self._train()
+            with kept_random_state():
+                self._prepare_validation()  # a run that was taken up after its last step names its monitor too
         except Stopped:
             raise
         except Exception:
@@ -169,9 +177,10 @@ class Trainer:
                 self.readings.begin_epoch()
             self._train_epoch()
             if not self._stop.signal:
-                self._validate()
-                for callback in self.after_epoch:
-                    callback(self)
+                with self._protected():
+                    self._validate()
+                    for callback in self.after_epoch:
+                        callback(self)
                 self.position = None
                 if self.best_epoch == self.epoch:
                     self._save("best")  # first: whoever goes on from last.pt finds what it calls best
@@ -186,6 +195,11 @@ class Trainer:
         """Whether an epoch follows the one that was validated last; neither epochs nor patience are over."""
         patient = self.patience is None or not self.epoch or self.epoch - self.best_epoch < self.patience
         return self.epoch < self.max_epochs and patient
+
+    @property
+    def _thaws(self) -> bool:
+        """Whether parameters take part in the training from the next step on, which may change who shares what."""
+        return any(until <= self.step.num_taken for until in self.step.model.frozen_until.values())
 
     @property
     def saved_step(self) -> int:
@@ -208,7 +222,7 @@ class Trainer:
         sizes = self.train.sizes(self.epoch, start=self.position)
         for batch, size in zip(self.train.batches(self.epoch, start=self.position), sizes, strict=True):
             number = self.global_step + 1
-            self._due |= number == 1 or number % self.log_every == 0
+            self._due |= number == 1 or number % self.log_every == 0 or self._thaws
             measure = self._due
             self._rates = [float(group["lr"]) for group in self.step.optimizer.param_groups]
             self._intact = False  # until all that counts has counted it
@@ -220,21 +234,18 @@ class Trainer:
             self._samples += size
             place = Place(number, self.epoch, self.position - 1)
             self.readings.add(place, result)
+            self.readings.note_gradients(self.step.parameters)
             if measure and result.taken:
                 self._log(result)
                 self._look_for_others(result)
                 if number == 1:  # mistakes in metrics show now, and not after an epoch; importing them is slow
                     self._intact = False  # the config would have to change, and that makes another run
-                    self._prepare_validation()
+                    with kept_random_state():
+                        self._prepare_validation()
                     self._intact = True
                     start = self._clock = time.perf_counter()
             self.faults.look(place, result)
-            for callback in self.callbacks:
-                try:
-                    callback(self, result)
-                except Exception as error:
-                    name = getattr(callback, "__name__", type(callback).__name__)
-                    raise UserError(f"callback {name} failed at step {number}: {told(error)}") from error
+            self._call_back(result, number)
             if self._stop.signal:
                 break
             if result.taken and self._time_to_save():
@@ -245,6 +256,24 @@ class Trainer:
                 self._ended = self.epoch
             self._log()
         self.seconds += time.perf_counter() - start
+
+    def _call_back(self, result: StepResult, number: int) -> None:
+        """Calls the callbacks and the watchers after a step."""
+        with self._protected() if self.callbacks else nullcontext():
+            for callback in (*self.callbacks, *self.watchers):
+                try:
+                    callback(self, result)
+                except Exception as error:
+                    name = getattr(callback, "__name__", type(callback).__name__)
+                    raise UserError(f"callback {name} failed at step {number}: {told(error)}") from error
+
+    @contextmanager
+    def _protected(self) -> Iterator[None]:
+        """Keeps other people's code from changing the training by accident: by what it draws, or by eval mode."""
+        with kept_random_state():
+            yield
+        if not self.step.model.training:
+            self.step.model.train()
 
     def _look_for_others(self, result: StepResult) -> None:
         """Has the next step measured too where tasks come by turns: one might have its turn in every such step.
@@ -386,6 +415,7 @@ class Trainer:
             raise UserError(f"the training data aren't those of the run: it was at {there}, which would be {here} here")
         self.step.model.load_state_dict(state["model"])
         self.step.load_state_dict(state["step"])
+        self.step.model.thaw(self.step.num_taken - 1)  # so that what the last step trained doesn't thaw once more
         self.readings.resume(state["readings"])
         for name in _COUNTERS:
             setattr(self, name, state[name])

@@ -144,3 +144,44 @@ def test_facts_may_differ_in_the_last_digits() -> None:
 def test_a_fact_that_the_data_do_not_have(problem: Path) -> None:
     ended = command("train", "task=mnist_two_head", "+model.trunk.size=from_data")
     assert "model.trunk.size: from_data, but the data have no fact 'size'; they have: none" in ended.err
+
+
+def test_what_a_table_leaves_in_doubt_is_said_at_the_start(problem: Path) -> None:
+    frame = pandas.read_csv("people.csv")
+    frame["age"] = [f"{50 if age != age else int(age)} y" for age in frame["age"]]
+    frame.to_csv("people.csv", index=False)
+    ended = train("trainer.max_epochs=1")
+    assert ended.code == 0, ended.err
+    told = "warning  data.inputs: the column 'age' of people.csv is taken for categories, though all of its cells look"
+    assert told in ended.out
+    assert ended.out.index(told) < ended.out.index("epoch 1/1")
+    assert "warning" not in train("trainer.max_epochs=1", "data.categories=[age]").out
+
+
+def test_classes_that_look_like_numbers_are_told_with_what_helps(problem: Path) -> None:
+    frame = pandas.read_csv("people.csv")
+    frame["smoker"] = (frame["smoker"] == "yes").astype(int)
+    frame.to_csv("people.csv", index=False)
+    ended = train("trainer.max_epochs=1")
+    assert ended.code == 1
+    assert (
+        "task 'smoker': its target 'smoker' is of numbers, and CrossEntropyLoss takes classes; list 'smoker'"
+        in ended.err
+    )
+    assert "in data.classes" in ended.err
+    assert train("trainer.max_epochs=1", "data.classes=[smoker]").code == 0
+    for income, standardize, message in (
+        (
+            "1,5 2,5",
+            "",
+            "MSELoss compares numbers; write plain numbers into the column, or take /objective@tasks.income",
+        ),
+        ("1,5 2,5", "income", "'income' is of classes, which have no mean. If '1,5' is meant as a number, write plain"),
+        ("many", "", "which no row for training has; it has: $0"),
+    ):
+        cells = [f"${row}" for row in range(100)] if income == "many" else income.split() * 50
+        frame.assign(income=cells).to_csv("people.csv", index=False)
+        ended = train("trainer.max_epochs=1", "data.classes=[smoker]", f"data.standardize_targets=[{standardize}]")
+        assert ended.code == 1
+        assert message in ended.err
+    assert "with data.seed. If '$0'" in ended.err

@@ -43,6 +43,21 @@ def test_terms() -> None:
     assert (scaled(FIGURES), scaled.mode) == (pytest.approx((0.8 / 0.1 - 5.0 / 2) / 2), "max")
 
 
+def test_what_a_value_with_scales_is_made_of() -> None:
+    terms = {"digit/accuracy": {"mode": "max", "scale": 0.1}, "depth/error": {"mode": "min", "scale": 2}}
+    monitor = Monitor(terms, KINDS)
+    assert str(monitor) == "mean of digit/accuracy / 0.1, -depth/error / 2 (max)"
+    assert monitor.terms(FIGURES) == "(0.8 / 0.1 - 5 / 2) / 2"
+    assert eval(monitor.terms(FIGURES)) == pytest.approx(monitor(FIGURES))  # noqa: S307
+    first = Monitor(
+        {"depth/error": {"mode": "min", "scale": 2}, "digit/accuracy": {"mode": "max", "scale": 0.1}}, KINDS
+    )
+    assert first.terms(FIGURES) == "(-5 / 2 + 0.8 / 0.1) / 2"
+    one = Monitor({"depth/error": {"mode": "min", "scale": 2}}, KINDS)
+    assert (one(FIGURES), one.terms(FIGURES), str(one)) == (-2.5, "-5 / 2", "-depth/error / 2 (max)")
+    assert Monitor(None, TWO).terms(FIGURES) == ""
+
+
 def test_better() -> None:
     up, down = Monitor({"digit/accuracy": "max"}, KINDS), Monitor({"digit/loss": "min"}, KINDS)
     assert (up.better(2.0, 1.0), up.better(1.0, 1.0), up.better(1.0, None)) == (True, False, True)

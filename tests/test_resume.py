@@ -169,6 +169,40 @@ def test_sigterm_saves_and_says_how_to_go_on(here: Path, undisturbed: Path, at: 
     assert len(list(Path("outputs/mnist_two_head").iterdir())) == 2  # the first is finished
 
 
+@pytest.mark.parametrize("end", ["epochs", "patience"])
+def test_killed_between_the_last_checkpoint_and_the_end(here: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Nothing is left to train, and what is written is all that a run writes that was never killed."""
+    import mtl.train
+
+    class Killed(BaseException):
+        pass
+
+    own = [*SMALL, "balancer=moco", *(["trainer.patience=1", "optimizer.lr=0.0"] if end == "patience" else [])]
+    whole = command("train", *own)
+    assert whole.code == 0, whole.err
+    assert whole.metrics["epochs"] == (2 if end == "patience" else 3)
+    write = mtl.train.write_status
+
+    def killed(folder: Path, status: str, **more: Any) -> None:
+        if status == "finished":
+            raise Killed
+        write(folder, status, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mtl.train, "write_status", killed)
+        with pytest.raises(Killed):
+            command("train", *own)
+    (run,) = {path.parent for path in here.glob("outputs/*/*/config.yaml")} - {whole.run.resolve()}
+    assert json.loads((run / "metrics.json").read_text())["status"] == "running"
+    again = command("train", *own, f"resume={run}")
+    assert again.code == 0, again.err
+    same_runs(run, whole.run)
+    figures = json.loads((run / "metrics.json").read_text())
+    assert figures["best"]["monitor"] == "mean of digit/accuracy, parity/accuracy (max)"
+    assert figures["best"]["mode"] == "max"
+    assert figures["memory_per_step"] == whole.metrics["memory_per_step"]
+
+
 def only_run() -> Path:
     (run,) = Path("outputs/mnist_two_head").iterdir()
     return run

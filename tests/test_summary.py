@@ -104,3 +104,68 @@ def test_of_many_pairs_it_is_said_that_there_are_more(here: Path) -> None:
     assert ended.code == 0, ended.err
     assert "These are the lowest of 6 pairs; metrics.json has them all." in ended.out
     assert len(ended.metrics["cosine"]) == 6
+
+
+def test_the_columns_of_the_table_say_whose_figures_they_are(here: Path) -> None:
+    """The best epoch is the first, and the training losses are those of the third, as its steps had them."""
+    (here / "code").mkdir()
+    (here / "code/seen.py").write_text(
+        "class Losses:\n    rows = []\n"
+        "    def __call__(self, trainer, result):\n"
+        "        self.rows.append((trainer.epoch, result.losses['digit'].item()))\n"
+    )
+    own = ["--config-dir", "code", "task=mnist_two_head", "data.batch_size=500", "optimizer.lr=0.0"]
+    ended = command("train", *own, "trainer.max_epochs=3", "+callbacks.seen._target_=seen.Losses")
+    assert ended.code == 0, ended.err
+    import seen  # the module that the run has imported
+
+    losses = [loss for epoch, loss in seen.Losses.rows if epoch == 3]
+    out = " ".join(ended.out.split())
+    assert "best.pt is from epoch 1 of 3" in out
+    assert ended.metrics["train"]["digit"]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+    assert "The training losses are means over the steps of epoch 3, while the parameters moved; val and test" in out
+    lines = ended.out.splitlines()
+    (rule,) = [number for number, line in enumerate(lines) if line.startswith(" ──")]
+    assert lines[rule - 2].split()[:3] == ["train,", "val,", "test,"]
+    assert lines[rule - 1].split()[:6] == ["task", "figure", "epoch", "3", "best.pt", "best.pt"]
+
+
+def test_a_trunk_that_thaws_is_neither_unreached_nor_unshared(here: Path) -> None:
+    """Eight steps, of which the first alone would be measured."""
+    ended = command(
+        "train", "task=mnist_two_head", "data.batch_size=500", "trainer.max_epochs=1", "model.freeze_until={trunk: 4}"
+    )
+    assert ended.code == 0, ended.err
+    assert ended.metrics["unreached"] == []
+    assert "Trainable parameters that no task reached: none." in ended.out
+    assert "No parameter is shared" not in ended.out
+    assert list(ended.metrics["cosine"]) == ["digit~parity"]
+
+
+def test_a_parameter_that_nothing_uses_is_listed(here: Path) -> None:
+    (here / "code").mkdir()
+    (here / "code/spare.py").write_text(
+        "import torch\nfrom mtl.trunks import LeNet\n"
+        "class Spare(LeNet):\n"
+        "    def __init__(self, **options):\n"
+        "        super().__init__(**options)\n"
+        "        self.spare = torch.nn.Linear(2, 2, bias=False)\n"
+    )
+    own = ["--config-dir", "code", "task=mnist_two_head", "data.batch_size=500", "model.trunk._target_=spare.Spare"]
+    ended = command("train", *own, "trainer.max_epochs=1")
+    assert ended.code == 0, ended.err
+    assert ended.metrics["unreached"] == ["trunk.spare.weight"]
+
+
+def test_a_monitor_with_scales_is_shown_with_its_terms(here: Path) -> None:
+    terms = "{digit/accuracy: {mode: max, scale: 0.1}, parity/loss: {mode: min, scale: 0.5}}"
+    ended = command(
+        "train", "task=mnist_two_head", "data.batch_size=500", "trainer.max_epochs=1", f"trainer.monitor={terms}"
+    )
+    assert ended.code == 0, ended.err
+    val, value = ended.metrics["val"], ended.metrics["best"]["value"]
+    accuracy, loss = val["digit"]["accuracy"], val["parity"]["loss"]
+    assert value == pytest.approx((accuracy / 0.1 - loss / 0.5) / 2)
+    told = f"{value:.4f} = ({accuracy:.6g} / 0.1 - {loss:.6g} / 0.5) / 2"
+    assert told in " ".join(ended.out.split())
+    assert ended.metrics["best"]["monitor"] == "mean of digit/accuracy / 0.1, -parity/loss / 0.5 (max)"

@@ -1,6 +1,7 @@
 """The loop: what is counted, logged, saved, and when it stops."""
 
 import os
+import random
 import signal
 import time
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -282,3 +284,148 @@ def test_a_metric_that_can_t_be_used_is_refused_in_the_first_step_without_valida
     with pytest.raises(mtl.UserError, match="its metric 'auc', BinaryAUROC, takes one prediction for each yes or no"):
         trainer.fit()
     assert trainer.global_step == 1
+
+
+def draw(*_: Any) -> None:
+    """Draws from every generator."""
+    torch.randn(3)
+    np.random.rand(3)
+    random.random()
+
+
+class Draws(Remembers):
+    """A logger that draws, and takes histograms."""
+
+    def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
+        draw()
+        super().log(step, epoch, scalars)
+
+    def histogram(self, tag: str, step: int, values: Any) -> None:
+        draw()
+
+
+class Bootstrapped(MulticlassAccuracy):
+    """A metric that draws when it is made and each time that it is updated."""
+
+    def __init__(self, **options: Any) -> None:
+        draw()
+        super().__init__(**options)
+
+    def update(self, *arguments: Any) -> None:
+        draw()
+        super().update(*arguments)
+
+
+def into_eval_mode(trainer: Trainer, *_: Any) -> None:
+    trainer.step.model.eval()
+
+
+@pytest.mark.parametrize("what", ["callback", "after_epoch", "logger", "metric", "eval mode"])
+def test_other_peoples_code_changes_no_bit_of_the_training(tmp_path: Path, what: str) -> None:
+    """The model has dropout, so that every draw and every step in eval mode would show."""
+    ends, generators = [], []
+    for own in (False, True):
+        options: dict[str, Any] = {}
+        if own and what == "callback":
+            options["callbacks"] = [draw]
+        if own and what == "after_epoch":
+            options["after_epoch"] = [draw, lambda trainer: trainer.loggers.show("histogram", "a", 1, [1.0])]
+        if own and what == "logger":
+            options["loggers"] = Loggers([Draws()])
+        if own and what == "eval mode":
+            options |= {"callbacks": [into_eval_mode], "after_epoch": [into_eval_mode]}
+        trainer, _ = make(tmp_path, log_every=2, **options)
+        if own and what == "metric":
+            for task in trainer.step.tasks:
+                task.metrics = {"accuracy": partial(Bootstrapped, num_classes=2, average="micro")}
+        trainer.fit()
+        ends.append(torch.cat([p.detach().flatten() for p in trainer.step.model.parameters()]))
+        generators.append((torch.rand(1).item(), trainer.best))
+        assert trainer.step.model.training
+    assert torch.equal(*ends)
+    assert generators[0] == generators[1]
+
+
+def test_a_callback_of_ones_own_that_fails_is_named(tmp_path: Path) -> None:
+    def fails(trainer: Trainer, result: Any) -> None:
+        draw()
+        raise ValueError("it doesn't work")
+
+    trainer, _ = make(tmp_path, callbacks=[fails])
+    with pytest.raises(mtl.UserError, match="callback fails failed at step 1: .*it doesn't work"):
+        trainer.fit()
+
+
+def test_parameters_that_thaw_are_not_said_to_be_unreached(tmp_path: Path) -> None:
+    """Only the first step would be measured, and the trunk is frozen in it; it is trained and shared afterwards."""
+    trainer, logger = make(tmp_path, log_every=1000)
+    trainer.step.model.freeze(["trunk"], until=2)
+    before = trainer.step.model.trunk[0].weight.detach().clone()
+    trainer.fit()
+    assert not torch.equal(trainer.step.model.trunk[0].weight, before)
+    assert trainer.readings.without_gradient == set()
+    assert trainer.readings.reach["trunk.0.weight"] == {"a", "b"}
+    assert [step for step, _ in logger.of("grad_norm/a")] == [1, 3]  # in the third step the trunk is trained
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_parameter_that_had_a_gradient_in_an_unmeasured_step_was_reached(tmp_path: Path, resumed: bool) -> None:
+    """`extra` takes part in the training from the second step on, and no step after the first is measured."""
+
+    class Trunk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.extra, self.never = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8)
+            self.calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += self.training
+            return self.linear(x) + (self.extra(x) if self.calls == 2 else 0)
+
+    trainer, _ = make(tmp_path, max_epochs=1, log_every=1000)
+    trunk = Trunk()
+    tasks = trainer.step.tasks
+    model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
+    trainer, _ = make(tmp_path, max_epochs=1, log_every=1000)
+    step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1))
+    trainer = Trainer(step, trainer.train, trainer.val, max_epochs=1, log_every=1000, checkpoints=tmp_path)
+    trainer.fit()
+    if resumed:
+        other = Trainer(step, trainer.train, trainer.val, max_epochs=1, log_every=1000, checkpoints=tmp_path)
+        other.load_state_dict(checkpoint.load(tmp_path / "last.pt"))
+        trainer = other
+    assert trainer.readings.reach["trunk.extra.weight"] == set()  # as far as was measured
+    assert trainer.readings.without_gradient == {"trunk.never.weight", "trunk.never.bias"}
+
+
+def test_a_run_taken_up_after_its_last_step_knows_its_monitor(tmp_path: Path) -> None:
+    whole, _ = make(tmp_path)
+    whole.fit()
+    again, _ = make(tmp_path)
+    again.load_state_dict(checkpoint.load(tmp_path / "last.pt"))
+    assert not again.goes_on
+    again.fit()
+    assert again.global_step == whole.global_step
+    assert str(again.monitor) == str(whole.monitor) == "mean of a/accuracy, b/accuracy (max)"
+    assert (again.monitor.mode, again.best, again.figures) == ("max", whole.best, whole.figures)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+def test_a_run_stopped_around_a_thaw_measures_the_steps_that_it_would_have(tmp_path: Path, at: int) -> None:
+    def stop(trainer: Trainer, _: Any) -> None:
+        if trainer.global_step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def built(**options: Any) -> tuple[Trainer, Remembers]:
+        trainer, logger = make(tmp_path, log_every=1000, **options)
+        trainer.step.model.freeze(["trunk"], until=2)
+        return trainer, logger
+
+    first, before = built(callbacks=[stop])
+    with pytest.raises(Stopped):
+        first.fit()
+    second, after = built()
+    second.load_state_dict(checkpoint.load(tmp_path / "last.pt"))
+    second.fit()
+    assert [step for step, _ in (*before.of("grad_norm/a"), *after.of("grad_norm/a"))] == [1, 3]
+    assert second.readings.without_gradient == set()

@@ -3,6 +3,6 @@
 from mtl.cli.folders import CONFIG_DIR, code_folders, shadowed
 from mtl.cli.jobs import beside_others, going_on
 from mtl.cli.launch import launch
-from mtl.cli.overrides import arguments
+from mtl.cli.overrides import arguments, keys
 
-__all__ = ["CONFIG_DIR", "arguments", "beside_others", "code_folders", "going_on", "launch", "shadowed"]
+__all__ = ["CONFIG_DIR", "arguments", "beside_others", "code_folders", "going_on", "keys", "launch", "shadowed"]

@@ -12,12 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mtl import search
+from mtl import schema, search
 from mtl.cli.complaints import show
 from mtl.cli.folders import CONFIG_DIR, TRAININGS, root, run_dir, run_id
 from mtl.cli.jobs import Jobs
-from mtl.cli.overrides import fixed, flags_first, for_hydra, gives
-from mtl.errors import UserError
+from mtl.cli.overrides import fixed, flags_first, for_hydra, gives, keys
+from mtl.errors import UserError, suggest
 from mtl.signals import handed_to
 from mtl.sweep import Sweep
 
@@ -35,7 +35,7 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     typed = flags_first(sys.argv[1:])
     if config_name in TRAININGS and {"-h", "--help"} & set(typed) and not gives(typed, "task"):
         typed.append("task=mnist_two_head")  # Hydra composes a config even to show help, and `task` has no default
-    sys.argv[1:] = for_hydra(typed)
+    sys.argv[1:] = for_hydra(typed, config_name)
     multirun = Sweep(typed, run_id(), fixed(sys.argv[1:]))
     register_resolvers(multirun)
     jobs = Jobs(job, config_name, multirun, tracebacks=wanted == "1")
@@ -70,8 +70,24 @@ def _check_typed(typed: list[str], config_name: str) -> None:
     for key in ("hydra.sweep.dir", "hydra.sweep.subdir"):
         if gives(typed, key):
             raise UserError(f"{key}: a multirun chooses its folders itself, below output_root; set that")
+    if config_name == "evaluate":
+        _check_evaluation(typed)
     if config_name == "graph" and (gives(typed, "sweep") or {"-m", "--multirun"} & set(typed)):
         raise UserError("-m: mtl.graph looks at one problem at a time")
+
+
+def _check_evaluation(typed: list[str]) -> None:
+    """Raises a UserError for what a model can't be measured with."""
+    if gone := [argument for argument in typed if argument.startswith("~")]:
+        raise UserError(f"{gone[0]}: nothing can be taken away here; name other data with data=…")
+    for key in keys(typed):
+        first = key.split(".")[0]
+        if first in schema.SCHEMA and first not in schema.EVALUATE:
+            raise UserError(
+                f"{key}: a model is measured as it was trained; what can be given is {', '.join(schema.EVALUATE)}"
+            )
+        if first not in (*schema.EVALUATE, "hydra"):
+            raise UserError(f"there is no key '{key}'" + suggest(first, schema.EVALUATE))
 
 
 def _run(jobs: Jobs, multirun: Sweep, config_name: str) -> None:

@@ -35,12 +35,15 @@ def gives(typed: Sequence[str], key: str) -> bool:
     return any(argument.split("=")[0].lstrip("+~") == key for argument in typed)
 
 
-def for_hydra(typed: Sequence[str]) -> list[str]:
+def for_hydra(typed: Sequence[str], config_name: str = "train") -> list[str]:
     """The command line that does in Hydra what the one that was typed means here.
 
     A mapping that is typed takes the place of the task's own; Hydra would merge the two. Each of several tasks that
-    `only` names is swept over, where the sweep is that of tasks alone.
+    `only` names is swept over, where the sweep is that of tasks alone. For mtl.evaluate, keys of the data are added to
+    its config: those that may be changed are in the run's.
     """
+    if config_name == "evaluate":
+        return [f"++{arg.lstrip('+')}" if arg.lstrip("+").startswith("data.") else arg for arg in typed]
     given = list(typed)
     if "+sweep=single_task" in given:
         given = [re.sub(r"^only=\[(.+)\]$", r"only=\1", argument) for argument in given]
@@ -50,6 +53,14 @@ def for_hydra(typed: Sequence[str]) -> list[str]:
             added = [f"+{argument}" for argument in given if argument.startswith(f"{key}={{")]
             given = [*others, *_deleting(key), *added]
     return given
+
+
+def keys(typed: Sequence[str]) -> list[str]:
+    """The keys and groups that overrides name."""
+    words = [
+        argument for argument in typed if not argument.startswith("-") and ("=" in argument or argument[:1] == "~")
+    ]
+    return [argument.split("=")[0].lstrip("+~") for argument in words]
 
 
 def _deleting(key: str) -> list[str]:

@@ -10,6 +10,7 @@ from torch import nn
 from mtl.config.data import Config, Data
 from mtl.config.model import build_module, build_trunk
 from mtl.data import Fields, Splits
+from mtl.data.cells import written_otherwise
 from mtl.errors import UserError
 from mtl.labels import there
 from mtl.targets import make
@@ -91,13 +92,20 @@ def _own_parts(node: Config, where: str) -> dict[str, Any]:
 
 
 def _check_kind(task: Task, splits: Splits) -> None:
-    """Raises a UserError for a loss of numbers on a column of classes."""
+    """Raises a UserError for a loss of numbers on a column of classes, and for one of classes on numbers."""
     known = splits.facts.get("targets", {}).get(task.target, {})
     numbers = isinstance(task.loss, BY_ELEMENT) and not isinstance(task.loss, nn.BCEWithLogitsLoss)
+    loss = type(task.loss).__name__
     if numbers and known.get("kind") == "class":
+        plain = "write plain numbers into the column, or " if written_otherwise(known["vocabulary"]) else ""
         raise UserError(
             f"task '{task.name}': its target '{task.target}' is of classes ({', '.join(known['vocabulary'][:5])}, …), "
-            f"and {type(task.loss).__name__} compares numbers; take /objective@tasks.{task.name}: classification"
+            f"and {loss} compares numbers; {plain}take /objective@tasks.{task.name}: classification"
+        )
+    if isinstance(task.loss, nn.CrossEntropyLoss | nn.NLLLoss) and known.get("kind") == "number":
+        raise UserError(
+            f"task '{task.name}': its target '{task.target}' is of numbers, and {loss} takes classes; list "
+            f"'{task.target}' in data.classes, or take /objective@tasks.{task.name}: regression"
         )
 
 

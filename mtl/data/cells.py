@@ -1,5 +1,6 @@
 """CSV and Parquet files: columns of cells, and what is in them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,16 @@ from torch import Tensor
 
 from mtl.columns import EMPTY, category
 from mtl.errors import UserError, first_line, suggest
+
+# A number that isn't written as Python writes it: with a currency or a unit, a decimal comma, or groups of thousands.
+NUMBER = re.compile(
+    r"\(?[+\-−]?\s?(?P<before>[^\w\s.,+−()\-]{0,2}|EUR|USD|GBP|CHF|JPY|CNY|INR|R\$|Rs\.?|kr\.?)\s?[+\-−]?"
+    r"(\d{1,3}([.,'’ \u00a0\u202f]\d{3})+|\d+)([.,]\d+)?([eE][+\-]?\d+)?\s?(?P<after>[^\d\s()]{0,8})\)?"
+)
+UNITS = (
+    "% ‰ ° °C °F € $ £ k K M bn nm µm mm cm m km in ft mi µg mg g kg t lb oz ml cl l L ns µs ms s min h d yr V A W kW "
+    "kWh Hz kHz MHz GHz B kB MB GB TB"
+)
 
 
 @dataclass(frozen=True)
@@ -127,6 +138,18 @@ def vocabulary(cells: Sequence[str]) -> list[str]:
         return sorted(found, key=float)
     except ValueError:
         return found
+
+
+def written_otherwise(vocabulary: Sequence[str]) -> str | None:
+    """A cell, where all of these texts look like numbers that can't be read: `12%`, `1,5`, `$1`; None elsewhere.
+
+    What comes after the digits must be the same in all cells, or a unit in each, or the texts are taken for names.
+    """
+    found = [NUMBER.fullmatch(text) for text in vocabulary]
+    if not vocabulary or not all(found):
+        return None
+    ends = {match["after"] for match in found if match}
+    return vocabulary[0] if len(ends) == 1 or ends <= {"", *UNITS.split()} else None
 
 
 def _parsed(cells: Any) -> tuple[Any, Any]:

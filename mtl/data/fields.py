@@ -1,6 +1,6 @@
 """Data as named fields: in memory, and in splits."""
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,7 @@ class Splits:
         name: what is said of the data at the start of a run.
         facts: what a model may have to know of the data, as plain values: vocabularies, means, numbers of classes. A
             value `from_data` in a model's config stands for the fact that its key names.
+        warnings: what may be wrong with the data, a sentence each; shown at the start of a training.
 
     Raises:
         UserError: where a split has no length or no samples, or its samples aren't dicts.
@@ -79,6 +80,7 @@ class Splits:
     test: Dataset[Any] | None = None
     name: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.facts = {str(key): _plain(value, str(key)) for key, value in self.facts.items()}
@@ -137,7 +139,7 @@ class Splits:
         """The names of a training sample's fields."""
         return list(first(self.train))
 
-    def summary(self) -> str:
-        """One line: what the data are, and how many samples each split has."""
-        sizes = ", ".join(f"{len(dataset):,} {split}" for split, dataset in self.items())
+    def summary(self, only: str | None = None) -> str:
+        """One line: what the data are, and how many samples each split has, or the one that is named."""
+        sizes = ", ".join(f"{len(dataset):,} {split}" for split, dataset in self.items() if only in (None, split))
         return f"{self.name or type(self.train).__name__}: {sizes}; fields: {', '.join(self.fields())}"

@@ -1,7 +1,8 @@
 """Pictures in a folder, and a table of what is on them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from mtl.data.cells import Part
 from mtl.data.fields import Splits
 from mtl.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, Transform
 from mtl.data.splitting import NAMES
-from mtl.data.table import at_random, check_names, target_columns
+from mtl.data.table import at_random, check_names, check_split, doubts, how_split, target_columns
 from mtl.errors import UserError
 
 
@@ -25,9 +26,10 @@ def image_table(
     size: int | Sequence[int] = 224,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-    split: Sequence[float] = (0.8, 0.1, 0.1),
+    split: Sequence[float] | None = (0.8, 0.1, 0.1),
     split_column: str | None = None,
     seed: int = 0,
+    trained_on: Mapping[str, Any] | None = None,
 ) -> Splits:
     """Pictures with the field image (N, 3, height, width), standardised, and a field for each target column, (N,).
 
@@ -37,23 +39,29 @@ def image_table(
         targets, classes, standardize_targets: as for `mtl.data.table`, and so is the fact `targets`.
         file: the column with the picture's file, as seen from the folder.
         size, mean, std: see `mtl.data.images.Transform`.
-        split, seed: shares of training, validation and test, and the seed of the draw; see `random_parts`.
+        split, seed, trained_on: as for `mtl.data.table`.
         split_column: a column that says train, val or test; then nothing is drawn.
 
     Raises:
         UserError: for what is wrong in the table, and for pictures that aren't there or are damaged.
     """
     check_names({"targets": targets}, {"classes": classes, "standardize_targets": standardize_targets})
+    check_split(split, trained_on)
     if "image" in targets:
         raise UserError("data.targets: the field 'image' is the picture; give that column another name")
     wanted = {"file": [file], "targets": targets, "split_column": [split_column] if split_column else []}
     whole = cells.read(labels, wanted)
     parts = _by_column(whole, split_column) if split_column else at_random(whole, split, seed)
-    fields, facts = target_columns(parts, targets, classes, standardize_targets)
+    fields, facts = target_columns(parts, targets, classes, standardize_targets, trained_on)
     prepare = Transform(size, mean, std)
     data = {name: Images(_files(images, part, file), fields[name], prepare) for name, part in parts.items()}
-    drawn = f"by '{split_column}'" if split_column else f"at random (data.seed={seed})"
-    return Splits(**data, name=f"pictures of {whole.file}, split {drawn}", facts={"targets": facts})
+    drawn = f", split by '{split_column}'" if split_column else how_split(split, seed)
+    return Splits(
+        **data,
+        name=f"pictures of {whole.file}{drawn}",
+        facts={"targets": facts},
+        warnings=[] if trained_on is not None else doubts(parts, facts, classes),
+    )
 
 
 def _by_column(whole: Part, column: str) -> dict[str, Part]:

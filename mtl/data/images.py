@@ -41,25 +41,77 @@ class Images(Dataset[dict[str, Tensor]]):
         return {"image": image, **{name: field[index] for name, field in self.fields.items()}}
 
 
+EIGHT_BITS = ("1", "L", "P", "RGB", "CMYK", "YCbCr")  # Pillow's modes without transparency
+ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+AS_SIXTEEN_BITS = ("PNG", "PPM")  # formats whose pixels of 16 bits some versions of Pillow give in the mode I
+
+
 def open_image(path: str | Path, mode: str | None = "RGB") -> "Image":
-    """The picture in the file, whole, its pixels of the mode that PIL calls so; None leaves them.
+    """The picture in the file, whole and turned as its EXIF orientation says.
+
+    Args:
+        path: of the file.
+        mode: `RGB` for colours: pixels of 8 bits a colour in the mode RGB; grey ones of 16 bits in the mode F, scaled
+            from their range to 0 … 255. None leaves the pixels, such as the class numbers of a mask.
 
     Raises:
-        UserError: where there is none, or it is damaged.
+        UserError: where there is no such picture, or it is damaged; for colours also where pixels have no known range,
+            or are transparent.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as image:
-            return image.convert(mode) if mode else image.copy()
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            return image if mode is None else _colours(image, path, str(file.format), _bits(file))
     except FileNotFoundError:
         raise UserError(f"there is no picture {path}") from None
+    except UserError:
+        raise
     except Exception as error:  # a decoder may fail in any way
         raise UserError(f"the picture {path} is damaged: {told(error)}") from error
 
 
+def _bits(image: Any) -> int:
+    """The bits of a pixel that a TIFF file says to use of 16; 16 for other files."""
+    bits = getattr(image, "tag_v2", {}).get(258, (16,))
+    return int(bits[0] if isinstance(bits, tuple) else bits)
+
+
+def _colours(image: "Image", path: str | Path, kind: str, bits: int) -> "Image":
+    """The picture as colours, see `open_image`."""
+    from PIL import Image
+
+    transparent = image.info.get("transparency")
+    if image.mode in SIXTEEN_BITS or (image.mode == "I" and kind in AS_SIXTEEN_BITS):
+        pixels = np.asarray(image).astype(np.float32)
+        if transparent is not None and (pixels == transparent).any():
+            raise _transparent(path)
+        return Image.fromarray(pixels * np.float32(255 / (2**bits - 1)))
+    if image.mode not in (*EIGHT_BITS, *ALPHA):
+        raise UserError(
+            f"the picture {path} has pixels of Pillow's mode {image.mode}, whose range isn't known; save it with 8 "
+            "bits a colour, or in grey with 16"
+        )
+    if image.mode in ALPHA or transparent is not None:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] != 255:
+            raise _transparent(path)
+    return image.convert("RGB")
+
+
+def _transparent(path: str | Path) -> UserError:
+    return UserError(
+        f"the picture {path} has transparent pixels, whose colours aren't known; lay it over a background, such as "
+        "with Pillow's Image.alpha_composite, and save it without transparency"
+    )
+
+
 class Transform:
     """Makes a standardised tensor (3, height, width) of a PIL image, and of its mask, if there is one, (height, width).
+
+    The image is of the mode RGB, or of the mode F with grey values in 0 … 255, as `open_image` gives it.
 
     Args:
         size: of the result: one number for height and width, or both; a picture of another shape is stretched.
@@ -103,5 +155,7 @@ class Transform:
             pixels = np.array(picture.resize((self.width, self.height), resampling, box))
             return torch.from_numpy(pixels[:, ::-1].copy() if mirrored else pixels)
 
-        pixels = shaped(image, Resampling.BILINEAR).permute(2, 0, 1).float().div_(255).sub_(self.mean).div_(self.std)
+        colours = shaped(image, Resampling.BILINEAR)
+        colours = colours[..., None].expand(-1, -1, 3) if colours.ndim == 2 else colours  # grey
+        pixels = (colours.permute(2, 0, 1).float() / 255).sub_(self.mean).div_(self.std)
         return pixels if mask is None else (pixels, shaped(mask, Resampling.NEAREST))

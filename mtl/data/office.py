@@ -76,6 +76,7 @@ def office_domain(
         **parts,
         name=f"{name}, {domain}, split at random (data.seed={seed})",
         facts={"targets": {"label": {"kind": "class", "vocabulary": classes}}},
+        warnings=(),
     )
 
 

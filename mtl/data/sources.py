@@ -54,6 +54,7 @@ class Sources:
         self.temperature = float(temperature)
         self.epoch = epoch
         self.facts = {name: dict(splits.facts) for name, splits in sources.items()}
+        self.warnings = [f"{name}: {warning}" for name, splits in sources.items() for warning in splits.warnings]
 
     def fact(self, key: str, source: str | None) -> Any:
         """What is known of the source's data under this key; without a source what is known of all that know it.
@@ -87,9 +88,10 @@ class Sources:
         """All sources' splits, by what each is for."""
         return [pair for splits in self.sources.values() for pair in splits.items()]
 
-    def summary(self) -> str:
-        """What each source is."""
-        return "; ".join(f"{name}: {splits.summary()}" for name, splits in self.sources.items())
+    def summary(self, only: str | None = None) -> str:
+        """What each source is, or each that has the split that is named."""
+        shown = {n: s for n, s in self.sources.items() if only is None or only in dict(s.items())}
+        return "; ".join(f"{name}: {splits.summary(only)}" for name, splits in shown.items())
 
 
 class Mix:

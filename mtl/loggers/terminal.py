@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
@@ -35,6 +36,8 @@ class Terminal:
         self._mains = mains
         self._total_steps = total_steps
         self._max_epochs = max_epochs
+        self._losses: dict[str, float] = {}
+        self._losses_at = 0  # the step that these are of, or the last one that they are a mean up to
         self._scalars: dict[str, float] = {}
         self._shown = time.monotonic()
         self._progress: Progress | None = None
@@ -58,14 +61,21 @@ class Terminal:
         now = time.monotonic()
         if now - self._shown < REFRESH:
             return
+        if self._progress is None and now - self._shown <= PLAIN:
+            return
+        values = torch.stack([loss.double() for loss in result.losses.values()]).tolist() if result.losses else []
+        self._losses, self._losses_at = dict(zip(result.losses, values, strict=True)), trainer.global_step
         if self._progress is not None:
             self._draw(trainer.global_step, trainer.epoch)
-        elif now - self._shown > PLAIN:
+        else:
             self._line(trainer.global_step, trainer.epoch)
 
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
         """Takes the new figures, and shows them if they are a validation's."""
         self._scalars |= scalars
+        losses = {task: scalars[tag] for task in self._tasks if (tag := f"loss/{task}/train") in scalars}
+        if losses:
+            self._losses, self._losses_at = losses, step
         if self._progress is not None:
             self._draw(step, epoch)
         elif "monitor/val" in scalars:
@@ -76,24 +86,30 @@ class Terminal:
         if self._progress is not None:
             self._progress.stop()
 
-    def _figures(self) -> str:
+    def _figures(self, step: int) -> str:
+        """The losses of this step, or means that end with it, the newest metrics, and the speed, as far as known."""
+        losses = self._losses if self._losses_at == step else {}
         parts = []
         for task in self._tasks:
-            part = f"{task} {self._scalars.get(f'loss/{task}/train', float('nan')):.4f}"
             metric = self._scalars.get(f"metric/{task}/{self._mains.get(task)}/val")
             name = "" if self._progress is not None else f"{self._mains.get(task)} "  # the live line has to be short
-            parts.append(part + (f" ({name}{metric:.3f})" if metric is not None else ""))
-        speed = self._scalars.get("speed/samples_per_second", 0.0)
-        return f"{', '.join(parts)}, {speed:,.0f} samples/s"
+            figures = [f"{losses[task]:.4f}"] if task in losses else []
+            figures += [f"({name}{metric:.3f})"] if metric is not None else []
+            if figures:
+                parts.append(" ".join([task, *figures]))
+        speed = self._scalars.get("speed/samples_per_second")
+        return ", ".join([*parts, *([f"{speed:,.0f} samples/s"] if speed is not None else [])])
 
     def _draw(self, step: int, epoch: int) -> None:
         assert self._progress is not None
         self._shown = time.monotonic()
         description = f"epoch {epoch}/{self._max_epochs}"
-        self._progress.update(self._bar, completed=step, description=description, figures=self._figures())
+        self._progress.update(self._bar, completed=step, description=description, figures=self._figures(step))
         self._progress.refresh()
 
     def _line(self, step: int, epoch: int) -> None:
         self._shown = time.monotonic()
         place = f"epoch {epoch}/{self._max_epochs}, step {step}/{self._total_steps}"
-        self._console.print(f"{place}: loss {self._figures()}", highlight=False, soft_wrap=True)
+        losses = "loss " if self._losses_at == step and self._losses else ""
+        figures = self._figures(step)
+        self._console.print(f"{place}: {losses}{figures}" if figures else place, highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 from mtl.errors import first_line
+from mtl.seeding import kept_random_state
 
 
 class Logger(Protocol):
@@ -24,6 +25,8 @@ class Logger(Protocol):
 
 class Loggers:
     """Gives each of the loggers what it takes; one that can't write is told of once, and training goes on.
+
+    What a logger draws from the random generators changes no draw of the training.
 
     Args:
         loggers: each of a class of its own.
@@ -69,7 +72,8 @@ class Loggers:
         """The counterpart of `state`."""
         for logger in self._loggers:
             if type(logger).__name__ in states:
-                logger.resume(states[type(logger).__name__])  # type: ignore[attr-defined]
+                with kept_random_state():
+                    logger.resume(states[type(logger).__name__])  # type: ignore[attr-defined]
 
     def _call(self, method: str, *arguments: Any) -> dict[str, Any]:
         takers = [logger for logger in self._loggers if hasattr(logger, method)]
@@ -77,7 +81,8 @@ class Loggers:
 
     def _give(self, logger: Logger, method: str, *arguments: Any) -> Any:
         try:
-            return getattr(logger, method)(*arguments)
+            with kept_random_state():
+                return getattr(logger, method)(*arguments)
         except OSError as error:
             if id(logger) not in self._told:
                 more = "" if method == "close" else ". Training goes on"

@@ -28,7 +28,10 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "more").mkdir()
     for index, (name, mode) in enumerate([("a.png", "RGB"), ("more/b.jpg", "RGB"), ("c.png", "L"), ("d.png", "RGBA")]):
         shape = (12 + index, 20, *{"RGB": (3,), "L": (), "RGBA": (4,)}[mode])
-        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / name)
+        pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+        if mode == "RGBA":
+            pixels[..., 3] = 255  # transparent pixels are refused
+        Image.fromarray(pixels).save(tmp_path / name)
     (tmp_path / "labels.csv").write_text(ROWS)
     return tmp_path
 

@@ -256,3 +256,69 @@ def test_without_pandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(mtl.UserError, match=r'pandas is needed to read people\.csv: pip install "mtl-train\[table\]"'):
         table(write(tmp_path, PEOPLE), **ALL)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["12%", "3.5%", ""],
+        ["1,5", "-2,25"],
+        ["$1", "-$2.50", "$1,000"],
+        ["5 kg", "12 kg"],
+        ["1.234,5", "7"][:1],
+        ["1 000", "2 500"],
+        ["10 km", "300 m"],
+        ["€ 3", "€ 4"],
+        ["EUR 3", "EUR 4"],
+        ["(5%)", "6%"],
+        ["20°C", "−3°C"],
+    ],
+)
+def test_columns_of_numbers_that_are_written_as_text_are_named(tmp_path: Path, cells: list[str]) -> None:
+    lines = "".join(f'"{cell}","{cell}",{number}\n' for number, cell in enumerate(cells))
+    path = write(tmp_path, f"x,y,z\n{lines}", "a.csv")
+    options: dict[str, Any] = {"inputs": ["x"], "targets": ["y", "z"], "split": [1, 0, 0]}
+    about_x, about_y = table(path, **options).warnings
+    assert about_x.startswith(
+        "data.inputs: the column 'x' of a.csv is taken for categories, though all of its cells look like numbers, such as"
+    )
+    assert "Write plain numbers" in about_x
+    assert about_x.endswith("or list 'x' in data.categories if they are categories")
+    assert about_y.endswith("or list 'y' in data.classes if they are classes")
+    assert table(path, **options, categories=["x"], classes=["y"]).warnings == []
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["1a", "2b"],
+        ["Bern", "12%"],
+        ["2024-01-05", "2024-02-01"],
+        ["12:30", "13:15"],
+        ["1st", "2nd"],
+        ["A12", "A13"],
+        ["1/2", "3/4"],
+        ["10-20", "20-30"],
+        ["1.2.3", "1.2.4"],
+        ["%", "kg"],
+        ["+", "-"],
+    ],
+)
+def test_names_are_not_taken_for_numbers(tmp_path: Path, cells: list[str]) -> None:
+    path = write(tmp_path, "x,y\n" + "".join(f'"{cell}",1\n' for cell in cells))
+    assert table(path, inputs=["x"], targets=["y"], split=[1, 0, 0]).warnings == []
+
+
+def test_an_empty_target_column_is_told_with_what_helps(tmp_path: Path) -> None:
+    path = write(tmp_path, "x,y\n1,\n2,NA\n3,\n", "a.csv")
+    for column in ("y", "x"):
+        write(tmp_path, "x,y\n,\n,\n,\n" if column == "x" else "x,y\n1,\n2,\n3,\n", "a.csv")
+        with pytest.raises(mtl.UserError) as error:
+            table(path, inputs=["x"], targets=["y"], split=[1, 0, 0])
+        key, remedy = (
+            ("inputs", "fill it, or take it out: data.inputs without 'x'")
+            if column == "x"
+            else ("targets", "label some of its rows, or take it and its task out: data.targets without 'y'")
+        )
+        start = f"data.{key}: all cells of '{column}' in the training split of a.csv are empty; "
+        assert str(error.value) == start + remedy
