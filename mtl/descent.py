@@ -83,7 +83,7 @@ class Descent:
             UserError: where optimizer or scheduler fail.
         """
         assert self.optimizer is not None, "a Step without an optimizer has backward and after only"
-        if all(p.grad is None for p in self._parameters.values()):
+        if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
             scaler = None  # which takes offence
         if scaler:
             scaler.unscale_(self.optimizer)

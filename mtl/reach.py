@@ -51,8 +51,7 @@ class Reach:
 
     def state_dict(self) -> dict[str, list[str]]:
         """By parameter, the names of the tasks that have reached it."""
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self._parameters.items()}
-        return {names[parameter]: sorted(tasks) for parameter, tasks in self._so_far.items() if tasks}
+        return {name: sorted(self._so_far[p]) for name, p in self._parameters.items() if self._so_far.get(p)}
 
     def load_state_dict(self, state: Mapping[str, list[str]]) -> None:
         """The counterpart of `state_dict`."""

@@ -9,7 +9,7 @@ import mtl
 from mtl.passes import PASSES
 
 GRAMIAN = [
-    *("AlignedMTL", "CAGrad", "ConflictFree", "DualProj", "FairGrad", "GradNorm", "GradVac", "IMTLG", "MGDA"),
+    *("AlignedMTL", "CAGrad", "ConflictFree", "DualProj", "FairGrad", "GradNorm", "GradVac", "IMTL", "IMTLG", "MGDA"),
     *("NashMTL", "PCGrad", "SDMGrad", "UPGrad"),
 ]
 WITH_SCOPE = {"FairGrad", "GradNorm", "IMTLG", "MGDA", "NashMTL"}

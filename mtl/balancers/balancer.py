@@ -90,7 +90,8 @@ class Balancer:
             count: T.
             device, dtype: of those that are made by the first call.
         """
-        return [] if self.learned is None else self.learned.parameters(count, device=device, dtype=dtype)
+        learned = self.learned
+        return learned.parameters(count, device=device, dtype=dtype) if isinstance(learned, Learned) else []
 
     def learn(self, losses: Tensor) -> None:
         """Called when the losses are known, (P,), float64, and nothing has moved: gives `parameters` gradients."""

@@ -24,7 +24,7 @@ class IMTL(IMTLL):
         over: whose gradients the inner products are of: the `shared` parameters, as in the paper and LibMTL, or `all`,
             heads included, which the weights then multiply too.
 
-    Source: Liu et al., "Towards Impartial Multi-Task Learning", ICLR 2021, openreview IMPnRXEWpvr, algorithm 1.
+    Source: Liu et al., "Towards Impartial Multi-Task Learning", ICLR 2021, openreview IMPnRXEWpvr.
     """
 
     needs = "gramian"
