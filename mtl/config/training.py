@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from mtl.balancers import Balancer
 from mtl.config.data import Config
@@ -129,6 +129,9 @@ def without_effect(config: Config, step: Step, train: Loader | Mix, total_steps:
             )
     if config["trainer"]["clip_shared_norm"] is not None and len(step.tasks) == 1:
         found.append("trainer.clip_shared_norm has no effect with one task, which shares no parameter")
+    clips = [name for name in ("clip_norm", "clip_shared_norm") if config["trainer"][name] is not None]
+    if clips and isinstance(step.descent.first, LBFGS):
+        found.append(f"trainer.{clips[0]} has no effect with LBFGS, whose line search takes the gradient as it is")
     then = config["optimizer"].get("then")
     if then and then["after"] >= total_steps:
         found.append(f"optimizer.then takes over after {then['after']} steps, and the run has {total_steps}")

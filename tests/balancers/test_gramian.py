@@ -110,9 +110,11 @@ def test_upgrad_and_dualproj_conflict_with_no_task(rows: torch.Tensor) -> None:
         d = w @ rows
         assert (rows @ d >= -1e-11 * length(rows) * length(rows).mean()).all()
         assert (w >= 1 / len(rows) - 1e-12).all()
-    # KKT of the mean's projection: a gradient gains weight only where d is at right angles to it.
+    # KKT of the mean's projection: a gradient gains weight only where d is at right angles to it. Nearly dependent
+    # rows have weights in the hundreds, and d the rounding error of such terms.
     added = weights(b.DualProj(), rows) - 1 / len(rows)
-    assert (added * (rows @ direction(b.DualProj(), rows))).abs().max() <= 1e-10 * length(rows).max() ** 2
+    error = (added * (rows @ direction(b.DualProj(), rows))).abs().max()
+    assert error <= 1e-11 * (1 + added.max()) * length(rows).max() ** 2
 
 
 @settings(max_examples=150, deadline=None)
