@@ -3,12 +3,15 @@
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Ended, command
+
+from mtl import graph, schema, train
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
@@ -101,18 +104,56 @@ def data_of_ones_own(folder: Path) -> None:
     (folder / "labels.csv").write_text("\n".join(labels) + "\n")
 
 
+def write_files(folder: Path) -> None:
+    """The data and the files that the README's commands are about."""
+    data_of_ones_own(folder)
+    for _, text in BLOCKS[1:]:
+        if named := FILE.match(text):
+            path = folder / named[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+
+def test_every_training_composes_to_a_config_that_is_right(
+    here: Path, trained: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job of each command, by Hydra; that they train as well is for the slow test."""
+    write_files(here)
+    checked: list[object] = []
+    monkeypatch.setattr(train, "train", lambda composed: checked.append(schema.check(composed)))
+    monkeypatch.setattr(graph, "graph", lambda composed: checked.append(schema.check_graph(composed)))
+    lines = [line for kind, text in BLOCKS[1:] if kind == "bash" for line in text.splitlines()]
+    words = [shlex.split(line.replace("$RUN", str(trained.run))) for line in lines]
+    commands = [each[2:] for each in words if each[:2] == ["python", "-m"] and each[2] in ("mtl.train", "mtl.graph")]
+    assert len(commands) > 20
+    for module, *arguments in commands:
+        if any(argument.startswith("+sweep=") for argument in arguments):  # in this process, and not three times each
+            left_out = ("hydra/launcher=", "seed=")
+            arguments = [*(a for a in arguments if not a.startswith(left_out)), "seed=0"]
+        ended = command(module.removeprefix("mtl."), *arguments)
+        assert ended.code == 0, (arguments, ended.err)
+    assert len(checked) > len(commands) + 10  # a multirun has several
+
+
+def test_the_loop_without_hydra_runs(tmp_path: Path) -> None:
+    snippets = [text for kind, text in BLOCKS if kind == "python"]
+    for text in snippets:
+        compile(text, "README.md", "exec")
+    (loop,) = [text for text in snippets if "step(batch)" in text]
+    run([sys.executable, "-c", loop], tmp_path)
+
+
+@pytest.mark.slow
 def test_every_command_and_snippet_runs(tmp_path: Path) -> None:
-    data_of_ones_own(tmp_path)
+    """As they stand there, but that the sweeps train for one epoch instead of five."""
+    write_files(tmp_path)
     run([sys.executable, "-m", "mtl.train", "task=mnist_two_head", "trainer.max_epochs=2"], tmp_path)
     ran = 0
     script = "set -euo pipefail\n"
     for kind, text in BLOCKS[1:]:
-        named = FILE.match(text)
-        if named:
-            path = tmp_path / named[1]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        elif kind == "python":
+        if FILE.match(text):
+            continue
+        if kind == "python":
             run([sys.executable, "-c", text], tmp_path)
             ran += 1
         elif kind == "bash":
@@ -122,7 +163,8 @@ def test_every_command_and_snippet_runs(tmp_path: Path) -> None:
                 elif line.startswith("RUN="):
                     script += line + "\n"
                 else:
-                    run(["bash", "-c", script + line], tmp_path)
+                    short = re.sub(r"max_epochs=5 (?=\+sweep)", "max_epochs=1 ", line)
+                    run(["bash", "-c", script + short], tmp_path)
                 ran += 1
     assert ran >= 14
 
@@ -137,6 +179,6 @@ def test_help_of_the_command(tmp_path: Path) -> None:
     assert "did you mean 'train'?" in wrong.stderr
 
 
-@pytest.mark.parametrize("name", re.findall(r"[(\"](docs/[^)\"]+)[)\"]", README))
+@pytest.mark.parametrize("name", re.findall(r"[(\"](docs/[^)\"#]+)[^)\"]*[)\"]", README))
 def test_pictures_and_pages_are_there(name: str) -> None:
     assert (ROOT / name).stat().st_size > (10_000 if name.endswith(".png") else 1_000)

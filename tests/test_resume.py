@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ended, command, stopping
+from conftest import Ended, command, slow_but, stopping
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_readme import HANGS, environment
 from test_trainer import Remembers, make
@@ -88,7 +88,9 @@ def built(folder: Path, balancer: str, **options: Any) -> tuple[Trainer, Lasting
     return trainer, logger
 
 
-@pytest.mark.parametrize("balancer", ["Equal", "PCGrad", "MoCo", "FAMO", "DWA", "STCH"])
+@pytest.mark.parametrize(
+    "balancer", slow_but(["Equal", "MoCo", "DWA"], ["Equal", "PCGrad", "MoCo", "FAMO", "DWA", "STCH"])
+)
 def test_stopping_at_any_step_and_going_on_is_never_having_stopped(tmp_path: Path, balancer: str) -> None:
     """Three epochs of four steps, with dropout, a scheduler and patience; in micro-batches with a ragged last batch."""
     whole = built(tmp_path / "whole", balancer, patience=2, log_every=5)
@@ -152,7 +154,7 @@ def interrupted(at: int, *more: str) -> Ended:
     return command("train", *stopping(at), *SMALL, "balancer=moco", *more)
 
 
-@pytest.mark.parametrize("at", [1, 7, 8, 11, 23])
+@pytest.mark.parametrize("at", slow_but([1, 8], [1, 7, 8, 11, 23]))
 def test_sigterm_saves_and_says_how_to_go_on(here: Path, undisturbed: Path, at: int) -> None:
     run = interrupted(at)
     assert run.code == 128 + signal.SIGTERM
@@ -415,7 +417,7 @@ def test_what_is_not_there_is_an_error_and_makes_nothing(here: Path) -> None:
     assert not Path("outputs").exists()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "bit", "empty", "gone"])
+@pytest.mark.parametrize("damage", slow_but(["bit", "gone"], ["truncated", "bit", "empty", "gone"]))
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(
     here: Path, undisturbed: Path, damage: str
 ) -> None:
@@ -736,7 +738,9 @@ def test_steps_in_an_epoch(count: int, size: int, steps: int) -> None:
         assert len(list(loader.batches(epoch))) == len(loader) == steps
 
 
-@pytest.mark.parametrize("cut", ["trainer.micro_batch_size=60", "trainer.num_micro_batches=7"])
+@pytest.mark.parametrize(
+    "cut", slow_but(["trainer.num_micro_batches=7"], ["trainer.micro_batch_size=60", "trainer.num_micro_batches=7"])
+)
 def test_micro_batches_and_tails_by_config(here: Path, cut: str) -> None:
     """270 samples a batch don't go into 4,000; neither do 60 into 270. Dropout is the exception, so it is off."""
     options = ["task=mnist_two_head", "trainer.max_epochs=1", "data.batch_size=270", "model.trunk.dropout=0.0"]

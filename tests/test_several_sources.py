@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import command, stopping
+from conftest import command, slow_but, stopping
 from test_resume import same_runs
 
 import mtl
@@ -21,7 +21,9 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("sampling", ["all", "round_robin", "proportional", "temperature"])
+@pytest.mark.parametrize(
+    "sampling", slow_but(["all", "temperature"], ["all", "round_robin", "proportional", "temperature"])
+)
 def test_resumed_within_an_epoch_it_is_as_if_it_had_not_stopped(here: Path, sampling: str) -> None:
     options = [*SMALL, f"data.sampling={sampling}", "balancer=gradnorm" if sampling == "all" else "balancer=uw"]
     whole = command("train", *options)

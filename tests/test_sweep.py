@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Ended, command
+from conftest import Ended, command, slow_but
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -172,6 +172,7 @@ def test_weights_reach_the_tasks(here: Path) -> None:
     assert second == {"digit": 1.0, "parity": 1.0}
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_sweep_reach_the_tasks_and_no_others_do(here: Path) -> None:
     ended = command("train", *SMALL, "+sweep=weights", "seed=0", "only=[digit,parity]")
     assert ended.code == 0, ended.err
@@ -237,7 +238,7 @@ def failing(folder: Path) -> list[str]:
     return ["+callbacks.fails._target_=fails.Fails", "checkpoint.every_steps=2"]
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher", slow_but(["basic"], ["basic", "joblib"]))
 def test_a_job_that_fails_stops_no_other_and_is_tried_again(here: Path, launcher: str) -> None:
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -365,7 +366,7 @@ def test_a_sweep_whose_config_has_changed_is_refused(here: Path) -> None:
     assert "optimizer.lr: 0.001 there, 0.002 here" in changed.err
 
 
-@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("ends", slow_but([signal.SIGINT], [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
 def test_jobs_in_other_processes_stop_when_the_multirun_is_ended(here: Path, ends: signal.Signals) -> None:
     """Ctrl-C reaches them too, and SIGTERM to a group; whoever is killed tells nobody, and they notice."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -427,7 +428,7 @@ def test_a_job_that_another_process_is_at_is_not_called_failed(here: Path) -> No
     assert ended.out.count("0_seed-0 ") == 1  # and what the first process noted isn't listed again
 
 
-@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("ends", slow_but([signal.SIGKILL], [signal.SIGTERM, signal.SIGKILL]))
 def test_an_interrupted_multirun_is_taken_up(here: Path, ends: signal.Signals) -> None:
     """The first job finished, the second is killed within; afterwards all is as if nothing had been."""
     (here / "slow.py").write_text(
@@ -525,7 +526,7 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", slow_but(["basic", "joblib"], LAUNCHERS))
 def test_a_job_has_the_bits_of_the_same_run_alone(here: Path, launcher: str) -> None:
     """Sums that are split among threads are others; a launcher gives its jobs threads of its own choice."""
     kind = "sweeper" if launcher == "optuna" else "launcher"
