@@ -50,7 +50,8 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 def slow_but(quick: Sequence[Any], values: Iterable[Any]) -> list[Any]:
     """The values of a parameter, all but the quick ones marked as slow."""
-    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+    several = [(value, value if isinstance(value, tuple) else (value,)) for value in values]
+    return [pytest.param(*each, marks=() if value in quick else pytest.mark.slow) for value, each in several]
 
 
 @dataclass

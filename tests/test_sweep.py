@@ -265,6 +265,7 @@ def test_a_job_that_fails_stops_no_other_and_is_tried_again(here: Path, launcher
         assert again.out.count("is finished") == 2
 
 
+@pytest.mark.slow
 def test_names_and_options_are_of_what_is_swept_however_the_rest_is_spelt(here: Path) -> None:
     """Hydra spells values its own way: 1e-3 as 0.001, a space with a backslash; and mappings are replaced in three."""
     fixed = ["optimizer.lr=1e-3", "output_root=my runs", "trainer.monitor={digit/accuracy: max}"]

@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, slow_but
 from torch import nn
 
 import mtl
@@ -109,13 +109,17 @@ def test_the_plain_sum_stays_in_the_valley() -> None:
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("mgda", 24_000), ("nash_mtl", 17_000), ("famo", 25_000), pytest.param("imtl_g", 25_000, marks=pytest.mark.slow)],
+    slow_but(
+        [("mgda", 24_000), ("famo", 25_000)],
+        [("mgda", 24_000), ("nash_mtl", 17_000), ("famo", 25_000), ("imtl_g", 25_000)],
+    ),
 )
 def test_who_leaves_the_valley_for_the_front(name: str, steps: int) -> None:
     assert toy.reached(*toy.run(METHODS[name](), (9.0, 9.0), steps=steps)[-1])
 
 
-@pytest.mark.parametrize("name", ["cagrad", pytest.param("upgrad", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cagrad", "upgrad"])
 def test_who_reaches_the_front_from_below(name: str) -> None:
     assert toy.reached(*toy.run(METHODS[name](), (-7.5, -0.5), steps=17_000)[-1])
 
