@@ -79,7 +79,7 @@ def at_most(seconds: int) -> Iterator[None]:
 
 
 @settings(
-    max_examples=int(os.environ.get("MTL_FUZZ", "40")),
+    max_examples=int(os.environ.get("MTL_FUZZ", "30")),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -110,7 +110,7 @@ def stopped(here: Path) -> Path:
 
 
 @settings(
-    max_examples=int(os.environ.get("MTL_FUZZ", "40")) // 5,
+    max_examples=int(os.environ.get("MTL_FUZZ", "30")) // 5,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -171,7 +171,7 @@ def test_sigterm_saves_and_says_how_to_go_on(here: Path, undisturbed: Path, at: 
     assert len(list(Path("outputs/mnist_two_head").iterdir())) == 2  # the first is finished
 
 
-@pytest.mark.parametrize("end", ["epochs", "patience"])
+@pytest.mark.parametrize("end", slow_but(["epochs"], ["epochs", "patience"]))
 def test_killed_between_the_last_checkpoint_and_the_end(here: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     """Nothing is left to train, and what is written is all that a run writes that was never killed."""
     import mtl.train
@@ -315,7 +315,7 @@ def test_what_counts_is_the_config_that_the_checkpoint_was_made_with(here: Path)
     assert "optimizer.lr: 0.005 there, 0.0001 here" in ended.err
 
 
-@pytest.mark.parametrize("content", ["", "a: [", "- 1"])
+@pytest.mark.parametrize("content", slow_but(["a: ["], ["", "a: [", "- 1"]))
 def test_runs_whose_files_are_broken_are_passed_over(here: Path, content: str) -> None:
     assert interrupted(5).code == 143
     broken = Path("outputs/mnist_two_head/9999-broken")

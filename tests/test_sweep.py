@@ -367,7 +367,8 @@ def test_a_sweep_whose_config_has_changed_is_refused(here: Path) -> None:
     assert "optimizer.lr: 0.001 there, 0.002 here" in changed.err
 
 
-@pytest.mark.parametrize("ends", slow_but([signal.SIGINT], [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_jobs_in_other_processes_stop_when_the_multirun_is_ended(here: Path, ends: signal.Signals) -> None:
     """Ctrl-C reaches them too, and SIGTERM to a group; whoever is killed tells nobody, and they notice."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -470,6 +471,7 @@ def test_an_interrupted_multirun_is_taken_up(here: Path, ends: signal.Signals) -
     assert {name: m["test"] for name, m in after.items()} == {name: m["test"] for name, m in whole.items()}
 
 
+@pytest.mark.slow
 def test_optuna_searches_and_goes_on(here: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     arguments = [*SMALL, "+sweep=optuna", "hydra.sweeper.n_trials=3"]

@@ -37,6 +37,10 @@ ORDER = f"""wanted => {{ {EVERYTHING}
     const rows = cells.map(e => [e.getBoundingClientRect().y, e.innerText.trim()]).sort((a, b) => a[0] - b[0]);
     return JSON.stringify(rows.map(row => row[1])) === JSON.stringify(wanted);
 }}"""
+CELLS = f"""wanted => {{ {EVERYTHING}
+    const cells = all(document).filter(e => e.tagName === 'VAADIN-GRID-CELL-CONTENT').map(e => e.innerText.trim());
+    return wanted.every(text => cells.some(cell => cell.includes(text)));
+}}"""
 PICTURES = f"""() => {{ {EVERYTHING}
     return all(document).filter(e => e.tagName === 'IMG' && e.complete && e.naturalWidth > 100).length >= 6;
 }}"""
@@ -89,14 +93,9 @@ def test_runs_can_be_sorted_by_options_and_figures(page: Any, multirun: Path) ->
     page.get_by_text("Show Metrics").first.wait_for()
     for run in RUNS:
         page.get_by_text(run).first.wait_for()
-    headers = page.locator("vaadin-grid-cell-content").all_inner_texts()
-    assert "balancer" in [text.strip() for text in headers]
-    cells = [text.strip() for text in page.locator("vaadin-grid-cell-content").all_inner_texts()]
-    assert {"equal", "upgrad"} <= set(cells)
-    assert any("monitor/best" in cell for cell in cells)
     values = {run: json.loads((multirun / run / "metrics.json").read_text())["best"]["value"] for run in RUNS}
-    for value in values.values():
-        assert any(cell.startswith(f"{value:.4f}") for cell in cells if cell), (value, cells)
+    figures = [f"{value:.4f}" for value in values.values()]
+    page.wait_for_function(CELLS, arg=["balancer", "monitor/best", "equal", "upgrad", *figures])  # they come one by one
 
     def choose(menu: str, item: str) -> None:
         """TensorBoard's table sorts by menus beside it, not by its columns' heads."""

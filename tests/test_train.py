@@ -144,6 +144,7 @@ def test_two_models(here: Path) -> None:
     assert len(list(model.parameters())) == 2 * 8
 
 
+@pytest.mark.slow
 def test_sweep_gives_each_job_the_numbers_it_has_alone(here: Path) -> None:
     swept = command("train", "-m", *FAST, "optimizer.lr=1e-3,3e-3", "seed=0,1")
     assert swept.code == 0, swept.err
