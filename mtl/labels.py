@@ -5,6 +5,7 @@ binary cross-entropy, and where the field that `task.mask` names is false. Missi
 is: a `where` would let their NaN into the gradient.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -162,12 +163,10 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
     # Of positions elements are counted: all positions of a floating target have the same number of them.
     by_element = _by_element(task) or _by_position(task)
     if found is not None:
-        return found.sum() if by_element else _rows(task, found).sum()
+        return found.sum() if by_element else _rows(task, found).sum() * _positions_each(task, target)
     if not isinstance(target, Tensor):
         return num_samples(batch, [task.target])
-    if by_element:
-        return target.numel()
-    return target.numel() // target.shape[1] if isinstance(task.loss, BY_CLASS) and target.ndim > 1 else len(target)
+    return target.numel() if by_element else len(target) * _positions_each(task, target)
 
 
 def num_labelled(task: Task, batch: Batch) -> Tensor | int:
@@ -218,6 +217,12 @@ def _ignores(task: Task, target: Any) -> bool:
 
 def _by_element(task: Task) -> bool:
     return task.mean_over == "elements" or (isinstance(task.loss, BY_ELEMENT) and task.loss.reduction == "mean")
+
+
+def _positions_each(task: Task, target: Any) -> int:
+    """What a sample with a label counts where elements aren't counted: as many as it has distributions of classes."""
+    by_class = isinstance(task.loss, BY_CLASS) and isinstance(target, Tensor) and target.ndim > 1
+    return math.prod(target.shape[2:]) if by_class else 1
 
 
 def _by_position(task: Task) -> bool:

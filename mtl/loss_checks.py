@@ -41,7 +41,9 @@ class LossChecks:
 
     A loss of torch's own kinds is tested once, since it is known what it counts. Any other may leave out samples or
     elements by a rule of its own, such as padding, of which the first batch may have none. So it is tested again when
-    an integer, NaN, zero or padding is spread unevenly over the samples as it was not in earlier tests.
+    an integer, NaN, zero or padding is spread unevenly over the samples as it was not in earlier tests. The rule may
+    also look at predictions: losses are tested in each step besides, see `Watch`, and so is, by one cut, an objective
+    without a `count`, which takes two more forward passes of up to 64 samples.
 
     Args:
         model: gives the predictions.
@@ -59,20 +61,31 @@ class LossChecks:
                 can't be proven.
         """
         due: dict[int, set[str]] = {}
+        again = []
         for index, task in enumerate(parts.tasks):
             if not task.whole_batch and any(0 < row[index] < 1 for row in parts.shares):
                 uneven = self._due(task, _batches(parts, index))
                 if uneven is not None:
                     due[index] = uneven
-        if not due:
+                elif task.objective is not None and task.count is None:
+                    again.append(index)
+        if not due and not again:
             return
         generators = generators_of(self.model)
         draws = [generator.get_state() for generator in generators]
-        tested = check_losses(self.model, parts.of_tasks(list(due)), autocast)
+        for index in again:  # what it counts may depend on predictions, as with a threshold
+            _check_objective(self.model, parts.tasks[index], _batches(parts, index), again=True)
+            set_states(generators, draws)
+        tested = check_losses(self.model, parts.of_tasks(list(due)), autocast) if due else []
         set_states(generators, draws)
         for index, uneven in due.items():
             if parts.tasks[index].name in tested:
                 self._uneven.setdefault(parts.tasks[index].name, set()).update(uneven)
+
+    def watches(self, parts: Parts) -> dict[str, "Watch"]:
+        """By name, what goes on testing the losses of one's own while the parts are gone over."""
+        own = [t for t in parts.tasks if not (_is_known(t) or t.whole_batch or t.objective is not None)]
+        return {task.name: Watch(self.model, task) for task in own}
 
     def depends_on_batch(self, task: Task, prediction: Any, batch: Batch) -> bool:
         """Whether samples' mean loss depends on which of them are in one batch; the model has to be in eval mode.
@@ -197,6 +210,85 @@ def _is_known(task: Task) -> bool:
     return task.objective is None and getattr(type(task.loss), "forward", None) in _KNOWN
 
 
+class Watch:
+    """Tests a loss of one's own in each step: what it counts may depend on predictions, as with a threshold.
+
+    Of each two micro-batches that follow one another the loss is taken together, without gradients.
+
+    Args:
+        model: whose buffers and random state are kept; the loss may be one of its modules.
+        task: whose loss it is.
+
+    Attributes:
+        task: what is to go through the passes.
+    """
+
+    def __init__(self, model: MultiTaskModel, task: Task) -> None:
+        self.task = copy.copy(task)
+        self.task.seen = self._see
+        self._model = model
+        self._own = task
+        self._before: tuple[Any, Batch, int] | None = None
+        self._found: list[tuple[Tensor, torch.dtype]] = []  # of each pair: what both count, and three losses
+
+    def _see(self, prediction: Any, batch: Batch) -> None:
+        prediction = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, prediction)
+        batch = {name: batch[name] for name in (self._own.target, self._own.mask) if name}
+        now = prediction, batch, num_samples(batch, [self._own.target])
+        before, self._before = self._before, now
+        if before is None:
+            return
+        try:
+            both, targets = (joined([before[n], now[n]], [before[2], now[2]], name) for n, name in enumerate(_NAMES))
+        except UserError:  # of different widths: a `count` or `mean_over` is believed
+            return
+        generators = generators_of(self._model)
+        draws = [generator.get_state() for generator in generators]
+        device = next(self._model.parameters()).device
+        with kept_buffers(self._model), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            self._compare(before, now, both, targets)
+        set_states(generators, draws)
+
+    def _compare(self, before: tuple[Any, Batch, int], now: tuple[Any, Batch, int], both: Any, targets: Batch) -> None:
+        precise, both, targets, dtype = _in_float64(self._own, both, targets)
+        numbers: list[Tensor | int] = []
+        losses = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for prediction, batch, _ in (before, now):
+                prediction, batch = _as_dtype(prediction, dtype), _as_dtype(batch, dtype)
+                numbers.append(denominator(precise, batch))
+                losses.append(loss_of(precise, prediction, batch).double())
+            losses.append(loss_of(precise, both, targets).double())
+        counts = [torch.as_tensor(number, device=losses[0].device).double() for number in numbers]
+        self._found.append((torch.stack([*counts, *losses]), dtype))
+
+    def check(self) -> None:
+        """Called when all parts have gone by.
+
+        Raises:
+            UserError: where two micro-batches' loss isn't the mean of their losses by what they count.
+        """
+        if not self._found:
+            return
+        rows = torch.stack([row for row, _ in self._found]).tolist()
+        for (count_a, count_b, loss_a, loss_b, whole), (_, dtype) in zip(rows, self._found, strict=True):
+            if not count_a or not count_b or not math.isfinite(whole):
+                continue
+            mean = (count_a * loss_a + count_b * loss_b) / (count_a + count_b)
+            noise = 64 * torch.finfo(dtype).eps * max(abs(whole), abs(loss_a), abs(loss_b))
+            if not abs(mean - whole) <= _TOLERANCE[dtype] * abs(loss_a - loss_b) + noise:
+                raise UserError(
+                    f"task '{self._own.name}': its loss can't be taken in micro-batches: of two of these it is "
+                    f"{whole:.6g}, and {mean:.6g} from each by what it counts, so that it isn't the mean that it was "
+                    "in earlier tests: what it leaves out or how it weighs may depend on predictions or values, such "
+                    f"as those above a threshold. {_ways_out(self._own)}"
+                )
+
+
+_NAMES = ("prediction", "batch")
+
+
 @dataclass
 class Verdict:
     """What a test of a loss says.
@@ -214,7 +306,7 @@ class Verdict:
     finite: bool = True
 
 
-def judge(counted: Counted, samples: list[int], tolerance: float, precision: float) -> Verdict:
+def judge(counted: Counted, samples: list[int], tolerance: float, precision: float, *, cuts: int = 4) -> Verdict:
     """Compares the loss of samples with the mean of two parts' losses, for several cuts.
 
     Args:
@@ -222,6 +314,7 @@ def judge(counted: Counted, samples: list[int], tolerance: float, precision: flo
         samples: the first half and the second half of which are one cut; three more, of other sizes, are drawn.
         tolerance: of the error of a part's share.
         precision: the relative rounding error of a loss.
+        cuts: how many are made.
     """
     _, whole = counted(samples)
     if not math.isfinite(whole):
@@ -229,7 +322,7 @@ def judge(counted: Counted, samples: list[int], tolerance: float, precision: flo
     generator = torch.Generator().manual_seed(0)
     orders = [samples] + [[samples[i] for i in torch.randperm(len(samples), generator=generator)] for _ in range(3)]
     decided = False
-    for order, share in zip(orders, (0.5, 0.5, 0.25, 0.7), strict=True):
+    for order, share in list(zip(orders, (0.5, 0.5, 0.25, 0.7), strict=True))[:cuts]:
         middle = min(max(round(share * len(order)), 1), len(order) - 1)
         (count_a, loss_a), (count_b, loss_b) = counted(sorted(order[:middle])), counted(sorted(order[middle:]))
         if not count_a or not count_b:
@@ -354,11 +447,12 @@ def _spread(prediction: Any, total: int) -> Any:
     return tree_map(times, prediction)
 
 
-def _check_objective(model: MultiTaskModel, task: Task, batches: list[Batch]) -> bool:
+def _check_objective(model: MultiTaskModel, task: Task, batches: list[Batch], *, again: bool = False) -> bool:
     """Raises a UserError for an objective that is no mean over samples, or over what its `count` says; else whether it
     had a finite loss.
 
-    What can't be proven is believed where there is a `count`.
+    What can't be proven is believed where there is a `count`, and where it was proven before: `again` makes one cut,
+    with the model as it is.
     """
     trusted = task.count is not None
     refused = f"task '{task.name}': its objective can't be taken in micro-batches"
@@ -374,7 +468,7 @@ def _check_objective(model: MultiTaskModel, task: Task, batches: list[Batch]) ->
     samples = torch.linspace(0, total - 1, min(total, SAMPLES)).long().tolist()
     if len(samples) < 2:
         return False
-    with torch.enable_grad(), _evaluated(model, task, batch) as (precise, own, given, dtype):
+    with torch.enable_grad(), _evaluated(model, task, batch, copied=not again) as (precise, own, given, dtype):
         generators = generators_of(model)
         draws = [generator.get_state() for generator in generators]
 
@@ -387,17 +481,16 @@ def _check_objective(model: MultiTaskModel, task: Task, batches: list[Batch]) ->
             set_states(generators, draws)
             return counted(which)
 
-        first, second = drawn_alike(samples), counted(samples)
-        if trusted and first != second:
+        if trusted and drawn_alike(samples) != counted(samples):
             return True  # it draws random numbers, other ones for other samples
-        verdict = judge(drawn_alike, samples, _TOLERANCE[dtype], 64 * torch.finfo(dtype).eps)
+        verdict = judge(drawn_alike, samples, _TOLERANCE[dtype], 64 * torch.finfo(dtype).eps, cuts=1 if again else 4)
     if verdict.differs:
         raise UserError(
             f"{refused}: on {len(samples)} samples it is {verdict.whole:.6g}, and {verdict.mean:.6g} from two parts of "
             f"these by what they count. Let it be a mean over samples, or one of these. {_ways_out(task)}; or train "
             "without trainer.micro_batch_size"
         )
-    if verdict.finite and not verdict.decided and not trusted:
+    if verdict.finite and not (verdict.decided or trusted or again):
         raise UserError(
             f"{refused}: on {len(samples)} samples it is too even to tell whether it is a mean over samples. "
             f"{_ways_out(task)}"
@@ -407,23 +500,30 @@ def _check_objective(model: MultiTaskModel, task: Task, batches: list[Batch]) ->
 
 @contextmanager
 def _evaluated(
-    model: MultiTaskModel, task: Task, batch: Batch
+    model: MultiTaskModel, task: Task, batch: Batch, *, copied: bool
 ) -> Iterator[tuple[MultiTaskModel, Task, Batch, torch.dtype]]:
-    """A copy of the model in float64 and eval mode, with its objective and batch; where it fails, the model itself.
+    """A copy of the model in float64 and eval mode, with its objective and batch; where it fails, or isn't to be
+    copied, the model itself.
 
     In eval mode a sample's loss doesn't depend on the others, as it does by batch norm and dropout in training.
     """
-    try:
-        other = copy.deepcopy(model).double().eval()
-        own = replace(task, objective=dict(other.losses.items()).get(task.name, task.objective))
-        given = _as_dtype(batch)
-        objective_of(other, own, given)
-    except Exception:
-        modes = {module: module.training for module in model.modules()}
-        with kept_buffers(model):
-            model.eval()
-            yield model, task, batch, torch.float32
-        for module, mode in modes.items():
-            module.training = mode
+    if copied:
+        try:
+            other = copy.deepcopy(model).double().eval()
+            own = replace(task, objective=dict(other.losses.items()).get(task.name, task.objective))
+            given = _as_dtype(batch)
+            objective_of(other, own, given)
+        except Exception:
+            copied = False
+    if copied:
+        yield other, own, given, torch.float64
         return
-    yield other, own, given, torch.float64
+    modes = {module: module.training for module in model.modules()}
+    dtype = next(model.parameters()).dtype
+    with kept_buffers(model):
+        model.eval()
+        try:
+            yield model, task, batch, dtype if dtype in _TOLERANCE else torch.float32
+        finally:
+            for module, mode in modes.items():
+                module.training = mode

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from mtl.batch import Batch, cut, joined, num_samples
+from mtl.errors import UserError
 from mtl.labels import shares
 from mtl.task import Task
 
@@ -36,6 +37,9 @@ class Parts:
             count: number of micro-batches, of which one at most is given; a list is cut already.
         """
         given = batch if isinstance(batch, list) else [batch]
+        if not given or not all(isinstance(each, Mapping) for each in given):
+            kinds = ", ".join(dict.fromkeys(type(each).__name__ for each in given)) or "an empty list"
+            raise UserError(f"a step takes a batch, which is a dict of fields, or a list of these; here it is {kinds}")
         whole = [pair for each in given for pair in _by_tasks(tasks, each)]
         batches: list[Batch] = []
         members: list[list[int]] = []

@@ -218,6 +218,8 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
     Raises:
         UserError: for a target that isn't in the batch, and for a loss that fails or isn't a scalar.
     """
+    if task.seen is not None:
+        task.seen(prediction, batch)
     prediction, target = select(task, prediction, batch)
     both = isinstance(prediction, Tensor) and isinstance(target, Tensor)
     by_element = isinstance(task.loss, BY_ELEMENT) or task.mean_over == "elements"

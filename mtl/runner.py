@@ -58,6 +58,7 @@ class Runner:
         ahead = None
         if callable(weights) or any(task.whole_batch and task.objective is None for task in parts.tasks):
             ahead = Look(self.model, parts, self.autocast)
+        watches = self.checks.watches(parts)
         known = weights(ahead.losses) if callable(weights) and ahead else cast(Weights, weights)
 
         def run(number: int, here: list[int]) -> Sequence[Tensor]:
@@ -66,6 +67,7 @@ class Runner:
                 if rows is not None:
                     rows.shares = {parts.tasks[i].name: row[i] for i in here}
             tasks = ahead.tasks_of(number) if ahead else [parts.tasks[i] for i in here]
+            tasks = [watches[task.name].task if task.name in watches else task for task in tasks]
             factors = [known[i] * row[i] for i in here]
             losses = self._passes(tasks, parts.batches[number], factors, measure, collect, reach)
             if collect is not None:
@@ -73,6 +75,8 @@ class Runner:
             return losses
 
         losses = summed(parts, run, next(self.model.parameters()).device)
+        for watch in watches.values():
+            watch.check()
         return ahead.corrected(losses) if ahead else losses
 
     def _passes(

@@ -89,6 +89,7 @@ class Task:
     whole_batch: bool = field(kw_only=True, default=False)
     weight: float | Callable[[int], float] = field(kw_only=True, default=1.0)
     objective: "Callable[[MultiTaskModel, Batch], Tensor] | None" = field(kw_only=True, default=None)
+    seen: "Callable[[Any, Batch], None] | None" = field(init=False, repr=False, default=None)  # each prediction, batch
 
     def __post_init__(self) -> None:
         check_name(self.name)

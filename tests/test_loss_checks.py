@@ -328,6 +328,114 @@ def test_an_objective_over_the_whole_batch(balancer: str, passes: str) -> None:
         ends(Net, lambda: tasks(whole=False), batches, ["x"], size=4)
 
 
+def hard(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean over samples that aren't learned yet, which all are in the first step."""
+    each = F.cross_entropy(0.1 * prediction, target, reduction="none")
+    chosen = each[each > 1.4]
+    return chosen.mean() if len(chosen) else each.sum() * 0
+
+
+def valid(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean over elements with a target of at least 0."""
+    return (prediction - target)[target >= 0].square().mean()
+
+
+@pytest.mark.parametrize("passes", ["joint", "sequential", "shared"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_loss_counts_is_tested_in_each_step(dtype: torch.dtype, passes: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rule = torch.randn(6, 5, generator=generator)
+    inputs = [torch.randn(8, 6, generator=generator) for _ in range(60)]
+    batches = [{"x": x.to(dtype), "y": (x @ rule).argmax(1)} for x in inputs]
+    options: dict[str, Any] = {"passes": passes, "dtype": dtype}
+
+    def both(**options: Any) -> list[mtl.Task]:
+        objective = lambda model, batch: hard(model(batch)["next"], batch["y"])  # noqa: E731
+        return [
+            mtl.Task("next", head=nn.Linear(16, 5), loss=hard, target="y", **options),
+            mtl.Task("next", head=nn.Linear(16, 5), objective=objective, **options),
+        ]
+
+    for number in range(2):
+        ends(Net, lambda number=number: both()[number : number + 1], batches[:2], ["x"], **options)
+        with pytest.raises(mtl.UserError, match=REFUSED):
+            ends(Net, lambda number=number: both()[number : number + 1], batches, ["x"], **options)
+        whole = ends(
+            Net, lambda number=number: both(whole_batch=True)[number : number + 1], batches[:20], ["x"], **options
+        )
+        assert whole < (1e-12 if dtype == torch.float64 else 1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"mean_over": "samples"}, {"count": len}])
+def test_a_floats_own_mark_for_missing_that_comes_later_is_seen(size: int, options: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for number in range(3):
+        y = torch.rand(8, 3, generator=generator).double()
+        if number:
+            y[torch.rand(8, 3, generator=generator) < torch.linspace(0, 0.9, 8)[:, None]] = -1
+            y[:, 0] = 1
+        batches.append({"x": torch.randn(8, 6, generator=generator).double(), "y": y})
+    tasks = lambda: [mtl.Task("next", head=nn.Linear(16, 3), loss=valid, target="y", **options)]  # noqa: E731
+    assert ends(Net, tasks, batches[:1], ["x"], size=size) < 1e-12
+    with pytest.raises(mtl.UserError, match=REFUSED):
+        ends(Net, tasks, batches, ["x"], size=size)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_distributions_of_classes_are_counted_by_position(*, missing: bool) -> None:
+    """Micro-batches of widths 3 and 7, against all of their positions as samples of one batch."""
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(20):
+        pieces = []
+        for width in (3, 7):
+            y = torch.randn(2, 5, width, generator=generator).double().softmax(1)
+            if missing and width == 3:
+                y[0] = torch.nan
+            pieces.append({"x": torch.randn(2, width, 6, generator=generator).double(), "y": y})
+        batches.append(pieces)
+
+    found = []
+    for together in (False, True):
+        torch.manual_seed(0)
+        tasks = [mtl.Task("t", head=nn.Linear(16, 5), loss=nn.CrossEntropyLoss(), target="y")]
+        if not together:
+            tasks[0].head = nn.Sequential(tasks[0].head, Classes())
+        model = mtl.MultiTaskModel(Net(), tasks, inputs=["x"]).double()
+        step = mtl.Step(model, tasks, torch.optim.AdamW(model.parameters(), 0.01))
+        for pieces in batches:
+            flat = {
+                "x": torch.cat([each["x"].flatten(0, 1) for each in pieces]),
+                "y": torch.cat([each["y"].mT.flatten(0, 1) for each in pieces]),
+            }
+            step(flat if together else pieces)
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
+
+
+def test_a_watched_step_changes_no_draw_and_no_buffer() -> None:
+    """A loss of one's own leaves what torch's leaves, dropout and batch norm included."""
+    states = []
+    for loss in (nn.CrossEntropyLoss(), lambda p, y: F.cross_entropy(p, y)):
+        torch.manual_seed(0)
+        tasks = [mtl.Task("t", head=nn.Linear(16, 5), loss=loss, target="y")]
+        model = mtl.MultiTaskModel(Noisy(), tasks, inputs=["x"]).double()
+        step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), 0.1), micro_batch_size=3)
+        for _ in range(5):
+            step({"x": torch.randn(8, 6).double(), "y": torch.randint(0, 5, (8,))})
+        states.append([torch.get_rng_state(), *model.state_dict().values()])
+    assert all(torch.equal(mine, its) for mine, its in zip(*states, strict=True))
+
+
+@pytest.mark.parametrize("batch", [[], ({"x": torch.zeros(2, 6)},), [torch.zeros(2, 6)]])
+def test_what_is_no_batch_is_refused(batch: Any) -> None:
+    tasks = [mtl.Task("t", head=nn.Linear(16, 5), loss=nn.CrossEntropyLoss(), target="y")]
+    with pytest.raises(mtl.UserError, match="a step takes a batch, which is a dict of fields"):
+        mtl.Step(mtl.MultiTaskModel(Net(), tasks, inputs=["x"]), tasks).backward(batch)
+
+
 def test_the_error_of_shares_is_judged_not_that_of_the_loss() -> None:
     """Ten samples with losses that differ in the sixth digit; the sum of shares by twos is wrong by a third."""
     losses = [1 + 1e-6 * i for i in range(10)]
