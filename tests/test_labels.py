@@ -542,7 +542,7 @@ def test_a_loss_of_the_whole_batch_s_valid_elements(how: dict[str, int]) -> None
 
 
 LOSSES_OF_NUMBERS = [
-    *(nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss(), nn.PoissonNLLLoss(), nn.KLDivLoss()),
+    *(nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss(), nn.PoissonNLLLoss(), nn.KLDivLoss(reduction="sum")),
     *(nn.BCEWithLogitsLoss(), nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0)), mtl.losses.BinaryCrossEntropy()),
     *(nn.MultiLabelSoftMarginLoss(), nn.BCELoss()),
 ]
