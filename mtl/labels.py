@@ -1,8 +1,8 @@
 """Which of a task's labels are there in a batch, and what a mean over them divides by.
 
-A label is missing where a floating target is NaN, where a class number is the loss's `ignore_index`, or -100 for a
-binary cross-entropy, and where the field that `task.mask` names is false. Missing labels are taken out before the loss
-is: a `where` would let their NaN into the gradient.
+A label is missing where a floating target is NaN, where a class number is the loss's `ignore_index`, or -100 for a loss
+of yes and no (YES_OR_NO), and where the field that `task.mask` names is false. Missing labels are taken out before the
+loss is: a `where` would let their NaN into the gradient.
 """
 
 import math
@@ -18,11 +18,12 @@ from mtl.errors import UserError
 from mtl.task import BY_CLASS, BY_ELEMENT, Task
 
 MISSING_CLASS = -100  # what torch's losses ignore by default, and data sets give for a class that isn't known
+YES_OR_NO = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss, nn.SoftMarginLoss)
 CLASS_NUMBERS = (*BY_CLASS, nn.MultiMarginLoss, nn.MultiLabelMarginLoss)
 
 
 def target_of(task: Task, batch: Batch) -> Any:
-    """The task's target. Class numbers of any integer type are int64: uint8 holds no -100, and would index as a mask.
+    """The task's target. Integers of any type are int64: uint8 holds no -100, wraps around, and would index as a mask.
 
     Raises:
         UserError: for a target that isn't in the batch.
@@ -30,7 +31,7 @@ def target_of(task: Task, batch: Batch) -> Any:
     target = field(batch, task.target, f"task '{task.name}': target")
     if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
         return target
-    return target.long() if _is_yes_or_no(task, target) or isinstance(task.loss, CLASS_NUMBERS) else target
+    return target if target.dtype == torch.bool and not isinstance(task.loss, CLASS_NUMBERS) else target.long()
 
 
 def _may_miss(task: Task, target: Any) -> bool:
@@ -42,7 +43,7 @@ def _may_miss(task: Task, target: Any) -> bool:
 
 def _is_yes_or_no(task: Task, target: Any) -> bool:
     """Whether the target's numbers are 0, 1, and -100 where a label is missing."""
-    return isinstance(task.loss, nn.BCEWithLogitsLoss) and isinstance(target, Tensor) and target.dtype != torch.bool
+    return isinstance(task.loss, YES_OR_NO) and isinstance(target, Tensor) and target.dtype != torch.bool
 
 
 def there(task: Task, batch: Batch) -> Tensor | None:

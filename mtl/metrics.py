@@ -8,6 +8,8 @@ torchmetrics' metrics of classification take predictions for logits where a batc
     thresholds, and the rankings of labels           (float64)
     others that would guess                          probabilities (float64)
     others of classes: their highest decides         the predictions
+    divergences of distributions                     probabilities, or their logarithms if `log_prob` (float64)
+    perplexity                                       logits, (N, T, C)
     all else, one's own included                     probabilities for logits of yes or no, values for their logarithms,
                                                      other predictions as they are
 
@@ -23,13 +25,14 @@ import torchmetrics.classification as by_class
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.regression import JensenShannonDivergence, KLDivergence
+from torchmetrics.text import Perplexity
 from torchmetrics.wrappers import BinaryTargetTransformer, LambdaInputTransformer
 
 from mtl.batch import Batch, describe, field
 from mtl.errors import UserError, is_elsewhere, told
 from mtl.labels import select_for_metric
-from mtl.outputs import OUTPUTS, as_values, at_least_single, output_of, probabilities, ranks
-from mtl.task import Task
+from mtl.outputs import OUTPUTS, as_values, at_least_single, log_probabilities, output_of, probabilities, ranks
+from mtl.task import BY_CLASS, Task
 
 OF_TWO = (  # those that take the sigmoid of each element
     *(by_class.BinaryStatScores, by_class.MultilabelStatScores),
@@ -51,6 +54,7 @@ RANKED = {  # a subclass of one's own may look at the scores themselves, so it i
     *(by_class.MultilabelCoverageError, by_class.MultilabelRankingAveragePrecision, by_class.MultilabelRankingLoss),
 }
 BY_HIGHEST = (by_class.MulticlassStatScores, by_class.MulticlassConfusionMatrix, by_class.MulticlassExactMatch)
+_OF_CLASSES = ("logits", "probabilities")
 
 
 class TaskMetric:
@@ -90,7 +94,7 @@ class TaskMetric:
             if isinstance(target, Tensor) and not len(target):
                 return
             prediction = self._convert(prediction)
-            if self._is_guessing and isinstance(prediction, Tensor) and prediction.is_floating_point():
+            if self._hides_nan and isinstance(prediction, Tensor) and prediction.is_floating_point():
                 self._has_nan |= prediction.isnan().any()
             self.metric.update(prediction, at_least_single(target))
         except UserError:
@@ -130,15 +134,56 @@ class TaskMetric:
         modules = [module for module in self.metric.modules() if isinstance(module, Metric)]
         leaves = [module for module in modules if not any(isinstance(c, Metric) for c in module.children())]
         self._is_guessing = any(isinstance(module, GUESSING) for module in modules)
+        self._hides_nan = self._is_guessing or any(isinstance(module, BY_HIGHEST) for module in modules)
         if not self._is_guessing:
-            of_shares = any(isinstance(m, KLDivergence | JensenShannonDivergence) and not m.log_prob for m in leaves)
-            if of_shares and output_of(self.task) == "logits":
-                return self._floats(probabilities)
+            divergences = [m for m in leaves if isinstance(m, KLDivergence | JensenShannonDivergence)]
+            if divergences:
+                return self._floats(self._shares(divergences))
+            if any(isinstance(m, Perplexity) for m in leaves) and output_of(self.task) is not None:
+                return self._floats(self._last_is_class)
             return at_least_single if any(isinstance(m, BY_HIGHEST) for m in leaves) else self._values
         changed = any(isinstance(module, LambdaInputTransformer | BinaryTargetTransformer) for module in modules)
         by_rank = not changed and all(type(m) in RANKED and getattr(m, "thresholds", None) is None for m in leaves)
         self._check_output(leaves, by_rank=by_rank)
         return self._floats(ranks if by_rank else probabilities)
+
+    def _shares(self, divergences: list[Any]) -> Any:
+        """What divergences are given: probabilities, or their logarithms.
+
+        Raises:
+            UserError: where it isn't known what the predictions are, and for a metric that takes the target for
+                something else than the loss does.
+        """
+        output, metric = output_of(self.task), type(divergences[0]).__name__
+        where = f"task '{self.task.name}': its metric '{self.name}', {metric},"
+        key = f"tasks.{self.task.name}"
+        logs = {bool(m.log_prob) for m in divergences}
+        if output is None or output == "multilabel_logits" or (True in logs and output not in _OF_CLASSES):
+            what = "it isn't known what the predictions are" if output is None else f"the predictions are {output}"
+            raise UserError(
+                f"{where} compares the probabilities of classes, and {what}. Set {key}.output=logits or probabilities"
+            )
+        if len(logs) > 1:
+            raise UserError(f"{where} has parts of which some take logarithms: log_prob must be the same for all")
+        by_loss = getattr(self.task.loss, "log_target", False if isinstance(self.task.loss, BY_CLASS) else None)
+        if by_loss is not None and logs != {by_loss}:
+            taken = {False: "probabilities", True: "their logarithms"}
+            raise UserError(
+                f"{where} takes the target '{self.task.target}' for {taken[not by_loss]}, and the loss takes it for "
+                f"{taken[by_loss]}. Set {key}.metrics.{self.name}.log_prob={str(by_loss).lower()}"
+            )
+        return log_probabilities if True in logs else probabilities if output in _OF_CLASSES else as_values
+
+    def _last_is_class(self, task: Task, prediction: Tensor) -> Tensor:
+        """Logits as torchmetrics' perplexity takes them, (N, T, C)."""
+        output = output_of(task)
+        if output != "logits":
+            raise UserError(
+                f"task '{task.name}': its metric '{self.name}', Perplexity, takes logits of classes, and the "
+                f"predictions are {output}"
+            )
+        logits: Tensor = at_least_single(prediction)
+        return logits.movedim(1, -1)
 
     def _values(self, prediction: Any) -> Any:
         return as_values(self.task, prediction)

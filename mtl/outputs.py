@@ -29,7 +29,7 @@ _SIGN = torch.iinfo(torch.int64).min
 def output_of_loss(loss: Any) -> str | None:
     """The kind of prediction that a loss of torch, or a subclass of one, takes; None for others."""
     match loss:
-        case nn.CrossEntropyLoss() | nn.NLLLoss():
+        case nn.CrossEntropyLoss() | nn.NLLLoss() | nn.KLDivLoss():
             return "logits"
         case nn.BCEWithLogitsLoss() | nn.MultiLabelSoftMarginLoss() | nn.SoftMarginLoss():
             return "multilabel_logits"
@@ -90,6 +90,17 @@ def probabilities(task: "Task", prediction: Tensor) -> Tensor:
             f"{high:.4g}. Set tasks.{task.name}.output to what they are: {', '.join(OUTPUTS)}"
         )
     return prediction.clamp(0, 1)
+
+
+def log_probabilities(task: "Task", prediction: Tensor) -> Tensor:
+    """The logarithms of the probabilities of classes that the task's prediction stands for, in float64.
+
+    Raises:
+        UserError: as `probabilities`.
+    """
+    if output_of(task) == "logits":
+        return _by_class(task, prediction.double()).log_softmax(1)
+    return probabilities(task, prediction).log()
 
 
 def as_values(task: "Task", prediction: Any) -> Any:

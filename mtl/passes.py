@@ -27,7 +27,7 @@ from mtl.labels import select
 from mtl.model import MultiTaskModel
 from mtl.precision import Autocast
 from mtl.reach import Reach
-from mtl.task import BY_ELEMENT, Task
+from mtl.task import BY_CLASS, BY_ELEMENT, Task
 
 PLAIN = (Tensor, str, int, float, NoneType)  # what features may be made of, in tuples, lists and dicts
 
@@ -231,7 +231,7 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
             f"shape. Look at tasks.{task.name}.head; mtl.heads.Linear with squeeze: true makes a single output (N,)"
         )
     try:
-        loss = task.loss(prediction, target)
+        loss = task.loss(*_of_one_type(task, prediction, target))
     except Exception as error:
         if is_elsewhere(error):
             raise
@@ -241,6 +241,22 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
             + (f" and its num_outputs, {prediction.shape[1]} here" if "out of bounds" in str(error) and both else "")
         ) from error
     return _scalar(task, loss)
+
+
+def _of_one_type(task: Task, prediction: Any, target: Any) -> tuple[Any, Any]:
+    """Both in the wider one's type, float32 at least, for losses of torch's that compare numbers.
+
+    Some of these fail on integers or on two types of floats, a few in the backward pass alone, and a binary
+    cross-entropy takes the narrower of two types of floats.
+    """
+    if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or prediction.dtype == target.dtype:
+        return prediction, target
+    of_shares = isinstance(task.loss, BY_CLASS) and target.is_floating_point()
+    of_numbers = of_shares or isinstance(task.loss, (*BY_ELEMENT, nn.MultiLabelSoftMarginLoss))
+    if not of_numbers or not prediction.is_floating_point() or target.is_complex():
+        return prediction, target
+    wider = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+    return prediction.to(wider), target.to(wider)
 
 
 def objective_of(model: MultiTaskModel, task: Task, batch: Batch) -> Tensor:

@@ -41,7 +41,7 @@ class Task:
         target: the batch's field that the loss and the metrics are given.
         missing: whether labels may be missing, see `mtl.labels`. Labels are counted in each step then, for which the
             CPU waits for a GPU, and a task without any label in a step takes no part in it. None, the default, is true
-            for targets whose missing labels have to be taken out: floats, and the -100 of a binary cross-entropy. Of
+            for targets whose missing labels have to be taken out: floats, and the -100 of a loss of yes and no. Of
             class numbers torch's losses leave out those that are ignored, without a wait; only where a step may have
             no others does it take a true. False promises that all are there: nothing is counted or taken out, and the
             loss is given the target as it is.

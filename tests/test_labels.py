@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 import mtl
 from mtl.data import Fields, Loader
 from mtl.labels import denominator, select, shares, there
-from mtl.passes import PASSES
+from mtl.passes import PASSES, loss_of
 from mtl.validation import Validation
 
 nan = math.nan
@@ -539,3 +539,60 @@ def test_a_loss_of_the_whole_batch_s_valid_elements(how: dict[str, int]) -> None
     torch.testing.assert_close(result.losses["numbers"].double(), right.detach(), rtol=1e-12, atol=0)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)
+
+
+LOSSES_OF_NUMBERS = [
+    *(nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss(), nn.PoissonNLLLoss(), nn.KLDivLoss(reduction="sum")),
+    *(nn.BCEWithLogitsLoss(), nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0)), mtl.losses.BinaryCrossEntropy()),
+    *(nn.MultiLabelSoftMarginLoss(), nn.BCELoss()),
+]
+TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float64)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("type_", TYPES, ids=str)
+@pytest.mark.parametrize("loss", LOSSES_OF_NUMBERS, ids=str)
+def test_a_target_of_any_type_for_losses_of_numbers(loss: nn.Module, type_: torch.dtype, masked: bool) -> None:
+    """As with the same numbers in float32; torch fails on some types, in the backward pass too, or computes in halves."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(3, 4), *([nn.Sigmoid()] if isinstance(loss, nn.BCELoss) else []))
+    x, y, mask = torch.randn(6, 3), torch.rand(6, 4) > 0.5, torch.tensor([True, False, True, True, False, True])
+    chosen = mask if masked else torch.ones(6, dtype=torch.bool)
+    right = loss(layer(x)[chosen], y[chosen].float())
+    gradient = torch.autograd.grad(right, layer[0].weight)[0]
+    of = mtl.Task("t", head=layer, loss=loss, target="y", mask="m" if masked else None)
+    step = mtl.Step(mtl.MultiTaskModel(nn.Identity(), [of], inputs=["x"]), [of])
+    found = step.backward({"x": x, "y": y.to(type_), "m": mask}).losses["t"]
+    assert found.item() == pytest.approx(right.item(), abs=1e-6)
+    torch.testing.assert_close(layer[0].weight.grad, gradient)
+
+
+def test_shares_of_classes_in_other_floats() -> None:
+    p, y = torch.randn(5, 3), torch.rand(5, 3).softmax(1)
+    of = task(nn.CrossEntropyLoss(), missing=None)
+    found = loss_of(of, p, {"y": y.double()})
+    assert found.item() == pytest.approx(F.cross_entropy(p, y).item(), abs=1e-6)
+
+
+def test_a_loss_of_one_s_own_is_given_integers_that_do_not_wrap_around() -> None:
+    p, y = torch.randn(6), torch.tensor([0, 1, 1, 0, 1, 0], dtype=torch.uint8)
+
+    def hinge(p: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (1 - (2 * y - 1) * p).clamp(min=0).mean()  # in uint8 2 * 0 - 1 is 255
+
+    right = hinge(p, y.float()).item()
+    assert loss_of(task(hinge, missing=None), p, {"y": y}).item() == pytest.approx(right, abs=1e-6)
+    weights = torch.tensor([0.5, 2.0])
+    weighted = loss_of(task(lambda p, y: (weights[y] * p).mean(), missing=None), p, {"y": y})
+    assert weighted.item() == pytest.approx((weights[y.long()] * p).mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("type_", [torch.int8, torch.int64, torch.float32])
+@pytest.mark.parametrize("loss", [nn.MultiLabelSoftMarginLoss(), nn.SoftMarginLoss(), nn.BCELoss()], ids=str)
+def test_minus_100_is_missing_for_every_loss_of_yes_and_no(loss: nn.Module, type_: torch.dtype) -> None:
+    p = torch.rand(5, 2)
+    y = torch.tensor([[1, 1], [-100, -100], [1, -1], [-1, 1], [-100, -100]])
+    y = y if isinstance(loss, nn.SoftMarginLoss) else y.where(y != -1, 0)
+    there_are = y[:, 0] != -100
+    right = loss(p[there_are], y[there_are].float()).item()
+    assert loss_of(task(loss, missing=None), p, {"y": y.to(type_)}).item() == pytest.approx(right, abs=1e-6)

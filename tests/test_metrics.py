@@ -284,6 +284,88 @@ def test_kl_divergence_is_of_shares() -> None:
     assert found["kl"] == pytest.approx(right, rel=1e-5)
 
 
+@pytest.mark.parametrize("log_prob", [False, True])
+@pytest.mark.parametrize("given", ["logits", "log-probabilities", "probabilities"])
+def test_divergences_are_given_what_they_take(given: str, log_prob: bool) -> None:
+    logits, _ = logits_of("Multiclass")
+    shares = torch.rand(40, CLASSES).softmax(1)
+    p, q = logits.double().softmax(1), shares.double()
+    middle = (p + q) / 2
+    right = {
+        "kl": (p * (p / q).log()).sum(1).mean().item(),
+        "js": ((p * (p / middle).log()).sum(1) + (q * (q / middle).log()).sum(1)).mean().item() / 2,
+    }
+    kinds = {"kl": torchmetrics.KLDivergence, "js": torchmetrics.regression.JensenShannonDivergence}
+    metrics = {name: partial(kind, log_prob=log_prob) for name, kind in kinds.items()}
+    match given:
+        case "logits":
+            prediction, options = logits, {"output": "logits"}
+        case "log-probabilities":
+            prediction, options = (
+                logits.log_softmax(1),
+                {"loss": nn.KLDivLoss(reduction="batchmean", log_target=log_prob)},
+            )
+        case _:
+            prediction, options = logits.softmax(1), {"output": "probabilities"}
+    for size in (1, 7, 40):
+        found = figures(metrics, prediction, shares.log() if log_prob else shares, size=size, **options)
+        assert found["kl"] == pytest.approx(right["kl"], rel=1e-5)
+        assert found["js"] == pytest.approx(right["js"], rel=1e-5)
+
+
+def test_divergences_of_what_is_not_known_are_refused() -> None:
+    logits, _ = logits_of("Multiclass")
+    shares = torch.rand(40, CLASSES).softmax(1)
+    metric = {"kl": torchmetrics.KLDivergence}
+    with pytest.raises(mtl.UserError, match=r"isn't known what the predictions are. Set tasks\.t\.output=logits or"):
+        figures(metric, logits, shares, size=7)
+    with pytest.raises(mtl.UserError, match="probabilities of classes, and the predictions are multilabel_logits"):
+        figures(metric, logits, shares, size=7, loss=nn.BCEWithLogitsLoss())
+    with pytest.raises(
+        mtl.UserError, match=r"target 'y' for their logarithms, and the loss takes it for probabilities"
+    ):
+        figures(
+            {"kl": partial(torchmetrics.KLDivergence, log_prob=True)},
+            logits,
+            shares,
+            size=7,
+            loss=nn.CrossEntropyLoss(),
+        )
+    with pytest.raises(mtl.UserError, match=r"Set tasks\.t\.metrics\.kl\.log_prob=true"):
+        figures(
+            metric,
+            logits.log_softmax(1),
+            shares.log(),
+            size=7,
+            loss=nn.KLDivLoss(reduction="batchmean", log_target=True),
+        )
+
+
+@pytest.mark.parametrize("length", [CLASSES, 5])
+def test_perplexity_has_its_classes_where_they_are(length: int) -> None:
+    """As many tokens as classes fit a wrong order of the dimensions, too."""
+    torch.manual_seed(0)
+    logits, target = torch.randn(12, CLASSES, length), torch.randint(CLASSES, (12, length))
+    target[:, -1] = -100
+    right = nn.functional.cross_entropy(logits, target).exp().item()
+    metric = {"p": partial(torchmetrics.text.Perplexity, ignore_index=-100)}
+    for size in (1, 7, 12):
+        found = figures(metric, logits, target, size=size, loss=nn.CrossEntropyLoss())
+        assert found["p"] == pytest.approx(right, rel=1e-5)
+    with pytest.raises(mtl.UserError, match="Perplexity, takes logits of classes, and the predictions are probabiliti"):
+        figures(metric, logits.softmax(1), target, size=7, output="probabilities")
+
+
+def test_a_class_of_nan_has_no_figure() -> None:
+    logits, target = logits_of("Multiclass")
+    logits[3] = math.nan
+    metrics = {"accuracy": partial(by_class.MulticlassAccuracy, num_classes=CLASSES)}
+    metrics |= {"iou": partial(by_class.MulticlassJaccardIndex, num_classes=CLASSES)}
+    found = figures(metrics, logits, target, size=7, loss=nn.CrossEntropyLoss())
+    assert math.isnan(found["accuracy"])
+    assert math.isnan(found["iou"])
+
+
 @pytest.mark.parametrize("size", [1, 7, 40])
 def test_a_prediction_that_is_nan_has_no_figure(size: int) -> None:
     logits, target = logits_of("Binary")

@@ -35,7 +35,7 @@ class Focal(nn.CrossEntropyLoss):
         (nn.PoissonNLLLoss(), "log_values"),
         (nn.PoissonNLLLoss(log_input=False), "values"),
         (nn.MultiMarginLoss(), None),
-        (nn.KLDivLoss(), None),
+        (nn.KLDivLoss(), "logits"),
         (None, None),
     ],
 )

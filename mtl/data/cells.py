@@ -14,9 +14,11 @@ from mtl.errors import UserError, first_line, suggest
 
 # A number that isn't written as Python writes it: with a currency or a unit, a decimal comma, or groups of thousands.
 NUMBER = re.compile(
-    r"\(?[+\-−]?\s?(?P<before>[^\w\s.,+−()\-]{0,2}|EUR|USD|GBP|CHF|JPY|CNY|INR|R\$|Rs\.?|kr\.?)\s?[+\-−]?"
-    r"(\d{1,3}([.,'’ \u00a0\u202f]\d{3})+|\d+)([.,]\d+)?([eE][+\-]?\d+)?\s?(?P<after>[^\d\s()]{0,8})\)?"
+    r"\(?[+\-−]?\s?(?P<before>[^\w\s.,+−()\-]{0,2}|[A-Z]{1,2}\$|EUR|USD|GBP|CHF|JPY|CNY|INR|Rs\.?|kr\.?)\s?[+\-−]?"
+    r"((\d{1,3}([.,'’ \u00a0\u202f]\d{3})+|\d{1,2}(,\d{2})+,\d{3}|\d+)([.,]\d+)?|[.,]\d+)([eE][+\-]?\d+)?"
+    r"\s?(?P<after>[^\d\s()]{0,8})\)?"
 )
+PLACEHOLDERS = (*EMPTY, "-", "--", "–", "—", ".", "?", "n.a.")  # what stands for a cell without a number
 UNITS = (
     "% ‰ ° °C °F € $ £ k K M bn nm µm mm cm m km in ft mi µg mg g kg t lb oz ml cl l L ns µs ms s min h d yr V A W kW "
     "kWh Hz kHz MHz GHz B kB MB GB TB"
@@ -143,13 +145,16 @@ def vocabulary(cells: Sequence[str]) -> list[str]:
 def written_otherwise(vocabulary: Sequence[str]) -> str | None:
     """A cell, where all of these texts look like numbers that can't be read: `12%`, `1,5`, `$1`; None elsewhere.
 
-    What comes after the digits must be the same in all cells, or a unit in each, or the texts are taken for names.
+    What comes after the digits must be the same in all cells, but for a plural's s, or a unit in each, or the texts are
+    taken for names. Words for an empty cell are left out.
     """
-    found = [NUMBER.fullmatch(text) for text in vocabulary]
-    if not vocabulary or not all(found):
+    texts = [text for text in vocabulary if text.lower() not in PLACEHOLDERS]
+    found = [NUMBER.fullmatch(text) for text in texts]
+    if not texts or not all(found):
         return None
     ends = {match["after"] for match in found if match}
-    return vocabulary[0] if len(ends) == 1 or ends <= {"", *UNITS.split()} else None
+    same = len({end.removesuffix("s") if len(end) > 2 else end for end in ends}) == 1
+    return texts[0] if same or ends <= {"", *UNITS.split()} else None
 
 
 def _parsed(cells: Any) -> tuple[Any, Any]:

@@ -64,7 +64,8 @@ def open_image(path: str | Path, mode: str | None = "RGB") -> "Image":
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-            return image if mode is None else _colours(image, path, str(file.format), _bits(file))
+            bits, dark = _tag(file, 258, 16), _tag(file, 262, 1) == 0
+            return image if mode is None else _colours(image, path, str(file.format), bits, most_is_black=dark)
     except FileNotFoundError:
         raise UserError(f"there is no picture {path}") from None
     except UserError:
@@ -73,14 +74,14 @@ def open_image(path: str | Path, mode: str | None = "RGB") -> "Image":
         raise UserError(f"the picture {path} is damaged: {told(error)}") from error
 
 
-def _bits(image: Any) -> int:
-    """The bits of a pixel that a TIFF file says to use of 16; 16 for other files."""
-    bits = getattr(image, "tag_v2", {}).get(258, (16,))
-    return int(bits[0] if isinstance(bits, tuple) else bits)
+def _tag(image: Any, number: int, otherwise: int) -> int:
+    """A tag of a TIFF file, such as the bits of a pixel that it uses of 16; the other number for other files."""
+    value = getattr(image, "tag_v2", {}).get(number, otherwise)
+    return int(value[0] if isinstance(value, tuple) else value)
 
 
-def _colours(image: "Image", path: str | Path, kind: str, bits: int) -> "Image":
-    """The picture as colours, see `open_image`."""
+def _colours(image: "Image", path: str | Path, kind: str, bits: int, *, most_is_black: bool) -> "Image":
+    """The picture as colours, see `open_image`; grey of 16 bits may be told to be black where its number is highest."""
     from PIL import Image
 
     transparent = image.info.get("transparency")
@@ -88,7 +89,8 @@ def _colours(image: "Image", path: str | Path, kind: str, bits: int) -> "Image":
         pixels = np.asarray(image).astype(np.float32)
         if transparent is not None and (pixels == transparent).any():
             raise _transparent(path)
-        return Image.fromarray(pixels * np.float32(255 / (2**bits - 1)))
+        grey = pixels * np.float32(255 / (2**bits - 1))
+        return Image.fromarray(255 - grey if most_is_black else grey)  # of 8 bits Pillow itself turns them round
     if image.mode not in (*EIGHT_BITS, *ALPHA):
         raise UserError(
             f"the picture {path} has pixels of Pillow's mode {image.mode}, whose range isn't known; save it with 8 "

@@ -1,5 +1,6 @@
 """Pictures of every mode and orientation: pixel values that are known, or a refusal that names the file."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ def test_grey_of_16_bits_is_scaled_by_its_own_range(tmp_path: Path, name: str) -
     image = seen(path)
     assert image.dtype == np.float32
     np.testing.assert_allclose(image, np.repeat(GREY[..., None] / 65535, 3, axis=2), atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_may_be_white_where_it_is_zero(tmp_path: Path, bits: int) -> None:
+    grey = GREY if bits == 16 else (GREY // 257).astype(np.uint8)
+    data, (height, width) = grey.astype("<u2" if bits == 16 else "u1").tobytes(), grey.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 0, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    start = struct.pack("<I", 8 + len(data))
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + start + data + struct.pack("<H", len(tags)) + entries + bytes(4))
+    right = 1 - grey / (2**bits - 1)
+    np.testing.assert_allclose(seen(tmp_path / "a.tif"), np.repeat(right[..., None], 3, axis=2), atol=1e-6)
 
 
 def test_differences_of_16_bits_are_not_rounded_to_8(tmp_path: Path) -> None:

@@ -272,6 +272,12 @@ def test_without_pandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ["EUR 3", "EUR 4"],
         ["(5%)", "6%"],
         ["20°C", "−3°C"],
+        ["1,00,000", "12,34,567"],
+        [",5", ",75"],
+        ["US$5", "US$7"],
+        ["1 day", "12 days"],
+        ["12%", "NA", "5%", "n/a"],
+        ["1,5", "?", "2,5", "-"],
     ],
 )
 def test_columns_of_numbers_that_are_written_as_text_are_named(tmp_path: Path, cells: list[str]) -> None:
