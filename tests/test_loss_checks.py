@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 import mtl
 from mtl.batch import cut, num_samples
-from mtl.loss_checks import judge, uneven_values
+from mtl.mean_tests import judge
+from mtl.uneven import uneven_values
 
 
 class Net(nn.Module):
