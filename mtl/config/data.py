@@ -183,6 +183,6 @@ def _loader(config: Config, split: str, dataset: Any, device: torch.device, sour
         num_workers=node["num_workers"],
         device=device,
         collate=_build_collate(config),
-        micro_batch_size=config["trainer"]["micro_batch_size"] if split == "train" else None,
-        num_micro_batches=config["trainer"]["num_micro_batches"] if split == "train" else None,
+        micro_batch_size=config["trainer"].get("micro_batch_size") if split == "train" else None,
+        num_micro_batches=config["trainer"].get("num_micro_batches") if split == "train" else None,
     )
