@@ -16,7 +16,7 @@ from mtl.targets import find
 
 FILES = {table: "path", image_table: "labels"}  # the argument that names the rows' file
 AS_TRAINED = ("inputs", "targets", "categories", "classes", "standardize_targets", "mean", "std")
-DRAWN = ("split", "seed", "validation")
+DRAWN = ("split", "split_column", "seed", "validation")
 
 
 def with_other_data(
@@ -125,7 +125,7 @@ def _encoded(data: dict[str, Any], config: Config, facts: Mapping[str, Any], typ
         own = _at(config, where)
         other = not (isinstance(own, Mapping) and own.get(key) == node.get(key))
         if key is not None and other and f"{where}.{key}" in typed and isinstance(node[key], str):
-            changed[where]["split"] = None
+            changed[where] |= dict.fromkeys(key for key in ("split", "split_column") if key in takes)
     if "data" in changed:
         return changed["data"]
     sources = {name: changed.get(f"data.sources.{name}", node) for name, node in data["sources"].items()}
