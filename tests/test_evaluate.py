@@ -391,6 +391,29 @@ def test_a_column_of_splits_is_the_trainings_alone(tmp_path: Path) -> None:
         with_other_data(config, given, ["data.split_column"], facts)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 3}, r"data\.seed: with another draw"),
+        ({"split": [0.5, 0.2, 0.3]}, r"data\.split: with another draw"),
+        (
+            {"mean": [0.0, 0.0, 0.0]},
+            r"data\.mean is \[0\.0, 0\.0, 0\.0\] and was \[0\.485, 0\.456, 0\.406\] in training",
+        ),
+        ({"labels": "new.csv", "std": [1.0, 1.0, 1.0]}, r"data\.std is .* Set data\.std in the group to the same"),
+        ({"labels": "new.csv", "seed": 3, "std": [0.229, 0.224, 0.225]}, None),
+    ],
+)
+def test_a_group_keeps_the_draw_and_the_pictures_scale(change: dict[str, Any], message: str | None) -> None:
+    node = {"_target_": "mtl.data.image_table", "images": "here", "labels": "old.csv", "targets": ["kind"]}
+    node |= {"batch_size": 4, "eval_batch_size": 4, "num_workers": 0}
+    if message is None:
+        assert with_other_data({"data": node}, {**node, **change}, ["data"], {})[1]
+        return
+    with pytest.raises(mtl.UserError, match=message):
+        with_other_data({"data": node}, {**node, **change}, ["data"], {})
+
+
 def test_the_documentation_names_what_is_refused() -> None:
     text = (ROOT / "docs/data.md").read_text().split("## Evaluation on other data")[1].split("\n## ")[0]
     for word in ("data.path=new.csv", "data.labels=new.csv", "trained_on", "data.seed", "data.split", "data.inputs"):
