@@ -12,6 +12,8 @@ from conftest import ROOT, Ended, command
 from PIL import Image
 
 import mtl
+from mtl.config import with_other_data
+from mtl.config.data import LOADER_KEYS
 from mtl.data import image_table, table
 from mtl.validation import Validation
 
@@ -365,6 +367,51 @@ def test_pictures_follow_the_facts_that_they_are_given(tmp_path: Path) -> None:
     assert splits.facts == facts
     with pytest.raises(mtl.UserError, match="data.split is null"):
         image_table(str(tmp_path), str(tmp_path / "labels.csv"), **options)
+
+
+def test_a_column_of_splits_is_the_trainings_alone(tmp_path: Path) -> None:
+    """Of another table all rows are measured; of the run's own none that were trained on."""
+    node = {"_target_": "mtl.data.image_table", "images": str(tmp_path), "labels": "old.csv", "targets": ["kind"]}
+    config = {"data": {**node, "split": [0.8, 0.1, 0.1], "split_column": "part", "batch_size": 4}}
+    config["data"] |= {"eval_batch_size": 4, "num_workers": 0}
+    facts = {"targets": {"kind": {"kind": "class", "vocabulary": ["cat", "dog"]}}}
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "new.csv").write_text("file,kind\na.png,dog\na.png,cat\na.png,dog\n")
+    (tmp_path / "marked.csv").write_text("file,kind,part\na.png,dog,test\na.png,cat,val\na.png,dog,test\n")
+    for name in ("new.csv", "marked.csv"):
+        given = {**config["data"], "labels": str(tmp_path / name)}
+        changed, others = with_other_data(config, given, ["data.labels"], facts)
+        kept = {k: v for k, v in changed["data"].items() if k not in ("_target_", *LOADER_KEYS)}
+        assert others
+        assert image_table(**kept).test.fields["kind"].tolist() == [1, 0, 1]
+    given = {**config["data"], "split_column": None}
+    with pytest.raises(
+        mtl.UserError, match=r"data\.split_column: with another draw, samples that the model was traine"
+    ):
+        with_other_data(config, given, ["data.split_column"], facts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 3}, r"data\.seed: with another draw"),
+        ({"split": [0.5, 0.2, 0.3]}, r"data\.split: with another draw"),
+        (
+            {"mean": [0.0, 0.0, 0.0]},
+            r"data\.mean is \[0\.0, 0\.0, 0\.0\] and was \[0\.485, 0\.456, 0\.406\] in training",
+        ),
+        ({"labels": "new.csv", "std": [1.0, 1.0, 1.0]}, r"data\.std is .* Set data\.std in the group to the same"),
+        ({"labels": "new.csv", "seed": 3, "std": [0.229, 0.224, 0.225]}, None),
+    ],
+)
+def test_a_group_keeps_the_draw_and_the_pictures_scale(change: dict[str, Any], message: str | None) -> None:
+    node = {"_target_": "mtl.data.image_table", "images": "here", "labels": "old.csv", "targets": ["kind"]}
+    node |= {"batch_size": 4, "eval_batch_size": 4, "num_workers": 0}
+    if message is None:
+        assert with_other_data({"data": node}, {**node, **change}, ["data"], {})[1]
+        return
+    with pytest.raises(mtl.UserError, match=message):
+        with_other_data({"data": node}, {**node, **change}, ["data"], {})
 
 
 def test_the_documentation_names_what_is_refused() -> None:

@@ -16,7 +16,8 @@ from mtl.targets import find
 
 FILES = {table: "path", image_table: "labels"}  # the argument that names the rows' file
 AS_TRAINED = ("inputs", "targets", "categories", "classes", "standardize_targets", "mean", "std")
-DRAWN = ("split", "seed", "validation")
+SAME_SAMPLES = ("path", "labels", "root", "domain")  # arguments that name the samples
+DRAWN = ("split", "split_column", "seed", "validation")
 
 
 def with_other_data(
@@ -55,6 +56,7 @@ def with_other_data(
         return {**config, "data": data}, False
     for where, node, _ in _tables(data, "data", facts):
         _check_keys(where, node, typed)
+        _check_group(where, node, _at(config, where))
     return {**config, "data": _encoded(data, config, facts, typed)}, True
 
 
@@ -105,10 +107,41 @@ def _check_keys(where: str, node: Mapping[str, Any], typed: Iterable[str]) -> No
         if place == where and name in AS_TRAINED:
             raise UserError(f"{key}: other data are read and encoded as the training's were, so it can't be changed")
         if place == where and name in DRAWN:
+            raise _another_draw(key)
+
+
+def _another_draw(key: str) -> UserError:
+    return UserError(
+        f"{key}: with another draw, samples that the model was trained on would be among those that are measured; name "
+        "a file of other data instead, or another split of the run's with split=…"
+    )
+
+
+def _check_group(where: str, node: Mapping[str, Any], of_run: Any) -> None:
+    """The same for what a whole group says: of the run's own samples, and of how pictures are standardised."""
+    if not isinstance(of_run, Mapping) or not all(
+        str(n.get("_target_")).startswith("mtl.data.") for n in (node, of_run)
+    ):
+        return
+    now, then = _settings(where, node), _settings(where, of_run)
+    for key in ("mean", "std"):
+        if key in now and key in then and now[key] != then[key]:
             raise UserError(
-                f"{key}: with another draw, samples that the model was trained on would be among those that are "
-                "measured; name a file of other data instead, or another split of the run's with split=…"
+                f"{where}.{key} is {now[key]} and was {then[key]} in training; other data are read and encoded as the "
+                f"training's were. Set {where}.{key} in the group to the same"
             )
+    if node["_target_"] == of_run["_target_"] and all(now.get(key) == then.get(key) for key in SAME_SAMPLES):
+        for key in DRAWN:
+            if now.get(key) != then.get(key):
+                raise _another_draw(f"{where}.{key}")
+
+
+def _settings(where: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """A function's arguments, with its defaults."""
+    defaults = {
+        name: each.default for name, each in inspect.signature(find(node["_target_"], where)).parameters.items()
+    }
+    return {key: list(x) if isinstance(x, tuple) else x for key, x in {**defaults, **node}.items()}
 
 
 def _encoded(data: dict[str, Any], config: Config, facts: Mapping[str, Any], typed: Iterable[str]) -> dict[str, Any]:
@@ -125,7 +158,7 @@ def _encoded(data: dict[str, Any], config: Config, facts: Mapping[str, Any], typ
         own = _at(config, where)
         other = not (isinstance(own, Mapping) and own.get(key) == node.get(key))
         if key is not None and other and f"{where}.{key}" in typed and isinstance(node[key], str):
-            changed[where]["split"] = None
+            changed[where] |= dict.fromkeys(key for key in ("split", "split_column") if key in takes)
     if "data" in changed:
         return changed["data"]
     sources = {name: changed.get(f"data.sources.{name}", node) for name, node in data["sources"].items()}
