@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl.columns import codes
+from mtl.columns import EMPTY, codes
 from mtl.data import cells
 from mtl.data.cells import Part
 from mtl.data.fields import Fields, Splits
@@ -198,7 +198,7 @@ def target_columns(
             mean, std = facts[name].get("mean", 0.0), facts[name].get("std", 1.0)
             found = {part: torch.from_numpy(((v - mean) / std).astype(np.float32)) for part, v in values.items()}
         elif name in standardize:
-            hint = _hint(cells.texts(parts["train"], name))
+            hint = _hint(_vocabulary(parts, cells.texts(parts["train"], name), name, "targets"))
             raise UserError(f"data.standardize_targets: '{name}' is of classes, which have no mean{hint}")
         else:
             texts = {part: cells.texts(rows, name) for part, rows in parts.items()}
@@ -251,7 +251,7 @@ def _statistics(parts: dict[str, Part], numbers: Any, name: str, key: str) -> di
 
 def _vocabulary(parts: dict[str, Part], texts: list[str], name: str, key: str) -> list[str]:
     found = cells.vocabulary(texts)
-    if not found:
+    if all(text.lower() in EMPTY for text in found):
         raise _nothing(parts, name, key)
     return found
 

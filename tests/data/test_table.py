@@ -328,3 +328,12 @@ def test_an_empty_target_column_is_told_with_what_helps(tmp_path: Path) -> None:
         )
         start = f"data.{key}: all cells of '{column}' in the training split of a.csv are empty; "
         assert str(error.value) == start + remedy
+
+
+@pytest.mark.parametrize("options", [{}, {"standardize_targets": ["y"]}, {"classes": ["y"]}])
+@pytest.mark.parametrize("word", ["", "NA", "None"])
+def test_a_target_of_words_for_empty_cells_alone_is_empty(tmp_path: Path, word: str, options: dict[str, Any]) -> None:
+    """And not one class, which everything would be right about."""
+    path = write(tmp_path, f"x,y\n1,{word}\n2,\n3,{word}\n", "a.csv")
+    with pytest.raises(mtl.UserError, match=r"all cells of 'y' in the training split of a\.csv are empty; label some"):
+        table(path, inputs=["x"], targets=["y"], split=[1, 0, 0], **options)
