@@ -8,6 +8,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 import torch
+from conftest import slow_but
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
@@ -682,7 +683,7 @@ TORCHJD = {
 }
 
 
-@pytest.mark.parametrize("name", list(TORCHJD))
+@pytest.mark.parametrize("name", slow_but(TORCHJD.keys() - {"mgda"}, TORCHJD))
 def test_against_torchjd(name: str) -> None:
     tolerance = 3e-3 if name == "mgda" else 1e-6  # its MGDA is a Frank-Wolfe search, which nears the minimum slowly
     for seed in range(8):
