@@ -173,3 +173,16 @@ def test_from_the_config_what_is_refused(here) -> None:
     other = command("train", *RUN, "trainer.max_epochs=2", "balancer.optimizer=own", f"resume={first.run}")
     assert other.code == 1
     assert "balancer.optimizer: 'model' there, 'own' here" in other.err
+
+
+def test_a_model_that_is_frozen_and_scaled_gradients() -> None:
+    """The numbers are then all that has gradients, which are unscaled as well."""
+    step, batch = stepping(
+        mtl.balancers.UW(optimizer="model"),
+        dtype=torch.float32,
+        precision="fp16",
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+    )
+    step.model.requires_grad_(False)
+    losses = [loss.item() for loss in step(batch).losses.values()]
+    assert numbers(step) == pytest.approx([0.1 * 0.5 * (loss - 1) for loss in losses], rel=1e-3)
