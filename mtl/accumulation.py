@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from mtl.batch import Batch, joined, num_samples
 from mtl.errors import UserError
+from mtl.labels import label_fields
 from mtl.model import MultiTaskModel
 from mtl.parts import Parts
 from mtl.passes import look, loss_of
@@ -75,8 +76,7 @@ class Look:
 
     def _take_whole(self, index: int, numbers: list[int], predictions: list[Any], autocast: Autocast) -> None:
         task = self._parts.tasks[index]
-        fields = [name for name in (task.target, task.mask) if name]
-        batches = [{name: self._parts.batches[number][name] for name in fields} for number in numbers]
+        batches = [label_fields(task, self._parts.batches[number]) for number in numbers]
         sizes = [num_samples(batch, [task.target]) for batch in batches]
         if any(_differs(leaf) and not leaf.ndim for leaf in tree_leaves(predictions)):
             raise UserError(

@@ -302,11 +302,8 @@ class Balancing:
 
     def parameters(self, like: Tensor) -> list[nn.Parameter]:
         """What the model's optimizer is to move of the balancer; they are made on the device of `like`."""
-        if len(self._all_names) == 1:  # it isn't asked
-            return []
-        dtype = torch.promote_types(like.dtype, torch.float32)
         with self._told():
-            return self.balancer.parameters(len(self._all_names), device=like.device, dtype=dtype)
+            return parameters_of(self.balancer, len(self._all_names), like)
 
     def learn(self, losses: Sequence[Tensor]) -> None:
         """Lets the balancer give its parameters gradients from the losses of the step at hand."""
@@ -353,3 +350,10 @@ class Balancing:
         """The counterpart of `state_dict`."""
         self.balancer.load_state_dict(state["balancer"])
         self._last, self._age = state["weights"], state["age"]
+
+
+def parameters_of(balancer: Balancer, num_tasks: int, like: Tensor) -> list[nn.Parameter]:
+    """What the model's optimizer is to move of a balancer, on the device of `like`; nothing with one task alone."""
+    if num_tasks == 1:  # it isn't asked
+        return []
+    return balancer.parameters(num_tasks, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))

@@ -34,6 +34,11 @@ def target_of(task: Task, batch: Batch) -> Any:
     return target if target.dtype == torch.bool and not isinstance(task.loss, CLASS_NUMBERS) else target.long()
 
 
+def label_fields(task: Task, batch: Batch) -> dict[str, Any]:
+    """The fields of a batch that say what the task's labels are: its target, and its mask if it has one."""
+    return {name: batch[name] for name in (task.target, task.mask) if name}
+
+
 def _may_miss(task: Task, target: Any) -> bool:
     """Whether labels are looked for and counted in each step, which waits for the device, see `Task.missing`."""
     if task.missing is not None or not isinstance(target, Tensor):

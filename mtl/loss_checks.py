@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_map
 from mtl.batch import Batch, joined, num_samples
 from mtl.buffers import kept_buffers
 from mtl.errors import UserError
-from mtl.labels import denominator
-from mtl.mean_tests import TOLERANCE, as_dtype, check_loss, check_objective, in_float64, is_known, ways_out
+from mtl.labels import denominator, label_fields
+from mtl.mean_tests import TOLERANCE, as_dtype, check_loss, check_objective, compare, in_float64, is_known, ways_out
 from mtl.model import MultiTaskModel
 from mtl.parts import Parts
-from mtl.passes import generators_of, look, loss_of, set_states
+from mtl.passes import kept_draws, look, loss_of
 from mtl.precision import Autocast
 from mtl.task import Task
 from mtl.uneven import uneven_values
@@ -58,19 +58,17 @@ class LossChecks:
                     again.append(index)
         if not due and not again:
             return
-        generators = generators_of(self.model)
-        draws = [generator.get_state() for generator in generators]
         for index in again:  # what it counts may depend on predictions, as with a threshold
-            check_objective(self.model, parts.tasks[index], _batches(parts, index), again=True)
-            set_states(generators, draws)
-        tested = check_losses(self.model, parts.of_tasks(list(due)), autocast) if due else []
-        set_states(generators, draws)
+            with kept_draws(self.model):
+                check_objective(self.model, parts.tasks[index], _batches(parts, index), again=True)
+        with kept_draws(self.model):
+            tested = check_losses(self.model, parts.of_tasks(list(due)), autocast) if due else []
         for index, uneven in due.items():
             if parts.tasks[index].name in tested:
                 self._uneven.setdefault(parts.tasks[index].name, set()).update(uneven)
 
     def watches(self, parts: Parts) -> dict[str, "Watch"]:
-        """By name, what goes on testing the losses of one's own while the parts are gone over."""
+        """By name, what tests the losses that aren't torch's during the passes over the parts."""
         own = [t for t in parts.tasks if not (is_known(t) or t.whole_batch or t.objective is not None)]
         return {task.name: Watch(self.model, task) for task in own}
 
@@ -86,17 +84,14 @@ class LossChecks:
         uneven = self._due(task, [batch])
         if uneven is None:
             return False
-        generators = generators_of(self.model)
-        draws = [generator.get_state() for generator in generators]
         try:
-            if task.objective is not None:
-                tested = check_objective(self.model, task, [batch])
-            else:
-                tested = check_loss(task, [prediction], [batch])
+            with kept_draws(self.model):
+                if task.objective is not None:
+                    tested = check_objective(self.model, task, [batch])
+                else:
+                    tested = check_loss(task, [prediction], [batch])
         except UserError:
             return True
-        finally:
-            set_states(generators, draws)
         if tested:
             self._uneven.setdefault(task.name, set()).update(uneven)
         return False
@@ -146,7 +141,7 @@ def _batches(parts: Parts, index: int) -> list[Batch]:
 
 
 class Watch:
-    """Tests a loss of one's own in each step: what it counts may depend on predictions, as with a threshold.
+    """Tests a loss that isn't torch's in each step: what it counts may depend on predictions, as with a threshold.
 
     Of each two micro-batches that follow one another the loss is taken together, without gradients.
 
@@ -168,7 +163,7 @@ class Watch:
 
     def _see(self, prediction: Any, batch: Batch) -> None:
         prediction = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, prediction)
-        batch = {name: batch[name] for name in (self._own.target, self._own.mask) if name}
+        batch = label_fields(self._own, batch)
         now = prediction, batch, num_samples(batch, [self._own.target])
         before, self._before = self._before, now
         if before is None:
@@ -177,12 +172,9 @@ class Watch:
             both, targets = (joined([before[n], now[n]], [before[2], now[2]], name) for n, name in enumerate(_NAMES))
         except UserError:  # of different widths: a `count` or `mean_over` is believed
             return
-        generators = generators_of(self._model)
-        draws = [generator.get_state() for generator in generators]
-        device = next(self._model.parameters()).device
-        with kept_buffers(self._model), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        full = torch.autocast(next(self._model.parameters()).device.type, enabled=False)
+        with kept_draws(self._model), kept_buffers(self._model), torch.no_grad(), full:
             self._compare(before, now, both, targets)
-        set_states(generators, draws)
 
     def _compare(self, before: tuple[Any, Batch, int], now: tuple[Any, Batch, int], both: Any, targets: Batch) -> None:
         precise, both, targets, dtype = in_float64(self._own, both, targets)
@@ -210,14 +202,14 @@ class Watch:
         for (count_a, count_b, loss_a, loss_b, whole), (_, dtype) in zip(rows, self._found, strict=True):
             if not count_a or not count_b or not math.isfinite(whole):
                 continue
-            mean = (count_a * loss_a + count_b * loss_b) / (count_a + count_b)
-            noise = 64 * torch.finfo(dtype).eps * max(abs(whole), abs(loss_a), abs(loss_b))
-            if not abs(mean - whole) <= TOLERANCE[dtype] * abs(loss_a - loss_b) + noise:
+            precision = 64 * torch.finfo(dtype).eps
+            found = compare((count_a, count_b), (loss_a, loss_b), whole, TOLERANCE[dtype], precision)
+            if found.differs:
                 raise UserError(
                     f"task '{self._own.name}': its loss can't be taken in micro-batches: of two of these it is "
-                    f"{whole:.6g}, and {mean:.6g} from each by what it counts, so that it isn't the mean that it was "
-                    "in earlier tests: what it leaves out or how it weighs may depend on predictions or values, such "
-                    f"as those above a threshold. {ways_out(self._own)}"
+                    f"{whole:.6g}, and {found.mean:.6g} from each by what it counts, so that it isn't the mean that it "
+                    "was in earlier tests: what it leaves out or how it weighs may depend on predictions or values, "
+                    f"such as those above a threshold. {ways_out(self._own)}"
                 )
 
 

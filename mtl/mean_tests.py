@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 from mtl.batch import Batch, describe, joined, num_samples, take, take_field
 from mtl.buffers import kept_buffers
 from mtl.errors import UserError
-from mtl.labels import denominator
+from mtl.labels import denominator, label_fields
 from mtl.losses import BinaryCrossEntropy
 from mtl.model import MultiTaskModel
 from mtl.passes import generators_of, loss_of, objective_of, set_states
@@ -55,6 +55,40 @@ class Verdict:
     finite: bool = True
 
 
+@dataclass
+class Comparison:
+    """The mean of two parts' losses by what they count, beside the loss of both together.
+
+    Attributes:
+        mean: the former.
+        differs: whether the latter is another number.
+        decided: whether the parts' losses differ by enough to tell.
+    """
+
+    mean: float
+    differs: bool
+    decided: bool
+
+
+def compare(
+    counts: tuple[float, float], losses: tuple[float, float], whole: float, tolerance: float, precision: float
+) -> Comparison:
+    """Compares the loss of two parts together with the mean of their losses.
+
+    Args:
+        counts: what is counted on each part, above 0.
+        losses: of each part.
+        whole: of both together.
+        tolerance: of the error of a part's share.
+        precision: the relative rounding error of a loss.
+    """
+    (count_a, count_b), (loss_a, loss_b) = counts, losses
+    mean = (count_a * loss_a + count_b * loss_b) / (count_a + count_b)
+    gap, noise = abs(loss_a - loss_b), precision * max(abs(whole), abs(loss_a), abs(loss_b))
+    # NaN differs from every number.
+    return Comparison(mean, not abs(mean - whole) <= tolerance * gap + noise, tolerance * gap > noise)
+
+
 def judge(counted: Counted, samples: list[int], tolerance: float, precision: float, *, cuts: int = 4) -> Verdict:
     """Compares the loss of samples with the mean of two parts' losses, for several cuts.
 
@@ -76,18 +110,17 @@ def judge(counted: Counted, samples: list[int], tolerance: float, precision: flo
         (count_a, loss_a), (count_b, loss_b) = counted(sorted(order[:middle])), counted(sorted(order[middle:]))
         if not count_a or not count_b:
             continue
-        mean = (count_a * loss_a + count_b * loss_b) / (count_a + count_b)
-        gap, noise = abs(loss_a - loss_b), precision * max(abs(whole), abs(loss_a), abs(loss_b))
-        if not abs(mean - whole) <= tolerance * gap + noise:
-            return Verdict(whole, mean, differs=True)
-        decided |= tolerance * gap > noise
+        found = compare((count_a, count_b), (loss_a, loss_b), whole, tolerance, precision)
+        if found.differs:
+            return Verdict(whole, found.mean, differs=True)
+        decided |= found.decided
     return Verdict(decided=decided)
 
 
 def check_loss(task: Task, predictions: list[Any], batches: list[Batch]) -> bool:
     """Tests a loss on detached predictions; whether there were labels enough to say."""
     sizes = [num_samples(batch, [task.target]) for batch in batches]
-    wanted = [{name: batch[name] for name in (task.target, task.mask) if name} for batch in batches]
+    wanted = [label_fields(task, batch) for batch in batches]
     try:
         groups = [(joined(predictions, sizes), joined(wanted, sizes, "batch"), sum(sizes))]
     except UserError:  # micro-batches of different widths: each by itself

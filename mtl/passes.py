@@ -10,7 +10,8 @@ trunk, head 1, loss 1, head 2, loss 2, …, and `sequential` makes each later tr
 and the buffers that the first one started from.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import NoneType
 from typing import Any, Protocol
 
@@ -304,10 +305,8 @@ def look(
     The parts, of which each is the tasks in it and their batch, draw one after the other, as their passes would; random
     state and buffers are afterwards what they were before.
     """
-    generators = generators_of(model)
-    draws = [generator.get_state() for generator in generators]
     found = []
-    with kept_buffers(model), torch.no_grad(), autocast():
+    with kept_draws(model), kept_buffers(model), torch.no_grad(), autocast():
         for tasks, batch in parts:
             features = None
             taken = []
@@ -320,7 +319,6 @@ def look(
                     features = model.features(batch, task.name)
                 taken.append(take(task, model.predict(task.name, features), batch))
             found.append(taken)
-    set_states(generators, draws)
     return found
 
 
@@ -348,6 +346,17 @@ def generators_of(model: torch.nn.Module) -> list[torch.Generator]:
     if device.type == "cuda":
         generators.append(torch.cuda.default_generators[device.index or 0])
     return generators
+
+
+@contextmanager
+def kept_draws(model: torch.nn.Module) -> Iterator[None]:
+    """Puts the states of these generators back afterwards, also where the code inside fails."""
+    generators = generators_of(model)
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        set_states(generators, states)
 
 
 def set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:

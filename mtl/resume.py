@@ -36,8 +36,7 @@ def differences(theirs: Any, ours: Any, where: str = "") -> Iterator[tuple[str, 
     if isinstance(theirs, dict) and isinstance(ours, dict) and in_order:
         for key in dict.fromkeys([*theirs, *ours]):
             inner = f"{where}.{key}" if where else str(key)
-            unknown = inner == "threads" and key not in theirs  # of a run older than the key, its checkpoint says it
-            if inner not in IRRELEVANT and not unknown:
+            if inner not in IRRELEVANT:
                 yield from differences(theirs.get(key), ours.get(key), inner)
     elif theirs != ours or not in_order:
         yield where, theirs, ours
@@ -50,7 +49,7 @@ def forbidden(theirs: Any, ours: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """
     allowed = [str(name) for name in ours.get("resume_allow") or []]
     longer = not any(word in str(ours.get("scheduler")) for word in ("total_steps", "total_epochs"))
-    theirs = {**theirs, **_added_since(theirs)} if isinstance(theirs, dict) else theirs
+    theirs = {**_added_since(theirs, ours)} if isinstance(theirs, dict) else theirs
     return [
         (key, there, here)
         for key, there, here in differences(theirs, ours)
@@ -59,10 +58,11 @@ def forbidden(theirs: Any, ours: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _added_since(theirs: dict[str, Any]) -> dict[str, Any]:
+def _added_since(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     """What the config of an older run means by leaving out keys that are younger than it."""
     scheduler = theirs.get("scheduler")
-    return {"scheduler": {"interval": "step", **scheduler}} if isinstance(scheduler, dict) else {}
+    added = {"scheduler": {"interval": "step", **scheduler}} if isinstance(scheduler, dict) else {}
+    return {"threads": ours.get("threads"), **theirs, **added}  # of the threads its checkpoint says more
 
 
 def _keys(node: Any, where: str = "") -> Iterator[str]:

@@ -83,6 +83,19 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss_next))
 
 
+def cpu_states() -> tuple[Any, Any, torch.Tensor]:
+    """The states of python's, numpy's and torch's generators for the CPU."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def set_cpu_states(states: tuple[Any, Any, torch.Tensor]) -> None:
+    """The counterpart of `cpu_states`."""
+    python, numpy, cpu = states
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+
+
 @contextmanager
 def kept_random_state() -> Iterator[None]:
     """Puts the generators' states back afterwards, so that the code inside changes no later draw.
@@ -91,12 +104,10 @@ def kept_random_state() -> Iterator[None]:
     """
     used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     cuda = torch.cuda.get_rng_state_all() if used else []
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = cpu_states()
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
+        set_cpu_states(states)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)

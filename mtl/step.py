@@ -31,7 +31,7 @@ from mtl.features import AtFeatures
 from mtl.gradients import Rows, total_norm
 from mtl.model import MultiTaskModel
 from mtl.parts import Parts, StepBatch
-from mtl.passes import choose, generators_of, set_states
+from mtl.passes import choose, generators_of, kept_draws, set_states
 from mtl.precision import Autocast, autocast_for
 from mtl.reach import Reach
 from mtl.runner import Runner
@@ -390,13 +390,10 @@ class Step:
     def _look_again(self, batch: StepBatch) -> Sequence[Tensor]:
         """The losses now, with the draws that the step began with: what they change by is the step's doing alone."""
         assert self._before is not None
-        generators = generators_of(self.model)
-        draws = [generator.get_state() for generator in generators]
-        set_states(generators, self._before.draws)
-        parts = Parts(self._took_part, self._parts_of(batch).batches, self._shares)
-        losses = Look(self.model, parts, self.autocast).losses
-        set_states(generators, draws)
-        return losses
+        with kept_draws(self.model):
+            set_states(generators_of(self.model), self._before.draws)
+            parts = Parts(self._took_part, self._parts_of(batch).batches, self._shares)
+            return Look(self.model, parts, self.autocast).losses
 
     @reusable_graphs()
     def _search(self, parts: Parts, weights: Sequence[float]) -> Any:

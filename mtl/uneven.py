@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves_with_path
 
 from mtl.batch import Batch, num_samples
 from mtl.errors import UserError
+from mtl.labels import label_fields
 from mtl.task import Task
 
 VALUES = 64  # different integers in a field, up to which each of them is watched
@@ -19,7 +20,6 @@ def uneven_values(task: Task, batches: Sequence[Batch]) -> set[str]:
     An integer or a boolean, if a field has few different ones, else values below 0, 0, 255 and the length of the
     padding at either end; NaN and 0 among floats; and whether micro-batches have different widths.
     """
-    names = [name for name in (task.target, task.mask) if name] if task.objective is None else list(batches[0])
     fields: dict[str, list[Tensor]] = {}
     found = set()
     for batch in batches:
@@ -27,7 +27,7 @@ def uneven_values(task: Task, batches: Sequence[Batch]) -> set[str]:
             total = num_samples(batch, [task.target])
         except UserError:  # then a `count` has to say, see mean_tests.py
             return {"fields of different lengths"}
-        for path, leaf in tree_leaves_with_path({name: batch[name] for name in names}):
+        for path, leaf in tree_leaves_with_path(label_fields(task, batch) if task.objective is None else dict(batch)):
             if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == total:
                 fields.setdefault(".".join(str(getattr(key, "key", key)) for key in path), []).append(leaf)
             elif isinstance(leaf, Tensor) and leaf.ndim:

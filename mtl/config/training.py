@@ -3,11 +3,11 @@
 import inspect
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from mtl.balancers import Balancer
+from mtl.balancing import parameters_of
 from mtl.config.data import Config
 from mtl.config.scheduler import build_scheduler, interval_of
 from mtl.data import Loader, Mix
@@ -53,10 +53,8 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
 
 def _parameters_of(balancer: Balancer, model: nn.Module, tasks: list[Task]) -> list[nn.Parameter]:
     """What the model's optimizer is to move of the balancer."""
-    like = next(model.parameters())
-    dtype = torch.promote_types(like.dtype, torch.float32)
     try:
-        return balancer.parameters(len(tasks), device=like.device, dtype=dtype) if len(tasks) > 1 else []
+        return parameters_of(balancer, len(tasks), next(model.parameters()))
     except ValueError as error:
         raise UserError(f"balancer: {error}") from error
 

@@ -1,7 +1,6 @@
 """Batches of a data set, in an order that depends on seed and epoch alone."""
 
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from mtl.batch import bounds, cut
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
 from mtl.errors import UserError, told
-from mtl.seeding import num_threads, seed_cpu
+from mtl.seeding import cpu_states, num_threads, seed_cpu, set_cpu_states
 
 
 class Seeded(Dataset[Any]):
@@ -34,7 +33,7 @@ class Seeded(Dataset[Any]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Any:
-        before = _generators()
+        before = cpu_states()
         try:
             seed_cpu(_seed(self.seed, self.epoch, index))
             return _readable(self.dataset[index]) if self.readable else self.dataset[index]
@@ -43,7 +42,7 @@ class Seeded(Dataset[Any]):
         except Exception as error:
             raise UserError(f"sample {index}: {told(error)}") from error
         finally:
-            _set_generators(before)
+            set_cpu_states(before)
 
 
 class SeededStream(IterableDataset[Any]):
@@ -59,20 +58,20 @@ class SeededStream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         inside = None  # the generators' states as the data set left them
         for index in range(self.stop):
-            before = _generators()
+            before = cpu_states()
             try:
                 if inside is None:
                     seed_cpu(_seed(self.seed, self.epoch))
                     samples = iter(self.dataset)
                 else:
-                    _set_generators(inside)
+                    set_cpu_states(inside)
                 sample = next(samples)
             except StopIteration:
                 name = type(self.dataset).__name__
                 raise UserError(f"{name} ends after {index} samples; its length is said to be {self.stop}") from None
             finally:
-                inside = _generators()
-                _set_generators(before)
+                inside = cpu_states()
+                set_cpu_states(before)
             if index >= self.start:  # a run that goes on draws what it drew before, and leaves it
                 yield sample
 
@@ -266,13 +265,3 @@ def _seed(*numbers: int) -> int:
         return int(np.random.SeedSequence(numbers).generate_state(1)[0])
     words = [number >> shift & 2**32 - 1 for number in numbers for shift in (0, 32, 64)]
     return int(np.random.SeedSequence([len(numbers), *words]).generate_state(1)[0])
-
-
-def _generators() -> tuple[Any, Any, Tensor]:
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-
-def _set_generators(states: tuple[Any, Any, Tensor]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
