@@ -1,5 +1,7 @@
 """Runs that have been written: reading one back, and starting from one."""
 
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from mtl import checkpoint, config
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.targets import add_code_folders
+from mtl.trust import Trusted, check, own_folders
 
 
 def read(run: str | Path, name: str = "best") -> dict[str, Any]:
@@ -32,13 +35,25 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
     state = checkpoint.load(path)
     state["config"]["init_from"] = None  # what it gave has been trained since
     state["config"].setdefault("threads", state["versions"]["threads"])  # a run older than the key
-    trunk = state["config"]["model"]["trunk"]
-    if trunk["_target_"] == "mtl.trunks.Torchvision":
-        trunk["weights"] = None  # they are in the checkpoint, and the file may be gone
+    _load_nothing_else(state["config"]["model"])
+    _load_nothing_else(state["config"]["tasks"])
     return state
 
 
-def load(run: str | Path, *, checkpoint: str = "best", device: torch.device | str = "cpu") -> MultiTaskModel:
+def _load_nothing_else(node: Any) -> None:
+    """Takes out what would load first values for the model: they are in the checkpoint, and the file may be gone."""
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _load_nothing_else(value)
+    if isinstance(node, dict) and str(node.get("_target_")).startswith(
+        ("mtl.trunks.Torchvision", "torchvision.models")
+    ):
+        node.update({key: None for key in ("weights", "weights_backbone") if key in node})
+        node.update({key: False for key in ("pretrained", "pretrained_backbone") if key in node})
+
+
+def load(
+    run: str | Path, *, checkpoint: str = "best", device: torch.device | str = "cpu", trust: Trusted = ()
+) -> MultiTaskModel:
     """A trained model from the folder of its run, in eval mode: `model({"image": …})["digit"]`.
 
     What was known of the data is in `model.facts`: the names of classes, means and deviations of standardised targets.
@@ -47,17 +62,45 @@ def load(run: str | Path, *, checkpoint: str = "best", device: torch.device | st
         run: the run's folder.
         checkpoint: `best` on validation, or `last`.
         device: where the model is put.
+        trust: modules, or names in modules, that the model may be built with besides those of mtl, torch.nn,
+            torchvision, torchmetrics and the current folder, such as `["transformers"]`; True for whatever the run
+            names. See docs/safety.md.
 
     Raises:
-        UserError: where the folder holds no run, or code that the model needs is gone.
+        UserError: where the folder holds no run, code that the model needs is gone, or it isn't trusted.
     """
     state = read(run, checkpoint)
-    add_code_folders(state["code_folders"])
+    add_code_folders(trusted_folders(run, state, [Path.cwd()], parts=("model", "tasks"), trust=trust))
     with torch.random.fork_rng(devices=[]):  # whoever loads a model keeps their random state
         model = config.build_model(state["config"], config.build_tasks(state["config"]))
     model.load_state_dict(state["model"])
     model.facts = state.get("facts", {})
     return model.to(device).eval()
+
+
+def trusted_folders(
+    run: str | Path, state: Mapping[str, Any], folders: Sequence[str | Path], *, parts: Sequence[str], trust: Trusted
+) -> list[str]:
+    """The folders with the user's own code for what is to be built of the run.
+
+    Args:
+        run: the run's folder.
+        state: its checkpoint.
+        folders: the current one, and those that the user named.
+        parts: the keys of the run's config that are to be built.
+        trust: see `load`.
+
+    Raises:
+        UserError: where the config names code that isn't trusted.
+    """
+    own = own_folders(Path(run), folders, named=state.get("code_folders", ()), trust=trust)
+    path = list(sys.path)
+    add_code_folders(map(str, own))
+    try:
+        check({part: state["config"].get(part) for part in parts}, run=Path(run), trust=trust, folders=own)
+    finally:
+        sys.path[:] = path
+    return [str(folder) for folder in own]
 
 
 def start_from(model: nn.Module, run: str | Path) -> list[str]:

@@ -282,7 +282,7 @@ def _check_level(
             raise UserError(f"{prefix}{name} is {node[name]!r}; it must be {wanted}")
 
 
-EVALUATE = ["run", "checkpoint", "split", "data", "device", "debug"]
+EVALUATE = ["run", "checkpoint", "split", "data", "device", "trust", "debug"]
 
 
 def siblings(key: str, config_name: str) -> list[str]:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,14 @@ settings.load_profile("any speed")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", help="a folder that tests of pages put their pictures into")
+
+
+@pytest.fixture(autouse=True)
+def same_path() -> Iterator[None]:
+    """Folders that mtl.load has made importable in a test aren't searched in the next one."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
 
 
 MUST_BE_THERE = re.compile("chromium|playwright|graphviz|torchviz", re.IGNORECASE)

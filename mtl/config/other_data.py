@@ -60,8 +60,21 @@ def with_other_data(
     return {**config, "data": _encoded(data, config, facts, typed)}, True
 
 
+def without_downloads(node: Any) -> Any:
+    """The data's config, in which functions of mtl's download nothing: a run doesn't decide what is written where."""
+    if isinstance(node, list):
+        return [without_downloads(each) for each in node]
+    if not isinstance(node, Mapping):
+        return node
+    changed = {key: without_downloads(each) for key, each in node.items()}
+    if str(node.get("_target_")).startswith("mtl.data."):
+        target = find(node["_target_"], "data")
+        changed |= {"download": False} if "download" in inspect.signature(target).parameters else {}
+    return changed
+
+
 def _without_loading(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in data.items() if key not in LOADER_KEYS}
+    return {key: value for key, value in data.items() if key not in (*LOADER_KEYS, "download")}
 
 
 def _tables(node: Any, where: str, facts: Any) -> Iterator[tuple[str, Any, Any]]:

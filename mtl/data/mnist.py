@@ -16,20 +16,21 @@ MEAN, STD = 0.1307, 0.3081  # of MNIST's 60,000 training images, pixels in [0, 1
 Part = tuple[Tensor, Tensor]  # uint8 images (N, 28, 28), digits (N,)
 
 
-def mnist(*, source: str = "bundled", root: str = "data", disjoint: bool = False) -> Splits:
+def mnist(*, source: str = "bundled", root: str = "data", download: bool = True, disjoint: bool = False) -> Splits:
     """Handwritten digits with the fields image (N, 1, 28, 28), standardised; digit (N,) and parity (N,), 1 if odd.
 
     Args:
         source: `bundled`, 4,000 / 500 / 500 images for training, validation and test, each stratified; or
             `torchvision`, 55,000 / 5,000 / 10,000.
         root: torchvision's folder, which holds `MNIST/raw` or is where that is downloaded to.
+        download: whether torchvision downloads what isn't there.
         disjoint: every second training image has its digit but not its parity, the others the reverse; what isn't there
             is -100. Validation and test images have both.
 
     Raises:
         UserError: for another source, or where torchvision can neither find nor download the files.
     """
-    parts, name = read(source, root)
+    parts, name = read(source, root, download)
     train, val, test = (fields(image, digit) for image, digit in parts)
     if disjoint:
         train.fields["digit"][1::2] = -100
@@ -37,7 +38,7 @@ def mnist(*, source: str = "bundled", root: str = "data", disjoint: bool = False
     return Splits(train, val, test, name=name)
 
 
-def read(source: str, root: str) -> tuple[list[Part], str]:
+def read(source: str, root: str, download: bool) -> tuple[list[Part], str]:
     """The training, validation and test parts as they are in the files, and what is said of them; see `mnist`.
 
     Raises:
@@ -46,7 +47,7 @@ def read(source: str, root: str) -> tuple[list[Part], str]:
     if source == "bundled":
         return bundled()
     if source == "torchvision":
-        return from_torchvision(root)
+        return from_torchvision(root, download)
     raise UserError(f"data.source: '{source}' is not one of bundled, torchvision")
 
 
@@ -58,19 +59,19 @@ def bundled() -> tuple[list[Part], str]:
     return parts, "MNIST, the 5,000 images that come with mtl (data.source=bundled)"
 
 
-def from_torchvision(root: str) -> tuple[list[Part], str]:
+def from_torchvision(root: str, download: bool) -> tuple[list[Part], str]:
     """The whole set; the last 5,000 training images are for validation."""
     from torchvision.datasets import MNIST  # takes seconds, and the bundled images don't need it
 
     try:
-        train, test = (MNIST(root, train=part, download=True) for part in (True, False))
+        train, test = (MNIST(root, train=part, download=download) for part in (True, False))
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         folder = Path(root).resolve() / "MNIST" / "raw"
         raise UserError(
             f"data.source=torchvision: MNIST's files could be neither read in {folder} nor downloaded to it "
-            f"({first_line(error)}). Put train-images-idx3-ubyte, train-labels-idx1-ubyte, "
-            "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte there (as they are, or with .gz), name another folder "
-            "with data.root=…, or use data.source=bundled"
+            f"({first_line(error) if download else 'data.download is false'}). Put train-images-idx3-ubyte, "
+            "train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte there (as they are, or with "
+            ".gz), name another folder with data.root=…, or use data.source=bundled"
         ) from error
     held_out = min(VALIDATION, len(train.data) // 2)
     parts = [

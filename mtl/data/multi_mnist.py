@@ -10,7 +10,7 @@ from mtl.data.mnist import read
 CHUNK = 1_000  # images made at a time, so that beside the result only some MB are needed
 
 
-def multi_mnist(*, source: str = "bundled", root: str = "data", seed: int = 0) -> Splits:
+def multi_mnist(*, source: str = "bundled", root: str = "data", seed: int = 0, download: bool = True) -> Splits:
     """Two overlaid handwritten digits with the fields image (N, 1, 28, 28), standardised; left (N,) and right (N,).
 
     Each image of a split of MNIST is the left one in one pair and the right one in one pair of the same split. The
@@ -21,6 +21,7 @@ def multi_mnist(*, source: str = "bundled", root: str = "data", seed: int = 0) -
             validation and test; or `torchvision`, 55,000 / 5,000 / 10,000.
         root: torchvision's folder, which holds `MNIST/raw` or is where that is downloaded to.
         seed: of the pairs.
+        download: whether torchvision downloads what isn't there.
 
     Raises:
         UserError: for another source, or where torchvision can neither find nor download the files.
@@ -29,7 +30,7 @@ def multi_mnist(*, source: str = "bundled", root: str = "data", seed: int = 0) -
     Koltun's code, which differs in two things: it draws the right digits with replacement, and resizes to the nearest
     neighbour.
     """
-    parts, name = read(source, root)
+    parts, name = read(source, root, download)
     generator = torch.Generator().manual_seed(seed)
     train, val, test = (pairs(image, digit, generator) for image, digit in parts)
     std, mean = torch.std_mean(train.fields["image"])
