@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mtl.errors import UserError, first_line
+from mtl.plain import plain
 
 FORMAT = 7
 MANIFEST = "manifest.json"
@@ -135,7 +136,7 @@ def load(path: Path) -> dict[str, Any]:
             with ZipFile(path) as archive:
                 if (name := archive.testzip()) is not None:
                     raise UserError(f"the checkpoint {path} is damaged: the checksum of {name} in it is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = plain(torch.load(path, map_location="cpu", weights_only=True))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(f"there is no checkpoint {path}") from None
     except UserError:

@@ -32,7 +32,7 @@ def evaluate(composed: DictConfig) -> None:
 
     from mtl import runs
     from mtl.build import build
-    from mtl.config import with_other_data, without_downloads
+    from mtl.config import with_other_data
     from mtl.precision import autocast_for
     from mtl.seeding import num_threads
     from mtl.summary import table_of
@@ -43,13 +43,11 @@ def evaluate(composed: DictConfig) -> None:
     state = runs.read(folder, options["checkpoint"])
     facts, trust, typed = state.get("facts", {}), options["trust"], cli.keys(HydraConfig.get().overrides.task)
     built = ("model", "tasks") if "data" in typed else ("model", "tasks", "data")
-    code = runs.trusted_folders(folder, state, cli.code_folders(), parts=built, trust=trust)
+    code = runs.trusted_folders(folder, state, cli.code_folders()[1:], parts=built, trust=trust)
     # On another device operations may have no deterministic algorithm, and figures need none. All samples are measured.
     config = {**state["config"], "device": options["device"] or state["config"]["device"], "deterministic": False}
     config["trainer"] = {**config["trainer"], "tail": "keep", "micro_batch_size": None, "num_micro_batches": None}
     add_code_folders(code)
-    if "data" not in typed:
-        config["data"] = without_downloads(config["data"])
     given: Any = OmegaConf.to_container(OmegaConf.masked_copy(composed, "data"), resolve=False)
     config, others = with_other_data(config, given["data"] or {}, typed, facts)
     with num_threads(config["threads"]):

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtl import checkpoint, config
+from mtl import checkpoint, config, schema
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.targets import add_code_folders
-from mtl.trust import Trusted, check, own_folders
+from mtl.trust import Own, Trusted, check, loads_nothing, project
 
 
 def read(run: str | Path, name: str = "best") -> dict[str, Any]:
@@ -35,20 +35,7 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
     state = checkpoint.load(path)
     state["config"]["init_from"] = None  # what it gave has been trained since
     state["config"].setdefault("threads", state["versions"]["threads"])  # a run older than the key
-    _load_nothing_else(state["config"]["model"])
-    _load_nothing_else(state["config"]["tasks"])
     return state
-
-
-def _load_nothing_else(node: Any) -> None:
-    """Takes out what would load first values for the model: they are in the checkpoint, and the file may be gone."""
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        _load_nothing_else(value)
-    if isinstance(node, dict) and str(node.get("_target_")).startswith(
-        ("mtl.trunks.Torchvision", "torchvision.models")
-    ):
-        node.update({key: None for key in ("weights", "weights_backbone") if key in node})
-        node.update({key: False for key in ("pretrained", "pretrained_backbone") if key in node})
 
 
 def load(
@@ -70,7 +57,7 @@ def load(
         UserError: where the folder holds no run, code that the model needs is gone, or it isn't trusted.
     """
     state = read(run, checkpoint)
-    add_code_folders(trusted_folders(run, state, [Path.cwd()], parts=("model", "tasks"), trust=trust))
+    add_code_folders(trusted_folders(run, state, [], parts=("model", "tasks"), trust=trust))
     with torch.random.fork_rng(devices=[]):  # whoever loads a model keeps their random state
         model = config.build_model(state["config"], config.build_tasks(state["config"]))
     model.load_state_dict(state["model"])
@@ -79,28 +66,37 @@ def load(
 
 
 def trusted_folders(
-    run: str | Path, state: Mapping[str, Any], folders: Sequence[str | Path], *, parts: Sequence[str], trust: Trusted
+    run: str | Path, state: Mapping[str, Any], named: Sequence[str | Path], *, parts: Sequence[str], trust: Trusted
 ) -> list[str]:
-    """The folders with the user's own code for what is to be built of the run.
+    """Checks what is to be built of a run; gives the folders that the user's own code for it is in.
+
+    Those that the run's checkpoint names are among them where they lie in the current folder, and not beside the run.
+    What would load first values or download data is taken out of the config.
 
     Args:
         run: the run's folder.
         state: its checkpoint.
-        folders: the current one, and those that the user named.
+        named: folders that the user has named.
         parts: the keys of the run's config that are to be built.
         trust: see `load`.
 
     Raises:
         UserError: where the config names code that isn't trusted.
     """
-    own = own_folders(Path(run), folders, named=state.get("code_folders", ()), trust=trust)
+    config, theirs = state["config"], state.get("code_folders")
+    own = Own(Path(run), project(), [Path(folder) for folder in named])
+    hints = list(theirs or []) if trust is True else own.hints(theirs)
+    folders = [str(Path(folder).resolve()) for folder in (*own.project, *own.named, *hints)]
+    unbuilt = {"model", "tasks", "data", *schema.UNBUILT}
     path = list(sys.path)
-    add_code_folders(map(str, own))
+    add_code_folders(folders)
     try:
-        check({part: state["config"].get(part) for part in parts}, run=Path(run), trust=trust, folders=own)
+        check({key: value for key, value in config.items() if key in parts or key not in unbuilt}, own=own, trust=trust)
+        for part in parts:
+            loads_nothing(config.get(part))
     finally:
         sys.path[:] = path
-    return [str(folder) for folder in own]
+    return folders
 
 
 def start_from(model: nn.Module, run: str | Path) -> list[str]:

@@ -282,6 +282,7 @@ def _check_level(
             raise UserError(f"{prefix}{name} is {node[name]!r}; it must be {wanted}")
 
 
+UNBUILT = ("balancer", "optimizer", "scheduler", "logger", "callbacks")  # what a trained model needs no more
 EVALUATE = ["run", "checkpoint", "split", "data", "device", "trust", "debug"]
 
 

@@ -3,12 +3,20 @@
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from types import ModuleType, NoneType
 from typing import Any
 
 from mtl.errors import UserError, suggest, told
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A value that `make` gives as it is, whatever is in it."""
+
+    value: Any
 
 
 def make(node: Any, where: str, /, *args: Any, **kwargs: Any) -> Any:
@@ -26,6 +34,8 @@ def make(node: Any, where: str, /, *args: Any, **kwargs: Any) -> Any:
     Raises:
         UserError: where the name can't be imported or the call fails, with what was possible.
     """
+    if isinstance(node, Ready):
+        return node.value
     if isinstance(node, list):
         return [make(item, f"{where}[{index}]") for index, item in enumerate(node)]
     if not isinstance(node, Mapping):

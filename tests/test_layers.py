@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 # A module may import those of the levels below its own. The trainer's helpers stand beside each other.
 LEVELS = [
     {"errors", "balancers", "signals", "optimizers", "memory", "pictures", "options"},
-    {"seeding", "columns", "batch", "schedulers", "outputs", "compiled"},
+    {"plain", "seeding", "columns", "batch", "schedulers", "outputs", "compiled"},
     {"fingerprint"},
     {"precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
     | {"trunks", "heads", "losses"},

@@ -1,6 +1,7 @@
 """Another library's module, and what of its output are the features."""
 
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -35,12 +36,17 @@ class Picked(nn.Module):
         return value
 
 
+def _is_data(value: Any) -> bool:
+    """Whether it is no function, class or module: by these an attribute leads out of the output."""
+    return value is not None and not callable(value) and not isinstance(value, ModuleType)
+
+
 def _part(value: Any, key: str, output: str) -> Any:
     if isinstance(value, Mapping):
         if key in value:
             return value[key]
         possible = list(map(str, value))
-    elif hasattr(value, key):
+    elif not key.startswith("_") and _is_data(getattr(value, key, None)):
         return getattr(value, key)
     elif isinstance(value, Sequence):
         if key.removeprefix("-").isdecimal() and -len(value) <= int(key) < len(value):
