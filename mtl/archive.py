@@ -150,6 +150,8 @@ def _members(archive: ZipFile, size: int) -> dict[str, int]:
         if member.filename in sizes:
             raise ValueError(f"{member.filename} is in it twice")
         sizes[member.filename] = member.file_size
+    if not sizes:
+        raise ValueError("there is nothing in it")
     if archive.comment or sum(sizes.values()) > size:
         raise ValueError("its parts take more bytes than it has")
     return sizes
@@ -175,6 +177,7 @@ class _Skimmed(pickle._Unpickler):
         """What stands for the function or class of that name."""
         if module.startswith("torch") and name in SIZES:
             return _Storage(SIZES[name])
+        module = module.replace("__builtin__", "builtins")  # its name in the protocol that PyTorch writes
         if f"{module}.{name}" not in FUNCTIONS and not (module == "torch" and name in DTYPES):
             raise ValueError(f"it asks for {module}.{name}, which no checkpoint of mtl needs")
         return _Anything
