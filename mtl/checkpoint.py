@@ -1,6 +1,5 @@
 """Files of training state: each written whole or not at all, beside the training, and known by its checksum."""
 
-import hashlib
 import json
 import os
 import threading
@@ -9,16 +8,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import torch
 from torch import Tensor
 
+from mtl import archive
+from mtl.archive import FORMAT, MANIFEST
+from mtl.bounded import leaves
 from mtl.errors import UserError, first_line
-from mtl.plain import plain
+from mtl.plain_types import plain_types
 
-FORMAT = 7
-MANIFEST = "manifest.json"
+ROOM, LEAST_ROOM = 16, 2**28  # bytes of all tensors, for each byte of the file and besides; they may share storages
 Job = tuple[str, dict[str, Any]]
 
 
@@ -99,7 +99,7 @@ def save(path: Path, state: dict[str, Any], *, keep: int = 1) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
+        torch.save({"format": FORMAT, archive.SAVED_AS: archive.name_of(path), **state}, file)
         file.flush()
         os.fsync(file.fileno())
     # The checksum is known before the file is there: whenever the process is killed, each file in place has one. More
@@ -123,29 +123,22 @@ def save(path: Path, state: dict[str, Any], *, keep: int = 1) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state in the file, on the CPU. No code in it is run.
+    """The state in the file, on the CPU. No code in it is run, and it takes about as much memory as the file has bytes.
 
     Raises:
-        UserError: where there is no such file, or it is damaged, or of another format.
+        UserError: where there is no such file, or it is damaged, of another format, or saved under another name.
     """
-    try:
-        known = _manifest(path.parent)
-        if known and not any(_checksum(path) in checksums for checksums in known.values()):
-            raise UserError(f"the checkpoint {path} is damaged: its checksum is not in {MANIFEST}")
-        if not known:  # the file's own checksums, of its members
-            with ZipFile(path) as archive:
-                if (name := archive.testzip()) is not None:
-                    raise UserError(f"the checkpoint {path} is damaged: the checksum of {name} in it is wrong")
-        state = plain(torch.load(path, map_location="cpu", weights_only=True))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise UserError(f"there is no checkpoint {path}") from None
-    except UserError:
-        raise
-    except Exception as error:  # damaged files fail in many ways
-        raise UserError(f"the checkpoint {path} can't be read: {first_line(error)}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else None
-        raise UserError(f"the checkpoint {path} has format {found}; this version of mtl reads format {FORMAT}")
+    with archive.opened(path) as file:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        size = os.fstat(file.fileno()).st_size
+        room = ROOM * size + LEAST_ROOM
+        for value in leaves(state, f"the checkpoint {path}", most=size):  # each takes a byte at least
+            if isinstance(value, Tensor):
+                room -= value.numel() * value.element_size() if value.layout is torch.strided else 0
+                if value.is_meta or room < 0:
+                    raise UserError(f"the checkpoint {path} holds tensors of far more numbers than it has bytes")
+        state = plain_types(state, f"the checkpoint {path}")
+    state.pop(archive.SAVED_AS, None)
     return state
 
 
@@ -188,20 +181,11 @@ def _copied(value: Any) -> Any:
 
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _manifest(folder: Path) -> dict[str, list[str]]:
-    """The checksums of the newest files under each name; none where there is no manifest, or it can't be read."""
-    try:
-        checksums: dict[str, list[str]] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-        return {name: list(values) for name, values in checksums.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # a file is then judged by itself
+        return archive.checksum(file)
 
 
 def _note(folder: Path, checksum: str, name: str, *, keep: int) -> None:
-    known = _manifest(folder)
+    known = archive.manifest(folder)
     known[name] = [*known.get(name, []), checksum][-keep:]
     temporary = folder / f"{MANIFEST}.tmp"
     with temporary.open("w", encoding="utf-8") as file:

@@ -5,9 +5,18 @@ from difflib import get_close_matches
 from os.path import basename
 from traceback import extract_tb
 
+from mtl.text import plain
+
 
 class UserError(ValueError):
-    """A mistake that the user can mend. Its message says what is wrong, where, and what is possible instead."""
+    """A mistake that the user can mend. Its message says what is wrong, where, and what is possible instead.
+
+    Args:
+        message: it may quote anything; what a terminal would obey in it is written out.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(plain(str(message), keep="\n\t"))
 
 
 class NotFinite(UserError):

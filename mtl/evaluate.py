@@ -28,12 +28,11 @@ def evaluate(composed: DictConfig) -> None:
     if not Path(str(options["run"])).is_dir():  # before torch is imported, which takes seconds
         raise UserError(f"'{options['run']}' is not the folder of a run; there is no such folder")
 
-    from rich.console import Console
-
     from mtl import runs
     from mtl.build import build
     from mtl.config import with_other_data
     from mtl.precision import autocast_for
+    from mtl.screen import Screen
     from mtl.seeding import num_threads
     from mtl.summary import table_of
     from mtl.targets import add_code_folders
@@ -64,7 +63,7 @@ def evaluate(composed: DictConfig) -> None:
         known = "; vocabularies, means and standard deviations are those of the training" if facts else ""
         lines.append(f"others   these are not the run's own data{known}")
     lines += [line] if (line := validation.caveat()) else []
-    console = Console()
+    console = Screen()
     for line in (*lines, f"model    {folder}, {options['checkpoint']}.pt"):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(table_of({options["split"]: figures}))

@@ -47,12 +47,11 @@ def graph(composed: DictConfig) -> None:
 
 def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> None:
     """Builds everything as for a training, looks, writes, and says what there is to see."""
-    from rich.console import Console
-
     from mtl.graphs import text
     from mtl.passes import choose
+    from mtl.screen import Screen
 
-    console = Console()
+    console = Screen()
     problem, batch = built(config, console)
     config, model = problem.config, problem.model
     chosen = choose(config["passes"], model)

@@ -1,7 +1,6 @@
 """What a run says and writes of itself: its status, what it was made with, how it goes on."""
 
 import json
-import logging
 import platform
 import shlex
 import sys
@@ -13,21 +12,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from mtl import cli, sweep
+from mtl.errors import UserError
 from mtl.resume import write_whole
+from mtl.text import log
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mtl.trainer import Trainer
 
-log = logging.getLogger("mtl")
-
 
 def terminal() -> "Console":
     """The terminal, or for one of several jobs side by side nothing: their lines would come between each other's."""
-    from rich.console import Console
+    from mtl.screen import Screen
 
-    return Console(quiet=cli.beside_others())
+    return Screen(quiet=cli.beside_others())
 
 
 def tell(console: Any, line: str) -> None:
@@ -56,7 +55,7 @@ def write_status(folder: Path, status: str, **more: Any) -> None:
 def failed(began: list[Path], error: str) -> None:
     """Writes down that the run failed, if it is this process's."""
     for folder in began:
-        with suppress(OSError):  # what went wrong is told all the same
+        with suppress(OSError, UserError):  # what went wrong is told all the same
             write_status(folder, "failed", error=error)
 
 
@@ -97,7 +96,7 @@ def stopped(console: Any, trainer: "Trainer", folder: Path, code: int) -> NoRetu
     saved = folder_name(folder)
     there = sorted(str(path) for path in Path(saved).glob("checkpoints/*.pt"))
     place = {"steps": trainer.global_step, "epochs": trainer.epoch}
-    with suppress(OSError):
+    with suppress(OSError, UserError):
         write_status(folder, "stopped", **place)
     at = f"at step {trainer.global_step}, in epoch {trainer.epoch}"
     older = "" if trainer.saved_step == trainer.global_step else f" (of step {trainer.saved_step})"

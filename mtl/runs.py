@@ -11,6 +11,7 @@ from torch import nn
 from mtl import checkpoint, config, schema
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
+from mtl.regular import check_kind
 from mtl.targets import add_code_folders
 from mtl.trust import Own, Trusted, check, loads_nothing, project
 
@@ -22,6 +23,7 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
         UserError: where the folder holds no run, or the checkpoint can't be read.
     """
     folder = Path(run)
+    check_kind(folder / "checkpoints")
     if not (folder / "checkpoints").is_dir() and (folder / "metrics.json").is_file():
         raise UserError(f"the run in '{run}' ended before it saved a checkpoint; its metrics.json says why")
     if not (folder / "checkpoints").is_dir():

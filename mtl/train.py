@@ -1,6 +1,5 @@
 """python -m mtl.train task=…: build, run, report."""
 
-import logging
 import shlex
 import signal
 from collections.abc import Callable, Sequence
@@ -17,16 +16,16 @@ from mtl import cli, record, schema
 from mtl import resume as taking_up
 from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, told
 from mtl.record import choices, failed, folder_name, stopped, swept, tell, versions, write_status
+from mtl.regular import regular
 from mtl.resume import Busy, Refused, locked, write_whole
 from mtl.signals import held
+from mtl.text import log
 
 if TYPE_CHECKING:
     from mtl.build import Built
     from mtl.loggers import Loggers
     from mtl.step import Step, StepResult
     from mtl.trainer import Trainer
-
-log = logging.getLogger("mtl")
 
 
 def train(composed: DictConfig) -> float | None:
@@ -53,6 +52,7 @@ def train(composed: DictConfig) -> float | None:
 
 def run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None:
     """Trains in the folder, which this process then has for itself."""
+    cli.checked(folder)
     with locked(folder) as free:
         if not free:
             raise Busy(f"another process is at work in {folder_name(folder)}")
@@ -61,23 +61,28 @@ def run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None
             if done is not None:
                 taking_up.check(taking_up.config_of(folder), config, folder_name(folder))
                 record.terminal().print(f"skipped  {folder_name(folder)} is finished", soft_wrap=True, highlight=False)
-                best: float | None = done["best"]["value"]
-                return best
+                return _best_of(done)
         with held():
             from mtl.seeding import num_threads
         with num_threads(config["threads"]):
             return _run(config, folder, began)
 
 
+def _best_of(finished: dict[str, Any]) -> float | None:
+    """What a finished run reached in what it monitored."""
+    best = finished.get("best")
+    value = best.get("value") if isinstance(best, dict) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
 def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None:
     """Builds everything, trains, measures the best parameters on the test split, and writes and shows the results."""
     with held():
-        from rich.console import Console
-
         from mtl.build import build
         from mtl.config import build_step
         from mtl.loggers import Loggers, Terminal
         from mtl.options import final_tags, options
+        from mtl.screen import Screen
         from mtl.seeding import kept_random_state
         from mtl.summary import Run, summarise
         from mtl.targets import make
@@ -146,8 +151,8 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
     console.print()
     summarise(console, finished)
     write_status(folder, "finished", **finished.figures(), versions=versions())
-    with (folder / "train.log").open("a", encoding="utf-8") as file:
-        summarise(Console(file=file, width=120), finished)
+    with open(folder / "train.log", "a", encoding="utf-8", opener=regular) as file:
+        summarise(Screen(file=file, width=120), finished)
     return trainer.best
 
 

@@ -186,12 +186,10 @@ def test_a_full_disk_under_the_logs_stops_nothing(here: Path, monkeypatch: pytes
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_file_on_a_disk_that_is_really_full(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Path.open
+    def on_full_disk(path: Path, mode: str, *, opener: object, **options: object):
+        return open("/dev/full", mode, **options)
 
-    def on_full_disk(self: Path, mode: str = "r", **options: object):
-        return opened(Path("/dev/full") if self.name == "metrics.csv" else self, mode, **options)
-
-    monkeypatch.setattr(Path, "open", on_full_disk)
+    monkeypatch.setattr("mtl.loggers.csv.open", on_full_disk, raising=False)
     ended = command("train", *FAST, "log.every=2", "checkpoint.every_steps=3")
     assert ended.code == 0, ended.err
     assert "error    CsvLogger can't write: [Errno 28] No space left on device. Training goes on" in ended.out

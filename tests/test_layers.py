@@ -11,9 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 
 # A module may import those of the levels below its own. The trainer's helpers stand beside each other.
 LEVELS = [
+    {"text"},
     {"errors", "balancers", "signals", "optimizers", "memory", "pictures", "options"},
-    {"plain", "seeding", "columns", "batch", "schedulers", "outputs", "compiled"},
-    {"fingerprint"},
+    {"plain_types", "seeding", "columns", "batch", "schedulers", "outputs", "compiled", "regular", "screen"},
+    {"fingerprint", "bounded"},
+    {"archive"},
     {"precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
     | {"trunks", "heads", "losses"},
     {"search", "trust", "labels", "model", "gradients", "layerwise", "buffers"},

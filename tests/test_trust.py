@@ -603,10 +603,13 @@ def test_a_dict_that_hides_its_items(here: Path) -> None:
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("value", [{1, 2}, Counter("aab")])
-def test_other_types_than_a_run_writes_are_refused(here: Path, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [({1, 2}, r"config\.tasks\.a\.more is of type builtins\.set"), (Counter("aab"), r"asks for collections\.Counter")],
+)
+def test_other_types_than_a_run_writes_are_refused(here: Path, value: Any, message: str) -> None:
     run = written(here / "outputs" / "run", changed("tasks.a.more", value))
-    with pytest.raises(mtl.UserError, match=r"config\.tasks\.a\.more is of type .*, which a run doesn't write"):
+    with pytest.raises(mtl.UserError, match=message):
         mtl.load(run)
 
 

@@ -18,9 +18,10 @@ from mtl.cli.complaints import show
 from mtl.cli.folders import forget, forget_what_never_began
 from mtl.cli.overrides import as_typed
 from mtl.errors import UserError
-from mtl.resume import Busy, write_whole
+from mtl.resume import Busy, metrics_of, write_whole
 from mtl.signals import working
 from mtl.sweep import ABOUT, Sweep
+from mtl.text import say
 
 DIED = "its process was killed; it may have run out of memory"
 
@@ -57,7 +58,7 @@ class Jobs:
         """Runs the job of Hydra's folder, unless it isn't to; what goes wrong is told and noted."""
         folder = Path(HydraConfig.get().runtime.output_dir)
         self.worked_here = os.getpid() == self._began_in
-        there_before = any((folder / name).exists() for name in ("config.yaml", "metrics.json"))
+        there_before = any(os.path.lexists(folder / name) for name in ("config.yaml", "metrics.json"))
         if self.worked_here and self._asked_to_stop:  # before it was known that there are no other processes
             if not there_before:
                 forget(folder)
@@ -105,7 +106,7 @@ class Jobs:
             with suppress(OSError):  # a full disk: the job has said what went wrong
                 self._multirun.note(folder, outcome, value)
         if beside_others():
-            print(f"{_line(folder.name, outcome, value)}  ({time.monotonic() - began:.0f} s)", flush=True)
+            say(f"{_line(folder.name, outcome, value)}  ({time.monotonic() - began:.0f} s)")
 
     def ask_to_stop(self) -> bool:
         """Asks jobs in other processes to save and end; gives whether there may be any."""
@@ -113,7 +114,7 @@ class Jobs:
             return False
         self._asked_to_stop = True
         self._multirun.ask_to_stop()
-        print("\nstopping: the jobs save where they are; once more doesn't wait for them", flush=True)
+        say("\nstopping: the jobs save where they are; once more doesn't wait for them")
         return True
 
     def go_on(self, broken: BrokenProcessPool | None) -> bool:
@@ -136,7 +137,7 @@ class Jobs:
                 ) from broken
             if self._only is None:
                 self._suspects = under_way
-                print(f"\na process was killed; run again, each by itself: {', '.join(under_way)}", flush=True)
+                say(f"\na process was killed; run again, each by itself: {', '.join(under_way)}")
             else:
                 self._give_up(folder, self._only)
         alone = self._only is not None
@@ -146,10 +147,13 @@ class Jobs:
     def _give_up(self, folder: Path, name: str) -> None:
         self.failed = True
         self._multirun.note(folder / name, "failed")
-        print(f"{name}: error: {DIED}", flush=True)
-        path = folder / name / "metrics.json"
-        about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        write_whole(path, json.dumps({**about, "status": "failed", "error": DIED}, indent=2) + "\n")
+        say(f"{name}: error: {DIED}")
+        about: dict[str, Any] = {}
+        with suppress(UserError, OSError):  # what it wrote may be of any kind
+            about = metrics_of(folder / name)
+        with suppress(UserError, OSError):
+            text = json.dumps({**about, "status": "failed", "error": DIED}, indent=2) + "\n"
+            write_whole(folder / name / "metrics.json", text)
 
     def say_how_they_ended(self, interrupted: bool) -> bool:
         """Lists a multirun's jobs and says what one may do next; gives whether all of them are done."""
@@ -158,15 +162,15 @@ class Jobs:
         if len(jobs) > 1:
             monitored = any(ended["value"] is not None for ended in jobs)
             what = ", each with what it monitors on validation" if monitored else ""
-            print(f"\n{len(jobs)} jobs in {multirun.folder}{what}:")
+            say(f"\n{len(jobs)} jobs in {multirun.folder}{what}:")
             for ended in jobs:
-                print(f"  {_line(ended['job'], ended['outcome'], ended['value'])}")
+                say(f"  {_line(ended['job'], ended['outcome'], ended['value'])}")
         folder = as_typed(str(multirun.folder))
         if interrupted and multirun.folder is not None and (multirun.folder / ABOUT).is_file():
-            print(f"\ngo on     {going_on(multirun.typed, folder)}")
+            say(f"\ngo on     {going_on(multirun.typed, folder)}")
         elif len(jobs) > 1 and any(ended["outcome"] == "done" for ended in jobs):
-            print(f"\ncompare               python -m mtl.report {shlex.quote(folder)}")
-            print(f"look                  tensorboard --logdir {shlex.quote(folder)}")
+            say(f"\ncompare               python -m mtl.report {shlex.quote(folder)}")
+            say(f"look                  tensorboard --logdir {shlex.quote(folder)}")
         return all(ended["outcome"] == "done" for ended in jobs)
 
 

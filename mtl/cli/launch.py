@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from mtl import schema, search
 from mtl.cli.complaints import show
-from mtl.cli.folders import CONFIG_DIR, TRAININGS, root, run_dir, run_id
+from mtl.cli.folders import CONFIG_DIR, TRAININGS, log_file, root, run_dir, run_id
 from mtl.cli.jobs import Jobs
 from mtl.cli.overrides import fixed, flags_first, for_hydra, gives, keys
 from mtl.errors import UserError, suggest
@@ -130,9 +130,9 @@ def register_resolvers(multirun: Sweep) -> None:
     def job_name(number: int, *, _root_: DictConfig) -> str:
         return multirun.job_name(number, list(_root_.hydra.overrides.task))
 
-    resolvers: dict[str, Callable[..., Any]] = {"root": root, "run_dir": run_dir, "job_name": job_name}
-    for name, resolver in resolvers.items():
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    resolvers: list[Callable[..., Any]] = [root, run_dir, job_name, log_file]
+    for resolver in resolvers:
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     # Its value goes with the config to jobs in other processes.
     OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)
     for of_config in (search.task_names, search.weight_grid, search.direction):

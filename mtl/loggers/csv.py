@@ -4,6 +4,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mtl.regular import regular
+
 
 class CsvLogger:
     """Writes metrics.csv with the columns step, epoch, tag, value.
@@ -14,7 +16,8 @@ class CsvLogger:
     """
 
     def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
-        self._file = (folder / "metrics.csv").open("a", newline="", encoding="utf-8")
+        path = folder / "metrics.csv"
+        self._file = open(path, "a", newline="", encoding="utf-8", opener=regular)  # noqa: SIM115  # until `close`
         self._writer = csv.writer(self._file)
         if not self._file.tell():
             self._writer.writerow(["step", "epoch", "tag", "value"])
@@ -31,7 +34,7 @@ class CsvLogger:
 
     def resume(self, state: int) -> None:
         """Forgets what was written after that state."""
-        self._file.truncate(state)
+        self._file.truncate(min(state, self._file.tell()))
         self._file.seek(0, 2)
 
     def close(self) -> None:

@@ -3,10 +3,12 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl.loggers import hparams
+from mtl.regular import check_kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,12 +112,14 @@ class TensorBoardLogger:
         files = sorted(self._folder.glob("events.out.tfevents.*"))
         kept: list[bytes] = []
         for path in files:
-            for record in RawEventFileLoader(str(path)).Load():
-                if len(kept) < state:
-                    kept.append(record)
+            check_kind(path)
+            with suppress(MemoryError, OverflowError):  # a record that claims to be longer than there is memory
+                for record in RawEventFileLoader(str(path)).Load():
+                    if len(kept) < state:
+                        kept.append(record)
         self._records = len(kept)
         if files:
-            with whole.open("wb") as file:
+            with whole.open("xb") as file:
                 writer = RecordWriter(file)
                 for record in kept:
                     writer.write(record)
