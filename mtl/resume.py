@@ -160,16 +160,6 @@ def locked(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes the file so that it is there whole or as it was before, also where several processes write it at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def changed_versions(before: dict[str, Any], now: dict[str, Any], tell: Callable[[str], None]) -> None:
     """Tells what the numbers may depend on and has changed."""
     for name in now:

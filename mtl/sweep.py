@@ -13,7 +13,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mtl.errors import UserError
-from mtl.resume import IRRELEVANT, write_whole
+from mtl.files import write_whole
+from mtl.resume import IRRELEVANT
 
 STOP = "stop-"  # begins the names of files that ask jobs to
 ABOUT = "sweep.json"  # what was typed

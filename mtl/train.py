@@ -4,7 +4,6 @@ import logging
 import shlex
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtl import cli, record, schema
 from mtl import resume as taking_up
-from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, told
+from mtl.conclusion import conclude, measured
+from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, text_of, told
+from mtl.files import Folder, write_whole
 from mtl.record import choices, failed, folder_name, stopped, swept, tell, versions, write_status
-from mtl.resume import Busy, Refused, locked, write_whole
-from mtl.signals import held
+from mtl.resume import Busy, Refused, locked
+from mtl.signals import held, no_exit
 
 if TYPE_CHECKING:
     from mtl.build import Built
@@ -36,23 +37,26 @@ def train(composed: DictConfig) -> float | None:
         UserError: for whatever is wrong in the config or goes wrong in the run.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    began = [] if (folder / "config.yaml").exists() else [folder]  # the runs whose end is this process's to write down
+    home = Folder(folder)
+    began = [] if (folder / "config.yaml").exists() else [home]  # the runs whose end is this process's to write down
     try:
-        return run(schema.check(composed), folder, began)  # checked before torch is imported, which takes seconds
+        with no_exit():
+            return run(schema.check(composed), home, began)  # checked before torch is imported, which takes seconds
     except Refused:
         raise  # and leave the run as it is
     except UserError as error:
-        log.error("%s", error)
-        failed(began, str(error))
+        log.error("%s", text_of(error))
+        failed(began, text_of(error))
         raise
     except Exception as error:
         log.exception("a mistake that is none of the user's")
-        failed(began, f"{type(error).__name__}: {error}")
+        failed(began, f"{type(error).__name__}: {text_of(error)}")
         raise
 
 
-def run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None:
+def run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | None:
     """Trains in the folder, which this process then has for itself."""
+    folder = home.path
     with locked(folder) as free:
         if not free:
             raise Busy(f"another process is at work in {folder_name(folder)}")
@@ -66,24 +70,22 @@ def run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None
         with held():
             from mtl.seeding import num_threads
         with num_threads(config["threads"]):
-            return _run(config, folder, began)
+            return _run(config, home, began)
 
 
-def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None:
+def _run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | None:
     """Builds everything, trains, measures the best parameters on the test split, and writes and shows the results."""
     with held():
-        from rich.console import Console
-
         from mtl.build import build
         from mtl.config import build_step
         from mtl.loggers import Loggers, Terminal
         from mtl.options import final_tags, options
         from mtl.seeding import kept_random_state
-        from mtl.summary import Run, summarise
         from mtl.targets import make
-        from mtl.trainer import Stopped, tags
+        from mtl.trainer import Stopped
 
     console = record.terminal()
+    folder = home.path
     say = partial(tell, console)
     state = resumed(console, config, folder)
     composed, text = config, OmegaConf.to_yaml(OmegaConf.create(config))
@@ -105,7 +107,7 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
         callbacks = [make(node, f"callbacks.{key}") for key, node in (config["callbacks"] or {}).items()]
         files = [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
     terminal = Terminal(console, names, mains, problem.total_steps, config["trainer"]["max_epochs"])
-    with closing(Loggers([*files, terminal], say)) as loggers:
+    with Loggers([*files, terminal], say) as loggers:
         finals = final_tags(config, "val" in loaders, "test" in loaders)
         loggers.begin(text, *options(composed, choices(), swept(folder)), finals)
         saved = {
@@ -121,33 +123,21 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
                 take_up(trainer, state, config)
                 write_whole(folder / "config.yaml", text)
                 say(f"resume   from step {trainer.global_step}, epoch {trainer.epoch}")
-            began[:] = [folder]
-            write_status(folder, "running")
+            began[:] = [home]
+            write_status(home, "running")
             fit(trainer, folder, console)
-            from mtl.validation import Validation
-
-            validation = Validation(problem.model, tasks, step.autocast)
-            test = {}
-            if "test" in loaders:
-                problem.model.load_state_dict(best(trainer, folder))
-                test = validation(loaders["test"])
-            monitored = {"monitor/best": trainer.best} if trainer.best is not None else {}
-            final = {**tags(trainer.figures, "best"), **tags(test, "test"), **monitored}
-            loggers.log(trainer.global_step, trainer.epoch, final)
-            loggers.end()
+            finished = measured(problem, trainer, folder)
+            if trainer.writer.failed:
+                loggers.fail()
+            else:
+                loggers.end()
         except (Stopped, KeyboardInterrupt) as stop:
             terminal.close()
-            stopped(console, trainer, folder, 128 + getattr(stop, "signal", signal.SIGINT))
-
-    labelled = validation.labelled if test else {}
-    finished = Run(
-        trainer, problem.splits, test, labelled, validation.kinds(), folder_name(folder), cli.arguments(), config
-    )
-    console.print()
-    summarise(console, finished)
-    write_status(folder, "finished", **finished.figures(), versions=versions())
-    with (folder / "train.log").open("a", encoding="utf-8") as file:
-        summarise(Console(file=file, width=120), finished)
+            stopped(console, trainer, home, 128 + getattr(stop, "signal", signal.SIGINT))
+    try:
+        conclude(console, finished, home, began)
+    except KeyboardInterrupt:
+        stopped(console, trainer, home, 128 + signal.SIGINT)
     return trainer.best
 
 
@@ -188,7 +178,8 @@ def trainer_of(
         saved=saved,
         save_every_steps=config["checkpoint"]["every_steps"],
         save_every_minutes=config["checkpoint"]["every_minutes"],
-        keep=config["checkpoint"]["keep"],
+        keep=None if config["checkpoint"]["keep"] == "all" else config["checkpoint"]["keep"],
+        keep_best=config["checkpoint"]["best"],
         tell=say,
         faults=folder / "nonfinite.jsonl",
     )
@@ -232,7 +223,7 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
         if died := dead_worker(error):
             line = f"data: a process that loads samples died {place}: {died}"
             raise UserError(f"{line}. It may have run out of memory; data.num_workers=0 loads without") from error
-        if "deterministic" in str(error) and not isinstance(error, UserError):
+        if "deterministic" in text_of(error) and not isinstance(error, UserError):
             raise UserError(f"deterministic=true {place}: {first_line(error)}") from error
         raise
 
@@ -252,20 +243,6 @@ def check_direction(trainer: "Trainer", result: "StepResult") -> None:
     right = {"max": "maximize", "min": "minimize"}[trainer.monitor.mode]
     if there != right:
         raise UserError(f"the sweep would {there} {trainer.monitor}; give hydra.sweeper.direction={right}")
-
-
-def best(trainer: "Trainer", folder: Path) -> Any:
-    """The best parameters.
-
-    Raises:
-        UserError: where they couldn't be written.
-    """
-    from mtl import checkpoint
-
-    path = folder / "checkpoints" / "best.pt"
-    if trainer.writer.failed:
-        raise UserError(f"{path} could not be written, so there are no test figures; the disk may be full")
-    return checkpoint.load(path)["model"]
 
 
 def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -> None:

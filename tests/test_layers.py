@@ -11,12 +11,12 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 
 # A module may import those of the levels below its own. The trainer's helpers stand beside each other.
 LEVELS = [
-    {"errors", "balancers", "signals", "optimizers", "memory", "pictures", "options"},
-    {"seeding", "columns", "batch", "schedulers", "outputs", "compiled"},
+    {"errors", "balancers", "optimizers", "memory", "pictures", "options"},
+    {"seeding", "columns", "batch", "schedulers", "outputs", "compiled", "files", "signals"},
     {"fingerprint"},
     {"precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
     | {"trunks", "heads", "losses"},
-    {"search", "labels", "model", "gradients", "layerwise", "buffers"},
+    {"writer", "search", "labels", "model", "gradients", "layerwise", "buffers"},
     {"architectures", "features", "parts", "descent", "reach"},
     {"passes", "balancing", "problems"},
     {"accumulation", "mean_tests", "uneven", "metrics"},
@@ -35,6 +35,7 @@ LEVELS = [
     {"sweep"},
     {"cli"},
     {"record"},
+    {"conclusion"},
     {"train", "evaluate", "graph", "report"},
     {"__init__", "__main__"},
 ]

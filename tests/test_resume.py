@@ -27,6 +27,7 @@ from mtl.data import Loader
 from mtl.loggers import Loggers
 from mtl.resume import differences, locked
 from mtl.trainer import Stopped, Trainer
+from mtl.writer import Writer
 
 SMALL = ["task=mnist_two_head", "trainer.max_epochs=3", "data.batch_size=500", "log.every=3"]  # 8 steps an epoch
 
@@ -503,7 +504,7 @@ def test_a_screen_that_is_gone_does_not_hang_the_writer(tmp_path: Path, monkeypa
 
     (tmp_path / "last.pt").mkdir()
     (tmp_path / "last.pt" / "in the way").touch()
-    writer = checkpoint.Writer(tmp_path, keep=1, tell=gone)
+    writer = Writer(tmp_path, keep=1, tell=gone)
     writer.save("last", {"global_step": 1})
     done = threading.Thread(target=writer.wait, daemon=True)
     done.start()
@@ -533,7 +534,7 @@ def test_saving_holds_training_up_for_a_copy_only(tmp_path: Path, monkeypatch: p
         original(*given, **options)
 
     monkeypatch.setattr(checkpoint, "save", slow)
-    writer = checkpoint.Writer(tmp_path, keep=1, tell=print)
+    writer = Writer(tmp_path, keep=1, tell=print)
     value = torch.zeros(3)
     writer.save("last", {"value": value, "nested": [{"value": value}]})
     value += 1
@@ -557,7 +558,7 @@ def test_saves_that_come_faster_than_the_disk_hold_nothing_up(tmp_path: Path, mo
         written.append((path.stem, state["number"]))
 
     monkeypatch.setattr(checkpoint, "save", slow)
-    writer = checkpoint.Writer(tmp_path, keep=2, tell=print)
+    writer = Writer(tmp_path, keep=2, tell=print)
     writer.save("last", {"number": 0})
     assert began.wait(HANGS)
     for number in range(1, 6):

@@ -18,8 +18,9 @@ from mtl.cli.complaints import show
 from mtl.cli.folders import forget, forget_what_never_began
 from mtl.cli.overrides import as_typed
 from mtl.errors import UserError
-from mtl.resume import Busy, write_whole
-from mtl.signals import working
+from mtl.files import write_whole
+from mtl.resume import Busy
+from mtl.signals import Ended, no_exit, working
 from mtl.sweep import ABOUT, Sweep
 
 DIED = "its process was killed; it may have run out of memory"
@@ -76,9 +77,9 @@ class Jobs:
         try:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 self._multirun.begin(folder)
-            with self._governed(folder):
+            with self._governed(folder), no_exit():
                 value = self._job(config)
-        except (SystemExit, KeyboardInterrupt):
+        except (Ended, KeyboardInterrupt):
             self._note(folder, began, "stopped")
             if self.worked_here:
                 raise
