@@ -55,7 +55,7 @@ def conclude(console: Any, finished: "Run", home: Folder, began: list[Folder]) -
     add_to_log(text.getvalue())
     if writer.failed:
         names = " and ".join(f"{name}.pt" for name in sorted(writer.failed))
-        line = f"{names} could not be written to {writer.folder}: {writer.reason}; what is there is of an earlier step"
+        line = f"{names} could not be written to {writer.folder}: {writer.reason}; what was saved before is still there"
         with suppress(UserError):
             write_status(home, "failed", error=line, **figures)
             began.clear()

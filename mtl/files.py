@@ -154,7 +154,12 @@ class LogFile(logging.FileHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes the record's line."""
-        self.add(f"{self.format(record)}\n")
+        try:
+            text = self.format(record)
+        except Exception:  # arguments that don't fit
+            self.handleError(record)
+        else:
+            self.add(f"{text}\n")
 
     def add(self, text: str) -> None:
         """Writes the text as it is."""
@@ -195,7 +200,7 @@ class Folder:
         except OSError:  # a disk that can't be asked; whoever writes there is told why
             return
         if self._handle is not None and not os.path.samestat(os.fstat(self._handle), now):
-            raise UserError(f"{self.path} is another folder now: {_LOST}")
+            raise UserError(f"{self.path} isn't the run's folder any more: {_LOST}")
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:

@@ -221,8 +221,9 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
             line = f"out of memory {place}: {first_line(error)}. Cut the batch with trainer.micro_batch_size"
             raise UserError(line) from error
         if died := dead_worker(error):
+            why = "It may have run out of memory; " if "killed" in died else ""
             line = f"data: a process that loads samples died {place}: {died}"
-            raise UserError(f"{line}. It may have run out of memory; data.num_workers=0 loads without") from error
+            raise UserError(f"{line}. {why}data.num_workers=0 loads without") from error
         if "deterministic" in text_of(error) and not isinstance(error, UserError):
             raise UserError(f"deterministic=true {place}: {first_line(error)}") from error
         raise
@@ -251,20 +252,24 @@ def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -
     Raises:
         Refused: where the state doesn't fit.
     """
+    from mtl.saved import check_kinds
+
     optimizer = trainer.step.optimizer
     assert optimizer is not None
     fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    before, now = ([g.get("name") for g in groups] for groups in (state["step"]["optimizer"]["param_groups"], fresh))
+    there = [group if isinstance(group, dict) else {} for group in state["step"]["optimizer"]["param_groups"]]
+    before, now = ([group.get("name") for group in groups] for groups in (there, fresh))
     if before != now:  # the optimizer's state is by position
         raise Refused(
             f"resume: optimizer.groups were {', '.join(map(str, before))} and are {', '.join(map(str, now))}; their "
             "values may change, and neither their patterns nor the order of these"
         )
     try:
+        check_kinds({key: value for key, value in state.items() if key != "model"}, trainer.state_dict())
         trainer.load_state_dict(state)
     except UserError as error:
         raise Refused(f"resume: {error}") from error
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+    except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise Refused(f"resume: the state that was saved doesn't fit this config: {told(error)}") from error
     taking_up.reset_options(trainer.step.param_groups(first=True), fresh, config["resume_allow"])
 
@@ -275,7 +280,7 @@ def resumed(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any
     Raises:
         Refused: where the config differs from that of the run in what isn't allowed to, or the run is finished.
     """
-    from mtl import checkpoint
+    from mtl import checkpoint, saved
 
     if config["resume"] is None or not (folder / "config.yaml").is_file():
         return None
@@ -288,9 +293,10 @@ def resumed(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any
         return None
     try:
         state = checkpoint.newest(folder / "checkpoints", lambda line: tell(console, line))
+        saved.check(state, f"the newest checkpoint in {folder_name(folder)}", saved.RUN)
     except UserError as error:
         raise Refused(str(error)) from error
-    known = {"threads": state["versions"]["threads"]}  # for a run that is older than the key
+    known = {"threads": state["versions"].get("threads")}  # for a run that is older than the key
     taking_up.check(known | state["composed"], config, folder_name(folder))
     taking_up.changed_versions(state["versions"], versions(), lambda line: tell(console, line))
     return state

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtl.data import Loader, Mix
-from mtl.errors import NotFinite, UserError, told
+from mtl.errors import FOREIGN, NotFinite, UserError, told
 from mtl.faults import Faults, Place
 from mtl.loggers import Loggers
 from mtl.memory import peak_within
 from mtl.readings import Readings
+from mtl.saved import load_into
 from mtl.seeding import kept_random_state, random_state, set_random_state
 from mtl.signals import Stop
 from mtl.step import Step, StepResult
@@ -164,7 +165,7 @@ class Trainer:
                 self._prepare_validation()  # a run that was taken up after its last step names its monitor too
         except Stopped:
             raise
-        except Exception:
+        except FOREIGN:
             if self._intact and self.global_step > self._queued:
                 with suppress(UserError):  # what isn't finite isn't saved
                     self._save("last")
@@ -266,7 +267,7 @@ class Trainer:
             for callback in (*self.callbacks, *self.watchers):
                 try:
                     callback(self, result)
-                except Exception as error:
+                except FOREIGN as error:
                     name = getattr(callback, "__name__", type(callback).__name__)
                     raise UserError(f"callback {name} failed at step {number}: {told(error)}") from error
 
@@ -295,7 +296,7 @@ class Trainer:
             if self.weighed < self._to_weigh and self.tried and (not measure or self.log_every == 1):
                 return self._weigh(batch, measure)
             return self.step(batch, measure=measure)
-        except Exception as error:
+        except FOREIGN as error:
             self._intact = self.step.undo()
             if isinstance(error, NotFinite):
                 assert self.position is not None
@@ -425,7 +426,7 @@ class Trainer:
         there, here = state["data"], self.train.progress(epoch, position)
         if there != here:
             raise UserError(f"the training data aren't those of the run: it was at {there}, which would be {here} here")
-        self.step.model.load_state_dict(state["model"])
+        load_into(self.step.model, state["model"], "the state that was saved")
         self.step.load_state_dict(state["step"])
         self.step.model.thaw(self.step.num_taken - 1)  # so that what the last step trained doesn't thaw once more
         self.readings.resume(state["readings"])

@@ -16,7 +16,7 @@ LEVELS = [
     {"fingerprint"},
     {"precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
     | {"trunks", "heads", "losses"},
-    {"writer", "search", "labels", "model", "gradients", "layerwise", "buffers"},
+    {"writer", "saved", "search", "labels", "model", "gradients", "layerwise", "buffers"},
     {"architectures", "features", "parts", "descent", "reach"},
     {"passes", "balancing", "problems"},
     {"accumulation", "mean_tests", "uneven", "metrics"},
