@@ -82,7 +82,7 @@ def newest(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
         UserError: where there is none.
     """
     problems = []
-    for path, _ in numbered(folder / "last.pt") or [(folder / "last.pt", 0)]:
+    for path in dict.fromkeys([folder / "last.pt", *(path for path, _ in numbered(folder / "last.pt"))]):
         try:
             return load(path)
         except UserError as error:

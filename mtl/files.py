@@ -4,9 +4,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from mtl.errors import UserError, first_line
 
@@ -177,6 +177,58 @@ class LogFile(logging.FileHandler):
         with suppress(OSError, ValueError):
             self._lines.close()
         super().close()
+
+
+class Screen:
+    """Standard output, so that a full disk below it, or a pipe that is closed, ends no training.
+
+    Args:
+        stream: what was standard output before.
+
+    Attributes:
+        error: why something could not be written.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Writes the text, as far as it can be."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self.error = error
+            return len(text)
+
+    def flush(self) -> None:
+        """Writes what was held back, as far as it can be; the rest is held back further."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def complete(self) -> bool:
+        """Whether all could be written; says so where it couldn't."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self.error = error
+            with suppress(OSError, ValueError):  # or Python would try once more when it ends, and fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        if self.error is not None:
+            with suppress(OSError):
+                sys.stderr.write(f"error: not all that was to be printed could be: {why(self.error)}\n")
+        return self.error is None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def patient_screen() -> Iterator[Screen]:
+    """Within, standard output is a `Screen`."""
+    screen = Screen(sys.stdout)
+    with redirect_stdout(screen):
+        yield screen
 
 
 class Folder:

@@ -85,7 +85,7 @@ def start_from(model: nn.Module, run: str | Path) -> list[str]:
         )
     model.load_state_dict({name: theirs[name] for name in loaded}, strict=False)
     new = [
-        f"{name} (there {saved.described(theirs[name])}, here {saved.described(ours[name])})"
+        f"{name} (there of {saved.described(theirs[name])}, here {saved.described(ours[name])})"
         if name in theirs
         else name
         for name in ours

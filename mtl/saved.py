@@ -105,7 +105,7 @@ def described(value: Any) -> str:
     """The shape of a tensor, and its type where that isn't float32."""
     if not _is_tensor(value):
         return _kind(value)
-    return f"of shape {tuple(value.shape)}" + ("" if _short(value) == "float32" else f", {_short(value)}")
+    return f"shape {tuple(value.shape)}" + ("" if _short(value) == "float32" else f", {_short(value)}")
 
 
 def check_kinds(theirs: Any, ours: Any, where: str = "") -> None:

@@ -1,6 +1,7 @@
 """A multirun: its folder, its jobs' names, and how its jobs ended."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -40,6 +41,7 @@ class Sweep:
         self.fixed = list(fixed)
         self.new = new
         self.folder: Path | None = None
+        self._empty = False
 
     def choose_folder(self, root: str, resume: str | None) -> str:
         """The folder of the multirun: a new one, or that of the one that is to go on.
@@ -86,9 +88,12 @@ class Sweep:
             outcome: began, done, failed, stopped, or busy: another process is at it.
             value: what it monitors, of one that is done.
         """
-        line = json.dumps({"by": self.new, "job": job.name, "outcome": outcome, "value": value})
-        with (job.parent / JOURNAL).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        line = json.dumps({"by": self.new, "job": job.name, "outcome": outcome, "value": value}).encode()
+        with (job.parent / JOURNAL).open("a+b", buffering=0) as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line  # on a full disk one may have been cut off
+            file.write(line + b"\n")
 
     def noted(self, folder: Path) -> dict[str, dict[str, Any]]:
         """By job, what this multirun's processes noted last."""
@@ -101,6 +106,10 @@ class Sweep:
                 if noted["by"] == self.new:
                     jobs[str(noted["job"])] = noted
         return dict(sorted(jobs.items(), key=lambda item: _number(item[0])))
+
+    def is_lost(self) -> bool:
+        """Whether what was noted of the jobs is gone; where none began, nothing was."""
+        return self.folder is not None and not self._empty and not (self.folder / JOURNAL).is_file()
 
     def under_way(self) -> list[str]:
         """The jobs that began and haven't ended."""
@@ -133,6 +142,7 @@ class Sweep:
             for path in self.folder.glob(f"{STOP}*"):  # also of those that didn't get to
                 path.unlink(missing_ok=True)
         if {path.name for path in self.folder.iterdir()} <= {"multirun.yaml"}:
+            self._empty = True
             shutil.rmtree(self.folder)
 
     def _stop_of(self, folder: Path) -> Path:

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 import mtl
 from mtl import checkpoint
 from mtl.data import Loader
+from mtl.files import Folder
 from mtl.loggers import Loggers
 from mtl.resume import differences, locked
 from mtl.trainer import Stopped, Trainer
@@ -175,7 +176,7 @@ def test_sigterm_saves_and_says_how_to_go_on(here: Path, undisturbed: Path, at: 
 @pytest.mark.parametrize("end", slow_but(["epochs"], ["epochs", "patience"]))
 def test_killed_between_the_last_checkpoint_and_the_end(here: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     """Nothing is left to train, and what is written is all that a run writes that was never killed."""
-    import mtl.train
+    from mtl.conclusion import write_status
 
     class Killed(BaseException):
         pass
@@ -184,15 +185,14 @@ def test_killed_between_the_last_checkpoint_and_the_end(here: Path, monkeypatch:
     whole = command("train", *own)
     assert whole.code == 0, whole.err
     assert whole.metrics["epochs"] == (2 if end == "patience" else 3)
-    write = mtl.train.write_status
 
-    def killed(folder: Path, status: str, **more: Any) -> None:
+    def killed(folder: Folder, status: str, **more: Any) -> None:
         if status == "finished":
             raise Killed
-        write(folder, status, **more)
+        write_status(folder, status, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mtl.train, "write_status", killed)
+        patch.setattr("mtl.conclusion.write_status", killed)
         with pytest.raises(Killed):
             command("train", *own)
     (run,) = {path.parent for path in here.glob("outputs/*/*/config.yaml")} - {whole.run.resolve()}

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +19,7 @@ from mtl.cli.complaints import show
 from mtl.cli.folders import forget, forget_what_never_began
 from mtl.cli.overrides import as_typed
 from mtl.errors import UserError
-from mtl.files import write_whole
+from mtl.files import patient_screen, write_whole
 from mtl.resume import Busy
 from mtl.signals import Ended, no_exit, working
 from mtl.sweep import ABOUT, Sweep
@@ -54,6 +55,7 @@ class Jobs:
         self.worked_here = False
         self._asked_to_stop = False
 
+    @patient_screen()
     def __call__(self, config: DictConfig) -> float | None:
         """Runs the job of Hydra's folder, unless it isn't to; what goes wrong is told and noted."""
         folder = Path(HydraConfig.get().runtime.output_dir)
@@ -168,7 +170,10 @@ class Jobs:
         elif len(jobs) > 1 and any(ended["outcome"] == "done" for ended in jobs):
             print(f"\ncompare               python -m mtl.report {shlex.quote(folder)}")
             print(f"look                  tensorboard --logdir {shlex.quote(folder)}")
-        return all(ended["outcome"] == "done" for ended in jobs)
+        if multirun.is_lost() and not interrupted and not self.failed:
+            sys.stderr.write(f"error: {folder} is gone, and with it how the jobs ended\n")
+            return False
+        return all(ended["outcome"] == "done" for ended in jobs) and not multirun.under_way()
 
 
 def _searches(folder: Path) -> bool:

@@ -216,7 +216,9 @@ class Loader:
                 return
             except Exception as error:
                 name = type(self.dataset).__name__
-                raise UserError(f"data: a batch of {name} can't be loaded: {_in_process(error)}") from error
+                cause = _ended_worker(batches) if isinstance(error, OSError | EOFError) else None
+                text = _in_process(cause or error)
+                raise UserError(f"data: a batch of {name} can't be loaded: {text}") from (cause or error)
             pieces = [self._on_device(each) for each in (batch if self.is_cut else [batch])]
             yield pieces if self.is_cut else pieces[0]
 
@@ -227,6 +229,16 @@ class Loader:
 
     def _move(self, value: Any) -> Any:
         return value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def _ended_worker(batches: Any) -> RuntimeError | None:
+    """What torch would say of a worker process that ended before what it had loaded was fetched, if one did."""
+    for worker in getattr(batches, "_workers", ()):
+        worker.join(0.5)
+        if not worker.is_alive():
+            how = f"killed by signal {-worker.exitcode}" if worker.exitcode < 0 else f"exit code {worker.exitcode}"
+            return RuntimeError(f"DataLoader worker (pid {worker.pid}) ended: {how}")
+    return None
 
 
 def _of_sample(index: int, error: BaseException) -> UserError:
