@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from mtl.errors import UserError, told
+from mtl.errors import UserError, text_of, told
 from mtl.gradients import total_norm
 
 
@@ -107,7 +107,7 @@ class Descent:
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             name = type(part).__name__
             if isinstance(error, RuntimeError):
-                if "sparse" not in str(error):
+                if "sparse" not in text_of(error):
                     raise
                 raise UserError(
                     f"{name} can't take the sparse gradients of embeddings: {told(error)}. Take optimizer=adagrad "

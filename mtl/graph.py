@@ -189,9 +189,10 @@ def write_events(lives: "Mapping[str, Life]", report: str, folder: Path) -> None
     """Pictures, report and numbers as TensorBoard's events."""
     import numpy as np
     from PIL import Image
-    from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder)) as writer:
+    from mtl.loggers.events import summary_writer
+
+    with summary_writer(folder) as writer:
         writer.add_text("graph", report)
         for path in sorted(folder.glob("*.png")):
             with Image.open(path) as picture:

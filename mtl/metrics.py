@@ -29,7 +29,7 @@ from torchmetrics.text import Perplexity
 from torchmetrics.wrappers import BinaryTargetTransformer, LambdaInputTransformer
 
 from mtl.batch import Batch, describe, field
-from mtl.errors import UserError, is_elsewhere, told
+from mtl.errors import FOREIGN, UserError, is_elsewhere, told
 from mtl.labels import select_for_metric
 from mtl.outputs import OUTPUTS, as_values, at_least_single, log_probabilities, output_of, probabilities, ranks
 from mtl.task import BY_CLASS, Task
@@ -99,7 +99,7 @@ class TaskMetric:
             self.metric.update(prediction, at_least_single(target))
         except UserError:
             raise
-        except Exception as error:
+        except FOREIGN as error:
             if is_elsewhere(error):
                 raise
             raise UserError(

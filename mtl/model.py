@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mtl.batch import Batch, describe, field
-from mtl.errors import UserError, is_elsewhere, told
+from mtl.errors import FOREIGN, UserError, is_elsewhere, text_of, told
 from mtl.task import Task
 
 
@@ -58,7 +58,7 @@ class MultiTaskModel(nn.Module):
             return self.trunk_of(task)(*inputs)
         except UserError:
             raise
-        except Exception as error:
+        except FOREIGN as error:
             if is_elsewhere(error):
                 raise
             raise UserError(
@@ -80,8 +80,8 @@ class MultiTaskModel(nn.Module):
         before = _versions(features)
         try:
             prediction = self.heads[task](features)
-        except Exception as error:
-            if "in-place" in str(error) or "inplace" in str(error):
+        except FOREIGN as error:
+            if "in-place" in text_of(error) or "inplace" in text_of(error):
                 raise UserError(_IN_PLACE.format(task=task)) from error
             if is_elsewhere(error):
                 raise

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mtl.batch import Batch, describe
 from mtl.buffers import Buffers, kept_buffers
-from mtl.errors import UserError, is_elsewhere, told
+from mtl.errors import FOREIGN, UserError, is_elsewhere, text_of, told
 from mtl.features import AtFeatures
 from mtl.gradients import Rows
 from mtl.labels import select
@@ -233,13 +233,17 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
         )
     try:
         loss = task.loss(*_of_one_type(task, prediction, target))
-    except Exception as error:
+    except FOREIGN as error:
         if is_elsewhere(error):
             raise
         raise UserError(
             f"task '{task.name}': its loss failed on a prediction {describe(prediction)} and the target "
             f"'{task.target}' {describe(target)}: {told(error)}. Look at tasks.{task.name}"
-            + (f" and its num_outputs, {prediction.shape[1]} here" if "out of bounds" in str(error) and both else "")
+            + (
+                f" and its num_outputs, {prediction.shape[1]} here"
+                if "out of bounds" in text_of(error) and both
+                else ""
+            )
         ) from error
     return _scalar(task, loss)
 
@@ -269,7 +273,7 @@ def objective_of(model: MultiTaskModel, task: Task, batch: Batch) -> Tensor:
     assert task.objective is not None
     try:
         loss = task.objective(model, batch)
-    except Exception as error:
+    except FOREIGN as error:
         if is_elsewhere(error) or isinstance(error, UserError):
             raise
         raise UserError(

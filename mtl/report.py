@@ -31,12 +31,12 @@ def report(
     Raises:
         UserError: where there is nothing to compare, or nothing can be written or printed.
     """
+    from mtl.files import write_whole
     from mtl.reporting import html, markdown, pages, reading, terminal, tidy
     from mtl.reporting.comparison import Comparison, check_names
     from mtl.reporting.document import Block, Picture
     from mtl.reporting.grouping import sections
     from mtl.reporting.svg import alone
-    from mtl.resume import write_whole
     from mtl.screen import Screen
 
     runs = reading.find(folders)

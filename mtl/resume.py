@@ -10,7 +10,7 @@ from typing import Any
 from mtl import archive
 from mtl.bounded import read_json, read_yaml
 from mtl.errors import UserError, first_line, suggest
-from mtl.regular import check_folder, check_kind
+from mtl.regular import check_folder
 from mtl.text import log
 
 IRRELEVANT = {  # what may differ between a run and its continuation
@@ -184,18 +184,6 @@ def locked(folder: Path) -> Iterator[bool]:
         yield free
     finally:
         os.close(handle)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes the file so that it is there whole or as it was before, also where several processes write it at once."""
-    check_kind(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)  # a process that was killed may have left one
-    with temporary.open("x", encoding="utf-8") as file:  # a new file, and no link's target
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def changed_versions(before: dict[str, Any], now: dict[str, Any], tell: Callable[[str], None]) -> None:

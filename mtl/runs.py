@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtl import checkpoint, config, schema
+from mtl import checkpoint, config, saved, schema
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.regular import check_kind
@@ -35,8 +35,11 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
             f"'{run}' has no checkpoint '{name}'; it has: {', '.join(there) or 'none'}; ask for it with checkpoint=…"
         )
     state = checkpoint.load(path)
+    saved.check(state, f"the checkpoint {path}", saved.MODEL)
     state["config"]["init_from"] = None  # what it gave has been trained since
-    state["config"].setdefault("threads", state["versions"]["threads"])  # a run older than the key
+    if "threads" not in state["config"]:  # a run older than the key
+        saved.check(state, f"the checkpoint {path}", {"versions": dict, "versions.threads": int})
+        state["config"]["threads"] = state["versions"]["threads"]
     return state
 
 
@@ -49,7 +52,7 @@ def load(
 
     Args:
         run: the run's folder.
-        checkpoint: `best` on validation, or `last`.
+        checkpoint: `best` on validation, or `last`; `best-1`, `last-1` and so on, where more are kept.
         device: where the model is put.
         trust: modules, or names in modules, that the model may be built with besides those of mtl, torch.nn,
             torchvision, torchmetrics and the current folder, such as `["transformers"]`; True for whatever the run
@@ -60,9 +63,11 @@ def load(
     """
     state = read(run, checkpoint)
     add_code_folders(trusted_folders(run, state, [], parts=("model", "tasks"), trust=trust))
-    with torch.random.fork_rng(devices=[]):  # whoever loads a model keeps their random state
+    where = f"the checkpoint '{checkpoint}' of '{run}'"
+    # Whoever loads a model keeps their random state.
+    with saved.built_from(where), torch.random.fork_rng(devices=[]):
         model = config.build_model(state["config"], config.build_tasks(state["config"]))
-    model.load_state_dict(state["model"])
+    saved.load_into(model, state["model"], where)
     model.facts = state.get("facts", {})
     return model.to(device).eval()
 
@@ -112,14 +117,16 @@ def start_from(model: nn.Module, run: str | Path) -> list[str]:
     """
     theirs = read(run)["model"]
     ours = model.state_dict()
-    loaded = [name for name in ours if name in theirs and theirs[name].shape == ours[name].shape]
+    if wrong := saved.unusable(theirs, ours):
+        raise UserError(f"init_from: the checkpoint of '{run}' can't be used: {'; '.join(wrong)}")
+    loaded = [name for name in ours if saved.fits(theirs.get(name), ours[name])]
     if not loaded:
         raise UserError(
             f"init_from: nothing in '{run}' has a name and shape of this model; it has: {', '.join(theirs)}"
         )
     model.load_state_dict({name: theirs[name] for name in loaded}, strict=False)
     new = [
-        f"{name} (there of shape {tuple(theirs[name].shape)}, here {tuple(ours[name].shape)})"
+        f"{name} (there of {saved.described(theirs[name])}, here {saved.described(ours[name])})"
         if name in theirs
         else name
         for name in ours

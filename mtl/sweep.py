@@ -1,6 +1,7 @@
 """A multirun: its folder, its jobs' names, and how its jobs ended."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -14,8 +15,9 @@ from omegaconf import OmegaConf
 
 from mtl.bounded import LARGEST, LONGEST, parse_json, read_json, read_lines
 from mtl.errors import UserError, first_line
+from mtl.files import write_whole
 from mtl.regular import check_folder, regular
-from mtl.resume import IRRELEVANT, write_whole
+from mtl.resume import IRRELEVANT
 from mtl.text import log, say
 
 STOP = "stop-"  # begins the names of files that ask jobs to
@@ -42,6 +44,7 @@ class Sweep:
         self.fixed = list(fixed)
         self.new = new
         self.folder: Path | None = None
+        self._empty = False
 
     def choose_folder(self, root: str, resume: str | None) -> str:
         """The folder of the multirun: a new one, or that of the one that is to go on.
@@ -93,9 +96,12 @@ class Sweep:
             outcome: began, done, failed, stopped, or busy: another process is at it.
             value: what it monitors, of one that is done.
         """
-        line = json.dumps({"by": self.new, "job": job.name, "outcome": outcome, "value": value})
-        with open(job.parent / JOURNAL, "a", encoding="utf-8", opener=regular) as file:
-            file.write(line + "\n")
+        line = json.dumps({"by": self.new, "job": job.name, "outcome": outcome, "value": value}).encode()
+        with open(job.parent / JOURNAL, "a+b", buffering=0, opener=regular) as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line  # on a full disk one may have been cut off
+            file.write(line + b"\n")
 
     def noted(self, folder: Path) -> dict[str, dict[str, Any]]:
         """By job, what this multirun's processes noted last."""
@@ -107,6 +113,10 @@ class Sweep:
                     if noted["by"] == self.new:
                         jobs[str(noted["job"])] = noted
         return dict(sorted(jobs.items(), key=lambda item: _number(item[0])))
+
+    def is_lost(self) -> bool:
+        """Whether what was noted of the jobs is gone; where none began, nothing was."""
+        return self.folder is not None and not self._empty and not (self.folder / JOURNAL).is_file()
 
     def under_way(self) -> list[str]:
         """The jobs that began and haven't ended."""
@@ -139,6 +149,7 @@ class Sweep:
             for path in self.folder.glob(f"{STOP}*"):  # also of those that didn't get to
                 path.unlink(missing_ok=True)
         if {path.name for path in self.folder.iterdir()} <= {"multirun.yaml"}:
+            self._empty = True
             shutil.rmtree(self.folder)
 
     def _stop_of(self, folder: Path) -> Path:

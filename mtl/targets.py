@@ -9,7 +9,7 @@ from importlib import import_module
 from types import ModuleType, NoneType
 from typing import Any
 
-from mtl.errors import UserError, suggest, told
+from mtl.errors import FOREIGN, UserError, first_line, suggest, told
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def find(name: Any, where: str) -> Callable[..., Any]:
                 continue
             except ModuleNotFoundError as error:
                 if error.name != path:
-                    raise UserError(f"{where}._target_: '{path}' can't be imported: {error}") from error
-            except Exception as error:
+                    raise UserError(f"{where}._target_: '{path}' can't be imported: {first_line(error)}") from error
+            except FOREIGN as error:
                 raise UserError(f"{where}._target_: importing '{path}' failed: {told(error)}") from error
         if not hasattr(found, part):
             public = [key for key in dir(found) if not key.startswith("_")]
@@ -106,7 +106,7 @@ def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwa
         return target(*args, **kwargs)
     except UserError:
         raise
-    except Exception as error:
+    except FOREIGN as error:
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if isinstance(value, PLAIN))
         raise UserError(f"{where}: {name}({given}) failed: {told(error)}") from error
 
@@ -116,12 +116,12 @@ def _import(module: str, where: str, name: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module:
-            raise UserError(f"{where}._target_: '{module}' can't be imported: {error}") from error
+            raise UserError(f"{where}._target_: '{module}' can't be imported: {first_line(error)}") from error
         raise UserError(
             f"{where}._target_: '{name}' can't be imported: there is no module '{module}'; a module of one's own is "
             "looked for in the current folder and in the folder of --config-dir"
         ) from None
-    except Exception as error:
+    except FOREIGN as error:
         raise UserError(f"{where}._target_: importing '{module}' failed: {told(error)}") from error
 
 

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtl import checkpoint
 from mtl.data import Loader, Mix
-from mtl.errors import NotFinite, UserError, told
+from mtl.errors import FOREIGN, NotFinite, UserError, told
 from mtl.faults import Faults, Place
 from mtl.loggers import Loggers
 from mtl.memory import peak_within
 from mtl.readings import Readings
+from mtl.saved import load_into
 from mtl.seeding import kept_random_state, random_state, set_random_state
 from mtl.signals import Stop
 from mtl.step import Step, StepResult
+from mtl.writer import Writer
 
 if TYPE_CHECKING:
     from mtl.monitor import Monitor
@@ -46,7 +47,8 @@ class Trainer:
         max_epochs: how often the training data are gone over.
         checkpoints: the folder for last.pt and best.pt. Both are saved after each epoch; a thread writes them.
         save_every_steps, save_every_minutes: last.pt is saved then too.
-        keep: how many of the newest last.pt there are to be.
+        keep: how many of the newest last.pt there are to be; None for all.
+        keep_best: how many of the best by the monitored value: best.pt, best-1.pt, and so on.
         tell: is given a line for what went wrong without ending the training.
         faults: the file that says, a line of JSON each, in which steps a loss or gradient wasn't finite: which tasks,
             and the numbers of the batch's samples.
@@ -92,7 +94,8 @@ class Trainer:
         saved: Mapping[str, Any] | None = None,
         save_every_steps: int | None = None,
         save_every_minutes: float | None = None,
-        keep: int = 2,
+        keep: int | None = 2,
+        keep_best: int = 1,
         tell: Callable[[str], None] = print,
         faults: Path | None = None,
     ) -> None:
@@ -105,7 +108,7 @@ class Trainer:
         self.val = val
         self.max_epochs = max_epochs
         self.tell = tell
-        self.writer = checkpoint.Writer(checkpoints, keep=keep, tell=tell)
+        self.writer = Writer(checkpoints, keep=keep, best=keep_best, tell=tell)
         self.save_every_steps = save_every_steps
         self.save_every_minutes = save_every_minutes
         self.log_every = log_every
@@ -119,6 +122,7 @@ class Trainer:
         self.position: int | None = None  # batches done in the epoch under way
         self.tried = 0
         self._rates: list[float] = []  # the learning rates of the last step
+        self._value: float | None = None  # of the last validation
         self.best: float | None = None
         self.best_epoch = 0
         self.figures: Figures = {}
@@ -161,7 +165,7 @@ class Trainer:
                 self._prepare_validation()  # a run that was taken up after its last step names its monitor too
         except Stopped:
             raise
-        except Exception:
+        except FOREIGN:
             if self._intact and self.global_step > self._queued:
                 with suppress(UserError):  # what isn't finite isn't saved
                     self._save("last")
@@ -182,7 +186,7 @@ class Trainer:
                     for callback in self.after_epoch:
                         callback(self)
                 self.position = None
-                if self.best_epoch == self.epoch:
+                if self.best_epoch == self.epoch or self.writer.ranks(self._value, self._better):
                     self._save("best")  # first: whoever goes on from last.pt finds what it calls best
             if self._stop.signal:
                 self.writer.wait()  # what was asked for before is there too, should the last one be damaged
@@ -263,7 +267,7 @@ class Trainer:
             for callback in (*self.callbacks, *self.watchers):
                 try:
                     callback(self, result)
-                except Exception as error:
+                except FOREIGN as error:
                     name = getattr(callback, "__name__", type(callback).__name__)
                     raise UserError(f"callback {name} failed at step {number}: {told(error)}") from error
 
@@ -292,7 +296,7 @@ class Trainer:
             if self.weighed < self._to_weigh and self.tried and (not measure or self.log_every == 1):
                 return self._weigh(batch, measure)
             return self.step(batch, measure=measure)
-        except Exception as error:
+        except FOREIGN as error:
             self._intact = self.step.undo()
             if isinstance(error, NotFinite):
                 assert self.position is not None
@@ -367,7 +371,7 @@ class Trainer:
         figures = self._validation(self.val)
         if self.epoch == 1 and (line := self._validation.caveat()):
             self.tell(line)
-        value = self.monitor(figures)
+        value = self._value = self.monitor(figures)
         self.step.validated(value)
         if self.monitor.better(value, self.best) or not self.best_epoch:
             self.best, self.best_epoch, self.figures = value, self.epoch, figures
@@ -376,12 +380,17 @@ class Trainer:
             self.tell(f"warning  on validation {', '.join(broken)} is nan: a prediction is, or there are no labels")
         self.loggers.log(self.global_step, self.epoch, tags(figures, "val") | {"monitor/val": value})
 
+    def _better(self, value: float, other: float) -> bool:
+        """Without validation a later epoch is better."""
+        return self.monitor is None or self.monitor.better(value, other)
+
     def _time_to_save(self) -> bool:
         by_steps = self.save_every_steps is not None and self.global_step % self.save_every_steps == 0
         minutes = (time.monotonic() - self._saved_at) / 60
         return by_steps or (self.save_every_minutes is not None and minutes >= self.save_every_minutes)
 
     def _save(self, name: str) -> None:
+        self.writer.check()
         with self._looking():
             self.readings.read()
         parameters = self.step.parameters
@@ -389,7 +398,11 @@ class Trainer:
         if not finite.all():
             broken = ", ".join(n for n, right in zip(parameters, finite.tolist(), strict=True) if not right)
             raise UserError(f"parameters aren't finite after step {self.global_step}, and are not saved: {broken}")
-        self.writer.save(name, {**self._saved, **self.state_dict()})
+        state = {**self._saved, **self.state_dict()}
+        if name == "best" and self.writer.best > 1:
+            self.writer.save(name, {**state, "value": self._value}, self._better)
+        else:
+            self.writer.save(name, state)
         self._saved_at = time.monotonic()
         self._queued = self.global_step
 
@@ -413,7 +426,7 @@ class Trainer:
         there, here = state["data"], self.train.progress(epoch, position)
         if there != here:
             raise UserError(f"the training data aren't those of the run: it was at {there}, which would be {here} here")
-        self.step.model.load_state_dict(state["model"])
+        load_into(self.step.model, state["model"], "the state that was saved")
         self.step.load_state_dict(state["step"])
         self.step.model.thaw(self.step.num_taken - 1)  # so that what the last step trained doesn't thaw once more
         self.readings.resume(state["readings"])
@@ -422,6 +435,7 @@ class Trainer:
         self._unmeasured = set(state["unmeasured"])
         set_random_state(state["random"])
         self._loaded = self._queued = self.global_step
+        self.writer.resume(epoch if state["position"] is None else epoch - 1)
         self.loggers.resume(state["loggers"])  # last, since it can't be undone
         self.faults.resume(state["faults"])
 

@@ -14,10 +14,11 @@ from made_runs import run
 
 import mtl
 from mtl import checkpoint
+from mtl.files import write_whole
 from mtl.loggers import CsvLogger, TensorBoardLogger
 from mtl.regular import check_folder, make_folder, regular
 from mtl.report import report
-from mtl.resume import config_of, newest_unfinished, write_whole
+from mtl.resume import config_of, newest_unfinished
 from mtl.runs import read
 from mtl.sweep import _newest_first
 

@@ -208,7 +208,7 @@ def test_init_from(trained: Ended, here: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "trunk.conv1.weight" in lines["loaded:"]
     assert "heads.digit.bias" in lines["loaded:"]
     assert "heads.again.weight" in lines["new:"]
-    assert "heads.parity.weight (there of shape (2, 20), here (3, 20))" in lines["new:"]
+    assert "heads.parity.weight (there of shape (2, 20), here shape (3, 20))" in lines["new:"]
     wrong = command("train", *FAST, "init_from=nowhere")
     assert wrong.code == 1
     assert "'nowhere' is not the folder of a run" in wrong.err
@@ -546,7 +546,7 @@ OWN_MISTAKES = {
     "callback": ("class Breaks:\n    def __call__(self, trainer, result):\n        {}['gone']\n", ["+callbacks.b._target_=drawn_points.Breaks"], "callback Breaks failed at step 1: KeyError: 'gone' (drawn_points.py, line 30)"),
     "sample": ("class Breaks(Points):\n    def __getitem__(self, index):\n        return {}['gone']\n", ["data.val._target_=drawn_points.Breaks"], "data.val: sample 0 of Breaks fails: KeyError: 'gone' (drawn_points.py, line 30)"),
     "later sample": ("class Breaks(Points):\n    def __getitem__(self, index):\n        return super().__getitem__(index) if index < 9 else {}['gone']\n", ["data.train._target_=drawn_points.Breaks"], "data: a batch of Breaks can't be loaded: sample 164: KeyError: 'gone' (drawn_points.py, line 30)"),
-    "unequal shapes": ("class Breaks(Points):\n    def __getitem__(self, index):\n        return {**super().__getitem__(index), 'x': torch.zeros(index + 1)}\n", ["data.train._target_=drawn_points.Breaks"], "data: a batch of Breaks can't be loaded: RuntimeError: stack expects each tensor to be equal size"),
+    "unequal shapes": ("class Breaks(Points):\n    def __getitem__(self, index):\n        return {**super().__getitem__(index), 'x': torch.zeros(index + 1)}\n", ["data.train._target_=drawn_points.Breaks"], "data: a batch of Breaks can't be loaded: field 'x' is float32 of shape ("),
     "trunk": ("class Breaks(Trunk):\n    def forward(self, x):\n        return y\n", ["model.trunk._target_=drawn_points.Breaks"], "the trunk can't take its inputs x, of shape (64, 4): NameError: name 'y' is not defined (drawn_points.py, line 30)"),
     "no training data": ("", ["data.train=null"], "data.train is null; a problem needs training data"),
     "all frozen": ("", ["model.freeze=['*']"], "model.freeze takes every parameter out of the training"),

@@ -75,6 +75,7 @@ def written(run: Path, config: Any = CONFIG, **more: Any) -> Path:
         inputs=["x"],
     )
     state = {"config": config, "code_folders": [], "model": model.state_dict(), "facts": {}, "versions": {"threads": 1}}
+    run.mkdir(parents=True, exist_ok=True)
     checkpoint.save(run / "checkpoints" / "best.pt", state | more)
     return run
 
@@ -234,7 +235,7 @@ DANGEROUS = (
     *("torchmetrics.text.BERTScore", "torchmetrics.image.FrechetInceptionDistance", "torchmetrics.audio.os.system"),
     *("torchmetrics.multimodal.CLIPScore", "torchmetrics.metric.functools.partial", "torchmetrics.metric.torch.load"),
     *("mtl.load", "mtl.targets.make", "mtl.targets.find", "mtl.runs.load", "mtl.checkpoint.save", "mtl.train.train"),
-    *("mtl.trust.check", "mtl.record.sys.exit", "mtl.resume.write_whole", "mtl.resume.os.remove", "mtl.report.report"),
+    *("mtl.trust.check", "mtl.record.sys.exit", "mtl.files.write_whole", "mtl.resume.os.remove", "mtl.report.report"),
     *("mtl.trunks.torch.load", "mtl.trunks.weights.torch.load", "mtl.data.mnist.os.system", "mtl.data.cells.Path"),
     *("mtl.data.cifar100.pickle.load", "mtl.loggers.CsvLogger", "mtl.Task.__init__", "mtl.__main__", "mtl.cli.launch"),
     *("transformers.AutoModel.from_pretrained", "datasets.load_dataset", "torchjd.aggregation.UPGrad", "hydra.main"),

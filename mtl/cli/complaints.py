@@ -8,7 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mtl import schema
 from mtl.cli.folders import TRAININGS
-from mtl.errors import UserError, suggest
+from mtl.errors import UserError, suggest, text_of
 from mtl.text import plain, with_traceback
 
 EXTRAS = {  # of mtl-train, by the launcher or sweeper of a plugin of Hydra's
@@ -39,7 +39,7 @@ def show(error: Exception, full: bool, config_name: str, where: str = "") -> Non
     if full or not isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError):
         sys.stderr.write(with_traceback(error))
         return
-    text = str(error).strip()
+    text = text_of(error).strip()
     unknown = re.match(r"Could not override '([^']+)'", text)
     if isinstance(error, OverrideParseException):
         text = _unread(error, "task=mnist_two_head" if config_name in TRAININGS else "run=outputs/…")

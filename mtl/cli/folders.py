@@ -106,6 +106,8 @@ def log_file(folder: str) -> str:
 def forget_what_never_began(folder: Path) -> None:
     """Removes the folder of a new run that failed before anything was trained; in a sweep it stays, to say so."""
     hydra_config = HydraConfig.get()
+    if not folder.is_dir():  # somebody has removed it
+        return
     kept = {path.name for path in folder.iterdir()} - {"train.log", "metrics.json", "config.yaml"}
     if hydra_config.mode == RunMode.RUN and hydra_config.job.config_name in TRAININGS and not kept:
         forget(folder)

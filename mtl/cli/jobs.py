@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -18,10 +19,11 @@ from mtl.cli.complaints import show
 from mtl.cli.folders import forget, forget_what_never_began
 from mtl.cli.overrides import as_typed
 from mtl.errors import UserError
-from mtl.resume import Busy, metrics_of, write_whole
-from mtl.signals import working
+from mtl.files import patient_screen, write_whole
+from mtl.resume import Busy, metrics_of
+from mtl.signals import Ended, no_exit, working
 from mtl.sweep import ABOUT, Sweep
-from mtl.text import say
+from mtl.text import plain, say
 
 DIED = "its process was killed; it may have run out of memory"
 
@@ -54,6 +56,7 @@ class Jobs:
         self.worked_here = False
         self._asked_to_stop = False
 
+    @patient_screen()
     def __call__(self, config: DictConfig) -> float | None:
         """Runs the job of Hydra's folder, unless it isn't to; what goes wrong is told and noted."""
         folder = Path(HydraConfig.get().runtime.output_dir)
@@ -77,9 +80,9 @@ class Jobs:
         try:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 self._multirun.begin(folder)
-            with self._governed(folder):
+            with self._governed(folder), no_exit():
                 value = self._job(config)
-        except (SystemExit, KeyboardInterrupt):
+        except (Ended, KeyboardInterrupt):
             self._note(folder, began, "stopped")
             if self.worked_here:
                 raise
@@ -171,7 +174,10 @@ class Jobs:
         elif len(jobs) > 1 and any(ended["outcome"] == "done" for ended in jobs):
             say(f"\ncompare               python -m mtl.report {shlex.quote(folder)}")
             say(f"look                  tensorboard --logdir {shlex.quote(folder)}")
-        return all(ended["outcome"] == "done" for ended in jobs)
+        if multirun.is_lost() and not interrupted and not self.failed:
+            sys.stderr.write(f"error: {plain(folder)} is gone, and with it how the jobs ended\n")
+            return False
+        return all(ended["outcome"] == "done" for ended in jobs) and not multirun.under_way()
 
 
 def _searches(folder: Path) -> bool:

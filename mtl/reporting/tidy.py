@@ -5,10 +5,10 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mtl.files import write_whole
 from mtl.reporting.comparison import Comparison, conflict, cost, pairs_of
 from mtl.reporting.estimates import Estimate
 from mtl.reporting.grouping import Method
-from mtl.resume import write_whole
 from mtl.text import plain
 
 COLUMNS = ["problem", "method", "role", "split", "task", "figure", "mean", "low", "high", "n", "p", "p_holm"]
