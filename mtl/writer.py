@@ -116,7 +116,7 @@ class Writer:
                 self.tell(f"warning  {error}")
                 continue
             epoch = state.get("epoch")
-            if isinstance(epoch, int) and epoch <= epochs and epoch not in ranked:
+            if isinstance(epoch, int) and epoch <= epochs and epoch not in ranked and len(ranked) < self.best:
                 file.replace(checkpoint.with_number(path, len(ranked)))
                 ranked[epoch] = state.get("value", state.get("best"))  # no `value` where one alone was kept
         for file, number in checkpoint.numbered(path):
