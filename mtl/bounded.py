@@ -97,14 +97,13 @@ def read_yaml(path: Path) -> Any:
     text, where = read_text(path), plain(str(path))
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # much faster than OmegaConf
     try:
-        count = depth = 0
-        for event in _parse(text, Loader=loader):
+        depth = 0
+        for count, event in enumerate(_parse(text, Loader=loader)):
             if isinstance(event, yaml.AliasEvent):
                 raise UserError(f"{where} holds an alias, *{event.anchor}, which mtl never writes")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 raise UserError(f"{where} is nested more than {DEEPEST} levels deep")
-            count += 1
             if count > MOST_IN_YAML:
                 raise UserError(f"{where} holds more than {MOST_IN_YAML:,} values")
             if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST:

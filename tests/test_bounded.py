@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hostile import at_most, good_runs, one_input, snapshot
+from hostile import at_most, good_runs, one_input, one_resume, snapshot
 from made_runs import run
 
 import mtl
@@ -173,7 +173,7 @@ def test_a_log_of_giant_lines(here: Path) -> None:
     with at_most():
         found = curves.read(folder)
     assert list(found) == ["loss/a/train"]
-    assert found["loss/a/train"][0] == [1, 2, 4, 5]
+    assert found["loss/a/train"][0] == [1, 2, 4, 5, 7]
     assert found["loss/a/train"][1][:2] == [0.5, 0.25]
     with (folder / "metrics.csv").open("r+b") as file:
         file.truncate(2**40)
@@ -181,7 +181,7 @@ def test_a_log_of_giant_lines(here: Path) -> None:
     with (folder / "metrics.csv").open("r+b") as file:
         file.truncate(2**28)  # one line of NUL
     with at_most():
-        assert curves.read(folder)["loss/a/train"][0] == [1, 2, 4, 5]
+        assert curves.read(folder)["loss/a/train"][0] == [1, 2, 4, 5, 7]
 
 
 def test_reading_within_bounds(here: Path) -> None:
@@ -259,3 +259,9 @@ def test_a_run_that_was_changed_beside_good_ones(here: Path, number: int) -> Non
     chosen = [14, 43, 52, 67, 79, 108, 113, 138, 187, 258, 283, 317]
     what, wrong = one_input(here / "x", chosen[number] if number < len(chosen) else 1000 + number)
     assert wrong is None, (what, wrong)
+
+
+def test_runs_and_multiruns_that_were_changed_beside_one_to_go_on_with(here: Path) -> None:
+    for number in range(20 * FUZZ):
+        what, wrong = one_resume(here / "x", number)
+        assert wrong is None, (number, what, wrong)
