@@ -11,10 +11,12 @@ import yaml
 
 from mtl.errors import UserError, first_line
 from mtl.regular import regular
+from mtl.text import plain
 
 LARGEST = 32 * 2**20  # bytes of a text that is read as a whole
 DEEPEST = 100  # levels of lists and mappings within each other
-MOST = 1_000_000  # values in a file
+MOST = 1_000_000  # values in a file, and
+MOST_IN_YAML = 200_000  # in one whose reading takes ten times as long
 LONGEST = 2**16  # characters of a value in YAML: what PyYAML makes of longer numbers takes minutes
 _parse: Any = yaml.parse
 _load: Any = yaml.load
@@ -30,11 +32,11 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
     with open(path, "rb", opener=regular) as file:
         content = file.read(largest + 1)
     if len(content) > largest:
-        raise UserError(f"{path} is larger than {largest / 2**20:g} MB")
+        raise UserError(f"{plain(str(path))} is larger than {largest / 2**20:g} MB")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} isn't text in UTF-8: {error}") from error
+        raise UserError(f"{plain(str(path))} isn't text in UTF-8: {error}") from error
 
 
 def read_lines(path: Path, largest: int, longest: int) -> Iterator[str]:
@@ -46,7 +48,7 @@ def read_lines(path: Path, largest: int, longest: int) -> Iterator[str]:
     """
     with open(path, "rb", opener=regular) as file:
         if os.fstat(file.fileno()).st_size > largest:
-            raise UserError(f"{path} is larger than {largest / 2**20:g} MB")
+            raise UserError(f"{plain(str(path))} is larger than {largest / 2**20:g} MB")
         whole = True  # whether what was read before was the end of a line
         while line := file.readline(longest):
             if whole and (line.endswith(b"\n") or len(line) < longest):
@@ -61,7 +63,7 @@ def read_json(path: Path) -> Any:
         UserError: where it isn't JSON, holds a number that no float or 64-bit integer holds, or is nested too deep.
         OSError: where there is no such file, or it can't be read.
     """
-    return parse_json(read_text(path), str(path))
+    return parse_json(read_text(path), plain(str(path)))
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -92,24 +94,26 @@ def read_yaml(path: Path) -> Any:
             of values.
         OSError: where there is no such file, or it can't be read.
     """
-    text = read_text(path)
+    text, where = read_text(path), plain(str(path))
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # much faster than OmegaConf
     try:
         depth = 0
-        for event in _parse(text, Loader=loader):
+        for count, event in enumerate(_parse(text, Loader=loader)):
             if isinstance(event, yaml.AliasEvent):
-                raise UserError(f"{path} holds an alias, *{event.anchor}, which mtl never writes")
+                raise UserError(f"{where} holds an alias, *{event.anchor}, which mtl never writes")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
-                raise UserError(f"{path} is nested more than {DEEPEST} levels deep")
+                raise UserError(f"{where} is nested more than {DEEPEST} levels deep")
+            if count > MOST_IN_YAML:
+                raise UserError(f"{where} holds more than {MOST_IN_YAML:,} values")
             if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST:
-                raise UserError(f"{path} holds a value of more than {LONGEST} characters")
+                raise UserError(f"{where} holds a value of more than {LONGEST} characters")
         value = _load(text, Loader=loader)
     except UserError:
         raise
     except Exception as error:  # PyYAML fails in many ways
-        raise UserError(f"{path} can't be read: {first_line(error)}") from error
-    _check_plain(value, str(path))
+        raise UserError(f"{where} can't be read: {first_line(error)}") from error
+    _check_plain(value, where)
     return value
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mtl.errors import UserError
+from mtl.text import plain
 
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _KINDS: list[tuple[Callable[[int], bool], str]] = [
@@ -78,8 +79,9 @@ def check_folder(folder: Path) -> None:
 
 
 def _check(path: str | Path, found: os.stat_result, *, changing: bool = False) -> None:
+    shown = plain(str(path))
     for is_of_kind, name in _KINDS:
         if is_of_kind(found.st_mode):
-            raise UserError(f"{path} is {name}; in a run's folder only regular files and folders are read and written")
+            raise UserError(f"{shown} is {name}; in a run's folder only regular files and folders are read and written")
     if changing and stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
-        raise UserError(f"{path} has another name elsewhere (a hard link) and would change there too; copy the run")
+        raise UserError(f"{shown} has another name elsewhere (a hard link) and would change there too; copy the run")

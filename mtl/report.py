@@ -42,7 +42,7 @@ def report(
     runs = reading.find(folders)
     finished = [run for run in runs if run.status == "finished"]
     if not finished:
-        states = "".join(f"\n  {run.status:<12}{plain(str(run.folder))}  {run.error}" for run in runs)
+        states = "".join(f"\n  {run.status + '  ':<12}{plain(str(run.folder))}  {run.error}" for run in runs)
         raise UserError(f"no run is finished, so there is nothing to compare:{states}")
 
     parts = sections(runs, split)

@@ -1,6 +1,7 @@
 """Runs' folders as somebody might send them: broken by chance or on purpose."""
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -18,6 +19,8 @@ from made_runs import accuracies, run
 
 from mtl.errors import UserError
 from mtl.report import report
+from mtl.resume import newest_unfinished
+from mtl.sweep import Sweep
 
 HANGS = 20  # seconds, of which a report of a few runs takes one
 CURVES = {
@@ -227,6 +230,46 @@ def one_input(folder: Path, number: int) -> tuple[str, str | None]:
     return what, f"missing: {missing}" if missing else None
 
 
+def one_resume(folder: Path, number: int) -> tuple[str, str | None]:
+    """Looks for the run and the multirun to go on with, where a newer one of each was changed."""
+    draws = random.Random(number)
+    shutil.rmtree(folder, ignore_errors=True)
+    good = run(folder / "runs/2020", status="running", curves=CURVES)
+    ours = yaml.safe_load((good / "config.yaml").read_text())
+    bad = run(folder / "runs/2030", status="running", curves=CURVES)
+    typed = ["-m", "task=made", "seed=0,1"]
+    for year in ("2020", "2030"):
+        (folder / "multirun" / year).mkdir(parents=True)
+        (folder / "multirun" / year / "sweep.json").write_text(json.dumps({"arguments": typed, "fixed": typed[:2]}))
+        lines = [{"by": "new", "job": f"{n}_x", "outcome": "done", "value": 0.5} for n in range(3)]
+        (folder / "multirun" / year / "jobs.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    what = mutated(bad, draws)
+    name = draws.choice(["sweep.json", "jobs.jsonl"])
+    path = folder / "multirun/2030" / name
+    if name == "sweep.json" and draws.random() < 0.7:
+        path.write_bytes(written(*exchanged(json.loads(path.read_text()), draws), json.dumps))
+    elif draws.random() < 0.5:
+        path.write_bytes(spoilt(path.read_bytes(), draws))
+    else:
+        path.write_text(draws.choice(["[" * 100_000, "9" * 10_000, "[1]\n3\n", '{"by": []}', "\0\0", ""]))
+    what += f", {name}"
+    try:
+        with at_most(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.getLogger("mtl").setLevel(logging.ERROR)
+            found = newest_unfinished(folder / "runs", ours)
+            sweep = Sweep(typed, "new")
+            chosen = sweep.choose_folder(str(folder / "multirun"), "auto")
+            sweep.noted(folder / "multirun/2030")
+    except Exception as error:
+        return what, f"{type(error).__name__}: {str(error)[:200]}"
+    finally:
+        logging.getLogger("mtl").setLevel(logging.NOTSET)
+    if found not in (good, bad):
+        return what, f"found {found}"
+    return what, None if Path(chosen).name in ("2020", "2030") else f"a new multirun: {chosen}"
+
+
 if __name__ == "__main__":
     import sys
     import tempfile
@@ -234,12 +277,13 @@ if __name__ == "__main__":
     from contextlib import redirect_stdout
 
     first, last = int(sys.argv[1]), int(sys.argv[2])
+    one = one_resume if "resume" in sys.argv else one_input
     failures: Counter[str] = Counter()
     tried: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as place:
         for number in range(first, last):
             with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
-                what, wrong = one_input(Path(place) / "x", number)
+                what, wrong = one(Path(place) / "x", number)
             tried[what.split(" of ")[0]] += 1
             if wrong is not None:
                 failures[what.split(" of ")[0]] += 1

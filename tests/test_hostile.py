@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from conftest import command, slow_but
 from hostile import at_most, snapshot
 from made_runs import run
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 import mtl
 from mtl import checkpoint
@@ -275,6 +277,17 @@ def test_the_loggers_open_no_link(surroundings: Path) -> None:
         kind(folder / "events.out.tfevents.1.x")
         with at_most(), pytest.raises(mtl.UserError, match=r"events\.out\.tfevents\.1\.x is a "):
             TensorBoardLogger(folder, ["a"]).resume(3)
+
+
+def test_events_that_claim_to_be_longer_than_the_memory(surroundings: Path) -> None:
+    """They are read when a run goes on; what TensorBoard's reader takes of them is kept."""
+    for number, length in enumerate((2**62, 2**44)):
+        head = struct.pack("<Q", length)
+        content = head + struct.pack("<I", masked_crc32c(head)) + b"x" * 100
+        Path(f"events.out.tfevents.{number}.x").write_bytes(content)
+    with at_most():
+        TensorBoardLogger(Path(), ["a"]).resume(3)
+    assert [path.name for path in Path().glob("events*")] == ["events.out.tfevents.0000000000.kept"]
 
 
 def test_auto_passes_over_what_it_cannot_go_on_with(
