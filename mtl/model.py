@@ -87,7 +87,7 @@ class MultiTaskModel(nn.Module):
                 raise
             raise UserError(
                 f"task '{task}': its head can't take the trunk's features, {describe(features)}: {told(error)}. "
-                f"Look at tasks.{task}.head and model.trunk"
+                f"Look at tasks.{task}.head and model.trunk{_parts_of(features)}"
             ) from error
         if before != _versions(features):
             raise UserError(_IN_PLACE.format(task=task))
@@ -173,6 +173,16 @@ _IN_PLACE = (
     "task '{task}': its head changes the features in place, and the other tasks' heads would see the changed ones; "
     "use inplace=False in the head's first layers"
 )
+
+
+def _parts_of(features: Any) -> str:
+    """How a head is given a part of features that aren't one tensor."""
+    if isinstance(features, Tensor):
+        return ""
+    return (
+        f". The trunk gives a {type(features).__name__}: model/trunk=picked gives heads a part of that, such as an "
+        "LSTM's last state with model.trunk.output=1.0.-1"
+    )
 
 
 def _versions(features: Any) -> int:

@@ -167,7 +167,7 @@ def shared(
     if hidden:
         raise UserError(
             f"passes: 'shared' can't look into the trunk's features, a {hidden[0]}; let the trunk give tensors, "
-            "or tuples, lists or dicts of them, or take passes=sequential"
+            "or tuples, lists or dicts of them, take a part of it with model/trunk=picked, or take passes=sequential"
         )
     cuts = [f.detach().requires_grad_(f.requires_grad) if isinstance(f, Tensor) else f for f in features]
     cut_features = tree_unflatten(cuts, structure)
@@ -240,6 +240,7 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
             f"task '{task.name}': its loss failed on a prediction {describe(prediction)} and the target "
             f"'{task.target}' {describe(target)}: {told(error)}. Look at tasks.{task.name}"
             + (f" and its num_outputs, {prediction.shape[1]} here" if "out of bounds" in str(error) and both else "")
+            + (f"; its head gives a {type(prediction).__name__}" if not isinstance(prediction, Tensor) else "")
         ) from error
     return _scalar(task, loss)
 
