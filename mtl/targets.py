@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module
 from types import ModuleType, NoneType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from mtl.errors import UserError, suggest, told
 
@@ -16,7 +16,8 @@ def make(node: Any, where: str, /, *args: Any, **kwargs: Any) -> Any:
 
     The keys are those of Hydra's instantiate: `_target_` is a dotted name, `_args_` a list of positional arguments,
     and with `_partial_: true` the result is a callable that still has to be called. Whatever has no `_target_` is
-    given back with the nodes inside it built.
+    given back with the nodes inside it built. Where a class of torch.nn or mtl.losses takes a tensor, such as the
+    weights of a loss, a number or a list of numbers becomes one.
 
     Args:
         node: plain dicts, lists and values.
@@ -88,10 +89,13 @@ def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwa
         signature = None
     if signature is not None:
         try:
-            signature.bind(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             names = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
             raise UserError(f"{where}: {name} {error}; it takes: {', '.join(names) or 'nothing'}") from error
+        if tensors := _as_tensors(target, bound.arguments, where):
+            bound.arguments.update(tensors)
+            args, kwargs = bound.args, bound.kwargs
     try:
         return target(*args, **kwargs)
     except UserError:
@@ -99,6 +103,32 @@ def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwa
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if isinstance(value, PLAIN))
         raise UserError(f"{where}: {name}({given}) failed: {told(error)}") from error
+
+
+def _as_tensors(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Those of the arguments that are numbers where a class of torch.nn or mtl.losses takes a tensor, as tensors.
+
+    Raises:
+        UserError: for a list that isn't of numbers.
+    """
+    plain = {name: value for name, value in arguments.items() if isinstance(value, int | float | list)}
+    made_in = str(getattr(getattr(target, "__init__", None), "__module__", ""))
+    if not plain or not isinstance(target, type) or not made_in.startswith(("torch.nn.", "mtl.losses.")):
+        return {}
+    import torch
+
+    hints = get_type_hints(target.__init__)  # type: ignore[misc]
+    found = {}
+    for name, value in plain.items():
+        if hints.get(name) is not torch.Tensor and torch.Tensor not in get_args(hints.get(name)):
+            continue
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            found[name] = torch.tensor(value, dtype=torch.get_default_dtype())
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(f"{where}.{name} is {value!r}; it must be a number, or a list of numbers") from None
+    return found
 
 
 def _import(module: str, where: str, name: str) -> Any:
