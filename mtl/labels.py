@@ -164,7 +164,7 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
         counted: Tensor | int = task.count(target)
         return counted
     if found is not None and _ignores(task, target):
-        weight = task.loss.weight  # type: ignore[attr-defined]
+        weight: Tensor | None = task.loss.weight  # type: ignore[attr-defined]
         if weight is None:
             return found.sum()
         classes = target.where(found, 0).clamp(0, len(weight) - 1)  # the loss itself refuses a class without a weight

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from mtl.batch import bounds, cut
+from mtl.data.alike import Alike
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
 from mtl.errors import UserError, told
@@ -25,7 +26,8 @@ class Seeded(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], seed: int, epoch: int, *, readable: bool = False) -> None:
         self.dataset = dataset
-        self.readable = readable  # whether lists of numbers become tensors
+        self.readable = readable  # whether PyTorch's own collate follows, and lists of numbers become tensors
+        self.alike = Alike()
         self.seed = seed
         self.epoch = epoch
 
@@ -36,7 +38,8 @@ class Seeded(Dataset[Any]):
         before = cpu_states()
         try:
             seed_cpu(_seed(self.seed, self.epoch, index))
-            return _readable(self.dataset[index]) if self.readable else self.dataset[index]
+            sample = self.dataset[index]
+            return self.alike(_readable(sample), index) if self.readable else sample
         except UserError as error:
             raise UserError(f"sample {index}: {error}") from error
         except Exception as error:
@@ -48,8 +51,11 @@ class Seeded(Dataset[Any]):
 class SeededStream(IterableDataset[Any]):
     """An iterable data set from one sample on to another, that draws from generators seeded for the epoch."""
 
-    def __init__(self, dataset: IterableDataset[Any], seed: int, epoch: int, start: int, stop: int) -> None:
+    def __init__(
+        self, dataset: IterableDataset[Any], seed: int, epoch: int, start: int, stop: int, *, alike: bool = False
+    ) -> None:
         self.dataset = dataset
+        self.alike = Alike() if alike else None
         self.seed = seed
         self.epoch = epoch
         self.start = start
@@ -73,7 +79,13 @@ class SeededStream(IterableDataset[Any]):
                 inside = cpu_states()
                 set_cpu_states(before)
             if index >= self.start:  # a run that goes on draws what it drew before, and leaves it
-                yield sample
+                yield self._checked(sample, index)
+
+    def _checked(self, sample: Any, index: int) -> Any:
+        try:
+            return sample if self.alike is None else self.alike(sample, index)
+        except UserError as error:
+            raise UserError(f"sample {index}: {error}") from None
 
 
 class Loader:
@@ -95,6 +107,7 @@ class Loader:
         micro_batch_size: where it is given, each batch is a list of micro-batches of so many samples, collated each by
             itself: flat fields, such as the ids of bags, are its own, and texts are padded to its own width.
         num_micro_batches: the number of micro-batches, instead.
+        of: which split, and source if there are several, the data set is; for messages.
     """
 
     def __init__(
@@ -110,6 +123,7 @@ class Loader:
         collate: Callable[[list[Any]], Any] | None = None,
         micro_batch_size: int | None = None,
         num_micro_batches: int | None = None,
+        of: str = "",
     ) -> None:
         self.device = torch.device(device)
         self.dataset = dataset.to(self.device) if isinstance(dataset, Fields) else dataset
@@ -122,6 +136,7 @@ class Loader:
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.collate = collate
+        self.of = of
         self._micro = {"size": micro_batch_size, "count": num_micro_batches}
         self.is_cut = any(self._micro.values())
 
@@ -175,7 +190,8 @@ class Loader:
         if not len(order):
             return
         if isinstance(self.dataset, IterableDataset):
-            stream = SeededStream(self.dataset, self.seed, epoch, first, self.num_samples)
+            alike = self.collate is None
+            stream = SeededStream(self.dataset, self.seed, epoch, first, self.num_samples, alike=alike)
             yield from self._loaded(stream, generator, num_workers=min(self.num_workers, 1))
         elif isinstance(self.dataset, Fields) and self.collate is None:
             for indices in torch.split(order.to(self.device), self.batch_size):
@@ -207,7 +223,7 @@ class Loader:
             except StopIteration:
                 return
             except Exception as error:
-                name = type(self.dataset).__name__
+                name = type(self.dataset).__name__ + (f" ({self.of})" if self.of else "")
                 # What comes out of a worker process has its traceback in the message, whose last line says what was.
                 lines = str(error).strip().splitlines() or [""]
                 text = lines[-1] if lines[0].startswith("Caught ") else told(error)
