@@ -165,10 +165,8 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
         return counted
     if found is not None and _ignores(task, target):
         weight: Tensor | None = task.loss.weight  # type: ignore[attr-defined]
-        if weight is None:
-            return found.sum()
-        classes = target.where(found, 0).clamp(0, len(weight) - 1)  # the loss itself refuses a class without a weight
-        return (weight[classes] * found).sum()
+        known = found if weight is None else weight[target.where(found, 0).clamp(0, len(weight) - 1)] * found
+        return known.sum()  # a class without a weight is refused by the loss itself
     # Of positions elements are counted: all positions of a floating target have the same number of them.
     by_element = _by_element(task) or _by_position(task)
     if found is not None:

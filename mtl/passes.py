@@ -28,9 +28,8 @@ from mtl.labels import select
 from mtl.model import MultiTaskModel
 from mtl.precision import Autocast
 from mtl.reach import Reach
-from mtl.task import BY_CLASS, BY_ELEMENT, Task
+from mtl.task import BY_CLASS, BY_ELEMENT, WEIGHTED, Task, check_weights
 
-WEIGHTED = (*BY_CLASS, nn.MultiMarginLoss, nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 PLAIN = (Tensor, str, int, float, NoneType)  # what features may be made of, in tuples, lists and dicts
 
 
@@ -233,7 +232,7 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
             f"shape. Look at tasks.{task.name}.head; mtl.heads.Linear with squeeze: true makes a single output (N,)"
         )
     if isinstance(task.loss, WEIGHTED) and isinstance(prediction, Tensor):
-        _check_weights(task, task.loss, prediction)
+        check_weights(task, prediction)
     try:
         loss = task.loss(*_of_one_type(task, prediction, target))
     except Exception as error:
@@ -246,31 +245,6 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
             + (f"; its head gives a {type(prediction).__name__}" if not isinstance(prediction, Tensor) else "")
         ) from error
     return _scalar(task, loss)
-
-
-def _check_weights(task: Task, loss: nn.Module, prediction: Tensor) -> None:
-    """Raises a UserError for a loss with another number of weights than the prediction has classes or outputs.
-
-    Torch would take weights of as many numbers as a batch has samples for weights of these.
-    """
-    by_class = isinstance(loss, (*BY_CLASS, nn.MultiMarginLoss))
-    for name in ("weight", "pos_weight"):
-        weight = getattr(loss, name, None)
-        if not isinstance(weight, Tensor):
-            continue
-        if by_class:
-            right = prediction.ndim < 2 or weight.shape == prediction.shape[1:2]
-            needed = f"{prediction.shape[1] if prediction.ndim > 1 else ''} classes"
-        else:
-            shape = prediction.shape[1:]
-            fits = zip(reversed(weight.shape), reversed(shape), strict=False)
-            right = weight.numel() == 1 or (weight.ndim <= len(shape) and all(w in (1, p) for w, p in fits))
-            needed = f"outputs of shape {tuple(shape)} a sample" if shape else "one output a sample"
-        if not right:
-            raise UserError(
-                f"task '{task.name}': its loss has {weight.numel()} weights, of shape {tuple(weight.shape)}, and its "
-                f"prediction has {needed}. Look at tasks.{task.name}.loss.{name}"
-            )
 
 
 def _of_one_type(task: Task, prediction: Any, target: Any) -> tuple[Any, Any]:
