@@ -176,6 +176,7 @@ def trainer_of(
         step,
         loaders["train"],
         loaders.get("val"),
+        test=loaders.get("test"),
         max_epochs=config["trainer"]["max_epochs"],
         checkpoints=folder / "checkpoints",
         log_every=config["log"]["every"],
@@ -225,7 +226,8 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
         if trainer.saved_step:
             again = f"resume={shlex.quote(folder_name(folder))}"
             tell(console, f"saved    step {trainer.saved_step}; when it is mended, go on with {again}")
-        place = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"
+        at = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"
+        place = at if trainer.epoch else "before the first step"
         if is_out_of_memory(error):
             line = f"out of memory {place}: {first_line(error)}. Cut the batch with trainer.micro_batch_size"
             raise UserError(line) from error

@@ -43,6 +43,8 @@ class Trainer:
     Args:
         step: what is done with each batch.
         train, val: loaders. Without `val` the last parameters count as the best.
+        test: a loader of which one batch is measured before the first step, as one of `val` is, so that what would fail
+            at the end fails then.
         max_epochs: how often the training data are gone over.
         checkpoints: the folder for last.pt and best.pt. Both are saved after each epoch; a thread writes them.
         save_every_steps, save_every_minutes: last.pt is saved then too.
@@ -80,6 +82,7 @@ class Trainer:
         train: Loader | Mix,
         val: Loader | Mix | None = None,
         *,
+        test: Loader | Mix | None = None,
         max_epochs: int,
         checkpoints: Path,
         log_every: int = 100,
@@ -103,6 +106,7 @@ class Trainer:
         self.step = step
         self.train = train
         self.val = val
+        self.test = test
         self.max_epochs = max_epochs
         self.tell = tell
         self.writer = checkpoint.Writer(checkpoints, keep=keep, tell=tell)
@@ -156,9 +160,10 @@ class Trainer:
         self.step.model.train()
         try:
             with self._stop.listens():
+                with self._protected():
+                    self._prepare_validation()
+                    self._rehearse()
                 self._train()
-            with kept_random_state():
-                self._prepare_validation()  # a run that was taken up after its last step names its monitor too
         except Stopped:
             raise
         except Exception:
@@ -238,11 +243,7 @@ class Trainer:
             if measure and result.taken:
                 self._log(result)
                 self._look_for_others(result)
-                if number == 1:  # mistakes in metrics show now, and not after an epoch; importing them is slow
-                    self._intact = False  # the config would have to change, and that makes another run
-                    with kept_random_state():
-                        self._prepare_validation()
-                    self._intact = True
+                if number == 1:  # in which much is done once
                     start = self._clock = time.perf_counter()
             self.faults.look(place, result)
             self._call_back(result, number)
@@ -350,6 +351,22 @@ class Trainer:
             if self.val is not None:
                 self.monitor = Monitor(self._monitor_terms, self._validation.kinds())
                 self._check_plateau(self.monitor)
+
+    def _rehearse(self) -> None:
+        """Has what would fail after an epoch, or at the end, fail now."""
+        from mtl.rehearsal import try_one_sample, try_split
+        from mtl.validation import Validation
+
+        assert self._validation is not None
+        if self.position is None and not self.goes_on:
+            return
+        try_one_sample(self.step, self.train)
+        if self.val is not None:
+            try_split(self._validation, self.val)
+        if self.test is not None:
+            same = len(self._validation.tasks) == len(self.step.tasks)
+            of_all = self._validation if same else Validation(self.step.model, self.step.tasks, self.step.autocast)
+            try_split(of_all, self.test)
 
     def _check_plateau(self, monitor: "Monitor") -> None:
         mode = getattr(self.step.descent.scheduler, "mode", None)

@@ -25,7 +25,7 @@ LEVELS = [
     {"step", "validation"},
     {"graphs"},
     {"monitor", "faults"},
-    {"readings"},
+    {"readings", "rehearsal"},
     {"predictions"},
     {"trainer", "gallery"},
     {"config"},

@@ -137,8 +137,8 @@ class Loader:
         self.num_workers = num_workers
         self.collate = collate
         self.of = of
-        self._micro = {"size": micro_batch_size, "count": num_micro_batches}
-        self.is_cut = any(self._micro.values())
+        self.micro = {"size": micro_batch_size, "count": num_micro_batches}
+        self.is_cut = any(self.micro.values())
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -182,7 +182,7 @@ class Loader:
                 drawn_from = torch.Generator().manual_seed(_seed(self.seed, epoch, number))
                 count = min(self.batch_size, self.num_samples - number * self.batch_size)
                 batch = tree_map(self._move, self.dataset.draw(drawn_from, count))
-                yield cut(batch, count, **self._micro) if self.is_cut else batch
+                yield cut(batch, count, **self.micro) if self.is_cut else batch
             return
         order, generator = self._order(epoch)
         first = start * self.batch_size
@@ -196,7 +196,7 @@ class Loader:
         elif isinstance(self.dataset, Fields) and self.collate is None:
             for indices in torch.split(order.to(self.device), self.batch_size):
                 if self.is_cut:
-                    yield [self.dataset.take(indices[a:b]) for a, b in bounds(len(indices), **self._micro)]
+                    yield [self.dataset.take(indices[a:b]) for a, b in bounds(len(indices), **self.micro)]
                 else:
                     yield self.dataset.take(indices)
         else:
@@ -210,7 +210,7 @@ class Loader:
             DataLoader(
                 samples,
                 self.batch_size,
-                collate_fn=_ByMicroBatch(collate, self._micro) if self.is_cut else collate,
+                collate_fn=_ByMicroBatch(collate, self.micro) if self.is_cut else collate,
                 pin_memory=self.device.type == "cuda",
                 generator=generator,  # without one of its own a DataLoader draws from the global one
                 **options,
