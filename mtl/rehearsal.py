@@ -15,15 +15,18 @@ from mtl.step import Step
 from mtl.validation import Validation
 
 
-def try_split(validation: Validation, loader: Loader | Mix) -> None:
-    """Takes the figures of one batch of a split. Buffers are afterwards what they were.
+def try_split(validation: Validation, loader: Loader | Mix, name: str) -> None:
+    """Takes the figures of one batch of the split of this name. Buffers are afterwards what they were.
 
     Raises:
         UserError: for whatever fails.
     """
-    with kept_buffers(validation.model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come again with the whole split
-        validation(loader, trial=True)
+    try:
+        with kept_buffers(validation.model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come again with the whole split
+            validation.trial(loader)
+    except UserError as error:
+        raise UserError(f"{error} (on one batch of {name}, tried before the first step)") from error
 
 
 @torch.no_grad()

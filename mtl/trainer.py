@@ -362,11 +362,11 @@ class Trainer:
             return
         try_one_sample(self.step, self.train)
         if self.val is not None:
-            try_split(self._validation, self.val)
+            try_split(self._validation, self.val, "validation")
         if self.test is not None:
             same = len(self._validation.tasks) == len(self.step.tasks)
             of_all = self._validation if same else Validation(self.step.model, self.step.tasks, self.step.autocast)
-            try_split(of_all, self.test)
+            try_split(of_all, self.test, "the test split")
 
     def _check_plateau(self, monitor: "Monitor") -> None:
         mode = getattr(self.step.descent.scheduler, "mode", None)

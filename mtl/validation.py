@@ -73,18 +73,21 @@ class Validation:
             )
         return kinds
 
-    @torch.no_grad()
-    def __call__(self, loader: Loader | Mix, *, trial: bool = False) -> Figures:
+    def __call__(self, loader: Loader | Mix) -> Figures:
         """Every task's figures over all of the loader's samples: the loss a mean over what it counts, not over batches.
 
         With several loaders there are figures for the tasks that have data. Labels that are missing don't count;
         without any, a figure is NaN. A loss that is no mean over what is counted is the mean of the batches' losses, by
         samples; see `batchwise`.
-
-        Args:
-            loader: the split's batches.
-            trial: whether one batch of each part of the split is enough, to see what fails.
         """
+        return self._figures(loader)
+
+    def trial(self, loader: Loader | Mix) -> None:
+        """Takes the figures of the loader's first batch, the first of each source, to see what fails."""
+        self._figures(loader, trial=True)
+
+    @torch.no_grad()
+    def _figures(self, loader: Loader | Mix, *, trial: bool = False) -> Figures:
         training = self.model.training
         self.model.eval()
         zero = torch.zeros((), dtype=torch.float64, device=next(self.model.parameters()).device)

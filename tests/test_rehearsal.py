@@ -165,12 +165,17 @@ def test_it_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coun
 )
 def test_each_split_is_tried(tmp_path: Path, split: str, fields: Any, metric: Any, message: str) -> None:
     trainer, _ = make(tmp_path, monitor={"a/loss": "min"})
+    whole = {**trainer.val.dataset.fields, **fields}
+    if split == "test":
+        trainer, _ = make(tmp_path, val=False)
     task = trainer.step.tasks[0]
     task.metrics = metric or task.metrics
-    whole = {**trainer.val.dataset.fields, **fields}
     broken = Loader(Fields({name: value for name, value in whole.items() if value is not None}), batch_size=8)
     setattr(trainer, split, broken)
-    with pytest.raises(mtl.UserError, match=re.escape(message)):
+    named = {"val": "validation", "test": "the test split"}[split]
+    with pytest.raises(
+        mtl.UserError, match=rf"{re.escape(message)}.* \(on one batch of {named}, tried before the first step"
+    ):
         trainer.fit()
     assert trainer.global_step == 0
     assert not list(tmp_path.glob("*.pt"))
