@@ -30,6 +30,7 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
             f"'{run}' has no checkpoint '{name}'; it has: {', '.join(there) or 'none'}; ask for it with checkpoint=…"
         )
     state = checkpoint.load(path)
+    state["model"] = state.pop("evaluated", state["model"])
     state["config"]["init_from"] = None  # what it gave has been trained since
     state["config"].setdefault("threads", state["versions"]["threads"])  # a run older than the key
     trunk = state["config"]["model"]["trunk"]

@@ -1,5 +1,6 @@
 """python -m mtl.train task=…: build, run, report."""
 
+import inspect
 import logging
 import shlex
 import signal
@@ -278,7 +279,10 @@ def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -
     """
     optimizer = trainer.step.optimizer
     assert optimizer is not None
-    fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    takes = {*inspect.signature(type(optimizer)).parameters, "name", "initial_lr"}  # some groups also hold a state
+    fresh = [
+        {key: value for key, value in group.items() if key in takes - {"params"}} for group in optimizer.param_groups
+    ]
     before, now = ([g.get("name") for g in groups] for groups in (state["step"]["optimizer"]["param_groups"], fresh))
     if before != now:  # the optimizer's state is by position
         raise Refused(

@@ -182,6 +182,7 @@ class Trainer:
                 self.readings.begin_epoch()
             self._train_epoch()
             if not self._stop.signal:
+                self.step.descent.train(False)
                 with self._protected():
                     self._validate()
                     for callback in self.after_epoch:
@@ -229,6 +230,7 @@ class Trainer:
             number = self.global_step + 1
             self._due |= number == 1 or number % self.log_every == 0 or self._thaws
             measure = self._due
+            self.step.descent.train()
             self._rates = [float(group["lr"]) for group in self.step.optimizer.param_groups]
             self._intact = False  # until all that counts has counted it
             result = self._step(batch, number, measure)
@@ -411,8 +413,15 @@ class Trainer:
         self._queued = self.global_step
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the training depends on, in plain types and tensors."""
+        """All that the rest of the training depends on, in plain types and tensors; and what is to be evaluated, where
+        an optimizer trains other parameters."""
+        descent = self.step.descent
+        evaluated = {}
+        if descent.training:
+            with descent.evaluated():
+                evaluated = {"evaluated": {k: v.detach().clone() for k, v in self.step.model.state_dict().items()}}
         return {
+            **evaluated,
             "model": self.step.model.state_dict(),
             "step": self.step.state_dict(),
             "random": random_state(),
