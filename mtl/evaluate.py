@@ -50,7 +50,7 @@ def evaluate(composed: DictConfig) -> None:
     given: Any = OmegaConf.to_container(OmegaConf.masked_copy(composed, "data"), resolve=False)
     config, others = with_other_data(config, given["data"] or {}, typed, facts)
     with num_threads(config["threads"]):
-        problem = build(config, code_folders=code, trained_on=facts)
+        problem = build(config, code_folders=code, trained_on=facts, loaded=True)
         loaders, model = problem.loaders, problem.model
         if options["split"] not in loaders:
             raise UserError(f"split: the data have no '{options['split']}'; they have {', '.join(loaders)}")

@@ -123,7 +123,7 @@ class MultiTaskModel(nn.Module):
                 self._thaws.pop(name, None)  # for good
             elif parameters[name].requires_grad or name in self._thaws:
                 self._thaws[name] = max(until, self._thaws.get(name, 0))
-            parameters[name].requires_grad_(False)
+            parameters[name].requires_grad = False  # as a lazy one lets it be done
         self._keep_in_eval_mode()
         return names
 

@@ -19,6 +19,7 @@ LEVELS = [
     {"search", "labels", "model", "gradients", "layerwise", "buffers"},
     {"architectures", "features", "parts", "descent", "reach"},
     {"passes", "balancing", "problems"},
+    {"lazy"},
     {"accumulation", "mean_tests", "uneven", "metrics"},
     {"loss_checks"},
     {"runner", "before"},
