@@ -41,6 +41,19 @@ def make(node: Any, where: str, /, *args: Any, **kwargs: Any) -> Any:
     return call(target, node["_target_"], where, *args, **{**built, **kwargs})
 
 
+class Unfit(UserError):
+    """What a config gives a target doesn't fit it.
+
+    Args:
+        message: what is wrong.
+        where: the node's place in the config.
+    """
+
+    def __init__(self, message: str, where: str = "") -> None:
+        super().__init__(message)
+        self.where = where
+
+
 PLAIN = (str, int, float, bool, list, tuple, NoneType)  # what is short enough for a message
 _OWN_KEYS = ("_target_", "_args_", "_partial_")
 
@@ -92,7 +105,7 @@ def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwa
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             names = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-            raise UserError(f"{where}: {name} {error}; it takes: {', '.join(names) or 'nothing'}") from error
+            raise Unfit(f"{where}: {name} {error}; it takes: {', '.join(names) or 'nothing'}", where) from error
         if tensors := _as_tensors(target, bound.arguments, where):
             bound.arguments.update(tensors)
             args, kwargs = bound.args, bound.kwargs
@@ -102,7 +115,38 @@ def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwa
         raise
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if isinstance(value, PLAIN))
-        raise UserError(f"{where}: {name}({given}) failed: {told(error)}") from error
+        raise Unfit(f"{where}: {name}({given}) failed: {told(error)}", where) from error
+
+
+def takes(target: Callable[..., Any]) -> list[str] | None:
+    """The names of the arguments that the target takes, in their order; None where it may take any.
+
+    Classes of torch and torchmetrics hand what they don't name to the class that they are derived from.
+    """
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    names = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return names
+    if not isinstance(target, type) or target.__module__.split(".")[0] not in ("torch", "torchmetrics"):
+        return None
+    for base in target.__mro__:
+        if base.__name__ in ("Metric", "Module"):
+            return names + list(_OF_METRICS if base.__name__ == "Metric" else ())
+        if "__init__" in vars(base):
+            inner = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
+            names += [each.name for each in inner if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+            if not any(each.kind is each.VAR_KEYWORD for each in inner):
+                break
+    return names
+
+
+_OF_METRICS = (  # what torchmetrics.Metric takes from its keyword arguments
+    *("compute_on_cpu", "dist_sync_on_step", "process_group", "dist_sync_fn", "distributed_available_fn"),
+    *("sync_on_compute", "compute_with_cache"),
+)
 
 
 def _as_tensors(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def train(composed: DictConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     began = [] if (folder / "config.yaml").exists() else [folder]  # the runs whose end is this process's to write down
     try:
-        return run(schema.check(composed), folder, began)  # checked before torch is imported, which takes seconds
+        with cli.naming_origins():
+            return run(schema.check(composed), folder, began)  # checked before torch is imported, which takes seconds
     except Refused:
         raise  # and leave the run as it is
     except UserError as error:
@@ -92,6 +93,8 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
         write_whole(folder / "config.yaml", text)
     for line in cli.shadowed():
         say(f"warning  {line}")
+    for line in cli.left_out():
+        say(f"note     {line}")
 
     code = cli.code_folders()
     trained_on = None if state is None else state.get("facts", {})
