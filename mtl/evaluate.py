@@ -57,7 +57,7 @@ def evaluate(composed: DictConfig) -> None:
         config, others = with_other_data(_measured(state["config"], options), given["data"] or {}, typed, facts)
     with num_threads(config["threads"]):
         with saved.built_from(where):
-            problem = build(config, code_folders=code, trained_on=facts)
+            problem = build(config, code_folders=code, trained_on=facts, loaded=True)
         loaders, model = problem.loaders, problem.model
         if options["split"] not in loaders:
             raise UserError(f"split: the data have no '{options['split']}'; they have {', '.join(loaders)}")

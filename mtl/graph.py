@@ -36,7 +36,7 @@ def graph(composed: DictConfig) -> None:
     from mtl.seeding import num_threads
 
     try:
-        with num_threads(config["threads"]):
+        with cli.naming_origins(), num_threads(config["threads"]):
             _graph(config, options, Path(HydraConfig.get().runtime.output_dir))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -88,6 +88,8 @@ def built(config: dict[str, Any], console: "Console") -> "tuple[Built, Any]":
 
     for line in cli.shadowed():
         tell(console, f"warning  {line}")
+    for line in cli.left_out():
+        tell(console, f"note     {line}")
     problem = build(config, code_folders=cli.code_folders(), tell=lambda line: tell(console, line))
     problem.model.train()
     batches: Any = problem.loaders["train"].batches(1)

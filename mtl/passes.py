@@ -28,7 +28,7 @@ from mtl.labels import select
 from mtl.model import MultiTaskModel
 from mtl.precision import Autocast
 from mtl.reach import Reach
-from mtl.task import BY_CLASS, BY_ELEMENT, Task
+from mtl.task import BY_CLASS, BY_ELEMENT, WEIGHTED, Task, check_weights
 
 PLAIN = (Tensor, str, int, float, NoneType)  # what features may be made of, in tuples, lists and dicts
 
@@ -167,7 +167,7 @@ def shared(
     if hidden:
         raise UserError(
             f"passes: 'shared' can't look into the trunk's features, a {hidden[0]}; let the trunk give tensors, "
-            "or tuples, lists or dicts of them, or take passes=sequential"
+            "or tuples, lists or dicts of them, take a part of it with model/trunk=picked, or take passes=sequential"
         )
     cuts = [f.detach().requires_grad_(f.requires_grad) if isinstance(f, Tensor) else f for f in features]
     cut_features = tree_unflatten(cuts, structure)
@@ -231,6 +231,8 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
             f"{describe(target)}; {name} compares them element by element, so they must be of one "
             f"shape. Look at tasks.{task.name}.head; mtl.heads.Linear with squeeze: true makes a single output (N,)"
         )
+    if isinstance(task.loss, WEIGHTED) and isinstance(prediction, Tensor):
+        check_weights(task, prediction)
     try:
         loss = task.loss(*_of_one_type(task, prediction, target))
     except FOREIGN as error:
@@ -244,6 +246,7 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
                 if "out of bounds" in text_of(error) and both
                 else ""
             )
+            + (f"; its head gives a {type(prediction).__name__}" if not isinstance(prediction, Tensor) else "")
         ) from error
     return _scalar(task, loss)
 

@@ -35,6 +35,8 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
             f"'{run}' has no checkpoint '{name}'; it has: {', '.join(there) or 'none'}; ask for it with checkpoint=…"
         )
     state = checkpoint.load(path)
+    if "evaluated" in state:
+        state["model"] = state.pop("evaluated")
     saved.check(state, f"the checkpoint {path}", saved.MODEL)
     state["config"]["init_from"] = None  # what it gave has been trained since
     if "threads" not in state["config"]:  # a run older than the key

@@ -1,5 +1,6 @@
 """python -m mtl.train task=…: build, run, report."""
 
+import inspect
 import shlex
 import signal
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ def train(composed: DictConfig) -> float | None:
     home = Folder(folder)
     began = [] if (folder / "config.yaml").exists() else [home]  # the runs whose end is this process's to write down
     try:
-        with no_exit():
+        with no_exit(), cli.naming_origins():
             return run(schema.check(composed), home, began)  # checked before torch is imported, which takes seconds
     except Refused:
         raise  # and leave the run as it is
@@ -98,6 +99,8 @@ def _run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | N
         write_whole(folder / "config.yaml", text)
     for line in cli.shadowed():
         say(f"warning  {line}")
+    for line in cli.left_out():
+        say(f"note     {line}")
 
     code = cli.code_folders()
     trained_on = None if state is None else state.get("facts", {})
@@ -171,6 +174,7 @@ def trainer_of(
         step,
         loaders["train"],
         loaders.get("val"),
+        test=loaders.get("test"),
         max_epochs=config["trainer"]["max_epochs"],
         checkpoints=folder / "checkpoints",
         log_every=config["log"]["every"],
@@ -221,7 +225,8 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
         if trainer.saved_step:
             again = f"resume={shlex.quote(folder_name(folder))}"
             tell(console, f"saved    step {trainer.saved_step}; when it is mended, go on with {again}")
-        place = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"
+        at = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"
+        place = at if trainer.epoch else "before the first step"
         if is_out_of_memory(error):
             line = f"out of memory {place}: {first_line(error)}. Cut the batch with trainer.micro_batch_size"
             raise UserError(line) from error
@@ -261,7 +266,10 @@ def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -
 
     optimizer = trainer.step.optimizer
     assert optimizer is not None
-    fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    takes = {*inspect.signature(type(optimizer)).parameters, "name", "initial_lr"}  # some groups also hold a state
+    fresh = [
+        {key: value for key, value in group.items() if key in takes - {"params"}} for group in optimizer.param_groups
+    ]
     there = [group if isinstance(group, dict) else {} for group in state["step"]["optimizer"]["param_groups"]]
     before, now = ([group.get("name") for group in groups] for groups in (there, fresh))
     if before != now:  # the optimizer's state is by position

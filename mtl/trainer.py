@@ -44,6 +44,8 @@ class Trainer:
     Args:
         step: what is done with each batch.
         train, val: loaders. Without `val` the last parameters count as the best.
+        test: a loader of which one batch is measured before the first step, as one of `val` is, so that what would fail
+            at the end fails then.
         max_epochs: how often the training data are gone over.
         checkpoints: the folder for last.pt and best.pt. Both are saved after each epoch; a thread writes them.
         save_every_steps, save_every_minutes: last.pt is saved then too.
@@ -82,6 +84,7 @@ class Trainer:
         train: Loader | Mix,
         val: Loader | Mix | None = None,
         *,
+        test: Loader | Mix | None = None,
         max_epochs: int,
         checkpoints: Path,
         log_every: int = 100,
@@ -106,6 +109,7 @@ class Trainer:
         self.step = step
         self.train = train
         self.val = val
+        self.test = test
         self.max_epochs = max_epochs
         self.tell = tell
         self.writer = Writer(checkpoints, keep=keep, best=keep_best, tell=tell)
@@ -160,9 +164,10 @@ class Trainer:
         self.step.model.train()
         try:
             with self._stop.listens():
+                with self._protected():
+                    self._prepare_validation()
+                    self._rehearse()
                 self._train()
-            with kept_random_state():
-                self._prepare_validation()  # a run that was taken up after its last step names its monitor too
         except Stopped:
             raise
         except FOREIGN:
@@ -181,6 +186,7 @@ class Trainer:
                 self.readings.begin_epoch()
             self._train_epoch()
             if not self._stop.signal:
+                self.step.descent.train(False)
                 with self._protected():
                     self._validate()
                     for callback in self.after_epoch:
@@ -228,6 +234,7 @@ class Trainer:
             number = self.global_step + 1
             self._due |= number == 1 or number % self.log_every == 0 or self._thaws
             measure = self._due
+            self.step.descent.train()
             self._rates = [float(group["lr"]) for group in self.step.optimizer.param_groups]
             self._intact = False  # until all that counts has counted it
             result = self._step(batch, number, measure)
@@ -242,11 +249,7 @@ class Trainer:
             if measure and result.taken:
                 self._log(result)
                 self._look_for_others(result)
-                if number == 1:  # mistakes in metrics show now, and not after an epoch; importing them is slow
-                    self._intact = False  # the config would have to change, and that makes another run
-                    with kept_random_state():
-                        self._prepare_validation()
-                    self._intact = True
+                if number == 1:  # in which much is done once
                     start = self._clock = time.perf_counter()
             self.faults.look(place, result)
             self._call_back(result, number)
@@ -355,6 +358,22 @@ class Trainer:
                 self.monitor = Monitor(self._monitor_terms, self._validation.kinds())
                 self._check_plateau(self.monitor)
 
+    def _rehearse(self) -> None:
+        """Has what would fail after an epoch, or at the end, fail now."""
+        from mtl.rehearsal import try_one_sample, try_split
+        from mtl.validation import Validation
+
+        assert self._validation is not None
+        if self.position is None and not self.goes_on:
+            return
+        try_one_sample(self.step, self.train)
+        if self.val is not None:
+            try_split(self._validation, self.val, "validation")
+        if self.test is not None:
+            same = len(self._validation.tasks) == len(self.step.tasks)
+            of_all = self._validation if same else Validation(self.step.model, self.step.tasks, self.step.autocast)
+            try_split(of_all, self.test, "the test split")
+
     def _check_plateau(self, monitor: "Monitor") -> None:
         mode = getattr(self.step.descent.scheduler, "mode", None)
         if self.step.descent.waits_for_validation and mode != monitor.mode:
@@ -407,8 +426,15 @@ class Trainer:
         self._queued = self.global_step
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the training depends on, in plain types and tensors."""
+        """All that the rest of the training depends on, in plain types and tensors; and what is to be evaluated, where
+        an optimizer trains other parameters."""
+        descent = self.step.descent
+        evaluated = {}
+        if descent.training:
+            with descent.evaluated():
+                evaluated = {"evaluated": {k: v.detach().clone() for k, v in self.step.model.state_dict().items()}}
         return {
+            **evaluated,
             "model": self.step.model.state_dict(),
             "step": self.step.state_dict(),
             "random": random_state(),

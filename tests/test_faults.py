@@ -120,9 +120,7 @@ def test_samples_that_cannot_be_had(points: list[str], fails: str, workers: int)
         assert "DataLoader worker (pid" in error
         assert "data.num_workers=0" in error
     else:
-        told = (
-            "data: a batch of Points can't be loaded: sample 77: OSError: picture 77.png is cut short (points.py, line"
-        )
+        told = "data: a batch of Points (train) can't be loaded: sample 77: OSError: picture 77.png is cut short (points.py, line"
         assert told in error
     # What had been trained by then is saved, and goes on when it is mended. A worker that dies takes with it what it
     # had loaded ahead, so it may be the first batch that can't be had.

@@ -1,5 +1,6 @@
 """What the entry points have in common: the command line, Hydra, jobs, and errors for a person."""
 
+from mtl.cli.composing import left_out, naming_origins
 from mtl.cli.folders import CONFIG_DIR, checked, code_folders, shadowed
 from mtl.cli.jobs import beside_others, going_on
 from mtl.cli.launch import launch
@@ -14,5 +15,7 @@ __all__ = [
     "going_on",
     "keys",
     "launch",
+    "left_out",
+    "naming_origins",
     "shadowed",
 ]

@@ -14,6 +14,7 @@ from yaml import YAMLError
 
 from mtl import schema, search
 from mtl.cli.complaints import show
+from mtl.cli.composing import composing
 from mtl.cli.folders import CONFIG_DIR, TRAININGS, log_file, root, run_dir, run_id
 from mtl.cli.jobs import Jobs
 from mtl.cli.overrides import fixed, flags_first, for_hydra, gives, keys
@@ -110,7 +111,8 @@ def _run(jobs: Jobs, multirun: Sweep, config_name: str) -> None:
     broken: BrokenProcessPool | None
     while True:
         try:
-            hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(call)()
+            with composing():
+                hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(call)()
             broken = None
         except BrokenProcessPool as error:
             broken = error

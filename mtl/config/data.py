@@ -185,4 +185,5 @@ def _loader(config: Config, split: str, dataset: Any, device: torch.device, sour
         collate=_build_collate(config),
         micro_batch_size=config["trainer"].get("micro_batch_size") if split == "train" else None,
         num_micro_batches=config["trainer"].get("num_micro_batches") if split == "train" else None,
+        of=split if source is None else f"{split} of {source}",
     )

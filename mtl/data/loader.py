@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mtl.batch import bounds, cut
+from mtl.data.alike import Alike
 from mtl.data.collating import Collate, Numbers, NumbersInStream
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
@@ -26,7 +27,8 @@ class Seeded(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], seed: int, epoch: int, *, readable: bool = False) -> None:
         self.dataset = dataset
-        self.readable = readable  # whether lists of numbers become tensors
+        self.readable = readable  # whether PyTorch's own collate follows, and lists of numbers become tensors
+        self.alike = Alike()
         self.seed = seed
         self.epoch = epoch
 
@@ -37,7 +39,8 @@ class Seeded(Dataset[Any]):
         before = cpu_states()
         try:
             seed_cpu(_seed(self.seed, self.epoch, index))
-            return _readable(self.dataset[index]) if self.readable else self.dataset[index]
+            sample = self.dataset[index]
+            return self.alike(_readable(sample), index) if self.readable else sample
         except FOREIGN as error:
             raise _of_sample(index, error) from error
         finally:
@@ -47,8 +50,11 @@ class Seeded(Dataset[Any]):
 class SeededStream(IterableDataset[Any]):
     """An iterable data set from one sample on to another, that draws from generators seeded for the epoch."""
 
-    def __init__(self, dataset: IterableDataset[Any], seed: int, epoch: int, start: int, stop: int) -> None:
+    def __init__(
+        self, dataset: IterableDataset[Any], seed: int, epoch: int, start: int, stop: int, *, alike: bool = False
+    ) -> None:
         self.dataset = dataset
+        self.alike = Alike() if alike else None
         self.seed = seed
         self.epoch = epoch
         self.start = start
@@ -74,7 +80,13 @@ class SeededStream(IterableDataset[Any]):
                 inside = cpu_states()
                 set_cpu_states(before)
             if index >= self.start:  # a run that goes on draws what it drew before, and leaves it
-                yield sample
+                yield self._checked(sample, index)
+
+    def _checked(self, sample: Any, index: int) -> Any:
+        try:
+            return sample if self.alike is None else self.alike(sample, index)
+        except UserError as error:
+            raise UserError(f"sample {index}: {error}") from None
 
 
 class Loader:
@@ -96,6 +108,7 @@ class Loader:
         micro_batch_size: where it is given, each batch is a list of micro-batches of so many samples, collated each by
             itself: flat fields, such as the ids of bags, are its own, and texts are padded to its own width.
         num_micro_batches: the number of micro-batches, instead.
+        of: which split, and source if there are several, the data set is; for messages.
     """
 
     def __init__(
@@ -111,6 +124,7 @@ class Loader:
         collate: Callable[[list[Any]], Any] | None = None,
         micro_batch_size: int | None = None,
         num_micro_batches: int | None = None,
+        of: str = "",
     ) -> None:
         self.device = torch.device(device)
         self.dataset = dataset.to(self.device) if isinstance(dataset, Fields) else dataset
@@ -123,8 +137,9 @@ class Loader:
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.collate = collate
-        self._micro = {"size": micro_batch_size, "count": num_micro_batches}
-        self.is_cut = any(self._micro.values())
+        self.of = of
+        self.micro = {"size": micro_batch_size, "count": num_micro_batches}
+        self.is_cut = any(self.micro.values())
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -168,7 +183,7 @@ class Loader:
                 drawn_from = torch.Generator().manual_seed(_seed(self.seed, epoch, number))
                 count = min(self.batch_size, self.num_samples - number * self.batch_size)
                 batch = tree_map(self._move, self._drawn(drawn_from, count))
-                yield cut(batch, count, **self._micro) if self.is_cut else batch
+                yield cut(batch, count, **self.micro) if self.is_cut else batch
             return
         order, generator = self._order(epoch)
         first = start * self.batch_size
@@ -176,13 +191,14 @@ class Loader:
         if not len(order):
             return
         if isinstance(self.dataset, IterableDataset):
-            stream = SeededStream(self.dataset, self.seed, epoch, first, self.num_samples)
+            alike = self.collate is None
+            stream = SeededStream(self.dataset, self.seed, epoch, first, self.num_samples, alike=alike)
             numbered = NumbersInStream(stream, first)
             yield from self._loaded(numbered, generator, num_workers=min(self.num_workers, 1))
         elif isinstance(self.dataset, Fields) and self.collate is None:
             for indices in torch.split(order.to(self.device), self.batch_size):
                 if self.is_cut:
-                    yield [self.dataset.take(indices[a:b]) for a, b in bounds(len(indices), **self._micro)]
+                    yield [self.dataset.take(indices[a:b]) for a, b in bounds(len(indices), **self.micro)]
                 else:
                     yield self.dataset.take(indices)
         else:
@@ -202,7 +218,7 @@ class Loader:
             DataLoader(
                 samples,
                 self.batch_size,
-                collate_fn=Collate(self.collate, self._micro if self.is_cut else None),
+                collate_fn=Collate(self.collate, self.micro if self.is_cut else None),
                 pin_memory=self.device.type == "cuda",
                 generator=generator,  # without one of its own a DataLoader draws from the global one
                 **options,
@@ -215,7 +231,7 @@ class Loader:
             except StopIteration:
                 return
             except Exception as error:
-                name = type(self.dataset).__name__
+                name = type(self.dataset).__name__ + (f" ({self.of})" if self.of else "")
                 cause = _ended_worker(batches) if isinstance(error, OSError | EOFError) else None
                 text = _in_process(cause or error)
                 raise UserError(f"data: a batch of {name} can't be loaded: {text}") from (cause or error)
