@@ -63,7 +63,7 @@ def evaluate(composed: DictConfig) -> None:
         known = "; vocabularies, means and standard deviations are those of the training" if facts else ""
         lines.append(f"others   these are not the run's own data{known}")
     lines += [line] if (line := validation.caveat()) else []
-    console = Console()
+    console = Console(emoji=False)
     for line in (*lines, f"model    {folder}, {options['checkpoint']}.pt"):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(table_of({options["split"]: figures}))

@@ -63,7 +63,7 @@ def report(
     except OSError as error:
         raise UserError(f"{place} can't be written: {error.strerror or error}; --out names another folder") from error
     written = f"Written to {place}: report.html, report.md, report.csv"
-    console = Console()
+    console = Console(emoji=False)
     try:
         terminal.show(console, blocks)
         console.print(f"\n{written}", highlight=False, markup=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mtl.errors import UserError
+from mtl.quoting import command
 from mtl.resume import IRRELEVANT, write_whole
 
 STOP = "stop-"  # begins the names of files that ask jobs to
@@ -58,7 +58,7 @@ class Sweep:
             if not (folder / ABOUT).is_file():
                 raise UserError(f"resume: '{resume}' is not the folder of a multirun; it would hold a {ABOUT}")
             if not _same(arguments(folder), self.typed):
-                theirs = shlex.join(arguments(folder))
+                theirs = command(*arguments(folder))
                 raise UserError(f"resume: '{resume}' was begun with other arguments: {theirs}")
         if self.folder is None and resume == "auto" and not folder.exists():
             print("resume   there is no multirun with these arguments: a new one begins")

@@ -1,7 +1,6 @@
 """python -m mtl.train task=…: build, run, report."""
 
 import logging
-import shlex
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -16,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from mtl import cli, record, schema
 from mtl import resume as taking_up
 from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, told
+from mtl.quoting import as_path, command, override
 from mtl.record import choices, failed, folder_name, stopped, swept, tell, versions, write_status
 from mtl.resume import Busy, Refused, locked, write_whole
 from mtl.signals import held
@@ -147,7 +147,7 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
     summarise(console, finished)
     write_status(folder, "finished", **finished.figures(), versions=versions())
     with (folder / "train.log").open("a", encoding="utf-8") as file:
-        summarise(Console(file=file, width=120), finished)
+        summarise(Console(file=file, width=120, emoji=False), finished)
     return trainer.best
 
 
@@ -223,7 +223,7 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
         trainer.fit()
     except (UserError, RuntimeError, MemoryError) as error:
         if trainer.saved_step:
-            again = f"resume={shlex.quote(folder_name(folder))}"
+            again = command(override("resume", as_path(folder_name(folder))))
             tell(console, f"saved    step {trainer.saved_step}; when it is mended, go on with {again}")
         place = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"
         if is_out_of_memory(error):
@@ -274,6 +274,8 @@ def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -
     Raises:
         Refused: where the state doesn't fit.
     """
+    from mtl import exchanged
+
     optimizer = trainer.step.optimizer
     assert optimizer is not None
     fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
@@ -284,12 +286,14 @@ def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -
             "values may change, and neither their patterns nor the order of these"
         )
     try:
+        exchanged.check(trainer.step, state, config)
         trainer.load_state_dict(state)
     except UserError as error:
         raise Refused(f"resume: {error}") from error
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise Refused(f"resume: the state that was saved doesn't fit this config: {told(error)}") from error
-    taking_up.reset_options(trainer.step.param_groups(first=True), fresh, config["resume_allow"])
+    allowed = config["resume_allow"] + exchanged.options(trainer.step, state, config)
+    taking_up.reset_options(trainer.step.param_groups(first=True), fresh, allowed)
 
 
 def resumed(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any] | None:

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 
 # A module may import those of the levels below its own. The trainer's helpers stand beside each other.
 LEVELS = [
-    {"errors", "balancers", "signals", "optimizers", "memory", "pictures", "options"},
+    {"errors", "balancers", "signals", "optimizers", "memory", "pictures", "options", "quoting"},
+    {"shadows"},
     {"seeding", "columns", "batch", "schedulers", "outputs", "compiled"},
     {"fingerprint"},
     {"precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
@@ -29,7 +30,7 @@ LEVELS = [
     {"predictions"},
     {"trainer", "gallery"},
     {"config"},
-    {"runs", "summary"},
+    {"runs", "summary", "exchanged"},
     {"resume"},
     {"reporting", "build"},
     {"sweep"},
