@@ -111,8 +111,24 @@ def test_messages(key: str, value: object, message: str) -> None:
     assert str(error.value).startswith(message)
 
 
-def test_siblings() -> None:
-    assert schema.siblings("foo", "evaluate") == list(OmegaConf.load(ROOT / "configs" / "evaluate.yaml"))[1:-1]
-    assert "trainer.max_epochs" in schema.siblings("trainer.max_epoch", "train")
-    assert "tasks.digit.target" in schema.siblings("tasks.digit.targt", "train")
-    assert "seed" in schema.siblings("sead", "train")
+def test_what_may_be_below_a_key() -> None:
+    assert schema.below("", "evaluate") == list(OmegaConf.load(ROOT / "configs" / "evaluate.yaml"))[1:-1]
+    assert {"max_epochs", "tail"} <= set(schema.below("trainer", "train"))
+    assert {"target", "weight", "objective"} <= set(schema.below("tasks.digit", "train"))
+    assert {"seed", "vars", "tasks"} <= set(schema.below("", "train"))
+    assert set(schema.below("", "graph")) == {*schema.below("", "train"), "graph"}
+    assert schema.below("graph", "graph") == ["tensorboard"]
+    assert schema.below("tasks.digit.head", "train") == []
+
+
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        *((key, True) for key in schema.SCHEMA if "." in key),
+        *((f"tasks.digit.{key}", True) for key in schema.TASK),
+        *(("tasks.digit.waight", False), ("tasks.digit.head.bias", False), ("fold", False), ("balancer.lr", False)),
+        ("seed", False),  # it is in every config
+    ],
+)
+def test_keys_that_need_no_plus(key: str, known: bool) -> None:
+    assert schema.is_known(key) is known

@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import hydra
@@ -17,12 +19,15 @@ from mtl.cli.complaints import show
 from mtl.cli.composing import composing
 from mtl.cli.folders import CONFIG_DIR, TRAININGS, log_file, root, run_dir, run_id
 from mtl.cli.jobs import Jobs
-from mtl.cli.overrides import fixed, flags_first, for_hydra, gives, keys
+from mtl.cli.overrides import fixed, flags_first, for_hydra, gives, is_multirun, keys, parted
+from mtl.cli.unknown import nameless, with_plus, without_a_job
 from mtl.errors import UserError, suggest
 from mtl.files import patient_screen
+from mtl.quoting import override
 from mtl.signals import handed_to
 from mtl.sweep import Sweep
 
+SHOWING = ("--cfg", "-c", "--help", "-h", "--hydra-help", "--info", "-i", "--version", "--shell-completion", "-sc")
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 
@@ -116,11 +121,20 @@ def _run(jobs: Jobs, multirun: Sweep, config_name: str) -> None:
             broken = None
         except BrokenProcessPool as error:
             broken = error
+        except HydraException as error:
+            again = with_plus(sys.argv[1:], error, config_name)
+            if again is None:
+                raise
+            sys.argv[1:] = again
+            multirun.fixed = fixed(again)
+            continue
         if not jobs.go_on(broken):
-            return
+            break
         others = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
-        sys.argv[1:] = [*others, f"resume='{multirun.folder}'"]
+        sys.argv[1:] = [*others, override("resume", str(multirun.folder))]
         multirun.fixed = fixed(sys.argv[1:])
+    if is_multirun(sys.argv[1:]) and jobs.had_none() and not set(SHOWING) & set(parted(sys.argv[1:])[0]):
+        raise UserError(f"{without_a_job(sys.argv[1:])}: the sweep has no job")
 
 
 def _for_a_person(error: Exception) -> Exception:
@@ -130,9 +144,18 @@ def _for_a_person(error: Exception) -> Exception:
     if isinstance(error, OSError):  # Hydra makes the run's folder before the job begins
         folder = f"{error.filename or 'the folder of the run'} can't be written: {error.strerror or error}"
         return UserError(f"{folder}; set output_root to a folder that can be")
-    if isinstance(error, ValueError | YAMLError):  # a group that is null, a file that isn't YAML
-        nulls = ", ".join(argument for argument in sys.argv[1:] if argument.endswith("=null"))
-        return UserError(f"{error}{f' ({nulls})' if nulls else ''}")
+    if keyless := [argument for argument in sys.argv[1:] if argument.startswith("=")]:
+        return UserError(f"'{keyless[0]}' can't be read: there is no key before the =")
+    if str(error).startswith("Config group override must be a string or a list"):
+        wrong = ", ".join(nameless(sys.argv[1:]))
+        return UserError(f"{wrong}: an option of a group is chosen by its name, and ~ before the group chooses none")
+    if isinstance(error, UserError):
+        return error
+    place = Path(extract_tb(error.__traceback__)[-1].filename)
+    if isinstance(error, ValueError | YAMLError) or {"hydra", "omegaconf"} & set(place.parts):
+        return UserError(
+            str(error).strip() or f"Hydra fails on the command line: {type(error).__name__} in {place.name}"
+        )
     return error
 
 
