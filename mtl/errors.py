@@ -66,6 +66,12 @@ def is_elsewhere(error: BaseException) -> bool:
     return is_out_of_memory(error) or dead_worker(error) is not None
 
 
+def is_of_backward(error: BaseException) -> bool:
+    """Whether autograd raised it: a loss or a module has done what can't be differentiated."""
+    frames = extract_tb(error.__traceback__)
+    return not isinstance(error, UserError) and any(frame.name == "_engine_run_backward" for frame in frames)
+
+
 def text_of(error: BaseException) -> str:
     """An exception's message, or that it has none that can be shown: its class may be anybody's."""
     try:

@@ -1,7 +1,8 @@
 """Commands for a person to copy: quoted for the shell, and their values for Hydra's grammar."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 from shlex import quote
 
@@ -47,9 +48,17 @@ def resuming(arguments: Iterable[str], folder: str | Path) -> str:
     return command("python", "-m", "mtl.train", *again, override("resume", as_path(folder)))
 
 
-def evaluating(folder: str | Path, *more: str) -> str:
-    """The command that measures the model of the run in the folder."""
-    return command("python", "-m", "mtl.evaluate", override("run", as_path(folder)), *more)
+def evaluating(folder: str | Path, arguments: Sequence[str], *more: str) -> str:
+    """The command that measures the model of the run in the folder.
+
+    Args:
+        folder: of the run.
+        arguments: that the run was started with. A folder of --config-dir that isn't below the current one is named
+            again: code there isn't trusted otherwise.
+        more: further arguments.
+    """
+    named = [list(pair) for pair in pairwise(arguments) if pair[0] == "--config-dir" and Path(pair[1]).is_absolute()]
+    return command("python", "-m", "mtl.evaluate", *chain(*named), override("run", as_path(folder)), *more)
 
 
 def looking(folder: str | Path) -> str:

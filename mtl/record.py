@@ -125,5 +125,5 @@ def stopped(console: Any, trainer: "Trainer", home: Folder, code: int) -> NoRetu
         tell(console, f"go on     {quoting.resuming(cli.arguments(), saved)}")
     if there:
         tell(console, f"look      {quoting.looking(saved)}")
-        tell(console, f"evaluate  {quoting.evaluating(saved, 'checkpoint=last')}")
+        tell(console, f"evaluate  {quoting.evaluating(saved, cli.arguments(), 'checkpoint=last')}")
     raise Ended(code)

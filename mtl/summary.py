@@ -269,7 +269,7 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
     given = [a for a in run.arguments if not a.lstrip("+").startswith("resume")]
     there = [split for split, _ in run.splits.items()]
     split = [] if "test" in there else ["split=val"] if "val" in there else ["split=train"]
-    commands = [("evaluate", evaluating(run.folder, *split))]
+    commands = [("evaluate", evaluating(run.folder, run.arguments, *split))]
     if any(Path(run.folder).glob("events.out.tfevents.*")):
         commands.insert(0, ("look", looking(run.folder)))
     if len(run.tasks) > 1:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from mtl import cli, record, schema
 from mtl import resume as taking_up
 from mtl.conclusion import conclude, measured
-from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, text_of, told
+from mtl.errors import UserError, dead_worker, first_line, is_of_backward, is_out_of_memory, text_of, told
 from mtl.files import Folder, write_whole
 from mtl.quoting import as_path, command, override
 from mtl.record import choices, failed, folder_name, stopped, swept, tell, versions, write_status
@@ -236,6 +236,11 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
             raise UserError(f"{line}. {why}data.num_workers=0 loads without") from error
         if "deterministic" in text_of(error) and not isinstance(error, UserError):
             raise UserError(f"deterministic=true {place}: {first_line(error)}") from error
+        if is_of_backward(error):
+            raise UserError(
+                f"the backward pass {place} failed: {told(error)}. Look at the losses, and at what the model does to its "
+                "tensors"
+            ) from error
         raise
 
 
