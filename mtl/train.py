@@ -238,7 +238,7 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
             raise UserError(f"deterministic=true {place}: {first_line(error)}") from error
         if is_of_backward(error):
             raise UserError(
-                f"the backward pass {place} failed: {told(error)}. Look at the losses, and at what the model does to its "
+                f"the backward pass {place} failed: {told(error)}. Look at the losses, and what the model does to its "
                 "tensors"
             ) from error
         raise
