@@ -9,7 +9,7 @@ from functools import cache
 from os.path import abspath, basename, dirname, normcase, realpath, sep
 from traceback import extract_tb
 
-INSTALLED = re.compile(r"[/\\](python3[^/\\]*|lib)[/\\](site|dist)-packages[/\\]")  # by whichever Python
+INSTALLED = re.compile(r"[/\\](python3[^/\\]*|lib)[/\\](site|dist)-packages[/\\]", re.I)  # by whichever Python
 
 
 class UserError(ValueError):
