@@ -12,7 +12,7 @@ from traceback import extract_tb
 from mtl.text import plain
 
 FOREIGN = (Exception, SystemExit)  # what others' code may end in: a call of sys.exit in it is no success
-INSTALLED = re.compile(r"[/\\](python3[^/\\]*|lib)[/\\](site|dist)-packages[/\\]")  # by whichever Python
+INSTALLED = re.compile(r"[/\\](python3[^/\\]*|lib)[/\\](site|dist)-packages[/\\]", re.I)  # by whichever Python
 
 
 class UserError(ValueError):

@@ -37,6 +37,10 @@ def check(step: Step, state: Mapping[str, Any], config: Mapping[str, Any]) -> No
             saved = {"options": [set(group) for group in saved["param_groups"]], "state": saved["state"]}
         else:
             own = part.state_dict()
+        if name == "balancer":  # what is inside may be empty before the first step
+            saved, own = dict.fromkeys(saved), dict.fromkeys(own)
+            if own and all(str(_target(each, name)).startswith("mtl.") for each in (state["composed"], config)):
+                raise UserError(f"{what}: {', '.join(own)} means something else there")
         for difference in _differences(saved, own):
             raise UserError(f"{what}: {difference}")
 

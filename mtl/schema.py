@@ -295,21 +295,5 @@ EVALUATE = ["run", "checkpoint", "split", "data", "device", "trust", "debug"]
 def is_known(key: str) -> bool:
     """Whether a config may have this key, which has dots, though not every config does."""
     parts = key.split(".")
-    return len(parts) > 1 and (key in SCHEMA or (len(parts) == 3 and parts[0] == "tasks" and parts[2] in TASK))
-
-
-def below(where: str, config_name: str) -> list[str]:
-    """The keys that a config may have below this one, as far as they are the same for every problem.
-
-    Args:
-        where: with dots; empty for the top.
-        config_name: of the command.
-    """
-    if config_name == "evaluate":
-        return [] if where else EVALUATE
-    if where.startswith("tasks.") and where.count(".") == 1:
-        return list(TASK)
-    prefix = f"{where}." if where else ""
-    rest = [name.removeprefix(prefix) for name in SCHEMA if name.startswith(prefix)]
-    of_graph = {"": ["graph"], "graph": list(GRAPH)}.get(where, []) if config_name == "graph" else []
-    return [name for name in rest if "." not in name] + of_graph
+    of_task = len(parts) == 3 and parts[0] == "tasks" and parts[2] in TASK
+    return len(parts) > 1 and (key in SCHEMA or of_task or parts[0] == "vars")

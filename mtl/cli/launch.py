@@ -17,10 +17,10 @@ from yaml import YAMLError
 from mtl import schema, search
 from mtl.cli.complaints import show
 from mtl.cli.composing import composing
-from mtl.cli.folders import CONFIG_DIR, TRAININGS, log_file, root, run_dir, run_id
+from mtl.cli.folders import CONFIG_DIR, TRAININGS, check_name, log_file, root, run_dir, run_id
 from mtl.cli.jobs import Jobs
-from mtl.cli.overrides import fixed, flags_first, for_hydra, gives, is_multirun, keys, parted
-from mtl.cli.unknown import nameless, with_plus, without_a_job
+from mtl.cli.overrides import config_folders, fixed, flags_first, for_hydra, gives, is_multirun, keys, parted
+from mtl.cli.unknown import inside_a_list, nameless, with_plus, without_a_job
 from mtl.errors import UserError, suggest
 from mtl.files import patient_screen
 from mtl.quoting import override
@@ -70,7 +70,9 @@ def _launch(job: Callable[[DictConfig], float | None], config_name: str) -> int 
         code = ended.code
     except Exception as error:
         if not signals:  # else a sweeper may have taken offence at jobs that gave nothing
-            show(_for_a_person(error), wanted == "1", config_name)
+            sentence = _for_a_person(error, config_name)
+            sentence.__cause__ = error.__cause__ if sentence is error else error  # for who wants the traceback
+            show(sentence, wanted == "1", config_name)
             jobs.failed = True
             broken = isinstance(error.__cause__, BrokenProcessPool)
     finally:
@@ -86,6 +88,9 @@ def _launch(job: Callable[[DictConfig], float | None], config_name: str) -> int 
 
 def _check_typed(typed: list[str], config_name: str) -> None:
     """Raises a UserError for a multirun of a command that has none, and for folders that jobs wouldn't be found in."""
+    check_name(os.getcwd(), "the current folder")
+    for folder in config_folders(typed):
+        check_name(folder, "--config-dir")
     for key in ("hydra.sweep.dir", "hydra.sweep.subdir"):
         if gives(typed, key):
             raise UserError(f"{key}: a multirun chooses its folders itself, below output_root; set that")
@@ -137,7 +142,7 @@ def _run(jobs: Jobs, multirun: Sweep, config_name: str) -> None:
         raise UserError(f"{without_a_job(sys.argv[1:])}: the sweep has no job")
 
 
-def _for_a_person(error: Exception) -> Exception:
+def _for_a_person(error: Exception, config_name: str) -> Exception:
     """The error, or for some of Python's own a sentence."""
     if isinstance(error, HydraException | OmegaConfBaseException):  # some of them are OSErrors or ValueErrors too
         return error
@@ -151,11 +156,12 @@ def _for_a_person(error: Exception) -> Exception:
         return UserError(f"{wrong}: an option of a group is chosen by its name, and ~ before the group chooses none")
     if isinstance(error, UserError):
         return error
+    if isinstance(error, ValueError | IndexError | TypeError) and (said := inside_a_list(sys.argv[1:], config_name)):
+        return UserError(said)
     place = Path(extract_tb(error.__traceback__)[-1].filename)
     if isinstance(error, ValueError | YAMLError) or {"hydra", "omegaconf"} & set(place.parts):
-        return UserError(
-            str(error).strip() or f"Hydra fails on the command line: {type(error).__name__} in {place.name}"
-        )
+        said = "" if isinstance(error, AssertionError) else str(error).strip()
+        return UserError(said or f"Hydra fails on the command line: {type(error).__name__} in {place.name}")
     return error
 
 

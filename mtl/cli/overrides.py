@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from mtl import schema
 from mtl.cli.unquoted import quoted
 from mtl.quoting import as_path
 
@@ -113,6 +114,7 @@ def arguments() -> list[str]:
     ours = {spelt for key in REPLACED for spelt in (*_deleting(key), *fixed(_deleting(key)))}
     task = [argument for argument in HydraConfig.get().overrides.task if argument not in ours]
     given = [a.removeprefix("+") if a.startswith(replaced) else a for a in task if not a.startswith("+sweep=")]
+    given = [a.removeprefix("++") if schema.is_known(a.split("=")[0].lstrip("+")) else a for a in given]
     folders = [s.path for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
     return [*(part for folder in folders for part in ("--config-dir", as_typed(folder))), *given]
 

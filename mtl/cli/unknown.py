@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, RangeSweep
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mtl import schema
 from mtl.cli.folders import CONFIG_DIR
@@ -100,6 +100,17 @@ def why_not(key: str, given: Sequence[str], config_name: str) -> str:
     return _of_node(key, where, word, value, typed, given, config_name, is_fixed=_is_structured(node))
 
 
+def inside_a_list(given: Sequence[str], config_name: str) -> str | None:
+    """What there is to say of an override of something inside a list, on which OmegaConf fails; None without one."""
+    for word in parted(given)[1]:
+        key = word.partition("=")[0].lstrip("~+")
+        config = _composed(given, config_name, key) if "." in key else None
+        node, path = (None, []) if config is None else _nearest(config, key)
+        if isinstance(node, ListConfig):
+            return _of_value(key, ".".join(path), OmegaConf.to_container(node))
+    return None
+
+
 def why_no_group(key: str, given: Sequence[str], typed: str = "") -> str:
     """Why no other option of a group can be chosen.
 
@@ -149,18 +160,35 @@ def _of_node(
     names = [str(name) for name in node if name not in OWN and (where or name != "hydra")]
     if where == "tasks":
         return f"there is no task '{word}'" + suggest(word, names)
-    known = schema.below(where, config_name)
+    known = below(where, config_name)
     target = node.get("_target_")
     taken, anything = _takes(where, target, given) if target else ([], False)
     if typed.startswith("~"):
         return f"there is no key '{key}' to be taken away" + _possible(word, where, [str(name) for name in node])
-    if word in (*known, *taken, *(OWN if target else ())) or anything:
+    if word in (*known, *taken, *(OWN if target else ())):
         return f"'{key}' isn't in the config so far, though {target or where} can have it; add it with a plus: +{typed}"
     of = f": {where} is {target}" if target else ""
     text = f"there is no key '{key}'{of}" + _possible(word, where, list(dict.fromkeys([*names, *known, *taken])))
     if not where and config_name != "evaluate":
         return f"{text}; {schema.VARIABLE}: vars.{typed}"
-    return text if target or known or is_fixed else f"{text}; a new one is added with a plus: +{typed}"
+    return text if not anything and (target or known or is_fixed) else f"{text}; others are added with a plus: +{typed}"
+
+
+def below(where: str, config_name: str) -> list[str]:
+    """The keys that a config may have below this one, as far as they are the same for every problem.
+
+    Args:
+        where: with dots; empty for the top.
+        config_name: of the command.
+    """
+    if config_name == "evaluate":
+        return [] if where else schema.EVALUATE
+    if where.startswith("tasks.") and where.count(".") == 1:
+        return list(schema.TASK)
+    prefix = f"{where}." if where else ""
+    rest = [name.removeprefix(prefix) for name in schema.SCHEMA if name.startswith(prefix)]
+    of_graph = {"": ["graph"], "graph": list(schema.GRAPH)}.get(where, []) if config_name == "graph" else []
+    return [name for name in rest if "." not in name] + of_graph
 
 
 def _possible(word: str, where: str, names: Sequence[str]) -> str:
@@ -204,6 +232,8 @@ def _composed(given: Sequence[str], config_name: str, left_out: str) -> DictConf
         try:
             with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
                 return compose(config_name, words, return_hydra_config=True)
+        except (ValueError, IndexError, TypeError):  # another override fails too
+            return None
         except HydraException as error:
             another = key_of(error)
             if another is None or another == left_out:
