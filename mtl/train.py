@@ -15,7 +15,7 @@ from mtl import cli, record, schema
 from mtl import resume as taking_up
 from mtl.conclusion import conclude, measured
 from mtl.errors import UserError, dead_worker, first_line, is_of_backward, is_out_of_memory, text_of, told
-from mtl.files import Folder, write_whole
+from mtl.files import Folder, why, write_whole
 from mtl.quoting import as_path, command, override
 from mtl.record import choices, failed, folder_name, stopped, swept, tell, versions, write_status
 from mtl.resume import Busy, Refused, locked
@@ -222,7 +222,7 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
     try:
         trainer.fit()
     except (UserError, RuntimeError, MemoryError) as error:
-        if trainer.saved_step:
+        if trainer.saved_step and trainer.writer.is_there():
             again = command(override("resume", as_path(folder_name(folder))))
             tell(console, f"saved    step {trainer.saved_step}; when it is mended, go on with {again}")
         at = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"
@@ -231,9 +231,9 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
             line = f"out of memory {place}: {first_line(error)}. Cut the batch with trainer.micro_batch_size"
             raise UserError(line) from error
         if died := dead_worker(error):
-            why = "It may have run out of memory; " if "killed" in died else ""
+            memory = "It may have run out of memory; " if "killed" in died else ""
             line = f"data: a process that loads samples died {place}: {died}"
-            raise UserError(f"{line}. {why}data.num_workers=0 loads without") from error
+            raise UserError(f"{line}. {memory}data.num_workers=0 loads without") from error
         if "deterministic" in text_of(error) and not isinstance(error, UserError):
             raise UserError(f"deterministic=true {place}: {first_line(error)}") from error
         if is_of_backward(error):
@@ -289,6 +289,8 @@ def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -
         trainer.load_state_dict(state)
     except UserError as error:
         raise Refused(f"resume: {error}") from error
+    except OSError as error:
+        raise Refused(f"resume: what was logged can't be taken up: {why(error)}") from error
     except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise Refused(f"resume: the state that was saved doesn't fit this config: {told(error)}") from error
     allowed = config["resume_allow"] + exchanged.options(trainer.step, state, config)

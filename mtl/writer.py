@@ -87,6 +87,14 @@ class Writer:
             if not (path := self.folder / f"{name}.pt").exists():
                 raise UserError(f"{path} is gone: it was deleted or moved while the run trained")
 
+    def is_there(self) -> bool:
+        """Whether the run's folder, and what was saved in it, is."""
+        try:
+            self.check()
+        except UserError:
+            return False
+        return True
+
     def wait(self) -> None:
         """Returns when all is written that can be; what failed before is tried once more."""
         for again in (True, False):

@@ -1,7 +1,13 @@
 """Batches: their order depends on seed and epoch alone, and they are the same however they are loaded."""
 
 import gc
+import os
 import random
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 import mtl
 from mtl.data import Fields, Loader, Stream
+from mtl.errors import dead_worker
 
 FIELDS = Fields({"x": torch.arange(10.0).view(10, 1), "y": torch.arange(10)})
 
@@ -129,7 +136,7 @@ def test_samples_are_counted_by_the_sampler() -> None:
 
 
 class Broken(Samples):
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         self.error = error
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
@@ -198,6 +205,90 @@ def test_samples_with_other_fields_are_named(dataset, message, num_workers, how,
         list(Loader(dataset, batch_size=4, num_workers=num_workers, of="train of digits", **how).batches())
     name = type(dataset).__name__
     assert str(error.value).startswith(f"data: a batch of {name} (train of digits) can't be loaded: {message}")
+
+
+class Odd(Samples):
+    """One sample is another than the others."""
+
+    def __init__(self, odd: Any, usual: Any = None) -> None:
+        self.odd, self.usual = odd, torch.zeros(2) if usual is None else usual
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**super().__getitem__(index), "f": self.odd if index == 6 else self.usual}
+
+
+UNLIKE = {
+    "shape": (
+        torch.zeros(3),
+        None,
+        "field 'f' is float32 of shape (2,) in samples 4, 5, 7, float32 of shape (3,) in sample 6",
+    ),
+    "dimensions": (torch.zeros(2, 1), None, "float32 of shape (2, 1) in sample 6"),
+    "array": (
+        np.zeros(3),
+        np.zeros(2),
+        "field 'f' is float64 of shape (2,) in samples 4, 5, 7, float64 of shape (3,) in sample 6",
+    ),
+    "text": ("none", None, "field 'f' is float32 of shape (2,) in samples 4, 5, 7, of type str in sample 6"),
+    "nested": (
+        {"g": {"h": torch.zeros(3)}},
+        {"g": {"h": torch.zeros(2)}},
+        "field 'f.g.h' is float32 of shape (2,) in samples 4, 5, 7, float32 of shape (3,) in sample 6",
+    ),
+    "texts": (["a"], ["a", "b"], "field 'f' is a list of length 2 in samples 4, 5, 7, a list of length 1 in sample 6"),
+}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("name", UNLIKE)
+def test_samples_that_make_no_batch(name: str, num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The field, the sizes and the samples are told, from a worker process as from this one."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    odd, usual, message = UNLIKE[name]
+    text = said(Odd(odd, usual), num_workers)
+    assert text.startswith("data: a batch of Odd can't be loaded: field 'f")
+    assert message in text
+    assert text.endswith("Samples of unequal size need a data.collate that makes a batch of them")
+
+
+def test_samples_of_a_stream_that_make_no_batch() -> None:
+    class Uneven(IterableDataset):
+        def __len__(self) -> int:
+            return 12
+
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            return iter({"f": torch.zeros(3 if index == 6 else 2)} for index in range(12))
+
+    loader = Loader(Uneven(), batch_size=4)
+    for start in (0, 1):  # a run that goes on counts as before
+        with pytest.raises(mtl.UserError, match=r"in samples 4, 5, 7, float32 of shape \(3,\) in sample 6"):
+            list(loader.batches(start=start))
+
+
+def test_micro_batches_that_are_unlike_one_another_are_batches() -> None:
+    loader = Loader(Odd(torch.zeros(3)), batch_size=4, micro_batch_size=1)
+    assert [len(micro["f"][0]) for batch in loader.batches() for micro in batch] == [2, 2, 2, 2, 2, 2, 3, 2, 2, 2]
+
+
+def unequal(samples: list[Any]) -> Any:
+    raise KeyError("width")
+
+
+def leaves(samples: list[Any]) -> Any:
+    sys.exit(3)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(("collate", "what"), [(unequal, "KeyError: 'width'"), (leaves, "SystemExit: 3")])
+def test_a_collate_that_fails(
+    collate: Callable[..., Any], what: str, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    with pytest.raises(mtl.UserError) as error:
+        list(Loader(Samples(), batch_size=4, num_workers=num_workers, collate=collate).batches())
+    place = rf"\(test_loader.py, line {collate.__code__.co_firstlineno + 1}\)"
+    message = rf"data: a batch of Samples can't be loaded: data.collate fails on samples 0, 1, 2, 3: {what} {place}"
+    assert re.fullmatch(message, str(error.value)), str(error.value)
     del error
     gc.collect()
 
@@ -209,6 +300,92 @@ def test_a_collate_of_ones_own_may_take_samples_with_other_fields() -> None:
     dataset = Uneven(7, {"extra": 3})
     extra = [b["extra"] for b in Loader(dataset, batch_size=4, collate=collate).batches()]
     assert torch.cat(extra).tolist() == [0] * 7 + [3] + [0] * (len(dataset) - 8)
+
+
+class NoText(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class TwoArguments(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one}\nand {two}")
+
+
+RAISED = {
+    "lines": (TwoArguments(1, 2), r"sample 7: TwoArguments: 1 \(test_loader.py, line \d+\)"),
+    "sentences": (mtl.UserError("one\ntwo"), "sample 7: one\ntwo"),
+    "none": (OSError(), r"sample 7: OSError \(test_loader.py, line \d+\)"),
+    "no text": (
+        NoText(),
+        r"sample 7: NoText: its message can't be shown, since its __str__ raises RuntimeError \(test_loader.py, line \d+\)",
+    ),
+    "exit": (SystemExit(0), r"sample 7: SystemExit: 0 \(test_loader.py, line \d+\)"),
+    "like a dead worker": (
+        RuntimeError("DataLoader worker (pid 7) is mine"),
+        r"sample 7: RuntimeError: DataLoader worker \(pid 7\) is mine \(test_loader.py, line \d+\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("kind", [Broken, "stream"])
+@pytest.mark.parametrize("name", RAISED)
+def test_what_a_data_set_raises_is_told_with_the_sample_and_the_line(
+    name: str, kind: Any, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    raised, message = RAISED[name]
+    dataset = Stream(BrokenStream(raised), 10) if kind == "stream" else kind(raised)
+    text = said(dataset, num_workers)
+    assert re.fullmatch(rf"data: a batch of (Broken|Stream) can't be loaded: {message}", text), text
+
+
+class BrokenStream(IterableDataset):
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for index in range(10):
+            if index == 7:
+                raise self.error
+            yield {"y": index}
+
+
+class Ends(Samples):
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 7:
+            if self.how == "exit":
+                os._exit(5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(("how", "what"), [("exit", "exit(ed unexpectedly)? .*code:? 5"), ("kill", "killed by signal")])
+def test_a_worker_that_really_died_is_known(how: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    with pytest.raises(mtl.UserError) as error:
+        list(Loader(Ends(how), batch_size=4, num_workers=1).batches())
+    died = dead_worker(error.value)
+    assert died is not None
+    assert died.startswith("DataLoader worker (pid")
+    assert re.search(what, died), died
+    del error
+    gc.collect()
+
+
+def test_no_other_error_is_a_dead_worker() -> None:
+    for error in (
+        RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nstack expects each tensor to be equal size"),
+        ValueError("DataLoader worker (pid 1) is killed by signal: Killed."),
+        mtl.UserError("DataLoader worker (pid 1) is killed by signal: Killed."),
+    ):
+        assert dead_worker(error) is None
+    real = RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
+    assert dead_worker(real) == "DataLoader worker (pid 1) is killed by signal: Killed"
 
 
 class Draws(IterableDataset):

@@ -8,14 +8,21 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT, command, stopping
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import mtl
-from mtl.loggers import MLflowLogger
+from mtl.loggers import Loggers, MLflowLogger
+from mtl.loggers.mlflow import LONGEST_NAME, clean
+from mtl.loggers.names import Names
+from mtl.signals import Ended
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 pytest.importorskip("mlflow", reason="the package mlflow isn't there")
@@ -172,6 +179,182 @@ def test_pictures_are_artifacts_beside_the_database(folder: Path, empty: Path) -
     assert path.parts[-3:] == ("cosine", "a-b", "00000005.png")
     with Image.open(path) as image:
         assert np.array_equal(np.asarray(image), picture)
+
+
+ODD = [
+    *("lr/*.bias", "lr/?.bias", "lr/-.bias", "lr/[a].bias", "lr/trunk.*", "cosine/a~b", "cosine/a-b", "lr/a:b", "é/ü"),
+    *("/leading", "trailing/", "a//b", "a/../b", "../up", "..", ".", "", "a/./b", "a\\b", "a\nb", "a\tb", "a b", "𝛼"),
+    *(
+        "x" * 249 + "/y",
+        "x" * 260,
+        "x" * 261,
+        "x" * 248 + "/..",
+        "epoch",
+        "step",
+        "%s",
+        "a=b",
+        "a,b",
+        "(a)",
+        "{a}",
+        '"a"',
+    ),
+]
+
+
+@pytest.mark.parametrize("tag", ODD)
+def test_names_are_such_as_mlflow_takes(tag: str) -> None:
+    from mlflow.utils.validation import _validate_metric, _validate_param
+
+    name = Names(clean, longest=LONGEST_NAME)[tag]
+    _validate_metric(name, 0.5, 1, 1)
+    _validate_param(name, "x")
+    assert 0 < len(name) <= 250
+
+
+@given(st.lists(st.text(max_size=300), max_size=12, unique=True))
+@settings(max_examples=200)
+def test_no_two_tags_have_one_name(tags: list[str]) -> None:
+    from mlflow.utils.validation import _validate_metric
+
+    names = Names(clean, longest=LONGEST_NAME, taken=["epoch"])
+    given_names = [names[tag] for tag in tags]
+    for name in given_names:
+        _validate_metric(name, 0.5, 1, 1)
+    assert len({*given_names, "epoch"}) == len(tags) + 1
+    again = Names(clean, longest=LONGEST_NAME, taken=["epoch"])
+    again.resume(names.state())
+    for tag in reversed(tags):  # a run that goes on has the same ones, in whatever order they come
+        if tag in names.state():
+            assert again[tag] == names[tag]
+
+
+def test_tags_that_mlflow_does_not_take_as_they_are(folder: Path) -> None:
+    """Every figure of every tag is there, none mixed with another's."""
+    first = logger_of(folder)
+    first.begin("", {tag: str(number) for number, tag in enumerate(ODD)}, [], [])
+    for step in (1, 2):
+        first.log(step, 1, {tag: step + number / 64 for number, tag in enumerate(ODD)})
+        first.flush()
+    second = logger_of(folder)
+    second.resume(first.state())
+    second.log(3, 2, {tag: 3 + number / 64 for number, tag in reversed(list(enumerate(ODD)))})
+    second.end()
+    second.close()
+    found = history(folder / "runs.db")
+    assert found.pop("epoch") == [(1, 1.0), (2, 1.0), (3, 2.0)]
+    assert len(found) == len(ODD)
+    expected = [[(step, step + number / 64) for step in (1, 2, 3)] for number in range(len(ODD))]
+    assert sorted(found.values()) == sorted(expected)
+    assert found["lr/-.bias"] == expected[ODD.index("lr/*.bias")]
+    run = only_run(folder / "runs.db")
+    assert sorted(run.data.params.values(), key=int) == [str(number) for number in range(len(ODD))]
+    assert run.info.status == "FINISHED"
+
+
+def test_a_refused_figure_costs_only_itself(folder: Path) -> None:
+    lines: list[str] = []
+    logger = logger_of(folder)
+    logger.begin("", {"seed": 1, "odd": "x"}, [], [])
+    loggers = Loggers([logger], lines.append)
+    values = {f"tag/{number}": number / 8 for number in range(1200)}
+    loggers.log(1, 1, {**values, "tag/7": "a text", "tag/1100": None})
+    loggers.state()
+    loggers.log(2, 1, dict.fromkeys(values, 0.5))
+    loggers.end()
+    loggers.close()
+    assert len(lines) == 1
+    assert lines[0].startswith("warning  MLflowLogger leaves out 'tag/7': ")
+    assert "; 'tag/1100': " in lines[0]
+    found = history(folder / "runs.db")
+    refused = ("tag/7", "tag/1100")
+    assert {tag: figures for tag, figures in found.items() if tag not in (*refused, "epoch")} == {
+        tag: [(1, value), (2, 0.5)] for tag, value in values.items() if tag not in refused
+    }
+    assert all(found[tag] == [(2, 0.5)] for tag in refused)  # the next one of that tag is there
+    assert only_run(folder / "runs.db").info.status == "FINISHED"
+
+
+def test_a_store_that_fails_for_a_time_gets_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowException
+
+    lines: list[str] = []
+    logger = logger_of(folder)
+    loggers = Loggers([logger], lines.append)
+    loggers.log(1, 1, {"loss/a/train": 0.5})
+
+    def fails(*_: object, **__: object) -> None:
+        raise MlflowException("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(logger._client, "log_batch", fails)
+        state = loggers.state()["MLflowLogger"]
+        loggers.log(2, 1, {"loss/a/train": 0.25})
+        assert loggers.state()["MLflowLogger"]["run"] == state["run"]
+        assert [each[0] for each in state["held"]] == ["loss/a/train", "epoch"]
+    assert len(lines) == 1
+    assert "error    MLflowLogger can't write: no space left. Training goes on, and it is tried again" in lines[0]
+    other = logger_of(folder)  # a process that goes on from the checkpoint of then has what was held
+    other.resume(state)
+    other.log(2, 1, {"loss/a/train": 0.25})
+    other.end()
+    other.close()
+    assert history(folder / "runs.db")["loss/a/train"] == [(1, 0.5), (2, 0.25)]
+    loggers.close()
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [(None, "FINISHED"), (ValueError, "FAILED"), (mtl.UserError, "FAILED"), (SystemExit, "FAILED")]
+    + [(KeyboardInterrupt, "KILLED"), (Ended, "KILLED")],
+)
+def test_no_run_stays_running(folder: Path, raised: type[BaseException] | None, status: str) -> None:
+    """Also where figures and parameters are refused."""
+    logger = logger_of(folder)
+    logger.begin("", {"a": "x"}, [], [])
+    with suppress(BaseException), Loggers([logger], lambda line: None) as loggers:
+        loggers.log(1, 1, {"a": "a text"})
+        if raised is not None:
+            raise raised
+        loggers.end()
+    assert only_run(folder / "runs.db").info.status == status
+
+
+def test_parameters_that_fail_leave_the_figures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient, MlflowException
+
+    original = MlflowClient.log_batch
+
+    def no_parameters(self: Any, *given: Any, params: Any = (), **options: Any) -> None:
+        if params:
+            raise MlflowException("too long", error_code=1000)  # INVALID_PARAMETER_VALUE
+        original(self, *given, **options)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", no_parameters)
+    lines: list[str] = []
+    logger = logger_of(folder)
+    logger.begin("", {"a": 1, "b": 2}, [], [])
+    with Loggers([logger], lines.append) as loggers:
+        loggers.log(1, 1, {"loss/a/train": 0.5})
+        loggers.end()
+    assert lines == ["warning  MLflowLogger leaves out 'a': too long; 'b': too long"]
+    assert history(folder / "runs.db")["loss/a/train"] == [(1, 0.5)]
+    assert only_run(folder / "runs.db").info.status == "FINISHED"
+
+
+def test_groups_of_an_optimizer_by_pattern(here: Path, empty: Path) -> None:
+    """As the documentation recommends them."""
+    (here / "outputs").mkdir()
+    shutil.copy(empty, here / "outputs" / "mlflow.db")
+    groups = "optimizer.groups={*.bias: {weight_decay: 0}, trunk: {lr: 1e-4}}"
+    done = command("train", *HEAD, groups)
+    assert done.code == 0, done.err
+    assert "MLflow" not in done.out
+    found = history(here / "outputs" / "mlflow.db")
+    del found["epoch"]
+    expected = {tag.replace("*", "-"): figures for tag, figures in in_csv(done.run).items()}
+    assert "lr/-.bias" in expected
+    assert found == expected
+    assert only_run(here / "outputs" / "mlflow.db").info.status == "FINISHED"
 
 
 def test_a_store_that_is_none_is_a_mistake_of_the_users(folder: Path) -> None:

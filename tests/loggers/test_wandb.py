@@ -20,7 +20,7 @@ from conftest import ROOT, command, stopping
 from test_readme import HANGS
 
 import mtl
-from mtl.loggers import WandbLogger
+from mtl.loggers import Loggers, WandbLogger
 
 wandb = pytest.importorskip("wandb", reason="the package wandb isn't there")
 HEAD = ["task=mnist_two_head", "trainer.max_epochs=2", "log.every=20", "logger=[csv,wandb]"]
@@ -211,6 +211,40 @@ def test_pictures_and_histograms(tmp_path: Path) -> None:
     counts, edges = counted["parameter/w.values"], counted["parameter/w.bins"]
     assert (counts[0], counts[-1], sum(counts)) == (1, 2, 3)
     assert (edges[0], edges[-1]) == (0, 1)
+
+
+def test_a_tag_that_is_a_column_and_a_figure_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    logger = WandbLogger(tmp_path, ["a"])
+    loggers = Loggers([logger], lines.append)
+    loggers.log(1, 1, {"step": 0.5, "_step": 0.75, "lr/*.bias": 0.1})
+    log = type(logger._run).log
+
+    def refuses(self: Any, row: dict[str, Any], **options: Any) -> None:
+        if "odd" in row:
+            raise TypeError("no number")
+        log(self, row, **options)
+
+    monkeypatch.setattr(type(logger._run), "log", refuses)
+    loggers.log(2, 1, {"odd": object(), "loss/a/train": 0.25})
+    loggers.state()
+
+    def fails(self: Any, row: dict[str, Any], **options: Any) -> None:
+        raise wandb.Error("its process is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(logger._run), "log", fails)
+        loggers.log(3, 2, {"loss/a/train": 0.125})
+        assert loggers.state()["WandbLogger"]["rows"] == 2
+    loggers.close()
+    assert lines == [
+        "warning  WandbLogger leaves out 'odd': no number",
+        "error    WandbLogger can't write: its process is gone. Training goes on, and it is tried again",
+    ]
+    found = rows(tmp_path)
+    assert [row["step"] for row in found] == [1, 2, 3]
+    assert (found[0]["step-2"], found[0]["_step-2"], found[0]["lr/*.bias"]) == (0.5, 0.75, 0.1)
+    assert [row.get("loss/a/train") for row in found] == [None, 0.25, 0.125]
 
 
 def test_a_multirun_is_a_group(tmp_path: Path) -> None:
