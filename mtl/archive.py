@@ -188,16 +188,13 @@ class _Skimmed(pickle._Unpickler):
         own = self._members[f"{self._root}/data/{key}"]
         if kind != "storage" or not isinstance(storage, _Storage) or type(count) is not int:
             raise ValueError("a tensor in it has no storage")
-        if not 0 <= count * storage.size <= own:
-            raise ValueError(f"a tensor in it is of {count * storage.size:,} bytes, of which there are {own:,}")
+        if not 0 <= count * storage <= own:
+            raise ValueError(f"a tensor in it is of {count * storage:,} bytes, of which there are {own:,}")
         return _Anything()
 
 
-class _Storage:
-    """A kind of storage with elements of that many bytes."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
+class _Storage(int):
+    """A kind of storage: the bytes of its elements, which no instruction can change."""
 
 
 class _Anything(dict[Any, Any]):

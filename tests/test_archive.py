@@ -168,11 +168,25 @@ def larger_than_memory(path: Path) -> None:
         file.truncate(2**43)
 
 
+def of_another_size(path: Path) -> None:
+    """The kind of a storage is told that its elements take no byte."""
+    members = saved(STATE)
+    kind = b"ctorch\nFloatStorage\n"
+    assert kind in members["archive/data.pkl"]
+    told = (
+        members["archive/data.pkl"]
+        .replace(kind, kind + b"}X\x04\x00\x00\x00sizeK\x00sb")
+        .replace(b"M\xe8\x03", b"M\xff\xff")
+    )
+    zipped(path, members | {"archive/data.pkl": told})
+
+
 HUGE = b"\x8a\x08" + struct.pack("<q", 2**45)
 BOMBS = {
     deflated: "data.pkl in it is compressed",
     overlapping: "its parts take more bytes than it has",
     of_one_more: "a tensor in it is of 4,194,304 bytes, of which there are 4,000",
+    of_another_size: "a tensor in it is of 262,140 bytes, of which there are 4,000",
     expanded: "holds tensors of far more numbers than it has bytes",
     meta: "it asks for torch._utils._rebuild_meta_tensor_no_storage",
     doubling: "values",

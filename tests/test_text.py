@@ -177,6 +177,10 @@ def test_names_of_pictures(here: Path) -> None:
     pictures = re.findall(r"\((figures/[^)]+)\)", Path("there/report.md").read_text())
     assert len(set(pictures)) == len(pictures) == 8
     assert {f"figures/{path.name}" for path in Path("there/figures").iterdir()} == set(pictures)
+    page = Path("there/report.html").read_text()
+    anchors = re.findall(r'<h2 id="([^"]+)"', page)
+    assert len(set(anchors)) == len(anchors) == 9  # with that on how the numbers are made
+    assert re.findall(r'<a href="#([^"]+)"', page) == anchors
     assert len(slug("日本" * 200).encode()) < 200
     assert alone('<svg viewBox="0 0 1 1">var(--nothing) var(--ink)</svg>').count("var(--nothing)") == 1
 

@@ -60,10 +60,11 @@ def write(blocks: Sequence[Block]) -> str:
     headings = [block for block in blocks if isinstance(block, Heading)]
     title = next((h.text for h in headings if h.level == 1), "Report")
     sections = [h for h in headings if h.level == 2]
-    links = " · ".join(f'<a href="#{slug(h.text)}">{escape(h.text)}</a>' for h in sections)
+    anchors = [f"{slug(h.text)}-{number}" for number, h in enumerate(sections, 1)]  # two titles may have one slug
+    links = " · ".join(f'<a href="#{a}">{escape(h.text)}</a>' for a, h in zip(anchors, sections, strict=True))
     body = []
     for block in blocks:
-        body.append(_block(block))
+        body.append(_block(block, anchors.pop(0) if isinstance(block, Heading) and block.level == 2 else ""))
         if isinstance(block, Heading) and block.level == 1:
             body.append(f"<nav>{links}</nav>")
     inside = "\n".join(body)
@@ -73,10 +74,10 @@ def write(blocks: Sequence[Block]) -> str:
     return plain(page, keep="\n")
 
 
-def _block(block: Block) -> str:
+def _block(block: Block, anchor: str = "") -> str:
     if isinstance(block, Heading):
-        anchor = f' id="{slug(block.text)}"' if block.level == 2 else ""
-        return f"<h{block.level}{anchor}>{escape(block.text)}</h{block.level}>"
+        named = f' id="{anchor}"' if anchor else ""
+        return f"<h{block.level}{named}>{escape(block.text)}</h{block.level}>"
     if isinstance(block, Text):
         return f"<p>{escape(block.text)}</p>"
     if isinstance(block, Bullets):
