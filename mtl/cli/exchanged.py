@@ -69,9 +69,9 @@ def decided(history: History) -> int | None:
 
 
 def leftovers(origin: Origin, chosen: Mapping[int, int]) -> list[str]:
-    """The keys of a node that sources gave for another class than its own, by which nobody asks for them.
+    """The keys of a node that were given for another class than it has: those from before the class was exchanged.
 
-    Those are keys from before the class was exchanged, unless who named the class gives them too.
+    A key that a source gives beside the class itself isn't one of them.
 
     Args:
         origin: the node.
