@@ -222,10 +222,12 @@ def test_a_full_disk_under_the_logs_stops_nothing(here: Path, monkeypatch: pytes
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_file_on_a_disk_that_is_really_full(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def on_full_disk(path: Path, mode: str, *, opener: object, **options: object):
-        return open("/dev/full", mode, **options)
+    def on_full_disk(path: Path, mode: str, *, opener: Any, **options: Any):
+        if Path(path).name == "metrics.csv":
+            return open("/dev/full", mode, **options)
+        return open(path, mode, opener=opener, **options)
 
-    monkeypatch.setattr("mtl.loggers.csv.open", on_full_disk, raising=False)
+    monkeypatch.setattr("mtl.files.open", on_full_disk, raising=False)
     ended = command("train", *FAST, "log.every=2", "checkpoint.every_steps=3")
     assert ended.code == 0, ended.err
     assert "error    CsvLogger can't write: [Errno 28] No space left on device. Training goes on" in ended.out
