@@ -190,7 +190,7 @@ def test_the_weights_of_a_sweep_reach_the_tasks_and_no_others_do(here: Path) -> 
         (["+sweep=weights", "tasks.digit.weight=2"], "sets the tasks' weights itself; leave tasks.digit.weight=2 out"),
         (["+sweep=weights", "tasks={digit: {weight: 3}}"], "sets the tasks' weights itself; leave tasks="),
         (["+sweep=weights", "tasks.digit={weight: 3}"], "sets the tasks' weights itself; leave tasks.digit="),
-        (["output_root=büro"], """can't be read: quote what isn't plain ASCII: 'output_root="büro"'"""),
+        (["model={büro: 1}"], "can't be read: quote what isn't plain ASCII, as in 'model.inputs=[\"größe\"]'"),
         (["a=[1,"], "'a=[1,' can't be read: no viable alternative at input '[1,'; values are written key=value"),
         (["+sweep=weights", "only=digit"], "digit is the only task"),
         (["+sweep=weights", "only=nope"], "only: there is no task 'nope'"),

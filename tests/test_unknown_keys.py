@@ -1,6 +1,8 @@
 """Keys that the config lacks: which are added, and what is said of the others."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -203,3 +205,13 @@ def test_code_of_ones_own_is_asked_what_it_takes(bare: list[str]) -> None:
     assert gone == (
         "there is no key 'tasks.a.head.x': tasks.a.head is heads.Gone (possible in tasks.a.head: in_features, out_features)"
     )
+
+
+def test_an_explanation_that_needs_no_class_comes_without_torch(bare: list[str]) -> None:
+    code = (
+        "import sys\nfrom mtl import cli, train\nsys.argv = ['mtl.train', 'task=mnist_two_head', 'trainer.max_epoch=1']\n"
+        "try: cli.launch(train.train, 'train')\nfinally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "did you mean 'trainer.max_epochs'?" in done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
