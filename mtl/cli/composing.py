@@ -117,7 +117,8 @@ class Composer(ConfigLoaderImpl):
                 del node[key]
                 composed.root.remove((*path, key))
         composed.notes.append(
-            f"{where} is {target}; left out is what was for another class: {_list(keys)}, of {_list(of)}"
+            f"{where} is now {target}, without those arguments of the class before that it doesn't take: {_list(keys)} "
+            f"(from {_list(of)})"
         )
 
     def _choices(self) -> dict[str, History]:

@@ -122,7 +122,10 @@ def test_a_file_that_inherits_a_problem_and_takes_another_trunk(here: Path) -> N
     assert "num_features" not in found
     ended = command("train", *own("task/mine", DERIVED), "task=mine", *FAST)
     assert ended.code == 0, ended.err
-    line = "model.trunk is mtl.trunks.CNN; left out is what was for another class: num_features, of configs/task/mnist_two_source.yaml"
+    line = (
+        "model.trunk is now mtl.trunks.CNN, without those arguments of the class before that it doesn't take: num_features "
+        "(from configs/task/mnist_two_source.yaml)"
+    )
     assert f"note     {line}" in ended.out
     assert line in (ended.run / "train.log").read_text()
     assert "num_features" not in yaml.safe_load((ended.run / "config.yaml").read_text())["model"]["trunk"]
@@ -220,9 +223,7 @@ def test_such_a_run_goes_on_is_loaded_and_shown(here: Path) -> None:
     auto = command("train", *longer, "resume=auto")
     assert "resume   from step 16, epoch 2" in auto.out
     shown = command("graph", *run)
-    assert (
-        "note     tasks.digit.head is torch.nn.Linear; left out is what was for another class: in_features" in shown.out
-    )
+    assert "note     tasks.digit.head is now torch.nn.Linear, without those arguments of the class before" in shown.out
 
 
 def test_torch_is_imported_only_where_a_class_was_exchanged() -> None:
