@@ -35,8 +35,10 @@ def report(
     from mtl.reporting.comparison import Comparison, check_names
     from mtl.reporting.document import Block, Picture
     from mtl.reporting.grouping import sections
+    from mtl.reporting.packages import check_packages
     from mtl.reporting.svg import alone
 
+    check_packages()
     runs = reading.find(folders)
     finished = [run for run in runs if run.status == "finished"]
     if not finished:
