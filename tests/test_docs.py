@@ -133,6 +133,13 @@ def test_the_two_loops_agree(tmp_path: Path) -> None:
     assert run([sys.executable, "-c", by_hand], tmp_path) == run([sys.executable, "-c", ours], tmp_path)
 
 
+def test_the_table_of_an_example_is_what_its_script_writes(tmp_path: Path) -> None:
+    folder = ROOT / "examples/sensors"
+    shutil.copy(folder / "make_machines.py", tmp_path)
+    run([sys.executable, "make_machines.py"], tmp_path)
+    assert (tmp_path / "machines.csv").read_bytes() == (folder / "machines.csv").read_bytes()
+
+
 def test_lengths_that_are_promised() -> None:
     (module,) = [
         text for kind, text in page("docs/howto/own_loop.md").blocks if kind == "python" and "class Digits" in text

@@ -1,7 +1,4 @@
-"""Writes machines.csv: machines whose risk of failing follows from their measurements.
-
-python make_machines.py
-"""
+"""Writes machines.csv: machines whose risk of failing follows from their measurements."""
 
 import csv
 import math
