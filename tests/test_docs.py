@@ -91,7 +91,7 @@ def test_every_training_composes_to_a_config_that_is_right(
     monkeypatch.setattr(graph, "graph", lambda composed: checked.append(schema.check_graph(composed)))
     for line in lines:
         module, *arguments = shlex.split(line.replace("$RUN", str(trained.run)))[2:]
-        if "+sweep=optuna" in arguments or {"--cfg", "--help"} & set(arguments):
+        if "+sweep=optuna" in arguments:
             continue
         if any(argument.startswith("+sweep=") for argument in arguments):  # not three times each
             arguments = [*(a for a in arguments if not a.startswith("seed=")), "seed=0"]
@@ -99,8 +99,7 @@ def test_every_training_composes_to_a_config_that_is_right(
         before = len(checked)
         ended = command(module.removeprefix("mtl."), *arguments)
         assert ended.code == 0, (arguments, ended.err)
-        assert len(checked) > before, arguments
-    assert checked
+        assert len(checked) > before or "--cfg" in arguments, arguments
 
 
 def test_the_loop_without_hydra_runs(tmp_path: Path) -> None:
