@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl.balancers import Balancer
-from mtl.errors import NotFinite, UserError, told
+from mtl.errors import FOREIGN, NotFinite, UserError, text_of, told
 from mtl.gradients import Rows
 from mtl.task import Task
 
@@ -231,8 +231,8 @@ class Balancing:
         except UserError:
             raise
         except ArithmeticError as error:
-            raise UserError(f"balancer {type(self.balancer).__name__}: {error}") from error
-        except Exception as error:
+            raise UserError(f"balancer {type(self.balancer).__name__}: {text_of(error)}") from error
+        except FOREIGN as error:
             raise UserError(f"balancer {type(self.balancer).__name__} failed: {told(error)}") from error
 
     def balance(self, rows: Rows, losses: Sequence[Tensor], *, may_overflow: bool, alone_for_now: bool = False) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 
 class Buffers:
@@ -12,7 +13,7 @@ class Buffers:
     def __init__(self, module: nn.Module) -> None:
         # By owner and name: a forward pass may put another tensor in a buffer's place.
         owned = [(m, name, b) for m in module.modules() for name, b in m.named_buffers(recurse=False)]
-        self._kept = [(m, name, buffer, buffer.clone()) for m, name, buffer in owned]
+        self._kept = [(m, name, buffer, buffer.clone()) for m, name, buffer in owned if not is_lazy(buffer)]
 
     def restore(self) -> None:
         """Puts the values back, in the tensors that held them."""

@@ -10,6 +10,7 @@ from mtl import config as of_config
 from mtl import runs
 from mtl.data import Loader, Mix, Sources, Splits
 from mtl.errors import UserError
+from mtl.lazy import materialise
 from mtl.model import MultiTaskModel
 from mtl.resume import Refused
 from mtl.seeding import seed_all, use_deterministic_algorithms
@@ -49,6 +50,7 @@ def build(
     *,
     code_folders: Sequence[str],
     trained_on: Mapping[str, Any] | None = None,
+    loaded: bool = False,
     tell: Callable[[str], None] = print,
 ) -> Built:
     """Seeds the generators and builds the problem.
@@ -57,6 +59,8 @@ def build(
         config: checked.
         code_folders: where the user's own modules are.
         trained_on: the facts of the data that parameters are to go on with, or to be measured on.
+        loaded: whether the model's parameters will be loaded, with the shapes that lazy modules wait for. Else the
+            training's first batch gives these.
         tell: is given a line for each part of `init_from`.
 
     Raises:
@@ -78,6 +82,8 @@ def build(
     loaders = of_config.build_loaders(config, splits, device)
     tasks = of_config.build_tasks(config, splits)
     model = of_config.build_model(config, tasks).to(device)
+    if not loaded:
+        materialise(model, tasks, loaders["train"])
     if config["init_from"] is not None:
         for line in runs.start_from(model, config["init_from"]):
             tell(f"init     {line}")

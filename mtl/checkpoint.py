@@ -1,118 +1,47 @@
-"""Files of training state: each written whole or not at all, beside the training, and known by its checksum."""
+"""Files of training state: each written whole or not at all, and known by its checksum."""
 
-import hashlib
+import filecmp
 import json
 import os
-import threading
-from collections import deque
+import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import torch
 from torch import Tensor
 
-from mtl.errors import UserError, first_line
+from mtl import archive
+from mtl.archive import FORMAT, MANIFEST
+from mtl.bounded import leaves
+from mtl.errors import UserError
+from mtl.files import fill, temporary
+from mtl.plain_types import plain_types
 
-FORMAT = 7
-MANIFEST = "manifest.json"
-Job = tuple[str, dict[str, Any]]
-
-
-class Writer:
-    """Writes states into a folder in a thread of its own, in the order in which they come.
-
-    A write that fails is told and costs nothing but itself: the files that are there stay, and the next is tried. Where
-    states come faster than they can be written, a newer one takes the place of the last one that waits, so that nobody
-    waits for the disk.
-
-    Args:
-        folder: for the checkpoints.
-        keep: how many of the newest `last.pt` there are to be: last.pt, last-1.pt, …
-        tell: is given a line for every failure.
-    """
-
-    def __init__(self, folder: Path, *, keep: int, tell: Callable[[str], None]) -> None:
-        self.folder = folder
-        self.keep = keep
-        self.tell = tell
-        self._jobs: deque[Job] = deque()
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None  # there while there is something to write
-        self.failed: dict[str, dict[str, Any]] = {}  # by name, the newest state if it couldn't be written
-        self.written: dict[str, int] = {}  # by name, the `global_step` of the last that was
-
-    def save(self, name: str, state: dict[str, Any]) -> None:
-        """Copies the state, plain types and tensors, and returns; it is written while training goes on."""
-        self._begin((name, _copied(state)))
-
-    def wait(self) -> None:
-        """Returns when all is written that can be; what failed before is tried once more."""
-        for again in (True, False):
-            with self._changed:
-                self._changed.wait_for(lambda: self._thread is None)
-            if again:
-                for name, state in sorted(self.failed.items()):  # best first
-                    self._begin((name, state))
-
-    def _begin(self, job: Job) -> None:
-        with self._changed:
-            if self._jobs and self._jobs[-1][0] == job[0]:
-                self._jobs.pop()
-            self._jobs.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
-                self._thread.start()
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                if not self._jobs:
-                    self._thread = None
-                    self._changed.notify_all()
-                    return
-                name, state = self._jobs.popleft()
-            try:
-                save(self.folder / f"{name}.pt", state, keep=self.keep if name == "last" else 1)
-                self.failed.pop(name, None)
-                self.written[name] = state.get("global_step", 0)
-            except Exception as error:  # torch's own writer raises a RuntimeError on a full disk
-                self.failed[name] = state
-                with suppress(Exception):  # the screen may be gone as well
-                    self.tell(
-                        f"error    the checkpoint {self.folder / name}.pt could not be written: {first_line(error)}. "
-                        "Training goes on; what was saved before is still there"
-                    )
+ROOM, LEAST_ROOM = 16, 2**28  # bytes of all tensors, for each byte of the file and besides; they may share storages
+SPARE = 50  # checksums that are kept beside those of the files: a process that was killed noted one without a file
 
 
-def save(path: Path, state: dict[str, Any], *, keep: int = 1) -> None:
+def save(path: Path, state: dict[str, Any], *, keep: int | None = 1, number: int = 0) -> None:
     """Writes the state beside the path, and puts it in place when it is on the disk.
 
     Args:
-        path: of the file.
+        path: of the file; its folder is made where it isn't there, and not the folder that this is in.
         state: plain types and tensors.
-        keep: the files that there are under this name afterwards: the former path.pt is path-1.pt then, and so on.
+        keep: the files that there are under this name afterwards: path.pt, path-1.pt, and so on. None for all.
+        number: of the one among them that this state becomes; those from this number on are moved up by one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    # The checksum is known before the file is there: whenever the process is killed, each file in place has one. More
-    # are kept than there are files, since a process that was killed in between has noted one without a file.
-    _note(path.parent, _checksum(temporary), path.name, keep=keep + 50)
-    for number in range(keep - 1, 0, -1):
-        older = path.with_stem(f"{path.stem}-{number}")
-        newer = path.with_stem(f"{path.stem}-{number - 1}") if number > 1 else path
-        if newer.exists():
-            _replace_by_copy(newer, older)
-    temporary.replace(path)
-    for older, number in _numbered(path):
-        if number >= keep:
-            older.unlink()
+    path.parent.mkdir(exist_ok=True)
+    with temporary(path.with_suffix(".tmp")) as new:
+        fill(new, lambda file: torch.save({"format": FORMAT, archive.SAVED_AS: archive.name_of(path), **state}, file))
+        # The checksum is known before the file is there: whenever the process is killed, each file in place has one.
+        _note(path, _checksum(new))
+        if keep is None or number + 1 < keep:
+            _make_room(path, number)
+        new.replace(with_number(path, number))
+    for other, its_number in numbered(path):
+        if keep is not None and its_number >= keep:
+            other.unlink()
     if os.name == "posix":  # elsewhere a folder can't be opened
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -122,29 +51,22 @@ def save(path: Path, state: dict[str, Any], *, keep: int = 1) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state in the file, on the CPU. No code in it is run.
+    """The state in the file, on the CPU. No code in it is run, and it takes about as much memory as the file has bytes.
 
     Raises:
-        UserError: where there is no such file, or it is damaged, or of another format.
+        UserError: where there is no such file, or it is damaged, of another format, or saved under another name.
     """
-    try:
-        known = _manifest(path.parent)
-        if known and not any(_checksum(path) in checksums for checksums in known.values()):
-            raise UserError(f"the checkpoint {path} is damaged: its checksum is not in {MANIFEST}")
-        if not known:  # the file's own checksums, of its members
-            with ZipFile(path) as archive:
-                if (name := archive.testzip()) is not None:
-                    raise UserError(f"the checkpoint {path} is damaged: the checksum of {name} in it is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise UserError(f"there is no checkpoint {path}") from None
-    except UserError:
-        raise
-    except Exception as error:  # damaged files fail in many ways
-        raise UserError(f"the checkpoint {path} can't be read: {first_line(error)}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else None
-        raise UserError(f"the checkpoint {path} has format {found}; this version of mtl reads format {FORMAT}")
+    with archive.opened(path) as file:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        size = os.fstat(file.fileno()).st_size
+        room = ROOM * size + LEAST_ROOM
+        for value in leaves(state, f"the checkpoint {path}", most=size):  # each takes a byte at least
+            if isinstance(value, Tensor):
+                room -= value.numel() * value.element_size() if value.layout is torch.strided else 0
+                if value.is_meta or room < 0:
+                    raise UserError(f"the checkpoint {path} holds tensors of far more numbers than it has bytes")
+        state = plain_types(state, f"the checkpoint {path}")
+    state.pop(archive.SAVED_AS, None)
     return state
 
 
@@ -154,9 +76,8 @@ def newest(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     Raises:
         UserError: where there is none.
     """
-    paths = [folder / "last.pt", *(path for path, _ in _numbered(folder / "last.pt"))]
     problems = []
-    for path in paths:
+    for path in dict.fromkeys([folder / "last.pt", *(path for path, _ in numbered(folder / "last.pt"))]):
         try:
             return load(path)
         except UserError as error:
@@ -165,57 +86,70 @@ def newest(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     raise UserError(f"there is no checkpoint to go on from in {folder}: {'; '.join(problems)}")
 
 
-def _numbered(path: Path) -> list[tuple[Path, int]]:
-    """The older files of this name with their numbers, newest first."""
-    found = []
-    for older in path.parent.glob(f"{path.stem}-*{path.suffix}"):
-        number = older.stem.removeprefix(f"{path.stem}-")
-        if number.isdigit():
-            found.append((older, int(number)))
+def numbered(path: Path) -> list[tuple[Path, int]]:
+    """The files that there are of this name, path.pt with the number 0, path-1.pt, and so on."""
+    found = [(path, 0)] if path.exists() else []
+    for other in path.parent.glob(f"{path.stem}-*{path.suffix}"):
+        number = other.stem.removeprefix(f"{path.stem}-")
+        if number.isdecimal():
+            found.append((other, int(number)))
     return sorted(found, key=lambda pair: pair[1])
 
 
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(each) for each in value)
-    return value
+def with_number(path: Path, number: int) -> Path:
+    """The path of the file with this number among those of this name."""
+    return path.with_stem(f"{path.stem}-{number}") if number else path
+
+
+def _make_room(path: Path, number: int) -> None:
+    """Copies the file of this number, and those that follow it without a gap, up by one, the last one first.
+
+    A process that is killed in between leaves one that is there twice, and next time the others stay where they are.
+    """
+    free = number
+    while with_number(path, free).exists() and not (free > number and _same(path, free)):
+        free += 1
+    for each in range(free, number, -1):
+        _replace_by_copy(with_number(path, each - 1), with_number(path, each))
+
+
+def _same(path: Path, number: int) -> bool:
+    """Whether the file of this number is a copy of the one before it."""
+    one, other = with_number(path, number - 1), with_number(path, number)
+    first, second = one.stat(), other.stat()
+    if os.path.samestat(first, second):
+        return True
+    alike = (first.st_size, first.st_mtime_ns) == (second.st_size, second.st_mtime_ns)
+    return alike and filecmp.cmp(one, other, shallow=False)
 
 
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return archive.checksum(file)
 
 
-def _manifest(folder: Path) -> dict[str, list[str]]:
-    """The checksums of the newest files under each name; none where there is no manifest, or it can't be read."""
-    try:
-        checksums: dict[str, list[str]] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-        return {name: list(values) for name, values in checksums.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # a file is then judged by itself
-
-
-def _note(folder: Path, checksum: str, name: str, *, keep: int) -> None:
-    known = _manifest(folder)
-    known[name] = [*known.get(name, []), checksum][-keep:]
-    temporary = folder / f"{MANIFEST}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps({"format": FORMAT, "sha256": known}, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / MANIFEST)
+def _note(path: Path, checksum: str) -> None:
+    """Adds the checksum of what is about to be there as path.pt, or with a number."""
+    known = archive.manifest(path.parent)
+    noted = [*known.get(path.name, []), checksum]
+    files = numbered(path)
+    if len(noted) > len(files) + 2 * SPARE:  # seldom, since whole files are read for it
+        there = {_checksum(each) for each, _ in files}
+        noted = [each for each in noted[:-SPARE] if each in there] + noted[-SPARE:]
+    known[path.name] = noted
+    text = json.dumps({"format": FORMAT, "sha256": known}, indent=2) + "\n"
+    with temporary(path.with_name(f"{MANIFEST}.tmp")) as new:
+        fill(new, lambda file: file.write(text.encode()))
+        new.replace(path.with_name(MANIFEST))
 
 
 def _replace_by_copy(source: Path, target: Path) -> None:
     """Makes the target the same file as the source, which stays in place."""
-    link = target.with_suffix(".tmp")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(source, link)
-    except OSError:  # a file system without links
-        link.write_bytes(source.read_bytes())
-    link.replace(target)
+    with temporary(target.with_suffix(".link.tmp")) as link:
+        try:
+            os.link(source, link)
+        except OSError:  # a file system without links
+            with source.open("rb") as file:
+                fill(link, lambda copy: shutil.copyfileobj(file, copy))
+            shutil.copystat(source, link)
+        link.replace(target)

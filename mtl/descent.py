@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from mtl.errors import UserError, told
+from mtl.errors import UserError, text_of, told
 from mtl.gradients import total_norm
 
 
@@ -31,6 +31,7 @@ class Descent:
         first: the optimizer that began.
         num_taken: the optimizers' steps.
         moving: whether the parameters may have moved since this was last set to False.
+        training: whether an optimizer with modes was put into that of training.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Descent:
         self.interval = interval
         self.num_taken = 0
         self.moving = False
+        self.training = False
         self._parameters = parameters
         self._clip_norm = clip_norm
         self._clip_shared_norm = clip_shared_norm
@@ -103,11 +105,13 @@ class Descent:
             if self.scheduler is not None and self.interval == "step" and self.num_taken > before:
                 part = self.scheduler
                 part.step()
-            self._take_over()
+            if self._is_over:
+                self.train(False)  # what takes over starts from the parameters that are to be evaluated
+                self._take_over()
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             name = type(part).__name__
             if isinstance(error, RuntimeError):
-                if "sparse" not in str(error):
+                if "sparse" not in text_of(error):
                     raise
                 raise UserError(
                     f"{name} can't take the sparse gradients of embeddings: {told(error)}. Take optimizer=adagrad "
@@ -137,6 +141,35 @@ class Descent:
         """Whether the scheduler at work has to know the monitored value."""
         return isinstance(self.scheduler, ReduceLROnPlateau)
 
+    def train(self, mode: bool = True) -> None:
+        """Puts an optimizer that has modes, as schedule-free ones do, into that of training or that of evaluation.
+
+        Its parameters are other ones in each, and going from one to the other rounds.
+        """
+        if self.has_modes:
+            optimizer: Any = self.optimizer
+            with torch.no_grad():
+                optimizer.train() if mode else optimizer.eval()
+            self.training = mode
+
+    @property
+    def has_modes(self) -> bool:
+        """Whether the optimizer at work has a mode of training and one of evaluation."""
+        return all(callable(getattr(self.optimizer, name, None)) for name in ("train", "eval"))
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Within, the parameters are those to be evaluated; afterwards they have the bits that they had before."""
+        assert self.optimizer is not None
+        before = [(p, p.detach().clone()) for group in self.optimizer.param_groups for p in group["params"]]
+        self.train(False)
+        try:
+            yield
+        finally:
+            self.train()
+            for parameter, value in before:
+                parameter.data.copy_(value)
+
     def _clip(self, shared: Sequence[nn.Parameter]) -> Tensor | None:
         """Clips the shared part of the gradient, then all of it; gives the norm that all of it had before."""
         norm = None if self._clip_norm is None else total_norm(self._parameters.values())
@@ -148,10 +181,14 @@ class Descent:
             clip_grads_with_norm_(self._parameters.values(), self._clip_norm, rest)
         return norm
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether the first optimizer has had its steps, and the other one is to take over."""
+        return self._then is not None and self.num_taken >= self._after and self.optimizer is not self._then
+
     def _take_over(self) -> None:
-        if self._then is not None and self.num_taken >= self._after and self.optimizer is not self._then:
-            self.optimizer = self._then
-            self.scheduler = None
+        self.optimizer = self._then
+        self.scheduler = None
 
     def _count(self, *_: Any) -> None:
         """Called by the optimizer when it has stepped; a scaler doesn't say that it skipped a step."""
@@ -165,7 +202,8 @@ class Descent:
     def resume(self, num_taken: int) -> None:
         """Goes on after so many steps, with the optimizer whose turn it is then."""
         self.num_taken = num_taken
-        self._take_over()
+        if self._is_over:
+            self._take_over()
 
 
 @contextmanager

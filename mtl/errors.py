@@ -5,9 +5,20 @@ from difflib import get_close_matches
 from os.path import basename
 from traceback import extract_tb
 
+from mtl.text import plain
+
+FOREIGN = (Exception, SystemExit)  # what others' code may end in: a call of sys.exit in it is no success
+
 
 class UserError(ValueError):
-    """A mistake that the user can mend. Its message says what is wrong, where, and what is possible instead."""
+    """A mistake that the user can mend. Its message says what is wrong, where, and what is possible instead.
+
+    Args:
+        message: it may quote anything; what a terminal would obey in it is written out.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(plain(str(message), keep="\n\t"))
 
 
 class NotFinite(UserError):
@@ -33,13 +44,13 @@ class NotFinite(UserError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device's or the machine's memory ran out."""
-    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in text_of(error)
 
 
 def dead_worker(error: BaseException | None) -> str | None:
     """What torch says of a process that loads data and has died, which it says wherever the training happens to be."""
     while error is not None:
-        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        if isinstance(error, RuntimeError) and first_line(error).startswith("DataLoader worker (pid"):
             return first_line(error)
         error = error.__cause__ or error.__context__
     return None
@@ -50,9 +61,17 @@ def is_elsewhere(error: BaseException) -> bool:
     return is_out_of_memory(error) or dead_worker(error) is not None
 
 
+def text_of(error: BaseException) -> str:
+    """An exception's message, or that it has none that can be shown: its class may be anybody's."""
+    try:
+        return str(error)
+    except Exception as mistake:
+        return f"its message can't be shown, since its __str__ raises {type(mistake).__name__}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return (text_of(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def told(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """python -m mtl.evaluate run=outputs/…: measures a trained model on one split of its data, or on other data."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,20 @@ def evaluate(composed: DictConfig) -> None:
     options: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     if options["split"] not in SPLITS:
         raise UserError(f"split: '{options['split']}' is not one of {', '.join(SPLITS)}")
-    if options["checkpoint"] not in ("best", "last"):
-        raise UserError(f"checkpoint: '{options['checkpoint']}' is not one of best, last")
+    if not re.fullmatch(r"(best|last)(-[1-9]\d*)?", str(options["checkpoint"])):
+        raise UserError(
+            f"checkpoint: '{options['checkpoint']}' is not one of best, last, nor best-1, last-1 and so on, of which a "
+            "run has those that its checkpoint.best and checkpoint.keep say"
+        )
 
     if not Path(str(options["run"])).is_dir():  # before torch is imported, which takes seconds
         raise UserError(f"'{options['run']}' is not the folder of a run; there is no such folder")
 
-    from rich.console import Console
-
-    from mtl import runs
+    from mtl import runs, saved
     from mtl.build import build
-    from mtl.config import with_other_data, without_downloads
+    from mtl.config import with_other_data
     from mtl.precision import autocast_for
+    from mtl.screen import Screen
     from mtl.seeding import num_threads
     from mtl.summary import table_of
     from mtl.targets import add_code_folders
@@ -43,21 +46,22 @@ def evaluate(composed: DictConfig) -> None:
     state = runs.read(folder, options["checkpoint"])
     facts, trust, typed = state.get("facts", {}), options["trust"], cli.keys(HydraConfig.get().overrides.task)
     built = ("model", "tasks") if "data" in typed else ("model", "tasks", "data")
-    code = runs.trusted_folders(folder, state, cli.code_folders(), parts=built, trust=trust)
+    code = runs.trusted_folders(folder, state, cli.code_folders()[1:], parts=built, trust=trust)
+    where = f"the checkpoint '{options['checkpoint']}' of '{folder}'"
     # On another device operations may have no deterministic algorithm, and figures need none. All samples are measured.
     config = {**state["config"], "device": options["device"] or state["config"]["device"], "deterministic": False}
     config["trainer"] = {**config["trainer"], "tail": "keep", "micro_batch_size": None, "num_micro_batches": None}
     add_code_folders(code)
-    if "data" not in typed:
-        config["data"] = without_downloads(config["data"])
     given: Any = OmegaConf.to_container(OmegaConf.masked_copy(composed, "data"), resolve=False)
-    config, others = with_other_data(config, given["data"] or {}, typed, facts)
+    with saved.built_from(where):
+        config, others = with_other_data(_measured(state["config"], options), given["data"] or {}, typed, facts)
     with num_threads(config["threads"]):
-        problem = build(config, code_folders=code, trained_on=facts)
+        with saved.built_from(where):
+            problem = build(config, code_folders=code, trained_on=facts, loaded=True)
         loaders, model = problem.loaders, problem.model
         if options["split"] not in loaders:
             raise UserError(f"split: the data have no '{options['split']}'; they have {', '.join(loaders)}")
-        model.load_state_dict(state["model"])
+        saved.load_into(model, state["model"], where)
         validation = Validation(model, problem.tasks, autocast_for(config["precision"], problem.device))
         figures = validation(loaders[options["split"]])
     lines = [f"warning  {line}" for line in cli.shadowed()]
@@ -66,10 +70,19 @@ def evaluate(composed: DictConfig) -> None:
         known = "; vocabularies, means and standard deviations are those of the training" if facts else ""
         lines.append(f"others   these are not the run's own data{known}")
     lines += [line] if (line := validation.caveat()) else []
-    console = Console()
+    console = Screen()
     for line in (*lines, f"model    {folder}, {options['checkpoint']}.pt"):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(table_of({options["split"]: figures}))
+
+
+def _measured(config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The run's config, so that all samples are measured.
+
+    On another device operations may have no deterministic algorithm, and figures need none.
+    """
+    trainer = {**config["trainer"], "tail": "keep", "micro_batch_size": None, "num_micro_batches": None}
+    return {**config, "device": options["device"] or config["device"], "deterministic": False, "trainer": trainer}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from mtl.data import Loader, Mix
 from mtl.errors import NotFinite, UserError, first_line
+from mtl.regular import regular
 from mtl.step import StepResult
 
 TOO_MANY = 10  # steps in a row in which something isn't finite: it won't get better by itself
@@ -50,7 +51,7 @@ class Faults:
         if self.path is not None:
             line = {"step": place.step, "epoch": place.epoch, "tasks": dict(found), "done": done, "samples": samples}
             try:
-                with self.path.open("a", encoding="utf-8") as file:
+                with open(self.path, "a", encoding="utf-8", opener=regular) as file:
                     file.write(json.dumps(line) + "\n")
             except OSError as error:
                 self._tell(f"error    {self.path} can't be written: {first_line(error)}")
@@ -90,8 +91,8 @@ class Faults:
         """Forgets what was written after that state."""
         self._in_a_row, self._overflows = state["in_a_row"], state["overflows"]
         if self.path is not None and self.path.exists():
-            with self.path.open("r+b") as file:
-                file.truncate(state["size"])
+            with open(self.path, "r+b", opener=regular) as file:
+                file.truncate(min(state["size"], self.path.stat().st_size))
 
 
 def _shortened(samples: Sequence[int] | Mapping[str, Sequence[int]]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from mtl.errors import FOREIGN
 from mtl.seeding import random_state, seed_cpu, set_random_state
 
 LOOKED_AT = 16  # samples; reading them all could take hours
@@ -40,7 +41,7 @@ def fingerprint(dataset: Any) -> str | None:
         seed_cpu(0)
         for index in np.linspace(0, len(dataset) - 1, LOOKED_AT).round().astype(int).tolist():
             _take(digest, dataset[index])
-    except Exception:  # training will have said so where it mattered
+    except FOREIGN:  # training will have said so where it mattered
         return None
     finally:
         set_random_state(state)

@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, Subset
 from mtl import pictures
 from mtl.batch import Batch
 from mtl.data import Drawn, Fields, Loader, Mix
-from mtl.errors import told
+from mtl.errors import FOREIGN, told
 from mtl.outputs import at_least_single
 from mtl.passes import look
 from mtl.precision import Autocast
@@ -54,7 +54,7 @@ class Gallery:
         if _due(trainer, self.pictures_every) and trainer.loggers.takes("picture"):
             try:
                 found = self.pictures(trainer)
-            except Exception as error:  # odd data; training is worth more than its pictures
+            except FOREIGN as error:  # odd data; training is worth more than its pictures
                 trainer.tell(f"warning  no more pictures: {told(error)}")
                 self.pictures_every = None
                 return

@@ -36,7 +36,7 @@ def graph(composed: DictConfig) -> None:
     from mtl.seeding import num_threads
 
     try:
-        with num_threads(config["threads"]):
+        with cli.naming_origins(), num_threads(config["threads"]):
             _graph(config, options, Path(HydraConfig.get().runtime.output_dir))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -47,12 +47,11 @@ def graph(composed: DictConfig) -> None:
 
 def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> None:
     """Builds everything as for a training, looks, writes, and says what there is to see."""
-    from rich.console import Console
-
     from mtl.graphs import text
     from mtl.passes import choose
+    from mtl.screen import Screen
 
-    console = Console()
+    console = Screen()
     problem, batch = built(config, console)
     config, model = problem.config, problem.model
     chosen = choose(config["passes"], model)
@@ -89,6 +88,8 @@ def built(config: dict[str, Any], console: "Console") -> "tuple[Built, Any]":
 
     for line in cli.shadowed():
         tell(console, f"warning  {line}")
+    for line in cli.left_out():
+        tell(console, f"note     {line}")
     problem = build(config, code_folders=cli.code_folders(), tell=lambda line: tell(console, line))
     problem.model.train()
     batches: Any = problem.loaders["train"].batches(1)
@@ -190,9 +191,10 @@ def write_events(lives: "Mapping[str, Life]", report: str, folder: Path) -> None
     """Pictures, report and numbers as TensorBoard's events."""
     import numpy as np
     from PIL import Image
-    from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder)) as writer:
+    from mtl.loggers.events import summary_writer
+
+    with summary_writer(folder) as writer:
         writer.add_text("graph", report)
         for path in sorted(folder.glob("*.png")):
             with Image.open(path) as picture:

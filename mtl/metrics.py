@@ -29,7 +29,7 @@ from torchmetrics.text import Perplexity
 from torchmetrics.wrappers import BinaryTargetTransformer, LambdaInputTransformer
 
 from mtl.batch import Batch, describe, field
-from mtl.errors import UserError, is_elsewhere, told
+from mtl.errors import FOREIGN, UserError, is_elsewhere, told
 from mtl.labels import select_for_metric
 from mtl.outputs import OUTPUTS, as_values, at_least_single, log_probabilities, output_of, probabilities, ranks
 from mtl.task import BY_CLASS, Task
@@ -99,7 +99,7 @@ class TaskMetric:
             self.metric.update(prediction, at_least_single(target))
         except UserError:
             raise
-        except Exception as error:
+        except FOREIGN as error:
             if is_elsewhere(error):
                 raise
             raise UserError(
@@ -108,15 +108,29 @@ class TaskMetric:
                 f"tasks.{task.name}.metrics.{self.name}"
             ) from error
 
-    def compute(self) -> float:
+    def compute(self, *, cut: bool = False) -> float:
         """The figure; NaN where nothing was taken in, or a prediction was NaN.
 
+        Args:
+            cut: whether a part of the split was taken in, which may have too little for a figure; that is NaN then.
+
         Raises:
-            UserError: for a metric that gives more than one number.
+            UserError: for a metric that fails, or gives more than one number.
         """
         if not self.metric.update_called or self._has_nan:
             return math.nan
-        value = self.metric.compute()
+        try:
+            value = self.metric.compute()
+        except Exception as error:
+            if is_elsewhere(error):
+                raise
+            if cut:
+                return math.nan
+            name = self.task.name
+            raise UserError(
+                f"task '{name}': its metric '{self.name}' failed on what it had taken in: {told(error)}. Look at "
+                f"tasks.{name}.metrics.{self.name}"
+            ) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise UserError(
                 f"task '{self.task.name}': metric '{self.name}' gives {describe(value)}, not one number; "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mtl.batch import Batch, describe, field
-from mtl.errors import UserError, is_elsewhere, told
+from mtl.errors import FOREIGN, UserError, is_elsewhere, text_of, told
 from mtl.task import Task
 
 
@@ -58,12 +58,12 @@ class MultiTaskModel(nn.Module):
             return self.trunk_of(task)(*inputs)
         except UserError:
             raise
-        except Exception as error:
+        except FOREIGN as error:
             if is_elsewhere(error):
                 raise
             raise UserError(
                 f"the trunk can't take its inputs {', '.join(self.inputs)}, {describe(inputs)}: {told(error)}. "
-                "Look at model.trunk and model.inputs"
+                f"Look at model.trunk and model.inputs{_one_sample(error)}"
             ) from error
 
     def trunk_of(self, task: str) -> nn.Module:
@@ -80,14 +80,14 @@ class MultiTaskModel(nn.Module):
         before = _versions(features)
         try:
             prediction = self.heads[task](features)
-        except Exception as error:
-            if "in-place" in str(error) or "inplace" in str(error):
+        except FOREIGN as error:
+            if "in-place" in text_of(error) or "inplace" in text_of(error):
                 raise UserError(_IN_PLACE.format(task=task)) from error
             if is_elsewhere(error):
                 raise
             raise UserError(
                 f"task '{task}': its head can't take the trunk's features, {describe(features)}: {told(error)}. "
-                f"Look at tasks.{task}.head and model.trunk"
+                f"Look at tasks.{task}.head and model.trunk{_parts_of(features)}{_one_sample(error)}"
             ) from error
         if before != _versions(features):
             raise UserError(_IN_PLACE.format(task=task))
@@ -123,7 +123,7 @@ class MultiTaskModel(nn.Module):
                 self._thaws.pop(name, None)  # for good
             elif parameters[name].requires_grad or name in self._thaws:
                 self._thaws[name] = max(until, self._thaws.get(name, 0))
-            parameters[name].requires_grad_(False)
+            parameters[name].requires_grad = False  # as a lazy one lets it be done
         self._keep_in_eval_mode()
         return names
 
@@ -173,6 +173,26 @@ _IN_PLACE = (
     "task '{task}': its head changes the features in place, and the other tasks' heads would see the changed ones; "
     "use inplace=False in the head's first layers"
 )
+
+
+def _one_sample(error: BaseException) -> str:
+    """What to do where batch norm is given one sample in training."""
+    if "more than 1 value per channel" not in str(error):
+        return ""
+    return (
+        ". Batch norm can't train on one sample: trainer.tail=drop leaves out an epoch's last batch where it is "
+        "incomplete; trainer.micro_batch_size, trainer.num_micro_batches and data.batch_size say how batches are cut"
+    )
+
+
+def _parts_of(features: Any) -> str:
+    """How a head is given a part of features that aren't one tensor."""
+    if isinstance(features, Tensor):
+        return ""
+    return (
+        f". The trunk gives a {type(features).__name__}: model/trunk=picked gives heads a part of that, such as an "
+        "LSTM's last state with model.trunk.output=1.0.-1"
+    )
 
 
 def _versions(features: Any) -> int:

@@ -21,14 +21,14 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mtl.batch import Batch, describe
 from mtl.buffers import Buffers, kept_buffers
-from mtl.errors import UserError, is_elsewhere, told
+from mtl.errors import FOREIGN, UserError, is_elsewhere, text_of, told
 from mtl.features import AtFeatures
 from mtl.gradients import Rows
 from mtl.labels import select
 from mtl.model import MultiTaskModel
 from mtl.precision import Autocast
 from mtl.reach import Reach
-from mtl.task import BY_CLASS, BY_ELEMENT, Task
+from mtl.task import BY_CLASS, BY_ELEMENT, WEIGHTED, Task, check_weights
 
 PLAIN = (Tensor, str, int, float, NoneType)  # what features may be made of, in tuples, lists and dicts
 
@@ -167,7 +167,7 @@ def shared(
     if hidden:
         raise UserError(
             f"passes: 'shared' can't look into the trunk's features, a {hidden[0]}; let the trunk give tensors, "
-            "or tuples, lists or dicts of them, or take passes=sequential"
+            "or tuples, lists or dicts of them, take a part of it with model/trunk=picked, or take passes=sequential"
         )
     cuts = [f.detach().requires_grad_(f.requires_grad) if isinstance(f, Tensor) else f for f in features]
     cut_features = tree_unflatten(cuts, structure)
@@ -231,15 +231,22 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
             f"{describe(target)}; {name} compares them element by element, so they must be of one "
             f"shape. Look at tasks.{task.name}.head; mtl.heads.Linear with squeeze: true makes a single output (N,)"
         )
+    if isinstance(task.loss, WEIGHTED) and isinstance(prediction, Tensor):
+        check_weights(task, prediction)
     try:
         loss = task.loss(*_of_one_type(task, prediction, target))
-    except Exception as error:
+    except FOREIGN as error:
         if is_elsewhere(error):
             raise
         raise UserError(
             f"task '{task.name}': its loss failed on a prediction {describe(prediction)} and the target "
             f"'{task.target}' {describe(target)}: {told(error)}. Look at tasks.{task.name}"
-            + (f" and its num_outputs, {prediction.shape[1]} here" if "out of bounds" in str(error) and both else "")
+            + (
+                f" and its num_outputs, {prediction.shape[1]} here"
+                if "out of bounds" in text_of(error) and both
+                else ""
+            )
+            + (f"; its head gives a {type(prediction).__name__}" if not isinstance(prediction, Tensor) else "")
         ) from error
     return _scalar(task, loss)
 
@@ -269,7 +276,7 @@ def objective_of(model: MultiTaskModel, task: Task, batch: Batch) -> Tensor:
     assert task.objective is not None
     try:
         loss = task.objective(model, batch)
-    except Exception as error:
+    except FOREIGN as error:
         if is_elsewhere(error) or isinstance(error, UserError):
             raise
         raise UserError(

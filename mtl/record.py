@@ -4,7 +4,6 @@ import json
 import logging
 import platform
 import shlex
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,21 +12,24 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from mtl import cli, sweep
-from mtl.resume import write_whole
+from mtl.errors import UserError
+from mtl.files import Folder, LogFile, why, write_whole
+from mtl.signals import Ended
+from mtl.text import log
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mtl.trainer import Trainer
 
-log = logging.getLogger("mtl")
+ROOM = 2**14  # bytes
 
 
 def terminal() -> "Console":
     """The terminal, or for one of several jobs side by side nothing: their lines would come between each other's."""
-    from rich.console import Console
+    from mtl.screen import Screen
 
-    return Console(quiet=cli.beside_others())
+    return Screen(quiet=cli.beside_others())
 
 
 def tell(console: Any, line: str) -> None:
@@ -41,8 +43,15 @@ def folder_name(folder: Path) -> str:
     return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
 
-def write_status(folder: Path, status: str, **more: Any) -> None:
-    """Writes the run's metrics.json: what it is of, how it stands, and what more there is to say."""
+def write_status(folder: Folder, status: str, **more: Any) -> None:
+    """Writes the run's metrics.json: what it is of, how it stands, and what more there is to say.
+
+    That of a run that is under way keeps room for how it ends, should the disk be full by then.
+
+    Raises:
+        UserError: where the file can't be written, or the folder is gone.
+    """
+    folder.check()
     about = {
         "status": status,
         "problem": choices()["task"],
@@ -50,14 +59,25 @@ def write_status(folder: Path, status: str, **more: Any) -> None:
         "arguments": cli.arguments(),
         "launcher": HydraConfig.get().runtime.choices["hydra/launcher"],
     }
-    write_whole(folder / "metrics.json", json.dumps(about | more, indent=2) + "\n")
+    path = folder.path / "metrics.json"
+    try:
+        write_whole(path, json.dumps(about | more, indent=2) + "\n", room=ROOM if status == "running" else 0)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {why(error)}") from error
 
 
-def failed(began: list[Path], error: str) -> None:
+def failed(began: list[Folder], error: str) -> None:
     """Writes down that the run failed, if it is this process's."""
     for folder in began:
-        with suppress(OSError):  # what went wrong is told all the same
+        with suppress(UserError):  # what went wrong is told all the same
             write_status(folder, "failed", error=error)
+
+
+def add_to_log(text: str) -> None:
+    """Adds lines to the run's log, as they are."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogFile):
+            handler.add(text)
 
 
 def choices() -> dict[str, str]:
@@ -92,13 +112,13 @@ def versions() -> dict[str, Any]:
     }
 
 
-def stopped(console: Any, trainer: "Trainer", folder: Path, code: int) -> NoReturn:
+def stopped(console: Any, trainer: "Trainer", home: Folder, code: int) -> NoReturn:
     """Says after Ctrl-C or SIGTERM what was saved and how to go on; ends the process, or the job in it."""
-    saved = folder_name(folder)
+    saved = folder_name(home.path)
     there = sorted(str(path) for path in Path(saved).glob("checkpoints/*.pt"))
     place = {"steps": trainer.global_step, "epochs": trainer.epoch}
-    with suppress(OSError):
-        write_status(folder, "stopped", **place)
+    with suppress(UserError):
+        write_status(home, "stopped", **place)
     at = f"at step {trainer.global_step}, in epoch {trainer.epoch}"
     older = "" if trainer.saved_step == trainer.global_step else f" (of step {trainer.saved_step})"
     tell(console, f"Stopped {at}. Saved: {', '.join(there) or 'nothing yet'}{older if there else ''}")
@@ -107,4 +127,4 @@ def stopped(console: Any, trainer: "Trainer", folder: Path, code: int) -> NoRetu
     if there:
         tell(console, f"look      tensorboard --logdir {shlex.quote(saved)}")
         tell(console, f"evaluate  python -m mtl.evaluate run={shlex.quote(saved)} checkpoint=last")
-    sys.exit(code)
+    raise Ended(code)

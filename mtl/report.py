@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtl.errors import UserError
+from mtl.regular import make_folder
+from mtl.text import plain
 
 
 def report(
@@ -29,20 +31,20 @@ def report(
     Raises:
         UserError: where there is nothing to compare, or nothing can be written or printed.
     """
-    from rich.console import Console
-
+    from mtl.files import write_whole
     from mtl.reporting import html, markdown, pages, reading, terminal, tidy
     from mtl.reporting.comparison import Comparison, check_names
     from mtl.reporting.document import Block, Picture
     from mtl.reporting.grouping import sections
     from mtl.reporting.packages import check_packages
     from mtl.reporting.svg import alone
+    from mtl.screen import Screen
 
     check_packages()
     runs = reading.find(folders)
     finished = [run for run in runs if run.status == "finished"]
     if not finished:
-        states = "".join(f"\n  {run.status:<12}{run.folder}  {run.error}" for run in runs)
+        states = "".join(f"\n  {run.status + '  ':<12}{plain(str(run.folder))}  {run.error}" for run in runs)
         raise UserError(f"no run is finished, so there is nothing to compare:{states}")
 
     parts = sections(runs, split)
@@ -55,20 +57,24 @@ def report(
 
     place = out or folders[0] / "report"
     try:
-        (place / markdown.FIGURES).mkdir(parents=True, exist_ok=True)
+        if out is None:  # beside the runs, which may be anybody's
+            make_folder(place)
+        make_folder(place / markdown.FIGURES)
         for block in blocks:
             if isinstance(block, Picture):
-                (place / markdown.FIGURES / f"{block.name}.svg").write_text(alone(block.svg), encoding="utf-8")
-        (place / "report.md").write_text(markdown.write(blocks), encoding="utf-8")
-        (place / "report.html").write_text(html.write(blocks), encoding="utf-8")
+                write_whole(place / markdown.FIGURES / f"{block.name}.svg", alone(block.svg))
+        write_whole(place / "report.md", markdown.write(blocks))
+        write_whole(place / "report.html", html.write(blocks))
         tidy.write(place / "report.csv", comparisons)
     except OSError as error:
         raise UserError(f"{place} can't be written: {error.strerror or error}; --out names another folder") from error
+    except UserError as error:
+        raise UserError(f"the report isn't written: {error}; --out names another folder") from error
     written = f"Written to {place}: report.html, report.md, report.csv"
-    console = Console()
+    console = Screen()
     try:
         terminal.show(console, blocks)
-        console.print(f"\n{written}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"\n{plain(written)}", soft_wrap=True)
     except OSError as error:
         raise UserError(f"it can't be printed: {error.strerror or error}. {written}") from error
 

@@ -1,7 +1,5 @@
 """Going on with a run: which one, whether its config allows it, and that nobody else is at it."""
 
-import json
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from mtl.errors import UserError, suggest
-
-log = logging.getLogger("mtl")
+from mtl import archive
+from mtl.bounded import read_json, read_yaml
+from mtl.errors import UserError, first_line, suggest
+from mtl.regular import check_folder
+from mtl.text import log
 
 IRRELEVANT = {  # what may differ between a run and its continuation
     *("resume", "resume_allow", "checkpoint", "output_root", "debug", "log", "logger", "callbacks"),
@@ -102,36 +100,64 @@ def check(theirs: Any, ours: dict[str, Any], name: str) -> None:
     raise Refused(f"resume: {name} was trained with another config:{lines}{reason}\nGive the same{allow}")
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
-    """What a run that is finished wrote into its metrics.json; None for any other."""
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """What the run's metrics.json holds; nothing where there is none.
+
+    Raises:
+        UserError: where it can't be read, or holds something else.
+    """
     path = folder / "metrics.json"
-    metrics: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        metrics = read_json(path)
+    except FileNotFoundError:
+        return {}
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path} holds no mapping")
+    return metrics
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """What a run that is finished wrote into its metrics.json; None for any other.
+
+    Raises:
+        UserError: where it can't be read.
+    """
+    metrics = metrics_of(folder)
     return metrics if metrics.get("status") == "finished" else None
 
 
-def config_of(folder: Path) -> Any:
-    """The config that the folder's run was trained with."""
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+def config_of(folder: Path) -> dict[str, Any]:
+    """The config that the folder's run was trained with.
+
+    Raises:
+        UserError: where it can't be read, or is none.
+        OSError: where there is none.
+    """
+    config = read_yaml(folder / "config.yaml")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.yaml'} holds no mapping")
     versions = (finished(folder) or {}).get("versions", {})
-    if isinstance(config, dict) and "threads" in versions:
+    if isinstance(versions, dict) and "threads" in versions:
         config.setdefault("threads", versions["threads"])  # a run older than the key
     return config
 
 
 def newest_unfinished(folder: Path, ours: dict[str, Any]) -> Path | None:
-    """The newest run in the folder with this config that isn't finished, and that nobody is working on."""
+    """The newest run in the folder with this config that isn't finished, and that nobody is working on.
+
+    A run that can't be read is passed over, with a warning: it may be anybody's.
+    """
     for path in sorted(folder.glob("*/config.yaml"), reverse=True):
         run = path.parent
         try:
-            theirs = config_of(run)
-            over = finished(run) is not None
+            if finished(run) is None and not forbidden(config_of(run), ours):
+                check_folder(run)
+                archive.check_newest(run / "checkpoints")
+                with locked(run) as free:
+                    if free:
+                        return run
         except Exception as error:  # a file that was cut or changed fails in many ways
-            log.warning("%s is passed over: its config.yaml or metrics.json can't be read: %s", run, error)
-            continue
-        if not over and isinstance(theirs, dict) and not forbidden(theirs, ours):
-            with locked(run) as free:
-                if free:
-                    return run
+            log.warning("%s is passed over: %s", run, first_line(error))
     return None
 
 
@@ -158,16 +184,6 @@ def locked(folder: Path) -> Iterator[bool]:
         yield free
     finally:
         os.close(handle)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes the file so that it is there whole or as it was before, also where several processes write it at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def changed_versions(before: dict[str, Any], now: dict[str, Any], tell: Callable[[str], None]) -> None:

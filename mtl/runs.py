@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtl import checkpoint, config
+from mtl import checkpoint, config, saved, schema
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
+from mtl.regular import check_kind
 from mtl.targets import add_code_folders
-from mtl.trust import Trusted, check, own_folders
+from mtl.trust import Own, Trusted, check, loads_nothing, project
 
 
 def read(run: str | Path, name: str = "best") -> dict[str, Any]:
@@ -22,6 +23,7 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
         UserError: where the folder holds no run, or the checkpoint can't be read.
     """
     folder = Path(run)
+    check_kind(folder / "checkpoints")
     if not (folder / "checkpoints").is_dir() and (folder / "metrics.json").is_file():
         raise UserError(f"the run in '{run}' ended before it saved a checkpoint; its metrics.json says why")
     if not (folder / "checkpoints").is_dir():
@@ -33,22 +35,14 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
             f"'{run}' has no checkpoint '{name}'; it has: {', '.join(there) or 'none'}; ask for it with checkpoint=…"
         )
     state = checkpoint.load(path)
+    if "evaluated" in state:
+        state["model"] = state.pop("evaluated")
+    saved.check(state, f"the checkpoint {path}", saved.MODEL)
     state["config"]["init_from"] = None  # what it gave has been trained since
-    state["config"].setdefault("threads", state["versions"]["threads"])  # a run older than the key
-    _load_nothing_else(state["config"]["model"])
-    _load_nothing_else(state["config"]["tasks"])
+    if "threads" not in state["config"]:  # a run older than the key
+        saved.check(state, f"the checkpoint {path}", {"versions": dict, "versions.threads": int})
+        state["config"]["threads"] = state["versions"]["threads"]
     return state
-
-
-def _load_nothing_else(node: Any) -> None:
-    """Takes out what would load first values for the model: they are in the checkpoint, and the file may be gone."""
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        _load_nothing_else(value)
-    if isinstance(node, dict) and str(node.get("_target_")).startswith(
-        ("mtl.trunks.Torchvision", "torchvision.models")
-    ):
-        node.update({key: None for key in ("weights", "weights_backbone") if key in node})
-        node.update({key: False for key in ("pretrained", "pretrained_backbone") if key in node})
 
 
 def load(
@@ -60,7 +54,7 @@ def load(
 
     Args:
         run: the run's folder.
-        checkpoint: `best` on validation, or `last`.
+        checkpoint: `best` on validation, or `last`; `best-1`, `last-1` and so on, where more are kept.
         device: where the model is put.
         trust: modules, or names in modules, that the model may be built with besides those of mtl, torch.nn,
             torchvision, torchmetrics and the current folder, such as `["transformers"]`; True for whatever the run
@@ -70,37 +64,48 @@ def load(
         UserError: where the folder holds no run, code that the model needs is gone, or it isn't trusted.
     """
     state = read(run, checkpoint)
-    add_code_folders(trusted_folders(run, state, [Path.cwd()], parts=("model", "tasks"), trust=trust))
-    with torch.random.fork_rng(devices=[]):  # whoever loads a model keeps their random state
+    add_code_folders(trusted_folders(run, state, [], parts=("model", "tasks"), trust=trust))
+    where = f"the checkpoint '{checkpoint}' of '{run}'"
+    # Whoever loads a model keeps their random state.
+    with saved.built_from(where), torch.random.fork_rng(devices=[]):
         model = config.build_model(state["config"], config.build_tasks(state["config"]))
-    model.load_state_dict(state["model"])
+    saved.load_into(model, state["model"], where)
     model.facts = state.get("facts", {})
     return model.to(device).eval()
 
 
 def trusted_folders(
-    run: str | Path, state: Mapping[str, Any], folders: Sequence[str | Path], *, parts: Sequence[str], trust: Trusted
+    run: str | Path, state: Mapping[str, Any], named: Sequence[str | Path], *, parts: Sequence[str], trust: Trusted
 ) -> list[str]:
-    """The folders with the user's own code for what is to be built of the run.
+    """Checks what is to be built of a run; gives the folders that the user's own code for it is in.
+
+    Those that the run's checkpoint names are among them where they lie in the current folder, and not beside the run.
+    What would load first values or download data is taken out of the config.
 
     Args:
         run: the run's folder.
         state: its checkpoint.
-        folders: the current one, and those that the user named.
+        named: folders that the user has named.
         parts: the keys of the run's config that are to be built.
         trust: see `load`.
 
     Raises:
         UserError: where the config names code that isn't trusted.
     """
-    own = own_folders(Path(run), folders, named=state.get("code_folders", ()), trust=trust)
+    config, theirs = state["config"], state.get("code_folders")
+    own = Own(Path(run), project(), [Path(folder) for folder in named])
+    hints = list(theirs or []) if trust is True else own.hints(theirs)
+    folders = [str(Path(folder).resolve()) for folder in (*own.project, *own.named, *hints)]
+    unbuilt = {"model", "tasks", "data", *schema.UNBUILT}
     path = list(sys.path)
-    add_code_folders(map(str, own))
+    add_code_folders(folders)
     try:
-        check({part: state["config"].get(part) for part in parts}, run=Path(run), trust=trust, folders=own)
+        check({key: value for key, value in config.items() if key in parts or key not in unbuilt}, own=own, trust=trust)
+        for part in parts:
+            loads_nothing(config.get(part))
     finally:
         sys.path[:] = path
-    return [str(folder) for folder in own]
+    return folders
 
 
 def start_from(model: nn.Module, run: str | Path) -> list[str]:
@@ -114,14 +119,16 @@ def start_from(model: nn.Module, run: str | Path) -> list[str]:
     """
     theirs = read(run)["model"]
     ours = model.state_dict()
-    loaded = [name for name in ours if name in theirs and theirs[name].shape == ours[name].shape]
+    if wrong := saved.unusable(theirs, ours):
+        raise UserError(f"init_from: the checkpoint of '{run}' can't be used: {'; '.join(wrong)}")
+    loaded = [name for name in ours if saved.fits(theirs.get(name), ours[name])]
     if not loaded:
         raise UserError(
             f"init_from: nothing in '{run}' has a name and shape of this model; it has: {', '.join(theirs)}"
         )
     model.load_state_dict({name: theirs[name] for name in loaded}, strict=False)
     new = [
-        f"{name} (there of shape {tuple(theirs[name].shape)}, here {tuple(ours[name].shape)})"
+        f"{name} (there of {saved.described(theirs[name])}, here {saved.described(ours[name])})"
         if name in theirs
         else name
         for name in ours

@@ -81,7 +81,8 @@ SCHEMA: dict[str, Check] = {
     "checkpoint": _MAPPING,
     "checkpoint.every_steps": _or_null(_whole(1)),
     "checkpoint.every_minutes": _or_null(_number(0, above=True)),
-    "checkpoint.keep": _whole(1),
+    "checkpoint.keep": (lambda v: v == "all" or _whole(1)[0](v), f"{_whole(1)[1]}, or all"),
+    "checkpoint.best": _whole(1),
     "output_root": _TEXT,
     "debug": _FLAG,
     "log": _MAPPING,
@@ -282,6 +283,7 @@ def _check_level(
             raise UserError(f"{prefix}{name} is {node[name]!r}; it must be {wanted}")
 
 
+UNBUILT = ("balancer", "optimizer", "scheduler", "logger", "callbacks")  # what a trained model needs no more
 EVALUATE = ["run", "checkpoint", "split", "data", "device", "trust", "debug"]
 
 

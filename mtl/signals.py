@@ -8,7 +8,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mtl.errors import UserError, told
+
 LOOKS = 0.3  # seconds from one look after another process to the next
+
+
+class Ended(SystemExit):
+    """A run that Ctrl-C or SIGTERM ended, in the way that it should."""
+
+
+@contextmanager
+def no_exit() -> Iterator[None]:
+    """Raises a UserError where code within calls sys.exit, which would pass for the end of a run."""
+    try:
+        yield
+    except Ended:
+        raise
+    except SystemExit as error:
+        raise UserError(f"something called sys.exit: {told(error)}") from error
 
 
 class Stop:

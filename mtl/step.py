@@ -29,6 +29,7 @@ from mtl.descent import Descent
 from mtl.errors import NotFinite, UserError
 from mtl.features import AtFeatures
 from mtl.gradients import Rows, total_norm
+from mtl.lazy import check_not_lazy
 from mtl.model import MultiTaskModel
 from mtl.parts import Parts, StepBatch
 from mtl.passes import choose, generators_of, kept_draws, set_states
@@ -130,6 +131,7 @@ class Step:
         strangers = [task.name for task in tasks if task.name not in model.heads]
         if strangers:
             raise UserError(f"the model has no task '{strangers[0]}'; it has: {', '.join(model.heads)}")
+        check_not_lazy(model)
         self.model = model
         self.tasks = list(tasks)
         self.passes = choose(passes, model)

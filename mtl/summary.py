@@ -190,7 +190,6 @@ def summarise(console: Console, run: Run) -> None:
     folder = shlex.quote(run.folder)
     for purpose, command in next_steps(run, folder):
         console.print(f"{purpose:<22}{command}", highlight=False, markup=False, soft_wrap=True)
-    say(f"\nWritten to {run.folder}: {', '.join(written(Path(run.folder)))}")
 
 
 def decision(trainer: "Trainer") -> str:

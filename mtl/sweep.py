@@ -1,6 +1,7 @@
 """A multirun: its folder, its jobs' names, and how its jobs ended."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -12,8 +13,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mtl.errors import UserError
-from mtl.resume import IRRELEVANT, write_whole
+from mtl.bounded import LARGEST, LONGEST, parse_json, read_json, read_lines
+from mtl.errors import UserError, first_line
+from mtl.files import write_whole
+from mtl.regular import check_folder, regular
+from mtl.resume import IRRELEVANT
+from mtl.text import log, say
 
 STOP = "stop-"  # begins the names of files that ask jobs to
 ABOUT = "sweep.json"  # what was typed
@@ -39,6 +44,7 @@ class Sweep:
         self.fixed = list(fixed)
         self.new = new
         self.folder: Path | None = None
+        self._empty = False
 
     def choose_folder(self, root: str, resume: str | None) -> str:
         """The folder of the multirun: a new one, or that of the one that is to go on.
@@ -55,13 +61,18 @@ class Sweep:
             folder = next((path for path, typed in _newest_first(root) if _same(typed, self.typed)), folder)
         elif resume is not None:
             folder = Path(resume)
-            if not (folder / ABOUT).is_file():
-                raise UserError(f"resume: '{resume}' is not the folder of a multirun; it would hold a {ABOUT}")
-            if not _same(arguments(folder), self.typed):
-                theirs = shlex.join(arguments(folder))
-                raise UserError(f"resume: '{resume}' was begun with other arguments: {theirs}")
+            try:
+                check_folder(folder)
+                theirs = arguments(folder)
+            except UserError as error:
+                raise UserError(f"resume: {error}") from error
+            except OSError as error:
+                why = f"resume: '{resume}' is not the folder of a multirun; it would hold a {ABOUT}"
+                raise UserError(why) from error
+            if not _same(theirs, self.typed):
+                raise UserError(f"resume: '{resume}' was begun with other arguments: {shlex.join(theirs)}")
         if self.folder is None and resume == "auto" and not folder.exists():
-            print("resume   there is no multirun with these arguments: a new one begins")
+            say("resume   there is no multirun with these arguments: a new one begins")
         self.folder = folder
         return str(folder)
 
@@ -85,21 +96,27 @@ class Sweep:
             outcome: began, done, failed, stopped, or busy: another process is at it.
             value: what it monitors, of one that is done.
         """
-        line = json.dumps({"by": self.new, "job": job.name, "outcome": outcome, "value": value})
-        with (job.parent / JOURNAL).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        line = json.dumps({"by": self.new, "job": job.name, "outcome": outcome, "value": value}).encode()
+        with open(job.parent / JOURNAL, "a+b", buffering=0, opener=regular) as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line  # on a full disk one may have been cut off
+            file.write(line + b"\n")
 
     def noted(self, folder: Path) -> dict[str, dict[str, Any]]:
         """By job, what this multirun's processes noted last."""
-        if not (folder / JOURNAL).is_file():
-            return {}
         jobs = {}
-        for line in (folder / JOURNAL).read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, LookupError, TypeError):  # a line that was cut off
-                noted = json.loads(line)
-                if noted["by"] == self.new:
-                    jobs[str(noted["job"])] = noted
+        with suppress(OSError, UserError):  # there is none, or nothing that could be of this multirun
+            for line in read_lines(folder / JOURNAL, LARGEST, LONGEST):
+                with suppress(ValueError, LookupError, TypeError):  # a line that was cut off
+                    noted = parse_json(line, JOURNAL)
+                    if noted["by"] == self.new:
+                        jobs[str(noted["job"])] = noted
         return dict(sorted(jobs.items(), key=lambda item: _number(item[0])))
+
+    def is_lost(self) -> bool:
+        """Whether what was noted of the jobs is gone; where none began, nothing was."""
+        return self.folder is not None and not self._empty and not (self.folder / JOURNAL).is_file()
 
     def under_way(self) -> list[str]:
         """The jobs that began and haven't ended."""
@@ -132,6 +149,7 @@ class Sweep:
             for path in self.folder.glob(f"{STOP}*"):  # also of those that didn't get to
                 path.unlink(missing_ok=True)
         if {path.name for path in self.folder.iterdir()} <= {"multirun.yaml"}:
+            self._empty = True
             shutil.rmtree(self.folder)
 
     def _stop_of(self, folder: Path) -> Path:
@@ -140,13 +158,25 @@ class Sweep:
 
 def arguments(folder: Path) -> list[str]:
     """What the multirun of the folder was started with."""
-    typed: list[str] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["arguments"]
-    return typed
+    return _about(folder, "arguments")
 
 
 def fixed(folder: Path) -> list[str]:
     """The overrides that are the same in all jobs of the multirun of the folder, as they stand in a job's."""
-    found: list[str] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["fixed"]
+    return _about(folder, "fixed")
+
+
+def _about(folder: Path, key: str) -> list[str]:
+    """A list of texts that was written down when the multirun began.
+
+    Raises:
+        UserError: where there is no such list.
+        OSError: where there is no such file.
+    """
+    about = read_json(folder / ABOUT)
+    found = about.get(key) if isinstance(about, dict) else None
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise UserError(f"{folder / ABOUT} holds no list of texts '{key}'")
     return found
 
 
@@ -157,8 +187,13 @@ def _number(job: str) -> float:
 
 def _newest_first(root: str) -> Iterator[tuple[Path, list[str]]]:
     for path in sorted(Path(root).glob(f"*/{ABOUT}"), reverse=True):
-        with suppress(OSError, ValueError, LookupError, TypeError):  # what can't be read is none that could go on
-            yield path.parent, arguments(path.parent)
+        try:
+            typed = arguments(path.parent)
+            check_folder(path.parent)
+        except (OSError, UserError) as error:  # it may be anybody's
+            log.warning("%s is passed over: %s", path.parent, first_line(error))
+            continue
+        yield path.parent, typed
 
 
 def _same(theirs: Sequence[str], ours: Sequence[str]) -> bool:

@@ -1,10 +1,9 @@
 """python -m mtl.train task=…: build, run, report."""
 
-import logging
+import inspect
 import shlex
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +14,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtl import cli, record, schema
 from mtl import resume as taking_up
-from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, told
+from mtl.conclusion import conclude, measured
+from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, text_of, told
+from mtl.files import Folder, write_whole
 from mtl.record import choices, failed, folder_name, stopped, swept, tell, versions, write_status
-from mtl.resume import Busy, Refused, locked, write_whole
-from mtl.signals import held
+from mtl.resume import Busy, Refused, locked
+from mtl.signals import held, no_exit
+from mtl.text import log
 
 if TYPE_CHECKING:
     from mtl.build import Built
     from mtl.loggers import Loggers
     from mtl.step import Step, StepResult
     from mtl.trainer import Trainer
-
-log = logging.getLogger("mtl")
 
 
 def train(composed: DictConfig) -> float | None:
@@ -36,23 +36,27 @@ def train(composed: DictConfig) -> float | None:
         UserError: for whatever is wrong in the config or goes wrong in the run.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    began = [] if (folder / "config.yaml").exists() else [folder]  # the runs whose end is this process's to write down
+    home = Folder(folder)
+    began = [] if (folder / "config.yaml").exists() else [home]  # the runs whose end is this process's to write down
     try:
-        return run(schema.check(composed), folder, began)  # checked before torch is imported, which takes seconds
+        with no_exit(), cli.naming_origins():
+            return run(schema.check(composed), home, began)  # checked before torch is imported, which takes seconds
     except Refused:
         raise  # and leave the run as it is
     except UserError as error:
-        log.error("%s", error)
-        failed(began, str(error))
+        log.error("%s", text_of(error))
+        failed(began, text_of(error))
         raise
     except Exception as error:
         log.exception("a mistake that is none of the user's")
-        failed(began, f"{type(error).__name__}: {error}")
+        failed(began, f"{type(error).__name__}: {text_of(error)}")
         raise
 
 
-def run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None:
+def run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | None:
     """Trains in the folder, which this process then has for itself."""
+    folder = home.path
+    cli.checked(folder)
     with locked(folder) as free:
         if not free:
             raise Busy(f"another process is at work in {folder_name(folder)}")
@@ -61,29 +65,33 @@ def run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None
             if done is not None:
                 taking_up.check(taking_up.config_of(folder), config, folder_name(folder))
                 record.terminal().print(f"skipped  {folder_name(folder)} is finished", soft_wrap=True, highlight=False)
-                best: float | None = done["best"]["value"]
-                return best
+                return _best_of(done)
         with held():
             from mtl.seeding import num_threads
         with num_threads(config["threads"]):
-            return _run(config, folder, began)
+            return _run(config, home, began)
 
 
-def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | None:
+def _best_of(finished: dict[str, Any]) -> float | None:
+    """What a finished run reached in what it monitored."""
+    best = finished.get("best")
+    value = best.get("value") if isinstance(best, dict) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | None:
     """Builds everything, trains, measures the best parameters on the test split, and writes and shows the results."""
     with held():
-        from rich.console import Console
-
         from mtl.build import build
         from mtl.config import build_step
         from mtl.loggers import Loggers, Terminal
         from mtl.options import final_tags, options
         from mtl.seeding import kept_random_state
-        from mtl.summary import Run, summarise
         from mtl.targets import make
-        from mtl.trainer import Stopped, tags
+        from mtl.trainer import Stopped
 
     console = record.terminal()
+    folder = home.path
     say = partial(tell, console)
     state = resumed(console, config, folder)
     composed, text = config, OmegaConf.to_yaml(OmegaConf.create(config))
@@ -91,6 +99,8 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
         write_whole(folder / "config.yaml", text)
     for line in cli.shadowed():
         say(f"warning  {line}")
+    for line in cli.left_out():
+        say(f"note     {line}")
 
     code = cli.code_folders()
     trained_on = None if state is None else state.get("facts", {})
@@ -105,7 +115,7 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
         callbacks = [make(node, f"callbacks.{key}") for key, node in (config["callbacks"] or {}).items()]
         files = [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
     terminal = Terminal(console, names, mains, problem.total_steps, config["trainer"]["max_epochs"])
-    with closing(Loggers([*files, terminal], say)) as loggers:
+    with Loggers([*files, terminal], say) as loggers:
         finals = final_tags(config, "val" in loaders, "test" in loaders)
         loggers.begin(text, *options(composed, choices(), swept(folder)), finals)
         saved = {
@@ -121,33 +131,21 @@ def _run(config: dict[str, Any], folder: Path, began: list[Path]) -> float | Non
                 take_up(trainer, state, config)
                 write_whole(folder / "config.yaml", text)
                 say(f"resume   from step {trainer.global_step}, epoch {trainer.epoch}")
-            began[:] = [folder]
-            write_status(folder, "running")
+            began[:] = [home]
+            write_status(home, "running")
             fit(trainer, folder, console)
-            from mtl.validation import Validation
-
-            validation = Validation(problem.model, tasks, step.autocast)
-            test = {}
-            if "test" in loaders:
-                problem.model.load_state_dict(best(trainer, folder))
-                test = validation(loaders["test"])
-            monitored = {"monitor/best": trainer.best} if trainer.best is not None else {}
-            final = {**tags(trainer.figures, "best"), **tags(test, "test"), **monitored}
-            loggers.log(trainer.global_step, trainer.epoch, final)
-            loggers.end()
+            finished = measured(problem, trainer, folder)
+            if trainer.writer.failed:
+                loggers.fail()
+            else:
+                loggers.end()
         except (Stopped, KeyboardInterrupt) as stop:
             terminal.close()
-            stopped(console, trainer, folder, 128 + getattr(stop, "signal", signal.SIGINT))
-
-    labelled = validation.labelled if test else {}
-    finished = Run(
-        trainer, problem.splits, test, labelled, validation.kinds(), folder_name(folder), cli.arguments(), config
-    )
-    console.print()
-    summarise(console, finished)
-    write_status(folder, "finished", **finished.figures(), versions=versions())
-    with (folder / "train.log").open("a", encoding="utf-8") as file:
-        summarise(Console(file=file, width=120), finished)
+            stopped(console, trainer, home, 128 + getattr(stop, "signal", signal.SIGINT))
+    try:
+        conclude(console, finished, home, began)
+    except KeyboardInterrupt:
+        stopped(console, trainer, home, 128 + signal.SIGINT)
     return trainer.best
 
 
@@ -176,6 +174,7 @@ def trainer_of(
         step,
         loaders["train"],
         loaders.get("val"),
+        test=loaders.get("test"),
         max_epochs=config["trainer"]["max_epochs"],
         checkpoints=folder / "checkpoints",
         log_every=config["log"]["every"],
@@ -188,7 +187,8 @@ def trainer_of(
         saved=saved,
         save_every_steps=config["checkpoint"]["every_steps"],
         save_every_minutes=config["checkpoint"]["every_minutes"],
-        keep=config["checkpoint"]["keep"],
+        keep=None if config["checkpoint"]["keep"] == "all" else config["checkpoint"]["keep"],
+        keep_best=config["checkpoint"]["best"],
         tell=say,
         faults=folder / "nonfinite.jsonl",
     )
@@ -225,14 +225,16 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
         if trainer.saved_step:
             again = f"resume={shlex.quote(folder_name(folder))}"
             tell(console, f"saved    step {trainer.saved_step}; when it is mended, go on with {again}")
-        place = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"
+        at = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"
+        place = at if trainer.epoch else "before the first step"
         if is_out_of_memory(error):
             line = f"out of memory {place}: {first_line(error)}. Cut the batch with trainer.micro_batch_size"
             raise UserError(line) from error
         if died := dead_worker(error):
+            why = "It may have run out of memory; " if "killed" in died else ""
             line = f"data: a process that loads samples died {place}: {died}"
-            raise UserError(f"{line}. It may have run out of memory; data.num_workers=0 loads without") from error
-        if "deterministic" in str(error) and not isinstance(error, UserError):
+            raise UserError(f"{line}. {why}data.num_workers=0 loads without") from error
+        if "deterministic" in text_of(error) and not isinstance(error, UserError):
             raise UserError(f"deterministic=true {place}: {first_line(error)}") from error
         raise
 
@@ -254,40 +256,33 @@ def check_direction(trainer: "Trainer", result: "StepResult") -> None:
         raise UserError(f"the sweep would {there} {trainer.monitor}; give hydra.sweeper.direction={right}")
 
 
-def best(trainer: "Trainer", folder: Path) -> Any:
-    """The best parameters.
-
-    Raises:
-        UserError: where they couldn't be written.
-    """
-    from mtl import checkpoint
-
-    path = folder / "checkpoints" / "best.pt"
-    if trainer.writer.failed:
-        raise UserError(f"{path} could not be written, so there are no test figures; the disk may be full")
-    return checkpoint.load(path)["model"]
-
-
 def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -> None:
     """Loads the state, and gives the optimizer what may have changed.
 
     Raises:
         Refused: where the state doesn't fit.
     """
+    from mtl.saved import check_kinds
+
     optimizer = trainer.step.optimizer
     assert optimizer is not None
-    fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    before, now = ([g.get("name") for g in groups] for groups in (state["step"]["optimizer"]["param_groups"], fresh))
+    takes = {*inspect.signature(type(optimizer)).parameters, "name", "initial_lr"}  # some groups also hold a state
+    fresh = [
+        {key: value for key, value in group.items() if key in takes - {"params"}} for group in optimizer.param_groups
+    ]
+    there = [group if isinstance(group, dict) else {} for group in state["step"]["optimizer"]["param_groups"]]
+    before, now = ([group.get("name") for group in groups] for groups in (there, fresh))
     if before != now:  # the optimizer's state is by position
         raise Refused(
             f"resume: optimizer.groups were {', '.join(map(str, before))} and are {', '.join(map(str, now))}; their "
             "values may change, and neither their patterns nor the order of these"
         )
     try:
+        check_kinds({key: value for key, value in state.items() if key != "model"}, trainer.state_dict())
         trainer.load_state_dict(state)
     except UserError as error:
         raise Refused(f"resume: {error}") from error
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+    except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise Refused(f"resume: the state that was saved doesn't fit this config: {told(error)}") from error
     taking_up.reset_options(trainer.step.param_groups(first=True), fresh, config["resume_allow"])
 
@@ -298,7 +293,7 @@ def resumed(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any
     Raises:
         Refused: where the config differs from that of the run in what isn't allowed to, or the run is finished.
     """
-    from mtl import checkpoint
+    from mtl import checkpoint, saved
 
     if config["resume"] is None or not (folder / "config.yaml").is_file():
         return None
@@ -311,9 +306,10 @@ def resumed(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any
         return None
     try:
         state = checkpoint.newest(folder / "checkpoints", lambda line: tell(console, line))
+        saved.check(state, f"the newest checkpoint in {folder_name(folder)}", saved.RUN)
     except UserError as error:
         raise Refused(str(error)) from error
-    known = {"threads": state["versions"]["threads"]}  # for a run that is older than the key
+    known = {"threads": state["versions"].get("threads")}  # for a run that is older than the key
     taking_up.check(known | state["composed"], config, folder_name(folder))
     taking_up.changed_versions(state["versions"], versions(), lambda line: tell(console, line))
     return state

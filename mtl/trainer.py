@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtl import checkpoint
 from mtl.data import Loader, Mix
-from mtl.errors import NotFinite, UserError, told
+from mtl.errors import FOREIGN, NotFinite, UserError, told
 from mtl.faults import Faults, Place
 from mtl.loggers import Loggers
 from mtl.memory import peak_within
 from mtl.readings import Readings
+from mtl.saved import load_into
 from mtl.seeding import kept_random_state, random_state, set_random_state
 from mtl.signals import Stop
 from mtl.step import Step, StepResult
+from mtl.writer import Writer
 
 if TYPE_CHECKING:
     from mtl.monitor import Monitor
@@ -43,10 +44,13 @@ class Trainer:
     Args:
         step: what is done with each batch.
         train, val: loaders. Without `val` the last parameters count as the best.
+        test: a loader of which one batch is measured before the first step, as one of `val` is, so that what would fail
+            at the end fails then.
         max_epochs: how often the training data are gone over.
         checkpoints: the folder for last.pt and best.pt. Both are saved after each epoch; a thread writes them.
         save_every_steps, save_every_minutes: last.pt is saved then too.
-        keep: how many of the newest last.pt there are to be.
+        keep: how many of the newest last.pt there are to be; None for all.
+        keep_best: how many of the best by the monitored value: best.pt, best-1.pt, and so on.
         tell: is given a line for what went wrong without ending the training.
         faults: the file that says, a line of JSON each, in which steps a loss or gradient wasn't finite: which tasks,
             and the numbers of the batch's samples.
@@ -80,6 +84,7 @@ class Trainer:
         train: Loader | Mix,
         val: Loader | Mix | None = None,
         *,
+        test: Loader | Mix | None = None,
         max_epochs: int,
         checkpoints: Path,
         log_every: int = 100,
@@ -92,7 +97,8 @@ class Trainer:
         saved: Mapping[str, Any] | None = None,
         save_every_steps: int | None = None,
         save_every_minutes: float | None = None,
-        keep: int = 2,
+        keep: int | None = 2,
+        keep_best: int = 1,
         tell: Callable[[str], None] = print,
         faults: Path | None = None,
     ) -> None:
@@ -103,9 +109,10 @@ class Trainer:
         self.step = step
         self.train = train
         self.val = val
+        self.test = test
         self.max_epochs = max_epochs
         self.tell = tell
-        self.writer = checkpoint.Writer(checkpoints, keep=keep, tell=tell)
+        self.writer = Writer(checkpoints, keep=keep, best=keep_best, tell=tell)
         self.save_every_steps = save_every_steps
         self.save_every_minutes = save_every_minutes
         self.log_every = log_every
@@ -119,6 +126,7 @@ class Trainer:
         self.position: int | None = None  # batches done in the epoch under way
         self.tried = 0
         self._rates: list[float] = []  # the learning rates of the last step
+        self._value: float | None = None  # of the last validation
         self.best: float | None = None
         self.best_epoch = 0
         self.figures: Figures = {}
@@ -156,12 +164,13 @@ class Trainer:
         self.step.model.train()
         try:
             with self._stop.listens():
+                with self._protected():
+                    self._prepare_validation()
+                    self._rehearse()
                 self._train()
-            with kept_random_state():
-                self._prepare_validation()  # a run that was taken up after its last step names its monitor too
         except Stopped:
             raise
-        except Exception:
+        except FOREIGN:
             if self._intact and self.global_step > self._queued:
                 with suppress(UserError):  # what isn't finite isn't saved
                     self._save("last")
@@ -177,12 +186,13 @@ class Trainer:
                 self.readings.begin_epoch()
             self._train_epoch()
             if not self._stop.signal:
+                self.step.descent.train(False)
                 with self._protected():
                     self._validate()
                     for callback in self.after_epoch:
                         callback(self)
                 self.position = None
-                if self.best_epoch == self.epoch:
+                if self.best_epoch == self.epoch or self.writer.ranks(self._value, self._better):
                     self._save("best")  # first: whoever goes on from last.pt finds what it calls best
             if self._stop.signal:
                 self.writer.wait()  # what was asked for before is there too, should the last one be damaged
@@ -224,6 +234,7 @@ class Trainer:
             number = self.global_step + 1
             self._due |= number == 1 or number % self.log_every == 0 or self._thaws
             measure = self._due
+            self.step.descent.train()
             self._rates = [float(group["lr"]) for group in self.step.optimizer.param_groups]
             self._intact = False  # until all that counts has counted it
             result = self._step(batch, number, measure)
@@ -238,11 +249,7 @@ class Trainer:
             if measure and result.taken:
                 self._log(result)
                 self._look_for_others(result)
-                if number == 1:  # mistakes in metrics show now, and not after an epoch; importing them is slow
-                    self._intact = False  # the config would have to change, and that makes another run
-                    with kept_random_state():
-                        self._prepare_validation()
-                    self._intact = True
+                if number == 1:  # in which much is done once
                     start = self._clock = time.perf_counter()
             self.faults.look(place, result)
             self._call_back(result, number)
@@ -263,7 +270,7 @@ class Trainer:
             for callback in (*self.callbacks, *self.watchers):
                 try:
                     callback(self, result)
-                except Exception as error:
+                except FOREIGN as error:
                     name = getattr(callback, "__name__", type(callback).__name__)
                     raise UserError(f"callback {name} failed at step {number}: {told(error)}") from error
 
@@ -292,7 +299,7 @@ class Trainer:
             if self.weighed < self._to_weigh and self.tried and (not measure or self.log_every == 1):
                 return self._weigh(batch, measure)
             return self.step(batch, measure=measure)
-        except Exception as error:
+        except FOREIGN as error:
             self._intact = self.step.undo()
             if isinstance(error, NotFinite):
                 assert self.position is not None
@@ -351,6 +358,22 @@ class Trainer:
                 self.monitor = Monitor(self._monitor_terms, self._validation.kinds())
                 self._check_plateau(self.monitor)
 
+    def _rehearse(self) -> None:
+        """Has what would fail after an epoch, or at the end, fail now."""
+        from mtl.rehearsal import try_one_sample, try_split
+        from mtl.validation import Validation
+
+        assert self._validation is not None
+        if self.position is None and not self.goes_on:
+            return
+        try_one_sample(self.step, self.train)
+        if self.val is not None:
+            try_split(self._validation, self.val, "validation")
+        if self.test is not None:
+            same = len(self._validation.tasks) == len(self.step.tasks)
+            of_all = self._validation if same else Validation(self.step.model, self.step.tasks, self.step.autocast)
+            try_split(of_all, self.test, "the test split")
+
     def _check_plateau(self, monitor: "Monitor") -> None:
         mode = getattr(self.step.descent.scheduler, "mode", None)
         if self.step.descent.waits_for_validation and mode != monitor.mode:
@@ -367,7 +390,7 @@ class Trainer:
         figures = self._validation(self.val)
         if self.epoch == 1 and (line := self._validation.caveat()):
             self.tell(line)
-        value = self.monitor(figures)
+        value = self._value = self.monitor(figures)
         self.step.validated(value)
         if self.monitor.better(value, self.best) or not self.best_epoch:
             self.best, self.best_epoch, self.figures = value, self.epoch, figures
@@ -376,12 +399,17 @@ class Trainer:
             self.tell(f"warning  on validation {', '.join(broken)} is nan: a prediction is, or there are no labels")
         self.loggers.log(self.global_step, self.epoch, tags(figures, "val") | {"monitor/val": value})
 
+    def _better(self, value: float, other: float) -> bool:
+        """Without validation a later epoch is better."""
+        return self.monitor is None or self.monitor.better(value, other)
+
     def _time_to_save(self) -> bool:
         by_steps = self.save_every_steps is not None and self.global_step % self.save_every_steps == 0
         minutes = (time.monotonic() - self._saved_at) / 60
         return by_steps or (self.save_every_minutes is not None and minutes >= self.save_every_minutes)
 
     def _save(self, name: str) -> None:
+        self.writer.check()
         with self._looking():
             self.readings.read()
         parameters = self.step.parameters
@@ -389,13 +417,24 @@ class Trainer:
         if not finite.all():
             broken = ", ".join(n for n, right in zip(parameters, finite.tolist(), strict=True) if not right)
             raise UserError(f"parameters aren't finite after step {self.global_step}, and are not saved: {broken}")
-        self.writer.save(name, {**self._saved, **self.state_dict()})
+        state = {**self._saved, **self.state_dict()}
+        if name == "best" and self.writer.best > 1:
+            self.writer.save(name, {**state, "value": self._value}, self._better)
+        else:
+            self.writer.save(name, state)
         self._saved_at = time.monotonic()
         self._queued = self.global_step
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the training depends on, in plain types and tensors."""
+        """All that the rest of the training depends on, in plain types and tensors; and what is to be evaluated, where
+        an optimizer trains other parameters."""
+        descent = self.step.descent
+        evaluated = {}
+        if descent.training:
+            with descent.evaluated():
+                evaluated = {"evaluated": {k: v.detach().clone() for k, v in self.step.model.state_dict().items()}}
         return {
+            **evaluated,
             "model": self.step.model.state_dict(),
             "step": self.step.state_dict(),
             "random": random_state(),
@@ -413,7 +452,7 @@ class Trainer:
         there, here = state["data"], self.train.progress(epoch, position)
         if there != here:
             raise UserError(f"the training data aren't those of the run: it was at {there}, which would be {here} here")
-        self.step.model.load_state_dict(state["model"])
+        load_into(self.step.model, state["model"], "the state that was saved")
         self.step.load_state_dict(state["step"])
         self.step.model.thaw(self.step.num_taken - 1)  # so that what the last step trained doesn't thaw once more
         self.readings.resume(state["readings"])
@@ -422,6 +461,7 @@ class Trainer:
         self._unmeasured = set(state["unmeasured"])
         set_random_state(state["random"])
         self._loaded = self._queued = self.global_step
+        self.writer.resume(epoch if state["position"] is None else epoch - 1)
         self.loggers.resume(state["loggers"])  # last, since it can't be undone
         self.faults.resume(state["faults"])
 

@@ -1,13 +1,16 @@
 """Which code a run's checkpoint may name, since the run may be somebody else's."""
 
 import inspect
+import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -21,6 +24,8 @@ Trusted = bool | str | Sequence[str]
 
 # Everything that is listed either builds modules, optimizers and data, or computes with tensors. None of it runs code
 # that is given as text, unpickles a file, writes one, or imports a module by name.
+PACKAGES = ("mtl", "torch", "torchvision", "torchmetrics")
+LISTED = "mtl, torch.nn, torch.optim, torchvision and torchmetrics"  # for messages
 _BASES = (nn.Module, Optimizer, LRScheduler)  # torchmetrics.Metric and the transforms of torchvision are modules
 _CLASSES = (
     *("torch.nn", "torch.optim", "torch.optim.lr_scheduler"),
@@ -44,7 +49,8 @@ _EXPORTED = tuple(  # all that these modules export
     f"mtl.{name}" for name in ("architectures", "balancers", "data", "heads", "losses", "trunks")
 )
 _DEFINED = ("mtl.model", "mtl.optimizers", "mtl.problems.burgers", "mtl.schedule", "mtl.schedulers")
-LISTED = "mtl, torch.nn, torch.optim, torchvision and torchmetrics"  # for messages
+_ALIASES = ("torchmetrics.image", "torchmetrics.text")  # other names of what torchmetrics exports itself
+_LEFT_OUT = ("torchmetrics.SacreBLEUScore",)  # downloads a tokenizer
 
 
 @cache
@@ -61,7 +67,8 @@ def listed(package: str) -> dict[str, Any]:
         if module.split(".")[0] == package:
             there = import_module(module)
             names = [name for name in dir(there) if not name.startswith("_")] if names is None else names
-            found.update({f"{module}.{name}": value for name in names if wanted(value := getattr(there, name))})
+            pairs = {f"{module}.{name}": getattr(there, name) for name in names}
+            found.update({name: x for name, x in pairs.items() if name not in _LEFT_OUT and wanted(x)})
 
     for module in _CLASSES:
         add(module, None, lambda value: isinstance(value, type) and issubclass(value, _BASES))
@@ -73,17 +80,83 @@ def listed(package: str) -> dict[str, Any]:
         add(module, import_module(module).__all__)
     for module in _DEFINED:
         add(module, None, lambda value, module=module: getattr(value, "__module__", None) == module)  # type: ignore[misc]
+    by_id = {id(value) for value in found.values()}
+    for module in _ALIASES:
+        add(module, None, lambda value: id(value) in by_id)
     return found
 
 
-def check(config: Mapping[str, Any], *, run: Path, trust: Trusted, folders: Sequence[Path]) -> None:
+@cache
+def _names(package: str) -> dict[str, Any]:
+    """What is listed, also by the names of the modules that define it, such as torch.nn.modules.linear.Linear."""
+    known = listed(package)
+    return {**{f"{x.__module__}.{x.__qualname__}": x for x in known.values() if isinstance(x, type)}, **known}
+
+
+@dataclass(frozen=True)
+class Own:
+    """Where the user's own code is.
+
+    Args:
+        run: the folder of the run, which may be somebody else's.
+        project: the current folder, and that of the program; what lies beside the run in them isn't the user's own.
+        named: folders that the user has named, such as that of --config-dir.
+    """
+
+    run: Path
+    project: Sequence[Path]
+    named: Sequence[Path] = ()
+
+    def has(self, file: str | None) -> bool:
+        """Whether the file is in one of these folders, and not beside the run or in an installed package."""
+        if file is None:
+            return False
+        paths = _both(Path(file))
+        if any(_is_installed(path) for path in paths):
+            return False
+        if any(_is_in(path, folder) for path in paths for folder in self.named):
+            return True
+        return all(
+            any(_is_in(path, folder) and not self._is_beside(path, folder) for folder in self.project) for path in paths
+        )
+
+    def hints(self, named: Any) -> list[str]:
+        """Those of the folders a checkpoint names that lie in the project, and not beside the run."""
+        folders = (
+            [Path(os.path.abspath(each)) for each in named if isinstance(each, str)] if type(named) is list else []
+        )
+        return [str(f) for f in folders if f.is_dir() and not _is_hidden(f, self.project) and self.has(str(f / "x.py"))]
+
+    def _is_beside(self, path: Path, project: Path) -> bool:
+        """Whether the path lies in that folder of the project that the run lies in, or the project in the run's.
+
+        A run that was downloaded may have come with more files, which lie around it.
+        """
+        for run in _both(self.run):
+            for folder in _both(project):
+                if _is_in(folder, run) or run.parent == folder:
+                    return True
+                if _is_in(run, folder) and _is_in(path, folder / run.relative_to(folder).parts[0]):
+                    return True
+        return False
+
+
+def project() -> list[Path]:
+    """The current folder, unless it is the root of all files or holds the users' folders, and that of the program."""
+    current = Path.cwd()
+    main = sys.modules.get("__main__")
+    program = getattr(main, "__file__", None) if getattr(main, "__spec__", None) is None else None
+    folders = [] if _is_in(Path.home(), current) and Path.home() != current else [current]
+    return [*folders, *([Path(program).resolve().parent] if program else [])]
+
+
+def check(config: Mapping[str, Any], *, own: Own, trust: Trusted) -> None:
     """Looks over each `_target_` in the config of a run before any of them is built.
 
     Args:
         config: of the run's checkpoint, as far as it is to be built.
-        run: the run's folder.
+        own: where the user's own code is; all in it may be used.
         trust: modules, or names in modules, that may be used besides those that are listed; true for everything.
-        folders: of the user's own code; all in them may be used, but for what lies with the run.
 
     Raises:
         UserError: for names that are neither listed nor trusted, with the way to trust them.
@@ -91,23 +164,33 @@ def check(config: Mapping[str, Any], *, run: Path, trust: Trusted, folders: Sequ
     if trust is True:
         return
     names = trusted_names(trust)
-    refused: dict[str, str] = {}
     for where, text in _texts(config):
         if "${" in text:
             raise UserError(
-                f"the config of the run '{run}' has {text!r} in {where}: runs write values, and no interpolations"
+                f"the config of the run '{own.run}' has {text!r} in {where}: runs write values, and no interpolations"
             )
+    refused: dict[str, str] = {}
     for where, target in _targets(config):
-        if not _is_allowed(target, where, names, run, folders):
+        if not _is_allowed(target, where, names, own):
             refused.setdefault(str(target), where)
     if refused:
-        lines = "".join(f"\n  {where}: {target}" for target, where in refused.items())
-        raise UserError(
-            f"the config of the run '{run}' names code that isn't trusted:{lines}\nWithout being asked, a run uses "
-            f"modules of {LISTED}, and code in the current folder or in that of --config-dir that doesn't lie beside "
-            f"the run. If you know this code, allow it by trust=[{','.join(refused)}]; trust=true allows whatever the "
-            "run names"
-        )
+        raise _refusal(own.run, refused)
+
+
+def _refusal(run: Path, refused: Mapping[str, str]) -> UserError:
+    lines = "".join(f"\n  {where}: {target}" for target, where in refused.items())
+    others = [name for name in refused if _is_plain(name) and name.split(".")[0] not in sys.stdlib_module_names]
+    way = f" If you know this code, allow it by trust=[{','.join(others)}]." if others else ""
+    python = (
+        " A run has no need of Python's own library, by which it can do whatever you can."
+        if len(others) < len(refused)
+        else ""
+    )
+    return UserError(
+        f"the config of the run '{run}' names code that isn't trusted:{lines}\nWithout being asked, a run uses modules "
+        f"of {LISTED}, and code in the current folder or in that of --config-dir that doesn't lie beside the run.{way}"
+        f"{python} trust=true allows whatever the run names"
+    )
 
 
 def trusted_names(trust: Trusted) -> tuple[str, ...]:
@@ -116,132 +199,148 @@ def trusted_names(trust: Trusted) -> tuple[str, ...]:
     Raises:
         UserError: where it is neither true or false nor names.
     """
-    if isinstance(trust, bool):
+    if trust is None or isinstance(trust, bool):
         return ()
-    names = (trust,) if isinstance(trust, str) else tuple(trust)
+    names = (trust,) if isinstance(trust, str) else tuple(trust) if isinstance(trust, list | tuple) else (trust,)
     for name in names:
         if not isinstance(name, str) or not _is_plain(name):
             raise UserError(f"trust: {name!r} is not the name of a module; write trust=[mine.models] or trust=true")
     return names
 
 
-def own_folders(
-    run: Path, folders: Sequence[str | Path], *, named: Sequence[str] = (), trust: Trusted = ()
-) -> list[Path]:
-    """The folders that modules of the user's own are looked for in.
+def loads_nothing(node: Any) -> None:
+    """Takes out of a checked config what would load first values of a model or download data.
+
+    The values are in the checkpoint, and their file may be gone; and a run doesn't decide what is written where.
+    """
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        loads_nothing(value)
+    if not isinstance(node, dict) or "_target_" not in node:
+        return
+    target = find(node["_target_"], "config")
+    home = _home(target)
+    if home.startswith(("mtl.trunks.", "torchvision.models.")):
+        node.update({key: None for key in ("weights", "weights_backbone") if key in node})
+        node.update({key: False for key in ("pretrained", "pretrained_backbone") if key in node})
+    if home.startswith("mtl.data.") and "download" in inspect.signature(target).parameters:
+        node["download"] = False
+
+
+def _is_allowed(target: Any, where: str, names: Sequence[str], own: Own) -> bool:
+    if type(target) is not str or not _is_plain(target):
+        return False
+    for name in names:
+        if _is_below(target, name):
+            package = name.split(".")[0]
+            found = _walked(
+                target,
+                where,
+                imports=lambda module, _, name=name: _is_below(module, name) or _is_below(name, module),  # type: ignore[misc]
+                passes=lambda value, package=package: _home(value).split(".")[0] == package,  # type: ignore[misc]
+            )
+            home = f"{_home(found)}.{getattr(found, '__qualname__', '')}"
+            if found is not None and (target == name or _is_below(home, name)):
+                return True
+    package = target.split(".")[0]
+    if package in PACKAGES:
+        return target in _names(package)
+
+    def passes(value: Any) -> bool:
+        home = sys.modules.get(_home(value))
+        return home is not None and (own.has(getattr(home, "__file__", None)) or _is_namespace(home))
+
+    found = _walked(target, where, imports=lambda _, file: own.has(file), passes=passes)
+    return found is not None and (passes(found) or _is_listed(found))
+
+
+def _walked(
+    target: str, where: str, *, imports: Callable[[str, str | None], bool], passes: Callable[[Any], bool]
+) -> Any | None:
+    """What the name stands for, None where the way there isn't allowed; nothing else is imported to find out.
 
     Args:
-        run: the run's folder.
-        folders: the current one, and those that the user names.
-        named: those that the run's checkpoint names: taken where they lie in the first of `folders` and not beside the
-            run, or where `trust` is true.
-        trust: see `check`.
+        target: a dotted name.
+        where: its place in the config.
+        imports: whether the module of that name and file may be imported.
+        passes: whether an attribute of this module or class may be taken.
+
+    Raises:
+        UserError: where there is nothing of this name.
     """
-    own = [Path(folder).resolve() for folder in folders]
-    hints = [Path(folder).resolve() for folder in named if isinstance(folder, str)]
-    if trust is not True:
-        hints = [h for h in hints if h.is_dir() and h.is_relative_to(own[0]) and not _beside(run, h, own[0])]
-    return list(dict.fromkeys([*own, *hints]))
-
-
-def _is_allowed(target: Any, where: str, names: Sequence[str], run: Path, folders: Sequence[Path]) -> bool:
-    if not isinstance(target, str) or not _is_plain(target):
-        return False
-    package = target.split(".")[0]
-    if any(_is_below(target, name) for name in names):
-        found = find(target, where)
-        home = f"{_home(found)}.{getattr(found, '__qualname__', '')}"
-        return target in names or _is_listed(found) or any(_is_below(home, name) for name in names)
-    if package in ("mtl", "torch", "torchvision", "torchmetrics"):
-        return _may_be_walked(target) and _is_listed(find(target, where))
-    return _is_own(target, where, run, folders)
+    parts = target.split(".")
+    value: Any = None
+    for depth, part in enumerate(parts, start=1):
+        module = ".".join(parts[:depth])
+        if value is not None and not (isinstance(value, ModuleType | type) and passes(value)):
+            return None
+        if value is None or (isinstance(value, ModuleType) and not hasattr(value, part)):
+            try:
+                spec = getattr(sys.modules.get(module), "__spec__", None) or find_spec(module)
+            except (ImportError, AttributeError, ValueError):
+                spec = None
+            if spec is None:
+                return find(target, where)  # which says what isn't there
+            is_folder = spec.origin is None and spec.submodule_search_locations is not None  # importing it runs nothing
+            if not is_folder and not imports(module, spec.origin if spec.has_location else None):
+                return None
+            try:
+                value = import_module(module)
+            except Exception:
+                return find(target, where)  # which says what failed
+        else:
+            value = getattr(value, part)
+    return value
 
 
 def _is_plain(name: str) -> bool:
     """Whether it is a dotted name, without the attributes by which Python reaches from one module into others."""
-    return all(part.isidentifier() and not part.startswith("__") for part in name.split("."))
+    return name.isascii() and all(part.isidentifier() and not part.startswith("__") for part in name.split("."))
 
 
 def _is_below(name: str, module: str) -> bool:
     return name == module or name.startswith(f"{module}.")
 
 
-def _may_be_walked(target: str) -> bool:
-    """Whether the modules on the way to the target may be imported."""
-    modules = {"torch.nn", "torch.optim", "torchvision", "torchmetrics", *_EXPORTED, *_DEFINED, "mtl.problems"}
-    module, _, name = target.rpartition(".")
-    return any(_is_below(module, each) for each in modules) or name in _NAMES.get(module, ())
-
-
 def _is_listed(found: Any) -> bool:
     package = _home(found).split(".")[0]
-    return package in ("mtl", "torch", "torchvision", "torchmetrics") and any(
-        found is each for each in listed(package).values()
+    return package in PACKAGES and any(found is each for each in listed(package).values())
+
+
+def _is_namespace(module: Any) -> bool:
+    return isinstance(module, ModuleType) and getattr(module, "__file__", None) is None and hasattr(module, "__path__")
+
+
+def _both(path: Path) -> tuple[Path, Path]:
+    """The path as it is given, and without links."""
+    return Path(os.path.abspath(path)), path.resolve()
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return Path(os.path.normcase(path)).is_relative_to(os.path.normcase(folder))
+
+
+def _is_hidden(path: Path, folders: Sequence[Path]) -> bool:
+    return any(
+        part.startswith(".") for folder in folders if _is_in(path, folder) for part in path.relative_to(folder).parts
     )
 
 
-def _is_own(target: str, where: str, run: Path, folders: Sequence[Path]) -> bool:
-    """Whether the target is defined in a file of the user's own; nothing else is imported to find out."""
-    parts = target.split(".")
-    before = set(sys.modules)
-    for depth in range(1, len(parts) + 1):
-        module = ".".join(parts[:depth])
-        try:
-            spec = sys.modules[module].__spec__ if module in sys.modules else find_spec(module)
-        except Exception:  # the user's own code fails, or the name is not one of a module
-            break
-        if spec is None and depth == 1 and module not in sys.modules:
-            find(target, where)  # which says that there is no such module
-        if spec is None:
-            break
-        if spec.origin is None and spec.submodule_search_locations is not None:
-            continue  # a folder without a file of its own: importing it runs nothing
-        if not spec.has_location or not _owns(spec.origin, run, folders, imported=module in before):
-            return False
-    found = find(target, where)
-    home = _home(found)
-    file = getattr(sys.modules.get(home), "__file__", None)
-    return _is_listed(found) or _owns(file, run, folders, imported=home in before)
-
-
-def _owns(file: str | None, run: Path, folders: Sequence[Path], *, imported: bool) -> bool:
-    """Whether the file of a module is the user's own code.
-
-    It is where it lies in a folder of the user's, or where the program has imported it before it loads the run; but not
-    where it lies beside the run or among the installed packages.
-    """
-    if file is None:
-        return False
-    path = Path(file).resolve()
-    if any(path.is_relative_to(folder) for folder in _installed()):
-        return False
-    project, *named = folders
-    if any(path.is_relative_to(folder) for folder in named):
-        return True
-    return (imported or path.is_relative_to(project)) and not _beside(run, path, project)
-
-
-def _beside(run: Path, path: Path, project: Path) -> bool:
-    """Whether the path lies in that folder of the project that the run lies in, or the project in the run's folder.
-
-    A run that was downloaded may have come with more files, which lie around it.
-    """
-    run = run.resolve()
-    if project.is_relative_to(run):
-        return True
-    if not run.is_relative_to(project):
-        return False
-    return path.is_relative_to(project / run.relative_to(project).parts[0])
+def _is_installed(path: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or any(_is_in(path, f) for f in _library())
 
 
 @cache
-def _installed() -> tuple[Path, ...]:
+def _library() -> tuple[Path, ...]:
+    """The folders of Python's own library, and mtl's."""
     paths = sysconfig.get_paths()
-    return tuple(Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    named = [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return (*named, Path(__file__).resolve().parent)
 
 
 def _home(found: Any) -> str:
-    """The module that defines the class, the function, or what a partial calls."""
+    """The module itself, or the module that defines the class, the function, or what a partial calls."""
+    if isinstance(found, ModuleType):
+        return found.__name__
     while isinstance(found, partial):
         found = found.func
     home = getattr(found, "__module__", None) or getattr(getattr(found, "__self__", None), "__name__", None)

@@ -1,7 +1,9 @@
 """Losses and metrics over a whole split."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -71,7 +73,6 @@ class Validation:
             )
         return kinds
 
-    @torch.no_grad()
     def __call__(self, loader: Loader | Mix) -> Figures:
         """Every task's figures over all of the loader's samples: the loss a mean over what it counts, not over batches.
 
@@ -79,6 +80,14 @@ class Validation:
         without any, a figure is NaN. A loss that is no mean over what is counted is the mean of the batches' losses, by
         samples; see `batchwise`.
         """
+        return self._figures(loader)
+
+    def trial(self, loader: Loader | Mix) -> None:
+        """Takes the figures of the loader's first batch, the first of each source, to see what fails."""
+        self._figures(loader, trial=True)
+
+    @torch.no_grad()
+    def _figures(self, loader: Loader | Mix, *, trial: bool = False) -> Figures:
         training = self.model.training
         self.model.eval()
         zero = torch.zeros((), dtype=torch.float64, device=next(self.model.parameters()).device)
@@ -87,18 +96,22 @@ class Validation:
         labelled = {task.name: zero.clone() for task in self.tasks}
         try:
             seen: set[str] = set()
+            cut: set[str] = set()  # the tasks of which there is more than what the trial takes
             self.batchwise = set()
             for part, names in loader.parts():
                 tasks = [task for task in self.tasks if names is None or task.name in names]
                 seen |= {task.name for task in tasks}
-                for batch, size in zip(part.batches(), part.sizes(), strict=True):
-                    self._take(tasks, batch, size, sums, counts, several=len(part) > 1)
-                    for task in tasks:
-                        labelled[task.name] += size if task.objective is not None else num_labelled(task, batch)
+                cut |= {task.name for task in tasks if trial and len(part) > 1}
+                batches: Any = part.batches()
+                with closing(batches):  # worker processes end with it
+                    for batch, size in islice(zip(batches, part.sizes(), strict=not trial), 1 if trial else None):
+                        self._take(tasks, batch, size, sums, counts, several=len(part) > 1 and not trial)
+                        for task in tasks:
+                            labelled[task.name] += size if task.objective is not None else num_labelled(task, batch)
             self.labelled = {name: int(labelled[name]) for name in labelled if name in seen}
             return {
                 task.name: {
-                    **{name: metric.compute() for name, metric in self.metrics[task.name].items()},
+                    **{name: each.compute(cut=task.name in cut) for name, each in self.metrics[task.name].items()},
                     "loss": float(sums[task.name] / counts[task.name]),
                 }
                 for task in self.tasks

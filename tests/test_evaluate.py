@@ -15,6 +15,7 @@ import mtl
 from mtl.config import with_other_data
 from mtl.config.data import LOADER_KEYS
 from mtl.data import image_table, table
+from mtl.targets import make
 from mtl.validation import Validation
 
 PEOPLE = """
@@ -381,9 +382,9 @@ def test_a_column_of_splits_is_the_trainings_alone(tmp_path: Path) -> None:
     for name in ("new.csv", "marked.csv"):
         given = {**config["data"], "labels": str(tmp_path / name)}
         changed, others = with_other_data(config, given, ["data.labels"], facts)
-        kept = {k: v for k, v in changed["data"].items() if k not in ("_target_", *LOADER_KEYS)}
+        kept = {k: v for k, v in changed["data"].items() if k not in LOADER_KEYS}
         assert others
-        assert image_table(**kept).test.fields["kind"].tolist() == [1, 0, 1]
+        assert make(kept, "data").test.fields["kind"].tolist() == [1, 0, 1]
     given = {**config["data"], "split_column": None}
     with pytest.raises(
         mtl.UserError, match=r"data\.split_column: with another draw, samples that the model was traine"

@@ -1,5 +1,7 @@
 """What goes wrong in the middle of a run, in one sentence each."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -118,9 +120,7 @@ def test_samples_that_cannot_be_had(points: list[str], fails: str, workers: int)
         assert "DataLoader worker (pid" in error
         assert "data.num_workers=0" in error
     else:
-        told = (
-            "data: a batch of Points can't be loaded: sample 77: OSError: picture 77.png is cut short (points.py, line"
-        )
+        told = "data: a batch of Points (train) can't be loaded: sample 77: OSError: picture 77.png is cut short (points.py, line"
         assert told in error
     # What had been trained by then is saved, and goes on when it is mended. A worker that dies takes with it what it
     # had loaded ahead, so it may be the first batch that can't be had.
@@ -153,25 +153,61 @@ def test_workers_logs_and_validation_do_not_change_a_bit(points: list[str]) -> N
         assert_same_parameters(seeded.run, plain.run)
 
 
-def test_a_folder_that_goes_away_stops_nothing(own: list[str], here: Path) -> None:
-    (here / "mine/gone.py").write_text(
-        "import pathlib, shutil\n"
-        "class Gone:\n"
-        "    def __call__(self, trainer, result):\n"
-        "        if trainer.global_step == 9:\n"
-        "            trainer.writer.wait()\n"
-        "            shutil.rmtree(trainer.writer.folder)\n"
-        "            trainer.writer.folder.write_text('a file in its place')\n"
-        "        if trainer.global_step == 14: trainer.writer.wait(); trainer.writer.folder.unlink()\n"
-    )
-    options = ["checkpoint.every_steps=3", "+callbacks.gone._target_=gone.Gone"]
-    ended = command("train", *own, *options)
-    assert ended.code == 0, ended.err
-    # After steps 9 and 12, and once more when what had failed was tried again; after step 15 it could.
-    assert ended.out.count("last.pt could not be written") == 3
-    assert checkpoint.load(ended.run / "checkpoints/last.pt")["global_step"] == 16
-    assert ended.metrics["status"] == "finished"
-    assert ended.metrics["steps"] == 16
+GONE = """
+import os, pathlib, shutil
+
+def lose(how, run):
+    if how == "deleted": shutil.rmtree(run)
+    elif how == "moved": run.rename(run.parent / "elsewhere")
+    elif how == "replaced":
+        run.rename(run.parent / "elsewhere")
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "metrics.json").write_text("another's")
+    elif how == "a file": shutil.rmtree(run); run.write_text("a file in its place")
+    elif how == "checkpoints": shutil.rmtree(run / "checkpoints")
+    elif how == "last.pt": (run / "checkpoints/last.pt").unlink()
+
+class AtStep:
+    def __init__(self, how): self.how = how
+    def __call__(self, trainer, result):
+        if trainer.global_step == 9:
+            trainer.writer.wait()
+            lose(self.how, trainer.writer.folder.parent)
+
+class AtEnd:
+    def __init__(self, folder, tasks, how): self.folder, self.how = folder, how
+    def log(self, step, epoch, scalars):
+        if "monitor/best" in scalars: lose(self.how, self.folder)
+    def close(self): pass
+"""
+
+
+@pytest.mark.parametrize("when", ["callbacks.lost._target_=gone.AtStep", "logger.lost._target_=gone.AtEnd"])
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced", "a file", "checkpoints", "last.pt"])
+def test_a_run_whose_folder_is_lost_says_so_and_fails(own: list[str], here: Path, how: str, when: str) -> None:
+    (here / "mine/gone.py").write_text(GONE)
+    key = when.split("=")[0].replace("_target_", "how")
+    ended = command("train", *own, "checkpoint.every_steps=3", f"+{when}", f"+{key}={how}")
+    assert ended.code == 1
+    what = {"checkpoints": r"checkpoints/\w+\.pt is gone", "last.pt": r"checkpoints/last\.pt is gone"}
+    lost = "isn't the run's folder any more" if how in ("replaced", "a file") else "is gone"
+    pattern = what.get(how, rf"error: /\S+/mnist_two_head/\S+ {lost}: the run's own was deleted or moved")
+    assert re.search(pattern, ended.err), ended.err
+    assert "Traceback" not in ended.err
+    assert "Written to" not in ended.out
+    # It ends at the next save, before the epoch is over.
+    assert "best.pt is from" not in ended.out
+    assert ("epoch 2/2" in ended.out) == ("AtEnd" in when)
+    (folder,) = {*here.glob("outputs/mnist_two_head/20*")} or {None}
+    if how == "replaced":  # nothing of the other run is touched
+        assert {path.name for path in folder.rglob("*")} == {"checkpoints", "metrics.json"}
+        assert (folder / "metrics.json").read_text() == "another's"
+    elif how in ("checkpoints", "last.pt"):
+        assert json.loads((folder / "metrics.json").read_text())["status"] == "failed"
+    else:
+        assert folder is None or folder.is_file()
+    if how in ("moved", "replaced"):  # what had been saved is there
+        assert checkpoint.load(here / "outputs/mnist_two_head/elsewhere/checkpoints/last.pt")["global_step"] in (8, 16)
 
 
 def test_a_full_disk_under_the_logs_stops_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,12 +222,10 @@ def test_a_full_disk_under_the_logs_stops_nothing(here: Path, monkeypatch: pytes
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_file_on_a_disk_that_is_really_full(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Path.open
+    def on_full_disk(path: Path, mode: str, *, opener: object, **options: object):
+        return open("/dev/full", mode, **options)
 
-    def on_full_disk(self: Path, mode: str = "r", **options: object):
-        return opened(Path("/dev/full") if self.name == "metrics.csv" else self, mode, **options)
-
-    monkeypatch.setattr(Path, "open", on_full_disk)
+    monkeypatch.setattr("mtl.loggers.csv.open", on_full_disk, raising=False)
     ended = command("train", *FAST, "log.every=2", "checkpoint.every_steps=3")
     assert ended.code == 0, ended.err
     assert "error    CsvLogger can't write: [Errno 28] No space left on device. Training goes on" in ended.out

@@ -25,6 +25,8 @@ KEYS = [
     *("optimizer.lr", "optimizer.weight_decay", "optimizer._target_", "scheduler._target_", "scheduler.T_max"),
     *("model.trunk._target_", "model.trunk.num_features", "model.trunk.dropout", "model._target_", "data._target_"),
     *("data.source", "data.root", "balancer._target_", "balancer.alpha", "balancer.seed", "tasks.parity", "tasks.new"),
+    *("tasks.digit.head._target_", "tasks.digit.loss._target_", "tasks.digit.loss.weight", "model.trunk.output"),
+    *("tasks.digit.metrics.accuracy._target_", "scheduler.interval", "tasks.digit.head", "tasks.digit.loss"),
     *("log.every", "trainer", "checkpoint", "gradients", "nothing", "tasks.digit.nothing", "callbacks.x._target_"),
 ]
 VALUES = [
@@ -38,6 +40,15 @@ VALUES = [
         "'${seed}'",
         "'???'",
     ),
+    *(
+        "torch.nn.Sequential",
+        "torch.nn.LazyLinear",
+        "torch.nn.GRU",
+        "torch.nn.BatchNorm1d",
+        "torch.nn.BCEWithLogitsLoss",
+    ),
+    *("torchmetrics.classification.BinaryF1Score", "[2,2,0.5]", "{_target_: torch.nn.Linear, _args_: [20, 10]}"),
+    *("torch.optim.lr_scheduler.StepLR", "1.-1", "'0[:, -1]'"),
     *("'${nowhere}'", "auto", "digit", "bf16", "sequential", "mtl.balancers.MGDA", "torch.optim.SGD", "'{'", "9" * 400),
 ]
 GROUPS = {

@@ -11,21 +11,24 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 
 # A module may import those of the levels below its own. The trainer's helpers stand beside each other.
 LEVELS = [
-    {"errors", "balancers", "signals", "optimizers", "memory", "pictures", "options"},
-    {"seeding", "columns", "batch", "schedulers", "outputs", "compiled"},
-    {"fingerprint"},
+    {"text"},
+    {"errors", "balancers", "optimizers", "memory", "pictures", "options"},
+    {"plain_types", "seeding", "columns", "batch", "schedulers", "outputs", "compiled", "regular", "screen"},
+    {"fingerprint", "bounded", "files", "signals"},
+    {"archive"},
     {"precision", "schedule", "targets", "schema", "task", "checkpoint", "loggers", "data"}
     | {"trunks", "heads", "losses"},
-    {"search", "trust", "labels", "model", "gradients", "layerwise", "buffers"},
+    {"writer", "saved", "search", "trust", "labels", "model", "gradients", "layerwise", "buffers"},
     {"architectures", "features", "parts", "descent", "reach"},
     {"passes", "balancing", "problems"},
+    {"lazy"},
     {"accumulation", "mean_tests", "uneven", "metrics"},
     {"loss_checks"},
     {"runner", "before"},
     {"step", "validation"},
     {"graphs"},
     {"monitor", "faults"},
-    {"readings"},
+    {"readings", "rehearsal"},
     {"predictions"},
     {"trainer", "gallery"},
     {"config"},
@@ -35,6 +38,7 @@ LEVELS = [
     {"sweep"},
     {"cli"},
     {"record"},
+    {"conclusion"},
     {"train", "evaluate", "graph", "report"},
     {"__init__", "__main__"},
 ]

@@ -24,9 +24,11 @@ from torch.utils.data import Dataset
 import mtl
 from mtl import checkpoint
 from mtl.data import Loader
+from mtl.files import Folder
 from mtl.loggers import Loggers
 from mtl.resume import differences, locked
 from mtl.trainer import Stopped, Trainer
+from mtl.writer import Writer
 
 SMALL = ["task=mnist_two_head", "trainer.max_epochs=3", "data.batch_size=500", "log.every=3"]  # 8 steps an epoch
 
@@ -174,7 +176,7 @@ def test_sigterm_saves_and_says_how_to_go_on(here: Path, undisturbed: Path, at: 
 @pytest.mark.parametrize("end", slow_but(["epochs"], ["epochs", "patience"]))
 def test_killed_between_the_last_checkpoint_and_the_end(here: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     """Nothing is left to train, and what is written is all that a run writes that was never killed."""
-    import mtl.train
+    from mtl.conclusion import write_status
 
     class Killed(BaseException):
         pass
@@ -183,15 +185,14 @@ def test_killed_between_the_last_checkpoint_and_the_end(here: Path, monkeypatch:
     whole = command("train", *own)
     assert whole.code == 0, whole.err
     assert whole.metrics["epochs"] == (2 if end == "patience" else 3)
-    write = mtl.train.write_status
 
-    def killed(folder: Path, status: str, **more: Any) -> None:
+    def killed(folder: Folder, status: str, **more: Any) -> None:
         if status == "finished":
             raise Killed
-        write(folder, status, **more)
+        write_status(folder, status, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mtl.train, "write_status", killed)
+        patch.setattr("mtl.conclusion.write_status", killed)
         with pytest.raises(Killed):
             command("train", *own)
     (run,) = {path.parent for path in here.glob("outputs/*/*/config.yaml")} - {whole.run.resolve()}
@@ -503,7 +504,7 @@ def test_a_screen_that_is_gone_does_not_hang_the_writer(tmp_path: Path, monkeypa
 
     (tmp_path / "last.pt").mkdir()
     (tmp_path / "last.pt" / "in the way").touch()
-    writer = checkpoint.Writer(tmp_path, keep=1, tell=gone)
+    writer = Writer(tmp_path, keep=1, tell=gone)
     writer.save("last", {"global_step": 1})
     done = threading.Thread(target=writer.wait, daemon=True)
     done.start()
@@ -533,7 +534,7 @@ def test_saving_holds_training_up_for_a_copy_only(tmp_path: Path, monkeypatch: p
         original(*given, **options)
 
     monkeypatch.setattr(checkpoint, "save", slow)
-    writer = checkpoint.Writer(tmp_path, keep=1, tell=print)
+    writer = Writer(tmp_path, keep=1, tell=print)
     value = torch.zeros(3)
     writer.save("last", {"value": value, "nested": [{"value": value}]})
     value += 1
@@ -557,7 +558,7 @@ def test_saves_that_come_faster_than_the_disk_hold_nothing_up(tmp_path: Path, mo
         written.append((path.stem, state["number"]))
 
     monkeypatch.setattr(checkpoint, "save", slow)
-    writer = checkpoint.Writer(tmp_path, keep=2, tell=print)
+    writer = Writer(tmp_path, keep=2, tell=print)
     writer.save("last", {"number": 0})
     assert began.wait(HANGS)
     for number in range(1, 6):

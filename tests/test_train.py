@@ -208,7 +208,7 @@ def test_init_from(trained: Ended, here: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "trunk.conv1.weight" in lines["loaded:"]
     assert "heads.digit.bias" in lines["loaded:"]
     assert "heads.again.weight" in lines["new:"]
-    assert "heads.parity.weight (there of shape (2, 20), here (3, 20))" in lines["new:"]
+    assert "heads.parity.weight (there of shape (2, 20), here shape (3, 20))" in lines["new:"]
     wrong = command("train", *FAST, "init_from=nowhere")
     assert wrong.code == 1
     assert "'nowhere' is not the folder of a run" in wrong.err
@@ -278,7 +278,7 @@ MISTAKES = [
     ([], "You must specify 'task'"),
     (["task=mnist_two_head", "optimizer=adm"], "optimizer: there is no 'adm'; did you mean 'adam'?"),
     (["task=mnist_two_head", "logger=null"], "logger"),
-    (["task=mnist_two_head", "model.inputs=[digit]"], "the trunk can't take its inputs digit, of shape (64,)"),
+    (["task=mnist_two_head", "model.inputs=[digit]"], "the trunk can't take its inputs digit, of shape (500,)"),
     (["task=mnist_two_head", "trainer.max_epoch=1"], "there is no key 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
     (["task=mnist_two_head", "tasks.digit.targt=x"], "did you mean 'tasks.digit.target'?"),
     (["task=mnist_two_head", "+tasks.digit.targt=x"], "tasks.digit.targt: there is no such key; did you mean 'target'?"),
@@ -289,8 +289,8 @@ MISTAKES = [
     (["task=mnist_two_head", "model.inputs=[picture]"], "model.inputs: 'picture' not in batch; the dataset gives: image"),
     (["task=mnist_two_head", "tasks.digit.loss._target_=torch.nn.CrossEntropyLos"], "tasks.digit.loss._target_: 'torch.nn' has no 'CrossEntropyLos'; did you mean 'CrossEntropyLoss'?"),
     (["task=mnist_two_head", "model.trunk._target_=nowhere.Trunk"], "model.trunk._target_: 'nowhere.Trunk' can't be imported: there is no module 'nowhere'"),
-    (["task=mnist_two_head", "tasks.digit.head.in_features=30"], "task 'digit': its head can't take the trunk's features, of shape (64, 20)"),
-    (["task=mnist_two_head", "tasks.digit.num_outputs=5"], "task 'digit': its loss failed on a prediction of shape (64, 5)"),
+    (["task=mnist_two_head", "tasks.digit.head.in_features=30"], "task 'digit': its head can't take the trunk's features, of shape (500, 20)"),
+    (["task=mnist_two_head", "tasks.digit.num_outputs=5"], "task 'digit': its loss failed on a prediction of shape (500, 5)"),
     (["task=mnist_two_head", "tasks.digit.output=probabilities"], "task 'digit': output is probabilities, but its loss, CrossEntropyLoss, takes logits"),
     (["task=mnist_two_head", "tasks.digit.output=logit"], "tasks.digit.output is 'logit'; it must be one of logits, multilabel_logits, probabilities"),
     (["task=mnist_two_head", "+tasks.digit.mean_over=pixels"], "tasks.digit.mean_over is 'pixels'; it must be one of samples, elements, positions"),
@@ -545,9 +545,9 @@ def test_what_is_no_yaml(own: list[str]) -> None:
 OWN_MISTAKES = {
     "callback": ("class Breaks:\n    def __call__(self, trainer, result):\n        {}['gone']\n", ["+callbacks.b._target_=drawn_points.Breaks"], "callback Breaks failed at step 1: KeyError: 'gone' (drawn_points.py, line 30)"),
     "sample": ("class Breaks(Points):\n    def __getitem__(self, index):\n        return {}['gone']\n", ["data.val._target_=drawn_points.Breaks"], "data.val: sample 0 of Breaks fails: KeyError: 'gone' (drawn_points.py, line 30)"),
-    "later sample": ("class Breaks(Points):\n    def __getitem__(self, index):\n        return super().__getitem__(index) if index < 9 else {}['gone']\n", ["data.train._target_=drawn_points.Breaks"], "data: a batch of Breaks can't be loaded: sample 164: KeyError: 'gone' (drawn_points.py, line 30)"),
-    "unequal shapes": ("class Breaks(Points):\n    def __getitem__(self, index):\n        return {**super().__getitem__(index), 'x': torch.zeros(index + 1)}\n", ["data.train._target_=drawn_points.Breaks"], "data: a batch of Breaks can't be loaded: RuntimeError: stack expects each tensor to be equal size"),
-    "trunk": ("class Breaks(Trunk):\n    def forward(self, x):\n        return y\n", ["model.trunk._target_=drawn_points.Breaks"], "the trunk can't take its inputs x, of shape (64, 4): NameError: name 'y' is not defined (drawn_points.py, line 30)"),
+    "later sample": ("class Breaks(Points):\n    def __getitem__(self, index):\n        return super().__getitem__(index) if index < 9 else {}['gone']\n", ["data.train._target_=drawn_points.Breaks"], "data: a batch of Breaks (train) can't be loaded: sample 164: KeyError: 'gone' (drawn_points.py, line 30)"),
+    "unequal shapes": ("class Breaks(Points):\n    def __getitem__(self, index):\n        return {**super().__getitem__(index), 'x': torch.zeros(index + 1)}\n", ["data.train._target_=drawn_points.Breaks"], "data: a batch of Breaks (train) can't be loaded: field 'x' is float32 of shape ("),
+    "trunk": ("class Breaks(Trunk):\n    def forward(self, x):\n        return y\n", ["model.trunk._target_=drawn_points.Breaks"], "the trunk can't take its inputs x, of shape (50, 4): NameError: name 'y' is not defined (drawn_points.py, line 30)"),
     "no training data": ("", ["data.train=null"], "data.train is null; a problem needs training data"),
     "all frozen": ("", ["model.freeze=['*']"], "model.freeze takes every parameter out of the training"),
     "no weight": ("", ["tasks.sign.weight=0", "+tasks.size.weight=0"], "every task's weight is 0"),

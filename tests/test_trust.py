@@ -2,11 +2,12 @@
 
 import ast
 import copy
-import importlib
+import importlib.util
 import inspect
 import os
 import subprocess
 import sys
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 
 import mtl
 from mtl import checkpoint
-from mtl.trust import check, listed
+from mtl.trust import Own, check, listed
 
 PACKAGES = ("mtl", "torch", "torchvision", "torchmetrics")
 CONFIG: dict[str, Any] = {
@@ -35,7 +36,7 @@ CONFIG: dict[str, Any] = {
     "tasks": {
         "a": {
             "target": "a",
-            "head": {"_target_": "mtl.heads.Linear", "in_features": 4, "num_outputs": 2},
+            "head": {"_target_": "mtl.heads.Linear", "in_features": 4, "out_features": 2},
             "loss": {"_target_": "torch.nn.CrossEntropyLoss"},
             "metrics": {"accuracy": {"_target_": "torchmetrics.classification.MulticlassAccuracy", "num_classes": 2}},
             "weight": 1.0,
@@ -74,6 +75,7 @@ def written(run: Path, config: Any = CONFIG, **more: Any) -> Path:
         inputs=["x"],
     )
     state = {"config": config, "code_folders": [], "model": model.state_dict(), "facts": {}, "versions": {"threads": 1}}
+    run.mkdir(parents=True, exist_ok=True)
     checkpoint.save(run / "checkpoints" / "best.pt", state | more)
     return run
 
@@ -137,7 +139,9 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES
     if writes or event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "pickle.find_class"):
         watched.append(f"{event} {arguments}")
-    if event.startswith(("socket.", "shutil.", "os.remove", "os.rename", "os.mkdir", "os.symlink", "urllib")):
+    if event.startswith(
+        ("ctypes.", "socket.", "shutil.", "os.remove", "os.rename", "os.mkdir", "os.symlink", "urllib")
+    ):
         watched.append(f"{event} {arguments}")
 
 
@@ -166,7 +170,11 @@ def test_nothing_that_is_listed_runs_or_writes_what_it_is_given(
                 continue  # below
             for given in ([code], [str(canary)], [code, code], [2, code], [str(tmp_path)], [[code], {code: code}]):
                 calls += 1
-                fails(value, *given)
+                built = [None]
+                fails(lambda value, *given, built=built: built.__setitem__(0, value(*given)), value, *given)
+                if callable(built[0]):
+                    fails(built[0], code)
+                    fails(built[0], torch.zeros(2, 2))
         for name in ("torchvision.models.resnet18", "torchvision.models.squeezenet1_0"):
             for word in ("weights", "norm_layer"):
                 assert fails(listed("torchvision")[name], **{word: code})
@@ -227,7 +235,7 @@ DANGEROUS = (
     *("torchmetrics.text.BERTScore", "torchmetrics.image.FrechetInceptionDistance", "torchmetrics.audio.os.system"),
     *("torchmetrics.multimodal.CLIPScore", "torchmetrics.metric.functools.partial", "torchmetrics.metric.torch.load"),
     *("mtl.load", "mtl.targets.make", "mtl.targets.find", "mtl.runs.load", "mtl.checkpoint.save", "mtl.train.train"),
-    *("mtl.trust.check", "mtl.record.sys.exit", "mtl.resume.write_whole", "mtl.resume.os.remove", "mtl.report.report"),
+    *("mtl.trust.check", "mtl.record.sys.exit", "mtl.files.write_whole", "mtl.resume.os.remove", "mtl.report.report"),
     *("mtl.trunks.torch.load", "mtl.trunks.weights.torch.load", "mtl.data.mnist.os.system", "mtl.data.cells.Path"),
     *("mtl.data.cifar100.pickle.load", "mtl.loggers.CsvLogger", "mtl.Task.__init__", "mtl.__main__", "mtl.cli.launch"),
     *("transformers.AutoModel.from_pretrained", "datasets.load_dataset", "torchjd.aggregation.UPGrad", "hydra.main"),
@@ -239,17 +247,11 @@ DANGEROUS = (
 def test_other_names_are_refused_without_being_imported(here: Path, target: str) -> None:
     before = set(sys.modules)
     with pytest.raises(mtl.UserError) as error:
-        check({"tasks": {"a": {"_target_": target}}}, run=here / "outputs" / "run", trust=False, folders=[here])
-    message = str(error.value)
-    assert (
-        f"tasks.a: {target}" in message
-        or "can't be imported" in message
-        or "has no" in message
-        or "can't be called" in message
-    )
+        check({"tasks": {"a": {"_target_": target}}}, own=Own(here / "outputs" / "run", [here]), trust=False)
     package = target.split(".")[0]
-    new = {name for name in set(sys.modules) - before if name.split(".")[0] not in PACKAGES}
-    assert not [name for name in new if name.split(".")[0] == package]
+    assert package in PACKAGES or not {name for name in set(sys.modules) - before if name.split(".")[0] == package}
+    installed = package in PACKAGES or importlib.util.find_spec(package) is not None
+    assert (f"tasks.a: {target}" if installed else f"there is no module '{package}'") in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,7 @@ def test_other_names_are_refused_without_being_imported(here: Path, target: str)
 )
 def test_what_is_no_name_is_refused(here: Path, target: Any) -> None:
     with pytest.raises(mtl.UserError, match=r"isn't trusted"):
-        check({"a": {"_target_": target}}, run=here, trust=["torch"], folders=[here])
+        check({"a": {"_target_": target}}, own=Own(here, [here]), trust=["torch"])
 
 
 PLACES = {
@@ -287,7 +289,8 @@ def test_no_place_of_a_run_runs_code(here: Path, place: str, shape: Callable[[An
     run = written(here / "outputs" / "run", changed(PLACES[place], shape(call)))
     with pytest.raises(mtl.UserError, match=r"builtins\.eval") as error:
         mtl.load(run)
-    assert "trust=[builtins.eval]" in str(error.value)
+    assert "trust=[" not in str(error.value)
+    assert "no need of Python's own library" in str(error.value)
     assert PLACES[place] in str(error.value)
     assert not canary.exists()
 
@@ -412,8 +415,24 @@ def test_ones_own_module_is_no_way_into_another(here: Path, name: str) -> None:
 
 def test_installed_packages_in_the_project_are_not_ones_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(sys.prefix))  # a virtual environment that lies in the project
+    assert "yaml" in sys.modules
+    for folder in (".venv/lib/python3/site-packages", "lib/dist-packages", ".tox/lib"):
+        (here / folder).mkdir(parents=True)
+        (here / folder / "dill_like.py").write_text("def loads(text):\n    exec(text)\n")
+    for target in ("yaml.unsafe_load", "dill_like.loads"):
+        for project in (Path.cwd(), here):
+            own = Own(here / "outputs" / "run", [project])
+            hints = [
+                str(here / ".venv/lib/python3/site-packages"),
+                str(here / "lib/dist-packages"),
+                str(here / ".tox/lib"),
+            ]
+            assert own.hints(hints) == []
+            with pytest.raises(mtl.UserError, match=r"isn't trusted|there is no module 'dill_like'"):
+                check({"a": {"_target_": target}}, own=own, trust=())
+    sys.path.append(str(here / "lib/dist-packages"))
     with pytest.raises(mtl.UserError, match=r"isn't trusted"):
-        check({"a": {"_target_": "yaml.unsafe_load"}}, run=here, trust=(), folders=[Path.cwd()])
+        check({"a": {"_target_": "dill_like.loads"}}, own=Own(here / "outputs" / "run", [here]), trust=())
 
 
 # What trust allows.
@@ -435,8 +454,10 @@ def test_trust(here: Path) -> None:
         ("evil_code", "builtins.floa"): "builtins.float",
         ("evil_code", "float"): "builtins.float",
     }.items():
-        with pytest.raises(mtl.UserError, match=rf"trust=\[{missing}\]"):
+        with pytest.raises(mtl.UserError, match=rf"weight: {missing}"):
             mtl.load(run, trust=trust)
+    with pytest.raises(mtl.UserError, match=r"trust=\[evil_code.Head\]"):
+        mtl.load(run, trust=["builtins"])
     assert mtl.load(run, trust=["evil_code.Head", "builtins"])
     for wrong in (["evil code"], [3], ["__main__"], ["a..b"], "no-name"):
         with pytest.raises(mtl.UserError, match="is not the name of a module"):
@@ -448,7 +469,7 @@ def test_a_trusted_module_is_no_way_into_another(here: Path) -> None:
     sys.path.append(str(here.parent / "lib"))
     for name in ("os.system", "execute", "system", "later"):
         with pytest.raises(mtl.UserError, match=r"isn't trusted"):
-            check({"a": {"_target_": f"evil_code.{name}"}}, run=here, trust=["evil_code"], folders=[here])
+            check({"a": {"_target_": f"evil_code.{name}"}}, own=Own(here / "outputs/run", [here]), trust=["evil_code"])
 
 
 @pytest.fixture(scope="module")
@@ -482,7 +503,6 @@ def test_evaluation_runs_no_code_of_the_run(here: Path, trained: Path) -> None:
     refused = command("evaluate", f"run={run}")
     assert refused.code == 1
     assert "data.root: builtins.eval" in refused.err
-    assert "trust=[builtins.eval]" in refused.err
     assert not canary.exists()
     other = command("evaluate", f"run={run}", "data=mnist")  # the user's own data: the run's aren't built
     assert other.code == 0, other.err
@@ -545,3 +565,215 @@ def test_loading_in_a_process_of_its_own_runs_no_file_of_the_run(here: Path) -> 
     assert ended.returncode == 1
     assert "there is no module 'evil_code'" in ended.stderr
     assert not canary.exists()
+
+
+# What a reading of the code by somebody hostile found.
+
+
+def library(path: Path, canary: Path) -> Path:
+    """A shared object that leaves a file behind when it is loaded."""
+    source = path.with_name("evil.c")
+    source.write_text(
+        "#include <stdio.h>\n__attribute__((constructor)) static void f(void) "
+        f'{{ FILE *g = fopen("{canary}", "w"); if (g) fclose(g); }}\n'
+    )
+    done = subprocess.run(["cc", "-shared", "-fPIC", "-o", str(path), str(source)], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("there is no C compiler")
+    return path
+
+
+class Items:
+    """Pickled as an OrderedDict whose items method is another: a call that is hidden from whoever asks for it."""
+
+    def __init__(self, **items: Any) -> None:
+        self.items = items
+
+    def __reduce__(self) -> Any:
+        return OrderedDict, ([[key, value] for key, value in self.items.items()],), {"items": OrderedDict}
+
+
+def test_a_dict_that_hides_its_items(here: Path) -> None:
+    canary = here / "canary"
+    hidden = Items(_target_="builtins.eval", _args_=[f"open({str(canary)!r}, 'w').close()"])
+    for place in ("model.trunk._args_", "tasks.a.head._args_"):
+        config = changed(place.rpartition(".")[0], {"_target_": "torch.nn.Sequential", "_args_": [hidden]})
+        run = written(here / "outputs" / "run", config)
+        with pytest.raises(mtl.UserError, match=r"builtins\.eval"):
+            mtl.load(run)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [({1, 2}, r"config\.tasks\.a\.more is of type builtins\.set"), (Counter("aab"), r"asks for collections\.Counter")],
+)
+def test_other_types_than_a_run_writes_are_refused(here: Path, value: Any, message: str) -> None:
+    run = written(here / "outputs" / "run", changed("tasks.a.more", value))
+    with pytest.raises(mtl.UserError, match=message):
+        mtl.load(run)
+
+
+def test_picked_leads_to_no_module(here: Path) -> None:
+    canary = here.parent / "canary"
+    run = here / "downloads" / "run"
+    run.mkdir(parents=True)
+    library(run / "evilso", canary)
+    for way in ("__reduce_ex__.__globals__.torch.ctypes.cdll", "forward.__globals__.torch.sys.modules.ctypes.cdll"):
+        picked = {
+            "_target_": "mtl.trunks.Picked",
+            "num_features": 4,
+            "module": {"_target_": "torch.nn.Identity"},
+            "output": f"{way}.downloads/run/evilso",
+        }
+        model = mtl.load(
+            written(
+                run,
+                changed("model.trunk", picked),
+                model={"heads.a.weight": torch.zeros(2, 4), "heads.a.bias": torch.zeros(2)},
+            )
+        )
+        with pytest.raises(mtl.UserError, match="has no"):
+            model({"x": torch.ones(2, 4)})
+    assert not canary.exists()
+
+
+def test_names_are_not_walked_into_other_libraries(here: Path) -> None:
+    canary = here.parent / "canary"
+    run = here / "downloads" / "run"
+    run.mkdir(parents=True)
+    library(run / "evilso", canary)
+    library(here / "evilso", canary)
+    (here / "mine.py").write_text("import torch\n")
+    for target in (
+        *("mtl.data.loader.torch.ctypes.cdll.evilso", "torch.nn.functional.torch.ctypes.cdll.evilso"),
+        *("mine.torch.ctypes.cdll.evilso", "mtl.data.loader.torch.ctypes.cdll.downloads/run/evilso"),
+    ):
+        with pytest.raises(mtl.UserError, match=r"isn't trusted"):
+            mtl.load(written(run, changed("tasks.a.head", {"_target_": target, "a": 1})))
+    assert not canary.exists()
+
+
+def hostile(trained: Path, run: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """As `tampered`, and the change is one of the whole state."""
+    state = torch.load(trained / "checkpoints" / "best.pt", weights_only=True)
+    change(state)
+    (run / "checkpoints").mkdir(parents=True)
+    torch.save(state, run / "checkpoints" / "best.pt")
+    return run
+
+
+EVAL = {"_target_": "builtins.eval"}
+
+
+def test_facts_are_not_built(here: Path, people: Path) -> None:
+    canary = here.parent / "canary"
+
+    def change(state: dict[str, Any]) -> None:
+        state["facts"]["columns"]["zz"] = {
+            "_target_": "builtins.eval",
+            "_args_": [f"open({str(canary)!r}, 'w').close()"],
+        }
+
+    run = hostile(people, here / "outputs" / "run", change)
+    (here / "new.csv").write_bytes((people.parents[2] / "people.csv").read_bytes())
+    evaluated = command("evaluate", f"run={run}", f"data.path={here / 'new.csv'}")
+    assert (evaluated.code, "columns.zz was" in evaluated.err) == (1, True)  # no such column is in the data
+    assert not canary.exists()
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a table."""
+    folder = tmp_path_factory.mktemp("people")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("people.csv").write_text("age,income\n" + "".join(f"{age},{age * 9 + age % 7}\n" for age in range(20, 60)))
+        Path("mine/task").mkdir(parents=True)
+        Path("mine/task/people.yaml").write_text(
+            "# @package _global_\ndefaults:\n  - /objective@tasks.income: regression\n  - _self_\n"
+            "  - override /data: table\n  - override /model: hard_sharing\n  - override /model/trunk: table\n"
+            "model: {inputs: '${data.inputs}'}\ntasks: {income: {target: income}}\n"
+            "data: {path: people.csv, inputs: [age], targets: [income], batch_size: 16}\n"
+            "trainer: {max_epochs: 1, monitor: {income/mae: min}}\n"
+        )
+        ended = command("train", "--config-dir", "mine", "task=people")
+    assert ended.run is not None, ended.err
+    return folder / ended.run
+
+
+@pytest.mark.parametrize(
+    "value", [{**EVAL, "_args_": ["open('canary', 'w').close()"]}, "${oc.create:{_target_:builtins.eval}}"]
+)
+@pytest.mark.parametrize("key", ["output_root", "balancer", "optimizer", "callbacks"])
+def test_the_users_own_data_take_no_code_over_by_interpolation(here: Path, trained: Path, key: str, value: Any) -> None:
+    (here / "mine" / "data").mkdir(parents=True)
+    (here / "mine" / "data" / "other.yaml").write_text(
+        f"_target_: mtl.data.mnist\nroot: ${{{key}}}\nbatch_size: 9\neval_batch_size: 9\nnum_workers: 0\n"
+    )
+    run = hostile(trained, here / "outputs" / "run", lambda state: state["config"].update({key: value}))
+    evaluated = command("evaluate", f"run={run}", "--config-dir", "mine", "data=other")
+    assert evaluated.code == 1
+    assert "Traceback" not in evaluated.err
+    assert not (here / "canary").exists()
+
+
+@pytest.mark.parametrize("case", ["run in the folder", "link to the run", "the root", "link above the run"])
+def test_what_counts_as_beside_the_run(here: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    canary = here.parent / "canary"
+    target, run = "downloads.paper.evil_code.Head", here / "downloads" / "paper" / "run"
+    if case == "run in the folder":
+        target, run = "evil_code.Head", here / "run"
+        evil(here, canary)
+    if case == "the root":
+        evil(here / "published", canary)
+        target = ".".join([*here.parts[1:], "published", "evil_code", "Head"])
+        if not all(part.isidentifier() for part in here.parts[1:]):
+            target = "etc.evil_code.Head"
+        monkeypatch.chdir("/")
+    if case.startswith("link"):
+        evil(here / "downloads" / "paper", canary)
+        real = here.parent / "elsewhere" / "run" if case == "link to the run" else here / "paper_data" / "run"
+        real.mkdir(parents=True)
+        run.symlink_to(real)
+    written(run, changed("tasks.a.head", {"_target_": target, **HEAD}))
+    with pytest.raises(mtl.UserError, match=r"isn't trusted|there is no module"):
+        mtl.load(run)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("place", ["tasks.a.head.in_features", "model.more"])
+def test_loading_downloads_and_writes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    def connect(*_: Any) -> None:
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    outside = here.parent / "outside"
+    for node in (
+        {"_target_": "mtl.data.mnist", "source": "torchvision", "root": str(outside)},
+        {"_target_": "mtl.data.cifar100", "download": True, "root": str(outside)},
+        {"_target_": "mtl.data.pets", "download": True, "root": str(outside)},
+        {"_target_": "torchvision.models.alexnet", "weights": "no such weights"},
+    ):
+        run = written(here / "outputs" / "run", changed(place, node))
+        with pytest.raises(mtl.UserError):
+            mtl.load(run)
+    assert not outside.exists()
+    (here / "mine.py").write_text("from torchvision.models import alexnet\n")
+    for target in ("torchmetrics.functional.image.dists.vgg16", "torchvision.models.vgg.vgg16"):
+        with pytest.raises(mtl.UserError, match=r"isn't trusted"):
+            mtl.load(written(here / "outputs" / "run", changed(place, {"_target_": target, "weights": "DEFAULT"})))
+    node = {"_target_": "mine.alexnet", "weights": "DEFAULT", "num_classes": 2}
+    model = mtl.load(written(here / "outputs" / "run", changed("tasks.a.count", node)))
+    assert model({"x": torch.ones(1, 3)})["a"].shape == (1, 2)
+
+
+def test_the_folder_of_a_program_is_ones_own(here: Path) -> None:
+    evil(here / "code", here.parent / "canary")
+    run = written(here.parent / "runs" / "run", changed("tasks.a.head", {"_target_": "evil_code.Head", **HEAD}))
+    (here / "code" / "program.py").write_text(f"import mtl\nprint(type(mtl.load({str(run)!r}).heads['a']))")
+    for cwd in (here, here.parent):
+        ended = subprocess.run(
+            [sys.executable, str(here / "code" / "program.py")], capture_output=True, text=True, check=False, cwd=cwd
+        )
+        assert "evil_code.Head" in ended.stdout, ended.stderr

@@ -2,14 +2,14 @@
 
 import re
 import sys
-import traceback
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from mtl import schema
 from mtl.cli.folders import TRAININGS
-from mtl.errors import UserError, suggest
+from mtl.errors import UserError, suggest, text_of
+from mtl.text import plain, with_traceback
 
 EXTRAS = {  # of mtl-train, by the launcher or sweeper of a plugin of Hydra's
     **{"joblib": "joblib", "ray": "ray", "optuna": "optuna"},
@@ -37,9 +37,9 @@ def show(error: Exception, full: bool, config_name: str, where: str = "") -> Non
     elif isinstance(error, OmegaConfBaseException | HydraException) and RESOLVING in str(error):
         error = UserError(str(error).partition(RESOLVING)[2].partition("\n    full_key")[0])
     if full or not isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError):
-        traceback.print_exception(error)
+        sys.stderr.write(with_traceback(error))
         return
-    text = str(error).strip()
+    text = text_of(error).strip()
     unknown = re.match(r"Could not override '([^']+)'", text)
     if isinstance(error, OverrideParseException):
         text = _unread(error, "task=mnist_two_head" if config_name in TRAININGS else "run=outputs/…")
@@ -59,7 +59,7 @@ def show(error: Exception, full: bool, config_name: str, where: str = "") -> Non
         if unknown[1].split(".")[0] in ("data", "model", "optimizer", "scheduler", "balancer", "tasks"):
             text += "; what a _target_ takes is possible too: --cfg job shows what is set"
     line = f"{where}error: {text}\n(debug=true or HYDRA_FULL_ERROR=1 shows the traceback)\n"
-    sys.stderr.write(line)  # at once: jobs side by side write there too
+    sys.stderr.write(plain(line, keep="\n\t"))  # at once: jobs side by side write there too
 
 
 def _unread(error: OverrideParseException, example: str) -> str:

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtl import schema
 from mtl.errors import UserError
-from mtl.resume import newest_unfinished
+from mtl.regular import check_folder
+from mtl.resume import Refused, newest_unfinished
 
 # In a wheel the configs are inside the package, in a checkout beside it.
 CONFIG_DIR = next(
@@ -75,14 +76,38 @@ def run_dir(folder: str, resume: str | None, *, _root_: DictConfig) -> str:
         )
         found = newest_unfinished(Path(folder), schema.narrowed(ours))
         return str(found) if found else f"{folder}/{run_id()}"
-    if not (Path(resume) / "config.yaml").is_file():
+    if not os.path.lexists(Path(resume) / "config.yaml"):
         raise UserError(f"resume: '{resume}' is not the folder of a run; it would hold a config.yaml")
+    checked(Path(resume))
     return resume
+
+
+def checked(folder: Path) -> None:
+    """Looks over a folder that is to go on, see `check_folder`.
+
+    Raises:
+        Refused: where there is something in it that would lead elsewhere.
+    """
+    try:
+        check_folder(folder)
+    except UserError as error:
+        raise Refused(f"resume: {error}") from error
+
+
+def log_file(folder: str) -> str:
+    """The file of a run's log, which Hydra opens before the job begins; the job refuses a folder that isn't sound."""
+    try:
+        check_folder(Path(folder))
+    except UserError:
+        return os.devnull
+    return f"{folder}/train.log"
 
 
 def forget_what_never_began(folder: Path) -> None:
     """Removes the folder of a new run that failed before anything was trained; in a sweep it stays, to say so."""
     hydra_config = HydraConfig.get()
+    if not folder.is_dir():  # somebody has removed it
+        return
     kept = {path.name for path in folder.iterdir()} - {"train.log", "metrics.json", "config.yaml"}
     if hydra_config.mode == RunMode.RUN and hydra_config.job.config_name in TRAININGS and not kept:
         forget(folder)

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -18,9 +19,11 @@ from mtl.cli.complaints import show
 from mtl.cli.folders import forget, forget_what_never_began
 from mtl.cli.overrides import as_typed
 from mtl.errors import UserError
-from mtl.resume import Busy, write_whole
-from mtl.signals import working
+from mtl.files import patient_screen, write_whole
+from mtl.resume import Busy, metrics_of
+from mtl.signals import Ended, no_exit, working
 from mtl.sweep import ABOUT, Sweep
+from mtl.text import plain, say
 
 DIED = "its process was killed; it may have run out of memory"
 
@@ -53,11 +56,12 @@ class Jobs:
         self.worked_here = False
         self._asked_to_stop = False
 
+    @patient_screen()
     def __call__(self, config: DictConfig) -> float | None:
         """Runs the job of Hydra's folder, unless it isn't to; what goes wrong is told and noted."""
         folder = Path(HydraConfig.get().runtime.output_dir)
         self.worked_here = os.getpid() == self._began_in
-        there_before = any((folder / name).exists() for name in ("config.yaml", "metrics.json"))
+        there_before = any(os.path.lexists(folder / name) for name in ("config.yaml", "metrics.json"))
         if self.worked_here and self._asked_to_stop:  # before it was known that there are no other processes
             if not there_before:
                 forget(folder)
@@ -76,9 +80,9 @@ class Jobs:
         try:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 self._multirun.begin(folder)
-            with self._governed(folder):
+            with self._governed(folder), no_exit():
                 value = self._job(config)
-        except (SystemExit, KeyboardInterrupt):
+        except (Ended, KeyboardInterrupt):
             self._note(folder, began, "stopped")
             if self.worked_here:
                 raise
@@ -105,7 +109,7 @@ class Jobs:
             with suppress(OSError):  # a full disk: the job has said what went wrong
                 self._multirun.note(folder, outcome, value)
         if beside_others():
-            print(f"{_line(folder.name, outcome, value)}  ({time.monotonic() - began:.0f} s)", flush=True)
+            say(f"{_line(folder.name, outcome, value)}  ({time.monotonic() - began:.0f} s)")
 
     def ask_to_stop(self) -> bool:
         """Asks jobs in other processes to save and end; gives whether there may be any."""
@@ -113,7 +117,7 @@ class Jobs:
             return False
         self._asked_to_stop = True
         self._multirun.ask_to_stop()
-        print("\nstopping: the jobs save where they are; once more doesn't wait for them", flush=True)
+        say("\nstopping: the jobs save where they are; once more doesn't wait for them")
         return True
 
     def go_on(self, broken: BrokenProcessPool | None) -> bool:
@@ -136,7 +140,7 @@ class Jobs:
                 ) from broken
             if self._only is None:
                 self._suspects = under_way
-                print(f"\na process was killed; run again, each by itself: {', '.join(under_way)}", flush=True)
+                say(f"\na process was killed; run again, each by itself: {', '.join(under_way)}")
             else:
                 self._give_up(folder, self._only)
         alone = self._only is not None
@@ -146,10 +150,13 @@ class Jobs:
     def _give_up(self, folder: Path, name: str) -> None:
         self.failed = True
         self._multirun.note(folder / name, "failed")
-        print(f"{name}: error: {DIED}", flush=True)
-        path = folder / name / "metrics.json"
-        about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        write_whole(path, json.dumps({**about, "status": "failed", "error": DIED}, indent=2) + "\n")
+        say(f"{name}: error: {DIED}")
+        about: dict[str, Any] = {}
+        with suppress(UserError, OSError):  # what it wrote may be of any kind
+            about = metrics_of(folder / name)
+        with suppress(UserError, OSError):
+            text = json.dumps({**about, "status": "failed", "error": DIED}, indent=2) + "\n"
+            write_whole(folder / name / "metrics.json", text)
 
     def say_how_they_ended(self, interrupted: bool) -> bool:
         """Lists a multirun's jobs and says what one may do next; gives whether all of them are done."""
@@ -158,16 +165,19 @@ class Jobs:
         if len(jobs) > 1:
             monitored = any(ended["value"] is not None for ended in jobs)
             what = ", each with what it monitors on validation" if monitored else ""
-            print(f"\n{len(jobs)} jobs in {multirun.folder}{what}:")
+            say(f"\n{len(jobs)} jobs in {multirun.folder}{what}:")
             for ended in jobs:
-                print(f"  {_line(ended['job'], ended['outcome'], ended['value'])}")
+                say(f"  {_line(ended['job'], ended['outcome'], ended['value'])}")
         folder = as_typed(str(multirun.folder))
         if interrupted and multirun.folder is not None and (multirun.folder / ABOUT).is_file():
-            print(f"\ngo on     {going_on(multirun.typed, folder)}")
+            say(f"\ngo on     {going_on(multirun.typed, folder)}")
         elif len(jobs) > 1 and any(ended["outcome"] == "done" for ended in jobs):
-            print(f"\ncompare               python -m mtl.report {shlex.quote(folder)}")
-            print(f"look                  tensorboard --logdir {shlex.quote(folder)}")
-        return all(ended["outcome"] == "done" for ended in jobs)
+            say(f"\ncompare               python -m mtl.report {shlex.quote(folder)}")
+            say(f"look                  tensorboard --logdir {shlex.quote(folder)}")
+        if multirun.is_lost() and not interrupted and not self.failed:
+            sys.stderr.write(f"error: {plain(folder)} is gone, and with it how the jobs ended\n")
+            return False
+        return all(ended["outcome"] == "done" for ended in jobs) and not multirun.under_way()
 
 
 def _searches(folder: Path) -> bool:

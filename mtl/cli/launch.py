@@ -14,10 +14,12 @@ from yaml import YAMLError
 
 from mtl import schema, search
 from mtl.cli.complaints import show
-from mtl.cli.folders import CONFIG_DIR, TRAININGS, root, run_dir, run_id
+from mtl.cli.composing import composing
+from mtl.cli.folders import CONFIG_DIR, TRAININGS, log_file, root, run_dir, run_id
 from mtl.cli.jobs import Jobs
 from mtl.cli.overrides import fixed, flags_first, for_hydra, gives, keys
 from mtl.errors import UserError, suggest
+from mtl.files import patient_screen
 from mtl.signals import handed_to
 from mtl.sweep import Sweep
 
@@ -27,8 +29,17 @@ INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     """Composes the config from the command line, runs the job, or each job of a multirun, and exits.
 
-    A job that fails is reported and doesn't stop the other jobs; the exit code is then 1.
+    A job that fails is reported and doesn't stop the other jobs; the exit code is then 1. So it is where not all that
+    there was to print could be.
     """
+    with patient_screen() as screen:
+        code = _launch(job, config_name)
+        whole = screen.complete()
+    sys.exit(code or int(not whole))
+
+
+def _launch(job: Callable[[DictConfig], float | None], config_name: str) -> int | str | None:
+    """The same, without exiting; gives the exit code."""
     wanted = os.environ.get("HYDRA_FULL_ERROR")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are about the profiler's own affairs
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors, so that they are shown the same way as ours
@@ -47,10 +58,11 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
             _run(jobs, multirun, config_name)
     except KeyboardInterrupt:
         cut_short = True
-        sys.exit(INTERRUPTED)
-    except SystemExit:
+        sys.stderr.write("interrupted\n")
+        code: int | str | None = INTERRUPTED
+    except SystemExit as ended:
         cut_short = True
-        raise
+        code = ended.code
     except Exception as error:
         if not signals:  # else a sweeper may have taken offence at jobs that gave nothing
             show(_for_a_person(error), wanted == "1", config_name)
@@ -62,7 +74,9 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
             os.environ["HYDRA_FULL_ERROR"] = wanted
         multirun.tidy(keep_stop=cut_short and not jobs.worked_here)
         all_done = jobs.say_how_they_ended(cut_short or broken or bool(signals))
-    sys.exit(128 + signals[0] if signals else 1 if jobs.failed or not all_done else 0)
+    if cut_short:
+        return code
+    return 128 + signals[0] if signals else 1 if jobs.failed or not all_done else 0
 
 
 def _check_typed(typed: list[str], config_name: str) -> None:
@@ -97,7 +111,8 @@ def _run(jobs: Jobs, multirun: Sweep, config_name: str) -> None:
     broken: BrokenProcessPool | None
     while True:
         try:
-            hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(call)()
+            with composing():
+                hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(call)()
             broken = None
         except BrokenProcessPool as error:
             broken = error
@@ -130,9 +145,9 @@ def register_resolvers(multirun: Sweep) -> None:
     def job_name(number: int, *, _root_: DictConfig) -> str:
         return multirun.job_name(number, list(_root_.hydra.overrides.task))
 
-    resolvers: dict[str, Callable[..., Any]] = {"root": root, "run_dir": run_dir, "job_name": job_name}
-    for name, resolver in resolvers.items():
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    resolvers: list[Callable[..., Any]] = [root, run_dir, job_name, log_file]
+    for resolver in resolvers:
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     # Its value goes with the config to jobs in other processes.
     OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)
     for of_config in (search.task_names, search.weight_grid, search.direction):

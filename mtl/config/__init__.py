@@ -3,7 +3,7 @@
 from mtl.config.data import build_loaders, build_splits, check_facts, fill_from_data
 from mtl.config.device import choose_device
 from mtl.config.model import build_model
-from mtl.config.other_data import with_other_data, without_downloads
+from mtl.config.other_data import with_other_data
 from mtl.config.tasks import build_tasks
 from mtl.config.training import build_step, without_effect
 
@@ -17,6 +17,5 @@ __all__ = [
     "choose_device",
     "fill_from_data",
     "with_other_data",
-    "without_downloads",
     "without_effect",
 ]

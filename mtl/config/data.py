@@ -10,7 +10,7 @@ import torch
 
 from mtl.data import Loader, Mix, Sources, Splits
 from mtl.data.fields import first
-from mtl.errors import UserError, suggest, told
+from mtl.errors import FOREIGN, UserError, suggest, told
 from mtl.targets import make
 
 Config = dict[str, Any]
@@ -53,7 +53,7 @@ def _collated(sample: Any, collate: Callable[[list[Any]], Any]) -> Mapping[str, 
         batch = collate([sample])
     except UserError:
         raise
-    except Exception as error:
+    except FOREIGN as error:
         raise UserError(f"data.collate fails on a list of one sample: {told(error)}") from error
     if not isinstance(batch, Mapping):
         raise UserError(f"data.collate gives a {type(batch).__name__}; a batch must be a dict of fields")
@@ -185,4 +185,5 @@ def _loader(config: Config, split: str, dataset: Any, device: torch.device, sour
         collate=_build_collate(config),
         micro_batch_size=config["trainer"].get("micro_batch_size") if split == "train" else None,
         num_micro_batches=config["trainer"].get("num_micro_batches") if split == "train" else None,
+        of=split if source is None else f"{split} of {source}",
     )

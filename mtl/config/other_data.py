@@ -8,11 +8,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import mtl.data
 from mtl import schema
 from mtl.config.data import LOADER_KEYS, Config
 from mtl.data import Sources, image_table, table
 from mtl.errors import UserError, first_line
-from mtl.targets import find
+from mtl.targets import Ready, find
 
 FILES = {table: "path", image_table: "labels"}  # the argument that names the rows' file
 AS_TRAINED = ("inputs", "targets", "categories", "classes", "standardize_targets", "mean", "std")
@@ -45,7 +46,8 @@ def with_other_data(
     base = {} if "data" in typed else config["data"]
     try:
         merged = OmegaConf.merge({"data": base}, {"data": given})
-        full = OmegaConf.create({**config, "data": merged.data})
+        others = {key: value for key, value in config.items() if key not in schema.UNBUILT}
+        full = OmegaConf.create({**others, "data": merged.data})
         data: Any = OmegaConf.to_container(full.data, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"data: {first_line(error)}") from error
@@ -58,19 +60,6 @@ def with_other_data(
         _check_keys(where, node, typed)
         _check_group(where, node, _at(config, where))
     return {**config, "data": _encoded(data, config, facts, typed)}, True
-
-
-def without_downloads(node: Any) -> Any:
-    """The data's config, in which functions of mtl's download nothing: a run doesn't decide what is written where."""
-    if isinstance(node, list):
-        return [without_downloads(each) for each in node]
-    if not isinstance(node, Mapping):
-        return node
-    changed = {key: without_downloads(each) for key, each in node.items()}
-    if str(node.get("_target_")).startswith("mtl.data."):
-        target = find(node["_target_"], "data")
-        changed |= {"download": False} if "download" in inspect.signature(target).parameters else {}
-    return changed
 
 
 def _without_loading(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,9 +121,8 @@ def _another_draw(key: str) -> UserError:
 
 def _check_group(where: str, node: Mapping[str, Any], of_run: Any) -> None:
     """The same for what a whole group says: of the run's own samples, and of how pictures are standardised."""
-    if not isinstance(of_run, Mapping) or not all(
-        str(n.get("_target_")).startswith("mtl.data.") for n in (node, of_run)
-    ):
+    names = {f"mtl.data.{name}" for name in mtl.data.__all__}
+    if not isinstance(of_run, Mapping) or not all(n.get("_target_") in names for n in (node, of_run)):
         return
     now, then = _settings(where, node), _settings(where, of_run)
     for key in ("mean", "std"):
@@ -166,7 +154,7 @@ def _encoded(data: dict[str, Any], config: Config, facts: Mapping[str, Any], typ
             takes = inspect.signature(target).parameters
         except (TypeError, ValueError):  # some built-ins have none
             takes = {}  # type: ignore[assignment]
-        changed[where] = {**node, "trained_on": dict(known)} if "trained_on" in takes else node
+        changed[where] = {**node, "trained_on": Ready(dict(known))} if "trained_on" in takes else node
         key = FILES.get(target)
         own = _at(config, where)
         other = not (isinstance(own, Mapping) and own.get(key) == node.get(key))

@@ -11,7 +11,7 @@ from mtl.balancing import parameters_of
 from mtl.config.data import Config
 from mtl.config.scheduler import build_scheduler, interval_of
 from mtl.data import Loader, Mix
-from mtl.errors import UserError
+from mtl.errors import UserError, first_line
 from mtl.model import MultiTaskModel, match
 from mtl.step import Step
 from mtl.targets import find, make
@@ -56,7 +56,7 @@ def _parameters_of(balancer: Balancer, model: nn.Module, tasks: list[Task]) -> l
     try:
         return parameters_of(balancer, len(tasks), next(model.parameters()))
     except ValueError as error:
-        raise UserError(f"balancer: {error}") from error
+        raise UserError(f"balancer: {first_line(error)}") from error
 
 
 def _build_optimizer(config: Config, model: nn.Module, learned: list[nn.Parameter]) -> Optimizer:

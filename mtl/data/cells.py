@@ -55,7 +55,8 @@ def read(path: Any, wanted: Mapping[str, Sequence[str]]) -> Part:
     try:
         import pandas
 
-        frame = _read_parquet(path) if file.endswith((".parquet", ".pq")) else _read_csv(path)
+        whole = Path(path).resolve()  # which pandas takes for no address in the network
+        frame = _read_parquet(whole) if file.endswith((".parquet", ".pq")) else _read_csv(whole)
     except ImportError as error:
         raise UserError(f'data: {error.name} is needed to read {file}: pip install "mtl-train[table]"') from error
     except pandas.errors.EmptyDataError:

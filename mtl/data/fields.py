@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from mtl.errors import UserError, told
+from mtl.errors import FOREIGN, UserError, text_of, told
 
 
 class Fields(Dataset[dict[str, Tensor]]):
@@ -101,8 +101,8 @@ class Splits:
             try:
                 sample = first(dataset)
             except UserError as error:
-                raise UserError(f"data.{split}: {error}") from error
-            except Exception as error:
+                raise UserError(f"data.{split}: {text_of(error)}") from error
+            except FOREIGN as error:
                 raise UserError(f"data.{split}: sample 0 of {kind} fails: {told(error)}") from error
             if not isinstance(sample, Mapping):
                 raise UserError(

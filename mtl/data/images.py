@@ -14,6 +14,9 @@ from mtl.errors import UserError, told
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+FORMATS = (  # Pillow knows more, for some of which it starts another program
+    *("AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"),
+)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -62,7 +65,8 @@ def open_image(path: str | Path, mode: str | None = "RGB") -> "Image":
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
+        Image.init()  # or Pillow doesn't know of all formats yet
+        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as file:
             image = ImageOps.exif_transpose(file)
             bits, dark = _tag(file, 258, 16), _tag(file, 262, 1) == 0
             return image if mode is None else _colours(image, path, str(file.format), bits, most_is_black=dark)

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mtl.batch import bounds, cut
+from mtl.data.alike import Alike
+from mtl.data.collating import Collate, Numbers, NumbersInStream
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
-from mtl.errors import UserError, told
+from mtl.errors import FOREIGN, UserError, text_of, told
 from mtl.seeding import cpu_states, num_threads, seed_cpu, set_cpu_states
 
 
@@ -25,7 +27,8 @@ class Seeded(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], seed: int, epoch: int, *, readable: bool = False) -> None:
         self.dataset = dataset
-        self.readable = readable  # whether lists of numbers become tensors
+        self.readable = readable  # whether PyTorch's own collate follows, and lists of numbers become tensors
+        self.alike = Alike()
         self.seed = seed
         self.epoch = epoch
 
@@ -36,11 +39,10 @@ class Seeded(Dataset[Any]):
         before = cpu_states()
         try:
             seed_cpu(_seed(self.seed, self.epoch, index))
-            return _readable(self.dataset[index]) if self.readable else self.dataset[index]
-        except UserError as error:
-            raise UserError(f"sample {index}: {error}") from error
-        except Exception as error:
-            raise UserError(f"sample {index}: {told(error)}") from error
+            sample = self.dataset[index]
+            return self.alike(_readable(sample), index) if self.readable else sample
+        except FOREIGN as error:
+            raise _of_sample(index, error) from error
         finally:
             set_cpu_states(before)
 
@@ -48,8 +50,11 @@ class Seeded(Dataset[Any]):
 class SeededStream(IterableDataset[Any]):
     """An iterable data set from one sample on to another, that draws from generators seeded for the epoch."""
 
-    def __init__(self, dataset: IterableDataset[Any], seed: int, epoch: int, start: int, stop: int) -> None:
+    def __init__(
+        self, dataset: IterableDataset[Any], seed: int, epoch: int, start: int, stop: int, *, alike: bool = False
+    ) -> None:
         self.dataset = dataset
+        self.alike = Alike() if alike else None
         self.seed = seed
         self.epoch = epoch
         self.start = start
@@ -69,11 +74,19 @@ class SeededStream(IterableDataset[Any]):
             except StopIteration:
                 name = type(self.dataset).__name__
                 raise UserError(f"{name} ends after {index} samples; its length is said to be {self.stop}") from None
+            except FOREIGN as error:
+                raise _of_sample(index, error) from error
             finally:
                 inside = cpu_states()
                 set_cpu_states(before)
             if index >= self.start:  # a run that goes on draws what it drew before, and leaves it
-                yield sample
+                yield self._checked(sample, index)
+
+    def _checked(self, sample: Any, index: int) -> Any:
+        try:
+            return sample if self.alike is None else self.alike(sample, index)
+        except UserError as error:
+            raise UserError(f"sample {index}: {error}") from None
 
 
 class Loader:
@@ -95,6 +108,7 @@ class Loader:
         micro_batch_size: where it is given, each batch is a list of micro-batches of so many samples, collated each by
             itself: flat fields, such as the ids of bags, are its own, and texts are padded to its own width.
         num_micro_batches: the number of micro-batches, instead.
+        of: which split, and source if there are several, the data set is; for messages.
     """
 
     def __init__(
@@ -110,6 +124,7 @@ class Loader:
         collate: Callable[[list[Any]], Any] | None = None,
         micro_batch_size: int | None = None,
         num_micro_batches: int | None = None,
+        of: str = "",
     ) -> None:
         self.device = torch.device(device)
         self.dataset = dataset.to(self.device) if isinstance(dataset, Fields) else dataset
@@ -122,8 +137,9 @@ class Loader:
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.collate = collate
-        self._micro = {"size": micro_batch_size, "count": num_micro_batches}
-        self.is_cut = any(self._micro.values())
+        self.of = of
+        self.micro = {"size": micro_batch_size, "count": num_micro_batches}
+        self.is_cut = any(self.micro.values())
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -166,8 +182,8 @@ class Loader:
             for number in range(start, len(self)):
                 drawn_from = torch.Generator().manual_seed(_seed(self.seed, epoch, number))
                 count = min(self.batch_size, self.num_samples - number * self.batch_size)
-                batch = tree_map(self._move, self.dataset.draw(drawn_from, count))
-                yield cut(batch, count, **self._micro) if self.is_cut else batch
+                batch = tree_map(self._move, self._drawn(drawn_from, count))
+                yield cut(batch, count, **self.micro) if self.is_cut else batch
             return
         order, generator = self._order(epoch)
         first = start * self.batch_size
@@ -175,26 +191,34 @@ class Loader:
         if not len(order):
             return
         if isinstance(self.dataset, IterableDataset):
-            stream = SeededStream(self.dataset, self.seed, epoch, first, self.num_samples)
-            yield from self._loaded(stream, generator, num_workers=min(self.num_workers, 1))
+            alike = self.collate is None
+            stream = SeededStream(self.dataset, self.seed, epoch, first, self.num_samples, alike=alike)
+            numbered = NumbersInStream(stream, first)
+            yield from self._loaded(numbered, generator, num_workers=min(self.num_workers, 1))
         elif isinstance(self.dataset, Fields) and self.collate is None:
             for indices in torch.split(order.to(self.device), self.batch_size):
                 if self.is_cut:
-                    yield [self.dataset.take(indices[a:b]) for a, b in bounds(len(indices), **self._micro)]
+                    yield [self.dataset.take(indices[a:b]) for a, b in bounds(len(indices), **self.micro)]
                 else:
                     yield self.dataset.take(indices)
         else:
             samples = Seeded(self.dataset, self.seed, epoch, readable=self.collate is None)
-            yield from self._loaded(samples, generator, num_workers=self.num_workers, sampler=order.tolist())
+            yield from self._loaded(Numbers(samples), generator, num_workers=self.num_workers, sampler=order.tolist())
+
+    def _drawn(self, generator: torch.Generator, count: int) -> Any:
+        assert isinstance(self.dataset, Drawn)
+        try:
+            return self.dataset.draw(generator, count)
+        except FOREIGN as error:
+            raise UserError(f"data: {type(self.dataset).__name__} can't draw a batch: {_in_process(error)}") from error
 
     def _loaded(self, samples: Dataset[Any], generator: torch.Generator, **options: Any) -> Iterator[Any]:
         """Batches by PyTorch's DataLoader."""
-        collate = self.collate or default_collate
         batches = iter(
             DataLoader(
                 samples,
                 self.batch_size,
-                collate_fn=_ByMicroBatch(collate, self._micro) if self.is_cut else collate,
+                collate_fn=Collate(self.collate, self.micro if self.is_cut else None),
                 pin_memory=self.device.type == "cuda",
                 generator=generator,  # without one of its own a DataLoader draws from the global one
                 **options,
@@ -207,13 +231,10 @@ class Loader:
             except StopIteration:
                 return
             except Exception as error:
-                name = type(self.dataset).__name__
-                # What comes out of a worker process has its traceback in the message, whose last line says what was.
-                lines = str(error).strip().splitlines() or [""]
-                text = lines[-1] if lines[0].startswith("Caught ") else told(error)
-                raise UserError(
-                    f"data: a batch of {name} can't be loaded: {text.partition('UserError: ')[2] or text}"
-                ) from error
+                name = type(self.dataset).__name__ + (f" ({self.of})" if self.of else "")
+                cause = _ended_worker(batches) if isinstance(error, OSError | EOFError) else None
+                text = _in_process(cause or error)
+                raise UserError(f"data: a batch of {name} can't be loaded: {text}") from (cause or error)
             pieces = [self._on_device(each) for each in (batch if self.is_cut else [batch])]
             yield pieces if self.is_cut else pieces[0]
 
@@ -226,15 +247,27 @@ class Loader:
         return value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
-class _ByMicroBatch:
-    """Collates each micro-batch of a batch's samples by itself; worker processes may have to pickle it."""
+def _ended_worker(batches: Any) -> RuntimeError | None:
+    """What torch would say of a worker process that ended before what it had loaded was fetched, if one did."""
+    for worker in getattr(batches, "_workers", ()):
+        worker.join(0.5)
+        if not worker.is_alive():
+            how = f"killed by signal {-worker.exitcode}" if worker.exitcode < 0 else f"exit code {worker.exitcode}"
+            return RuntimeError(f"DataLoader worker (pid {worker.pid}) ended: {how}")
+    return None
 
-    def __init__(self, collate: Callable[[list[Any]], Any], micro: dict[str, int | None]) -> None:
-        self._collate = collate
-        self._micro = micro
 
-    def __call__(self, samples: list[Any]) -> list[Any]:
-        return [self._collate(samples[start:end]) for start, end in bounds(len(samples), **self._micro)]
+def _of_sample(index: int, error: BaseException) -> UserError:
+    return UserError(f"sample {index}: {text_of(error) if isinstance(error, UserError) else told(error)}")
+
+
+def _in_process(error: BaseException) -> str:
+    """What went wrong, in this process or in a worker process, out of which the traceback comes as text."""
+    text = text_of(error).strip()
+    if text.startswith("Caught "):
+        ours = text.rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")[2]
+        return ours if ours != text else text.splitlines()[-1]
+    return text if isinstance(error, UserError) else told(error)
 
 
 def _readable(sample: Any) -> Any:

@@ -11,24 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl.errors import UserError, first_line
+from mtl.loggers.names import Names
+from mtl.loggers.together import Refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Param
 
 SQLITE = "sqlite:///"
 AT_ONCE = 1000  # metrics, and
 PARAMETERS_AT_ONCE = 100  # that MLflow takes in one call
-LONGEST = 6000  # letters of a parameter
+LONGEST = 6000  # letters of a parameter, and
+LONGEST_NAME = 250  # of its name, or of a metric's
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow's codes for what it would never take
 
 
 class MLflowLogger:
     """Writes figures as metrics, options as parameters and pictures as artifacts. MLflow has no histograms.
 
-    In tags `~` becomes `-`, since MLflow takes no other. Figures are handed over when the state that has them is saved,
-    after each epoch and each `checkpoint.every_minutes`, so a process that was killed leaves none twice. Where an older
-    state had to be taken up, those that are there with the same value aren't written again; MLflow takes none back, so
-    what came out otherwise, such as the speed, then stands there twice.
+    In tags, what MLflow doesn't take becomes `-`: the learning rate of `*.bias` is `lr/-.bias`. Figures are handed over
+    when the state that has them is saved, after each epoch and each `checkpoint.every_minutes`, so a process that was
+    killed leaves none twice. Where an older state had to be taken up, those that are there with the same value aren't
+    written again; MLflow takes none back, so what came out otherwise, such as the speed, then stands there twice.
 
     Args:
         folder: the run's, after which MLflow's is named.
@@ -58,7 +62,9 @@ class MLflowLogger:
         self._step = 0  # up to which figures had been handed over in the state that was taken up
         self._there: set[tuple[str, int, float]] = set()  # what is in the store beyond that
         self._held: list[Metric] = []
-        self._finished = False
+        self._names = Names(clean, longest=LONGEST_NAME, taken=["epoch"])
+        self._problem: OSError | Refusal | None = None  # with what the run is
+        self._ended = "KILLED"
 
     def begin(self, config: str, options: Mapping[str, Any], swept: Sequence[str], finals: Sequence[str]) -> None:
         """Takes the run's options."""
@@ -70,44 +76,90 @@ class MLflowLogger:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        for tag, value in {**scalars, "epoch": float(epoch)}.items():
-            self._held.append(Metric(tag.replace("~", "-"), value, now, step))
+        named = {self._names[tag]: value for tag, value in scalars.items()}
+        for name, value in {**named, "epoch": float(epoch)}.items():
+            self._held.append(Metric(name, value, now, step))
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            raise problem
 
     def picture(self, tag: str, step: int, picture: Any) -> None:
         """Writes an image (H, W, 3), uint8, as the artifact `{tag}/{step}.png`."""
         self._start()
         assert self._client is not None
         with _failing():
-            self._client.log_image(self._run, picture, artifact_file=f"{tag.replace('~', '-')}/{step:08}.png")
+            self._client.log_image(self._run, picture, artifact_file=f"{self._names[tag]}/{step:08}.png")
 
     def state(self) -> dict[str, Any]:
-        """Hands over what is held; gives the run's id and the last step that it has figures of."""
-        self._hand_over()
-        return {"run": self._run, "step": self._step}
+        """The run's id, the last step that it has figures of, and what is held still."""
+        held = [[metric.key, metric.value, metric.timestamp, metric.step] for metric in self._held]
+        more = {"held": held, "names": self._names.state()}
+        return {"run": self._run, "step": self._step, **{key: value for key, value in more.items() if value}}
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Goes on with the run of that state."""
         self._run, self._step = state["run"], state["step"]
+        self._names.resume(state.get("names", {}))
+        if held := state.get("held"):
+            from mlflow.entities import Metric
+
+            self._held = [Metric(*figure) for figure in held]
 
     def end(self) -> None:
         """Notes that the run is finished."""
-        self._finished = True
+        self._ended = "FINISHED"
+
+    def fail(self) -> None:
+        """Notes that the run failed."""
+        self._ended = "FAILED"
 
     def close(self) -> None:
         """Hands over what is held, and says how the run ended."""
-        self._hand_over()
-        if self._client is not None:
+        if self._client is None:
+            return
+        try:
+            self.flush()
+        finally:
             with _failing():
-                self._client.set_terminated(self._run, "FINISHED" if self._finished else "KILLED")
+                self._client.set_terminated(self._run, self._ended)
 
-    def _hand_over(self) -> None:
-        held, self._held = self._held, []
-        new = [metric for metric in held if (metric.key, metric.step, metric.value) not in self._there]
-        for start in range(0, len(new), AT_ONCE):
-            assert self._client is not None
+    def flush(self) -> None:
+        """Hands over what is held; where that fails, it is held for the next time.
+
+        Raises:
+            OSError: where it fails.
+            Refusal: for figures that are left out.
+        """
+        refusals: list[str] = []
+        while self._held and self._client is not None:
+            batch = self._held[:AT_ONCE]
+            new = [metric for metric in batch if (metric.key, metric.step, metric.value) not in self._there]
+            refusals += self._give("metrics", new)
+            self._step = max(self._step, *(metric.step for metric in batch))
+            del self._held[: len(batch)]
+        if refusals:
+            raise Refusal("; ".join(refusals))
+
+    def _give(self, kind: str, entries: "Sequence[Metric | Param]") -> list[str]:
+        """Logs the entries, all at once, or where one is refused in halves; gives what was refused, and why.
+
+        Args:
+            kind: `metrics` or `params`.
+            entries: of that kind.
+        """
+        assert self._client is not None
+        if not entries:
+            return []
+        try:
             with _failing():
-                self._client.log_batch(self._run, metrics=new[start : start + AT_ONCE])
-        self._step = max([self._step, *(metric.step for metric in held)])
+                given: dict[str, Any] = {kind: list(entries)}
+                self._client.log_batch(self._run, **given)
+        except Refusal as refusal:
+            half = len(entries) // 2
+            if half:
+                return self._give(kind, entries[:half]) + self._give(kind, entries[half:])
+            return [f"'{entries[0].key}': {refusal}"]
+        return []
 
     def _start(self) -> None:
         if self._client is not None:
@@ -121,24 +173,34 @@ class MLflowLogger:
             with _alone(self._database):
                 client = MlflowClient(tracking_uri=self._uri)
                 experiment = self._experiment_id(client)
-            if self._run:
+            if new := not self._run:
+                self._run = str(client.create_run(experiment, run_name=self._folder.name).info.run_id)
+            else:
                 client.update_run(self._run, status="RUNNING")
                 self._there = set(self._beyond(client))
-            else:
-                self._run = self._new_run(client, experiment)
         except Exception as error:  # of whatever is below MLflow
             raise UserError(f"logger.mlflow: {self._uri}: {first_line(error)}") from error
-        self._client = client
+        self._client = client  # from now on the run is ended, whatever happens
+        if new:
+            self._describe()
 
-    def _new_run(self, client: "MlflowClient", experiment: str) -> str:
+    def _describe(self) -> None:
+        """Writes what the run is; what of it is refused is told with the first figures."""
         from mlflow.entities import Param
 
-        run = str(client.create_run(experiment, run_name=self._folder.name).info.run_id)
-        client.set_tag(run, "folder", str(self._folder))
-        given = [Param(re.sub(r"[^\w./ -]", "-", k), str(v)[:LONGEST]) for k, v in self._options.items()]
-        for start in range(0, len(given), PARAMETERS_AT_ONCE):
-            client.log_batch(run, params=given[start : start + PARAMETERS_AT_ONCE])
-        return run
+        assert self._client is not None
+        names = Names(clean, longest=LONGEST_NAME)
+        given = [Param(names[option], str(value)[:LONGEST]) for option, value in self._options.items()]
+        refusals = []
+        try:
+            with _failing():
+                self._client.set_tag(self._run, "folder", str(self._folder))
+            for start in range(0, len(given), PARAMETERS_AT_ONCE):
+                refusals += self._give("params", given[start : start + PARAMETERS_AT_ONCE])
+        except (OSError, Refusal) as error:
+            self._problem = error
+        if refusals:
+            self._problem = Refusal("; ".join(refusals))
 
     def _experiment_id(self, client: "MlflowClient") -> str:
         found = client.get_experiment_by_name(self._experiment)
@@ -174,10 +236,25 @@ def _alone(database: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _failing() -> Iterator[None]:
-    """A store that can't be written is a disk or a server that fails; the training goes on."""
+    """A store that can't be written is a disk or a server that fails, and the training goes on.
+
+    Raises:
+        OSError: for that.
+        Refusal: for what MLflow would never take.
+    """
     from mlflow import MlflowException
 
     try:
         yield
     except MlflowException as error:
-        raise OSError(first_line(error)) from error
+        kind = Refusal if error.error_code in REFUSED else OSError
+        raise kind(first_line(error)) from error
+    # Where runs are kept in files, one figure's name may be the folder that another one's is in.
+    except (FileExistsError, IsADirectoryError, NotADirectoryError, TypeError, ValueError) as error:
+        raise Refusal(first_line(error)) from error
+
+
+def clean(tag: str) -> str:
+    """The tag as MLflow takes it: of certain characters, and as the path of a file that is written in one way alone."""
+    parts = re.sub(r"[^\w./ -]", "-", tag).split("/")
+    return "/".join("-" * max(len(part), 1) if part in ("", ".", "..") else part for part in parts)

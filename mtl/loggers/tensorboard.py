@@ -1,12 +1,15 @@
 """All figures as TensorBoard events."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtl.files import fill, temporary
 from mtl.loggers import hparams
+from mtl.loggers.events import summary_writer
+from mtl.regular import check_kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +57,7 @@ class TensorBoardLogger:
         self._records += len(scalars)
         for tag, value in scalars.items():
             writer.add_scalar(tag, value, step)
+        writer.flush()
 
     def picture(self, tag: str, step: int, picture: Any) -> None:
         """Writes an image (H, W, 3), uint8."""
@@ -72,10 +76,8 @@ class TensorBoardLogger:
 
     def _open(self) -> "SummaryWriter":
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # imported when the first step has been taken
-
             new = not self._records
-            self._writer = SummaryWriter(str(self._folder))
+            self._writer = summary_writer(self._folder)  # torch's is imported when the first step has been taken
             self._records += 1  # a file begins with its version
             if new:
                 self._writer.add_custom_scalars(layout(self._tasks, self._finals))
@@ -94,10 +96,13 @@ class TensorBoardLogger:
             writer.file_writer.add_summary(summary)
             self._records += 1
 
-    def state(self) -> int:
-        """How many records there are."""
+    def flush(self) -> None:
+        """Writes what was held back."""
         if self._writer is not None:
             self._writer.flush()
+
+    def state(self) -> int:
+        """How many records there are."""
         return self._records
 
     def resume(self, state: int) -> None:
@@ -105,25 +110,21 @@ class TensorBoardLogger:
         from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        whole = self._folder / "whole.tmp"  # none of the events' names, should the process be killed here
-        whole.unlink(missing_ok=True)
         files = sorted(self._folder.glob("events.out.tfevents.*"))
         kept: list[bytes] = []
         for path in files:
-            for record in RawEventFileLoader(str(path)).Load():
-                if len(kept) < state:
-                    kept.append(record)
+            check_kind(path)
+            with suppress(MemoryError, OverflowError):  # a record that claims to be longer than there is memory
+                for record in RawEventFileLoader(str(path)).Load():
+                    if len(kept) < state:
+                        kept.append(record)
         self._records = len(kept)
         if files:
-            with whole.open("wb") as file:
-                writer = RecordWriter(file)
-                for record in kept:
-                    writer.write(record)
-                writer.flush()
-                os.fsync(file.fileno())
             # TensorBoard reads files in the order of their names, whose first part is the second they were begun in.
             kept_in = self._folder / "events.out.tfevents.0000000000.kept"
-            whole.replace(kept_in)
+            with temporary(self._folder / "whole.tmp") as whole:  # none of the events' names, should it stay there
+                fill(whole, lambda file: _write_all(RecordWriter(file), kept))
+                whole.replace(kept_in)
             for path in files:  # one that stays behind is cut off the next time: its records come after these
                 if path != kept_in:
                     path.unlink()
@@ -132,6 +133,11 @@ class TensorBoardLogger:
         """Writes out what the writer holds back."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _write_all(writer: Any, records: Sequence[bytes]) -> None:
+    for record in records:
+        writer.write(record)
 
 
 def layout(tasks: Sequence[str], finals: Sequence[str] = ()) -> dict[str, dict[str, list[object]]]:

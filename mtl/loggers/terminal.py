@@ -44,10 +44,14 @@ class Terminal:
         self._bar: Any = None
         if console.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
                 *([BarColumn(bar_width=10)] if console.width >= 100 else []),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+                TextColumn(
+                    "{task.fields[figures]}",
+                    markup=False,
+                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+                ),
                 console=console,
                 auto_refresh=False,  # a thread that redraws would take time from the training
                 transient=True,

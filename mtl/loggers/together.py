@@ -6,14 +6,20 @@ from typing import Any, Protocol
 
 from mtl.errors import first_line
 from mtl.seeding import kept_random_state
+from mtl.signals import Ended
+
+
+class Refusal(Exception):
+    """A logger's store doesn't take some of what it was given, and never will; the rest is there."""
 
 
 class Logger(Protocol):
     """What a run's figures are given to.
 
     Some have more: `picture(tag, step, picture)` and `histogram(tag, step, values)`, see `Loggers.show`; `state()` and
-    `resume(state)`, so that a run that goes on logs nothing twice; `begin(config, options, swept, finals)`, what the
-    run is, and `end()`, that it is finished.
+    `resume(state)`, so that a run that goes on logs nothing twice; `flush()`, which writes what was held back, before
+    the state is taken; `begin(config, options, swept, finals)`, what the run is, and `end()` or `fail()`, that it is
+    finished or has failed.
     """
 
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
@@ -24,7 +30,7 @@ class Logger(Protocol):
 
 
 class Loggers:
-    """Gives each of the loggers what it takes; one that can't write is told of once, and training goes on.
+    """Gives each of the loggers what it takes; one that can't write is told of, and training goes on.
 
     What a logger draws from the random generators changes no draw of the training.
 
@@ -58,6 +64,18 @@ class Loggers:
         """The run is finished."""
         self._call("end")
 
+    def fail(self) -> None:
+        """The run failed."""
+        self._call("fail")
+
+    def __enter__(self) -> "Loggers":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and not isinstance(error, (Ended, KeyboardInterrupt)):
+            self.fail()
+        self.close()
+
     def close(self) -> None:
         """Closes all of them, whatever happens to one; the last one first."""
         with ExitStack() as open_ones:
@@ -65,7 +83,8 @@ class Loggers:
                 open_ones.callback(self._give, logger, "close")
 
     def state(self) -> dict[str, Any]:
-        """How far each has come, by the name of its class."""
+        """How far each has come, by the name of its class, when it has written what it held back."""
+        self._call("flush")
         return {name: state for name, state in self._call("state").items() if state is not None}
 
     def resume(self, states: Mapping[str, Any]) -> None:
@@ -83,9 +102,11 @@ class Loggers:
         try:
             with kept_random_state():
                 return getattr(logger, method)(*arguments)
+        except Refusal as refusal:
+            self._tell(f"warning  {type(logger).__name__} leaves out {first_line(refusal)}")
         except OSError as error:
-            if id(logger) not in self._told:
-                more = "" if method == "close" else ". Training goes on"
+            if id(logger) not in self._told or method == "close":
+                more = ", and some is lost" if method == "close" else ". Training goes on, and it is tried again"
                 self._tell(f"error    {type(logger).__name__} can't write: {first_line(error)}{more}")
             self._told.add(id(logger))
-            return None
+        return None

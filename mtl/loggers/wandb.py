@@ -2,19 +2,23 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from mtl.errors import UserError, first_line
+from mtl.loggers.names import Names
+from mtl.loggers.together import Refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
     from wandb import Run
 
 BINS = 64  # of a histogram
+LONGEST = 1000  # letters of a name
 FLUSHED = 0.1  # seconds between W&B's writes to its file; what it holds is lost with a process that is killed
 
 
@@ -52,6 +56,7 @@ class WandbLogger:
         self._run: Run | None = None
         self._held: list[dict[str, Any]] = []
         self._rows = 0  # handed over, by whichever process
+        self._names = Names(str, longest=LONGEST, taken=("step", "epoch", "_step", "_runtime", "_timestamp", "_wandb"))
         self._finished = False
 
     def begin(self, config: str, options: Mapping[str, Any], swept: Sequence[str], finals: Sequence[str]) -> None:
@@ -62,14 +67,14 @@ class WandbLogger:
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
         """Takes a row."""
         self._start()
-        self._held.append({"step": step, "epoch": epoch, **scalars})
+        self._held.append({"step": step, "epoch": epoch} | {self._names[tag]: value for tag, value in scalars.items()})
 
     def picture(self, tag: str, step: int, picture: Any) -> None:
         """Takes an image (H, W, 3), uint8."""
         import wandb
 
         self._start()
-        self._held.append({"step": step, tag: wandb.Image(picture)})
+        self._held.append({"step": step, self._names[tag]: wandb.Image(picture)})
 
     def histogram(self, tag: str, step: int, values: "Tensor") -> None:
         """Takes the values' histogram, those that aren't finite left out."""
@@ -79,11 +84,11 @@ class WandbLogger:
         self._start()
         finite = values.detach().float().cpu().numpy()
         counts, edges = np.histogram(finite[np.isfinite(finite)], bins=BINS)
-        self._held.append({"step": step, tag: wandb.Histogram(np_histogram=(counts.tolist(), edges.tolist()))})
+        histogram = wandb.Histogram(np_histogram=(counts.tolist(), edges.tolist()))
+        self._held.append({"step": step, self._names[tag]: histogram})
 
     def state(self) -> dict[str, Any]:
-        """Hands over what is held; gives the run's id, and how many rows it has."""
-        self._hand_over()
+        """The run's id, and how many rows it has."""
         return {"id": self._id, "rows": self._rows}
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -96,16 +101,46 @@ class WandbLogger:
 
     def close(self) -> None:
         """Hands over what is held, and ends this process's part of the run."""
-        self._hand_over()
-        if self._run is not None:
-            self._run.finish(exit_code=0 if self._finished else 1)
+        if self._run is None:
+            return
+        try:
+            self.flush()
+        finally:
+            with _failing():
+                self._run.finish(exit_code=0 if self._finished else 1)
 
-    def _hand_over(self) -> None:
-        held, self._held = self._held, []
-        for row in held:
-            assert self._run is not None
-            self._run.log(row, step=self._rows, commit=True)
+    def flush(self) -> None:
+        """Hands over what is held; where that fails, it is held for the next time.
+
+        Raises:
+            OSError: where it fails.
+            Refusal: for figures that are left out.
+        """
+        refusals: list[str] = []
+        while self._held:
+            refusals += self._give(self._held[0])
+            del self._held[0]
             self._rows += 1
+        if refusals:
+            raise Refusal("; ".join(refusals))
+
+    def _give(self, row: dict[str, Any]) -> list[str]:
+        """Logs the row, whole, or where something in it is refused piece by piece; gives what was refused, and why."""
+        assert self._run is not None
+        refusals = []
+        try:
+            with _failing():
+                self._run.log(row, step=self._rows, commit=True)
+        except Refusal:
+            for name, value in row.items():
+                try:
+                    with _failing():
+                        self._run.log({name: value}, step=self._rows, commit=False)
+                except Refusal as refusal:
+                    refusals.append(f"'{name}': {refusal}")
+            with _failing():
+                self._run.log({"step": row["step"]}, step=self._rows, commit=True)
+        return refusals
 
     def _start(self) -> None:
         if self._run is not None:
@@ -136,3 +171,21 @@ class WandbLogger:
         except (wandb.Error, ValueError) as error:
             raise UserError(f"logger.wandb: {first_line(error)}; logger.wandb.mode=offline needs no account") from error
         self._run.define_metric("*", step_metric="step")
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """A process or a server of W&B's that fails ends no training.
+
+    Raises:
+        OSError: for that.
+        Refusal: for what W&B would never take.
+    """
+    import wandb
+
+    try:
+        yield
+    except wandb.Error as error:
+        raise OSError(first_line(error)) from error
+    except (TypeError, ValueError) as error:
+        raise Refusal(first_line(error)) from error

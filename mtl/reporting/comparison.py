@@ -194,7 +194,7 @@ def hardest(methods: Sequence[Method], most: int) -> list[str]:
 def conflict(method: Method, pair: str, name: str) -> Estimate | None:
     """The mean over seeds of a pair's `mean` cosine, or of the share of measured steps that had it `below_zero`."""
     found = [(run.metrics.get("cosine") or {}).get(pair) for run in method.runs.values()]
-    return estimate([float(told[name]) for told in found if told])
+    return estimate([float(told[name]) for told in found if told and told.get(name) is not None])
 
 
 def side_by_side(comparison: Comparison) -> list[str]:

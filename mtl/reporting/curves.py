@@ -2,7 +2,8 @@
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +12,16 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
+from mtl.bounded import read_lines
+from mtl.errors import UserError
+from mtl.reporting.checking import LARGEST
 from mtl.reporting.estimates import quantile
 from mtl.reporting.grouping import Method
 
 Array = NDArray[np.float64]
 Series = tuple[list[int], list[float]]  # steps, values
+LAST = 2**53  # steps
+LARGEST_FILE, LONGEST_LINE = 2**29, 2**12  # bytes
 KINDS = ("loss/", "metric/", "cosine/")
 PARTS = 3  # of training, for which conflict is counted
 FEW = 8  # fewer measured steps than these say nothing yet about how two tasks get on
@@ -32,22 +38,28 @@ class Band:
 
 
 def read(folder: Path) -> dict[str, Series]:
-    """By tag what a run logged of losses, metrics and cosines; empty where it logged into no CSV file."""
+    """By tag what a run logged of losses, metrics and cosines; empty where there is no CSV file that can be read.
+
+    Lines that no run writes are left out.
+    """
     found: dict[str, Series] = {}
-    path = folder / "metrics.csv"
-    if not path.is_file():
-        return found
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.reader(file):
+    with suppress(OSError, UserError):
+        for row in _rows(folder / "metrics.csv"):
             if len(row) == 4 and row[2].startswith(KINDS):
                 steps, values = found.setdefault(row[2], ([], []))
-                try:
-                    value = float(row[3])
-                    steps.append(int(row[0]))
-                    values.append(value)
-                except ValueError:  # a line that was cut
-                    continue
-    return found
+                with suppress(ValueError):  # a line that was cut
+                    step, value = int(row[0]), float(row[3])
+                    if 0 < step < LAST and (abs(value) <= LARGEST or not math.isfinite(value)):
+                        steps.append(step)
+                        values.append(value)
+    return {tag: series for tag, series in found.items() if series[0]}
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    """The cells of each line, taken by itself: a quotation mark without an end spoils no other line."""
+    for line in read_lines(path, LARGEST_FILE, LONGEST_LINE):
+        with suppress(csv.Error):
+            yield next(csv.reader([line]), []) if '"' in line else line.rstrip("\r\n").split(",")
 
 
 class Curves:

@@ -187,7 +187,7 @@ def _methods(groups: Sequence[Sequence[Run]], *, alone: str | None = None) -> li
         label = name.text if alone is None else f"{alone} alone, {name.text}" if len(groups) > 1 else f"{alone} alone"
         newest: dict[int, Run] = {}
         repeated = []
-        for run in sorted(group, key=lambda run: (run.folder / "metrics.json").stat().st_mtime):
+        for run in sorted(group, key=lambda run: run.written):
             if run.seed in newest:
                 repeated.append(newest[run.seed])
             newest[run.seed] = run

@@ -6,6 +6,7 @@ from html import escape
 from mtl.reporting.document import Block, Bullets, Heading, Picture, Table, Text
 from mtl.reporting.svg import DARK, LIGHT, variables
 from mtl.reporting.writing import slug
+from mtl.text import plain
 
 HEAD = """<!doctype html>
 <html lang="en">
@@ -55,7 +56,7 @@ summary { cursor: pointer; font-weight: 600; }
 
 
 def write(blocks: Sequence[Block]) -> str:
-    """The blocks as a page; names are shown as they are, whatever is in them."""
+    """The blocks as a page; names are shown as they are, whatever is in them, but for what can't be seen."""
     headings = [block for block in blocks if isinstance(block, Heading)]
     title = next((h.text for h in headings if h.level == 1), "Report")
     sections = [h for h in headings if h.level == 2]
@@ -66,9 +67,10 @@ def write(blocks: Sequence[Block]) -> str:
         if isinstance(block, Heading) and block.level == 1:
             body.append(f"<nav>{links}</nav>")
     inside = "\n".join(body)
-    return (
+    page = (
         f"{HEAD}<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{inside}\n</body>\n</html>\n"
     )
+    return plain(page, keep="\n")
 
 
 def _block(block: Block) -> str:

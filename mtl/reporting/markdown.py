@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from mtl.reporting.document import Block, Bullets, Heading, Picture, Table, Text
+from mtl.text import plain
 
 FIGURES = "figures"  # the folder of the plots
 
@@ -44,5 +45,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text so that nothing in it is taken for Markdown or HTML, in one line."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", re.sub(r"\s+", " ", text))
+    """The text so that nothing in it is taken for Markdown, HTML, a formula, an address or a person, in one line."""
+    escaped = re.sub(r"([\\`*_{}\[\]<>|#~&$])", r"\\\1", plain(re.sub(r"\s+", " ", text)))
+    escaped = re.sub(r"(www)\.|:(?=//|\w+@)", lambda m: f"{m[1]}\\." if m[1] else r"\:", escaped, flags=re.I)
+    return re.sub(r"@(?=\w)", "@<!-- -->", escaped)  # GitHub takes an escaped one for a person all the same

@@ -146,9 +146,8 @@ def _shorten(keys: Sequence[str]) -> dict[str, str]:
         parts = key.split(".")
         least = 2 if parts[0] in ("balancer", "tasks") and len(parts) > 1 else 1
         tails = [".".join(parts[-count:]) for count in range(least, len(parts) + 1)]
-        short[key] = next(
-            tail for tail in tails if not any(other != key and f".{other}".endswith(f".{tail}") for other in keys)
-        )
+        clear = (t for t in tails if not any(other != key and f".{other}".endswith(f".{t}") for other in keys))
+        short[key] = next(clear, key)  # `device` isn't told from `data.device` by any of its parts
     return short
 
 

@@ -1,19 +1,20 @@
 """Runs as they are on the disk, whatever their state."""
 
 import copy
-import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import yaml
-
+from mtl.bounded import read_json, read_yaml
 from mtl.errors import UserError, first_line
+from mtl.reporting.checking import checked_config, checked_metrics
 from mtl.resume import IRRELEVANT, locked
 from mtl.schema import narrowed
+from mtl.text import plain
 
 UNREADABLE = "can't be read"
 UNSEEN = {*IRRELEVANT, "seed", "only", "data.root"}  # what makes no other method
@@ -28,12 +29,14 @@ class Run:
         config: the whole config, with the tasks that were trained; empty where the run ended before it was written.
         metrics: what metrics.json holds; empty where there is none.
         status: finished, failed, stopped, running, unfinished (killed, that is) or can't be read.
+        written: when its metrics.json was, in seconds since 1970.
     """
 
     folder: Path
     config: dict[str, Any]
     metrics: dict[str, Any]
     status: str
+    written: float = 0.0
 
     @property
     def problem(self) -> str | None:
@@ -88,23 +91,31 @@ class Run:
 def find(folders: Iterable[Path]) -> list[Run]:
     """All runs in the folders and below, by the folders' names, each once.
 
+    A folder that can't be listed, or that holds a run that can't be read, hides no other.
+
     Raises:
         UserError: where there is no such folder, or no run in any.
     """
     found: dict[Path, Run] = {}
     given = list(folders)
+
+    def closed(error: OSError) -> None:
+        folder = Path(error.filename)
+        found.setdefault(folder, _unreadable(folder, f"the folder can't be listed: {error.strerror}"))
+
     for folder in given:
         if not folder.is_dir():
             raise UserError(
                 f"'{folder}' is not a folder; give those of runs or multiruns, such as outputs/mnist_two_head"
             )
-        for place, below, files in os.walk(folder):
+        for place, below, files in os.walk(folder, onerror=closed):
             below.sort()
             if "config.yaml" in files or "metrics.json" in files:
                 run = read(Path(place))
                 if run is not None:
                     found.setdefault(run.folder.resolve(), run)
-                    below.clear()  # a run's own folders hold no runs
+                    if run.status != UNREADABLE:
+                        below.clear()  # a run's own folders hold no runs
     if not found:
         raise UserError(f"there is no run in {', '.join(map(str, given))}; a run's folder holds a config.yaml")
     return list(found.values())
@@ -113,21 +124,34 @@ def find(folders: Iterable[Path]) -> list[Run]:
 def read(folder: Path) -> Run | None:
     """The run in the folder; None where the files are of something else."""
     try:
-        metrics = _mapping(_json(folder / "metrics.json"))
-        config = _mapping(_yaml(folder / "config.yaml"))
+        metrics = checked_metrics(_there(read_json, folder / "metrics.json"))
+        config = checked_config(_there(read_yaml, folder / "config.yaml"))
         is_whole = {"seed", "tasks", "trainer"} <= set(config)
         config = narrowed(config) if is_whole else {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        return Run(folder, {}, {"error": first_line(error)}, UNREADABLE)
-    status = str(metrics.get("status", "running"))
-    if not is_whole and status in ("finished", "stopped"):
-        return Run(folder, {}, metrics | {"error": "its config.yaml is gone, or isn't a run's"}, UNREADABLE)
-    if not is_whole:
-        return Run(folder, {}, metrics, status) if status == "failed" else None
-    if status == "running":
-        with locked(folder) as free:
-            status = "unfinished" if free else "running"
-    return Run(folder, config, metrics, status)
+        status = str(metrics.get("status") or "running")
+        if not is_whole and status in ("finished", "stopped"):
+            return _unreadable(folder, "its config.yaml is gone, or isn't a run's", metrics)
+        if not is_whole:
+            return Run(folder, {}, metrics, status) if status == "failed" else None
+        if status == "running":
+            with locked(folder) as free:
+                status = "unfinished" if free else "running"
+        written = (folder / "metrics.json").stat().st_mtime if metrics else 0.0
+    except (OSError, UserError) as error:
+        return _unreadable(folder, first_line(error).replace(f"{plain(str(folder))}{os.sep}", ""))
+    return Run(folder, config, metrics, status, written)
+
+
+def _there(read: Callable[[Path], Any], path: Path) -> Any:
+    """What is read from the file; nothing where there is none."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return {}
+
+
+def _unreadable(folder: Path, why: str, metrics: Mapping[str, Any] = MappingProxyType({})) -> Run:
+    return Run(folder, {}, {**metrics, "error": why}, UNREADABLE)
 
 
 def without(config: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -141,19 +165,3 @@ def without(config: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
         if isinstance(node, dict):
             node.pop(last, None)
     return config
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _yaml(path: Path) -> Any:
-    """Much faster than OmegaConf, and enough for what OmegaConf has resolved and written."""
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return loader(path.read_text(encoding="utf-8")).get_single_data() if path.is_file() else {}
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("it holds no mapping")
-    return value

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from mtl.text import plain
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -66,12 +68,12 @@ def take(figure: "Figure", name: str, title: str, labels: Sequence[str]) -> str:
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     head = f'<svg {spaces} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}" '
     head += f'style="max-width: {SCALE * width:.0f}px">'
-    return head + text[text.index(">") + 1 :]
+    return plain(head + text[text.index(">") + 1 :], keep="\n")
 
 
 def alone(svg: str) -> str:
     """The SVG as a file of its own, in light colours on white."""
-    text = re.sub(r"var\(--(\w+)\)", lambda m: LIGHT[m[1]], svg).replace("inherit", "sans-serif")
+    text = re.sub(r"var\(--(\w+)\)", lambda m: LIGHT.get(m[1], m[0]), svg).replace("inherit", "sans-serif")
     width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0]
     head = f'<svg width="{width}" height="{height}"'
     ground = f'<rect width="{width}" height="{height}" fill="{LIGHT["bg"]}"/>'

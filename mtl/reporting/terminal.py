@@ -9,6 +9,7 @@ from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
 from mtl.reporting.document import Block, Bullets, Heading, Table, Text
+from mtl.text import plain
 
 GAP = 3  # characters from a column to the next
 MOST, LEAST = 24, 8  # characters of a name, where there is no room
@@ -18,22 +19,21 @@ def show(console: Console, blocks: Sequence[Block]) -> None:
     """Prints the blocks; names are printed as they are, whatever is in them."""
     for block in blocks:
         if isinstance(block, Heading):
-            console.print(RichText(f"\n{block.text}", style="bold underline" if block.level < 3 else "bold"))
+            console.print(RichText(f"\n{plain(block.text)}", style="bold underline" if block.level < 3 else "bold"))
         elif isinstance(block, Text):
-            console.print(RichText(block.text))
+            console.print(RichText(plain(block.text)))
         elif isinstance(block, Bullets):
             for item in block.items:
                 grid = RichTable.grid(padding=(0, 1))
-                grid.add_row(
-                    RichText("!" if block.warning else "-", style="bold" if block.warning else ""), RichText(item)
-                )
+                mark = RichText("!" if block.warning else "-", style="bold" if block.warning else "")
+                grid.add_row(mark, RichText(plain(item)))
                 console.print(grid)
         elif isinstance(block, Table) and not block.detail:
-            console.print(RichText(f"\n{block.title}", style="bold"))
+            console.print(RichText(f"\n{plain(block.title)}", style="bold"))
             for columns in _fitting(block, console.width):
                 console.print(_table(block, columns, console.width))
             if block.note:
-                console.print(RichText(block.note, style="italic"))
+                console.print(RichText(plain(block.note), style="italic"))
 
 
 def _fitting(block: Table, width: int) -> list[list[int]]:
@@ -53,7 +53,7 @@ def _fitting(block: Table, width: int) -> list[list[int]]:
 
 def _longest(block: Table, index: int) -> int:
     """The characters of a column's longest cell, or of its head's longest word."""
-    return max(len(text) for text in [*(row[index] for row in block.rows), *block.columns[index].split()])
+    return max(len(text) for text in [*(plain(row[index]) for row in block.rows), *block.columns[index].split()])
 
 
 def _widths(block: Table, columns: Sequence[int], width: int) -> dict[int, int]:
@@ -75,8 +75,8 @@ def _table(block: Table, columns: Sequence[int], width: int) -> RichTable:
     table = RichTable(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False)
     for index, wide in _widths(block, columns, width).items():
         side: Literal["left", "right"] = "left" if index < block.texts else "right"
-        table.add_column(RichText(block.columns[index]), justify=side, overflow="fold", width=wide)
+        table.add_column(RichText(plain(block.columns[index])), justify=side, overflow="fold", width=wide)
     for number, row in enumerate(block.rows):
-        cells = [RichText(row[index]) for index in columns]
+        cells = [RichText(plain(row[index])) for index in columns]
         table.add_row(*cells, style="bold" if number in block.strong else "")
     return table

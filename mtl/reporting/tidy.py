@@ -1,14 +1,18 @@
 """The numbers as one CSV file, a line for each."""
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mtl.files import write_whole
 from mtl.reporting.comparison import Comparison, conflict, cost, pairs_of
 from mtl.reporting.estimates import Estimate
 from mtl.reporting.grouping import Method
+from mtl.text import plain
 
 COLUMNS = ["problem", "method", "role", "split", "task", "figure", "mean", "low", "high", "n", "p", "p_holm"]
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # what may begin a formula
 Line = dict[str, str | float | int | None]
 
 
@@ -17,11 +21,20 @@ def write(path: Path, comparisons: Sequence[Comparison]) -> None:
 
     `role` is method, reference or single task; `low` and `high` are the interval's ends; what isn't known is empty.
     """
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for comparison in comparisons:
-            writer.writerows(_lines(comparison))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for comparison in comparisons:
+        writer.writerows({name: _cell(value) for name, value in line.items()} for line in _lines(comparison))
+    write_whole(path, file.getvalue())
+
+
+def _cell(value: str | float | int | None) -> str | float | int | None:
+    """The value so that no spreadsheet takes a text for a formula; a number stays one."""
+    if not isinstance(value, str):
+        return value
+    text = plain(value)
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text
 
 
 def _lines(comparison: Comparison) -> Iterator[Line]:

@@ -5,6 +5,7 @@ import re
 
 from mtl.reporting.estimates import Estimate
 
+LONGEST_SLUG = 50  # characters: a file's name may have 255 bytes, and a letter four of them
 NOTHING = 1e-12  # of a mean: what rounding makes of the interval of equal figures
 
 
@@ -55,8 +56,8 @@ def shortened(text: str, most: int) -> str:
 
 
 def slug(text: str) -> str:
-    """The text as part of a file's name."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.").lower() or "problem"
+    """The text, or its beginning, as part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", text)[:LONGEST_SLUG].strip("-.").lower() or "problem"
 
 
 def listed(items: list[str], most: int = 6) -> str:

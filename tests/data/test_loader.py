@@ -156,6 +156,61 @@ def test_what_went_wrong_in_a_worker_is_told(num_workers: int, monkeypatch: pyte
     assert other.startswith("data: a batch of Broken can't be loaded: sample 7: RuntimeError: no more")
 
 
+class Uneven(Samples):
+    """Samples of which one has fields of its own."""
+
+    def __init__(self, odd: int, change: dict[str, object], gone: str = "") -> None:
+        self.odd, self.change, self.gone = odd, change, gone
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        sample = {**super().__getitem__(index), "more": {"a": 1}}
+        if index == self.odd:
+            sample |= self.change
+            sample.pop(self.gone, None)
+        return sample
+
+
+class UnevenStream(IterableDataset):
+    def __len__(self) -> int:
+        return 10
+
+    def __iter__(self):
+        for index in range(10):
+            yield {"y": index, "extra": 1} if index == 5 else {"y": index}
+
+
+@pytest.mark.parametrize("how", [{}, {"micro_batch_size": 2}])
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (Uneven(7, {"extra": 1}), "sample 7: it has 'extra', unlike sample 0; all samples need the same fields, or a"),
+        (Uneven(0, {"extra": 1}), "sample 1: it lacks 'extra', unlike sample 0"),
+        (Uneven(6, {}, "y"), "sample 6: it lacks 'y', unlike sample 0"),
+        (Uneven(6, {"z": 1}, "y"), "sample 6: it lacks 'y' and has 'z', unlike sample 0"),
+        (Uneven(6, {"more": {"b": 1}}), "sample 6: it lacks 'more.a' and has 'more.b', unlike sample 0"),
+        (UnevenStream(), "sample 5: it has 'extra', unlike sample 0"),
+    ],
+)
+def test_samples_with_other_fields_are_named(dataset, message, num_workers, how, monkeypatch) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    with pytest.raises(mtl.UserError) as error:
+        list(Loader(dataset, batch_size=4, num_workers=num_workers, of="train of digits", **how).batches())
+    name = type(dataset).__name__
+    assert str(error.value).startswith(f"data: a batch of {name} (train of digits) can't be loaded: {message}")
+    del error
+    gc.collect()
+
+
+def test_a_collate_of_ones_own_may_take_samples_with_other_fields() -> None:
+    def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return {"extra": torch.tensor([sample.get("extra", 0) for sample in samples])}
+
+    dataset = Uneven(7, {"extra": 3})
+    extra = [b["extra"] for b in Loader(dataset, batch_size=4, collate=collate).batches()]
+    assert torch.cat(extra).tolist() == [0] * 7 + [3] + [0] * (len(dataset) - 8)
+
+
 class Draws(IterableDataset):
     """Counts, and draws from all three generators."""
 

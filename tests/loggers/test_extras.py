@@ -63,7 +63,7 @@ def test_nobody_is_called(here: Path, package: str, made: str) -> None:
         "from pathlib import Path\n"
         "from mtl.loggers import MLflowLogger, WandbLogger\n"
         f"logger = {made}\n"
-        "logger.log(1, 1, {'loss/a/train': 0.5}); logger.state(); logger.end(); logger.close()\n"
+        "logger.log(1, 1, {'loss/a/train': 0.5}); logger.flush(); logger.end(); logger.close()\n"
     )
     line = ["strace", "-f", "-e", "trace=connect,sendto,sendmmsg", "-o", "calls.txt", sys.executable, "-c", code]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MLFLOW_"))}

@@ -115,6 +115,7 @@ def logger_of(folder: Path) -> MLflowLogger:
 def test_what_was_logged_after_the_last_state_of_a_killed_process_is_there_once(folder: Path) -> None:
     first = logger_of(folder)
     first.log(1, 1, {"loss/a/train": 0.1})
+    first.flush()
     state = first.state()
     first.log(2, 1, {"loss/a/train": 0.2})  # the process is gone, and with it what it held
     second = logger_of(folder)
@@ -133,9 +134,10 @@ def test_what_was_logged_after_the_last_state_of_a_killed_process_is_there_once(
 def test_an_older_state_writes_again_only_what_came_out_otherwise(folder: Path) -> None:
     first = logger_of(folder)
     first.log(1, 1, {"loss/a/train": 0.1, "speed": 100.0})
+    first.flush()
     older = first.state()
     first.log(2, 1, {"loss/a/train": 0.2, "speed": 101.0})
-    first.state()  # its checkpoint will be damaged
+    first.flush()  # the checkpoint that follows will be damaged
     second = logger_of(folder)
     second.resume(older)
     second.log(2, 1, {"loss/a/train": 0.2, "speed": 99.0})
@@ -189,7 +191,7 @@ def test_a_store_that_fails_later_ends_nothing(folder: Path) -> None:
 
     logger._client.log_batch = fails
     with pytest.raises(OSError, match="no space left"):
-        logger.state()
+        logger.flush()
 
 
 def test_processes_that_make_one_database_at_once(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_processes_that_make_one_database_at_once(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from mtl.loggers import MLflowLogger\n"
         "logger = MLflowLogger(Path.cwd(), ['a'], tracking_uri='sqlite:///runs.db')\n"
-        "for step in range(9): logger.log(step, 1, {'loss/a/train': step / 7}); logger.state()\n"
+        "for step in range(9): logger.log(step, 1, {'loss/a/train': step / 7}); logger.flush()\n"
         "logger.end(); logger.close()\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

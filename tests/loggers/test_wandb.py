@@ -139,6 +139,7 @@ def test_what_was_logged_after_the_last_state_of_a_killed_process_is_there_once(
     first = WandbLogger(tmp_path, ["a"])
     first.log(1, 1, {"loss/a/train": 0.1})
     first.log(2, 1, {"loss/a/train": 0.2})
+    first.flush()
     state = first.state()
     first.log(3, 1, {"loss/a/train": 0.3})
     first._run.finish()  # the process is gone, and with it what it held

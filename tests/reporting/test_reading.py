@@ -47,7 +47,7 @@ def test_states(tmp_path: Path) -> None:
         **dict.fromkeys(["list", "gone", "other"], "can't be read"),
     }
     assert {name: found[name].error for name in ("list", "gone", "other")} == {
-        "list": "it holds no mapping",
+        "list": "metrics.json holds no mapping",
         "gone": "its config.yaml is gone, or isn't a run's",
         "other": "only: there is no task 'z' (possible: a, b)",
     }

@@ -1,0 +1,105 @@
+"""From samples with their numbers to a batch, and what is said of samples that make none."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, default_collate
+
+from mtl.batch import bounds
+from mtl.errors import FOREIGN, UserError, text_of, told
+
+Numbered = tuple[int, Any]  # a sample's number, and the sample
+SHOWN = 5  # numbers of samples in a message
+
+
+class Numbers(Dataset[Numbered]):
+    """A data set whose samples come with their numbers."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Numbered:
+        return index, self._dataset[index]
+
+
+class NumbersInStream(IterableDataset[Numbered]):
+    """An iterable data set whose samples come with their numbers, from `start` on."""
+
+    def __init__(self, dataset: IterableDataset[Any], start: int) -> None:
+        self._dataset = dataset
+        self._start = start
+
+    def __iter__(self) -> Iterator[Numbered]:
+        yield from enumerate(self._dataset, self._start)
+
+
+class Collate:
+    """Makes a batch of samples, or a list of micro-batches; worker processes may have to pickle it.
+
+    Args:
+        collate: from a list of samples to a batch; None for PyTorch's own.
+        micro: how the samples are cut into micro-batches, see `mtl.batch.bounds`; None if they aren't.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any] | None, micro: Mapping[str, int | None] | None) -> None:
+        self._collate = collate
+        self._micro = micro
+
+    def __call__(self, samples: Sequence[Numbered]) -> Any:
+        """The batch, or its micro-batches."""
+        if self._micro is None:
+            return self._batch(samples)
+        return [self._batch(samples[start:end]) for start, end in bounds(len(samples), **self._micro)]
+
+    def _batch(self, samples: Sequence[Numbered]) -> Any:
+        plain = [sample for _, sample in samples]
+        try:
+            return default_collate(plain) if self._collate is None else self._collate(plain)
+        except FOREIGN as error:
+            of = _shortened([number for number, _ in samples])
+            text = text_of(error) if isinstance(error, UserError) else told(error)
+            if self._collate is not None:
+                raise UserError(f"data.collate fails on {of}: {text}") from error
+            raise UserError(unlike(samples) or f"{of} make no batch: {text}") from error
+
+
+def unlike(samples: Sequence[Numbered]) -> str:
+    """In which fields the samples have other sizes or types than one another; the empty text for none."""
+    fields: dict[str, dict[str, list[int]]] = {}
+    for number, sample in samples:
+        for name, kind in _leaves(sample):
+            fields.setdefault(name, {}).setdefault(kind, []).append(number)
+    found = []
+    for name, kinds in fields.items():
+        if len(kinds) > 1:
+            often_first = sorted(kinds.items(), key=lambda item: -len(item[1]))
+            each = ", ".join(f"{kind} in {_shortened(numbers)}" for kind, numbers in often_first[:3])
+            found.append(f"field '{name}' is {each}{', …' if len(kinds) > 3 else ''}")
+    if not found:
+        return ""
+    return f"{'; '.join(found)}. Samples of unequal size need a data.collate that makes a batch of them"
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """The names of a sample's fields, with what each is."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _leaves(each, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, Tensor | np.ndarray):
+        yield name, f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    elif isinstance(value, list | tuple):
+        yield name, f"a {type(value).__name__} of length {len(value)}"
+        for index, each in enumerate(value):
+            yield from _leaves(each, f"{name}[{index}]")
+    else:
+        yield name, f"of type {type(value).__name__}"
+
+
+def _shortened(numbers: Sequence[int]) -> str:
+    word = "sample" if len(numbers) == 1 else "samples"
+    return f"{word} {', '.join(map(str, numbers[:SHOWN]))}{', …' if len(numbers) > SHOWN else ''}"

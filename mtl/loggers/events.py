@@ -1,0 +1,88 @@
+"""TensorBoard's event files, written without a thread."""
+
+import io
+import itertools
+import os
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtl.files import Appended
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_COUNT = itertools.count()
+
+
+class EventFile:
+    """An event file, in the place of torch's own, whose thread ends with a traceback on a full disk.
+
+    What can't be written waits in memory until it can.
+
+    Args:
+        folder: that the file is made in.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SourceMetadata
+
+        self._folder = folder
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}.{next(_COUNT)}"
+        self._file = Appended(folder / name)
+        self.add_event(Event(file_version="brain.Event:2", source_metadata=SourceMetadata(writer="mtl.loggers")))
+
+    def get_logdir(self) -> str:
+        """The file's folder."""
+        return str(self._folder)
+
+    def add_event(self, event: Any, step: int | None = None, walltime: float | None = None) -> None:
+        """Takes an event, for the next `flush`."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        event.wall_time = time.time() if walltime is None else walltime
+        if step is not None:
+            event.step = int(step)
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        self._file.hold(record.getvalue())
+
+    def add_summary(self, summary: Any, global_step: int | None = None, walltime: float | None = None) -> None:
+        """Takes a summary, as an event."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self.add_event(Event(summary=summary), global_step, walltime)
+
+    def flush(self) -> None:
+        """Writes what was taken.
+
+        Raises:
+            OSError: where it can't be written; it is kept.
+        """
+        self._file.flush()
+
+    def close(self) -> None:
+        """Writes what was taken, and closes the file.
+
+        Raises:
+            OSError: where something is left that can't be written.
+        """
+        self._file.close()
+
+
+def summary_writer(folder: Path) -> "SummaryWriter":
+    """torch's writer of summaries, on such a file in the folder."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    class Writer(SummaryWriter):
+        file_writer: Any
+        all_writers: Any
+
+        def _get_file_writer(self) -> Any:
+            if self.file_writer is None:
+                self.file_writer = EventFile(folder)
+                self.all_writers = {str(folder): self.file_writer}
+            return self.file_writer
+
+    return Writer(str(folder))
