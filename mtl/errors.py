@@ -1,13 +1,18 @@
 """The one exception that is meant for the person at the keyboard."""
 
+import re
+import site
+import sysconfig
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from os.path import basename
+from functools import cache
+from os.path import abspath, basename, dirname, normcase, realpath, sep
 from traceback import extract_tb
 
 from mtl.text import plain
 
 FOREIGN = (Exception, SystemExit)  # what others' code may end in: a call of sys.exit in it is no success
+INSTALLED = re.compile(r"[/\\](python3[^/\\]*|lib)[/\\](site|dist)-packages[/\\]", re.I)  # by whichever Python
 
 
 class UserError(ValueError):
@@ -61,6 +66,12 @@ def is_elsewhere(error: BaseException) -> bool:
     return is_out_of_memory(error) or dead_worker(error) is not None
 
 
+def is_of_backward(error: BaseException) -> bool:
+    """Whether autograd raised it: a loss or a module has done what can't be differentiated."""
+    frames = extract_tb(error.__traceback__)
+    return not isinstance(error, UserError) and any(frame.name == "_engine_run_backward" for frame in frames)
+
+
 def text_of(error: BaseException) -> str:
     """An exception's message, or that it has none that can be shown: its class may be anybody's."""
     try:
@@ -76,11 +87,27 @@ def first_line(error: BaseException) -> str:
 
 def told(error: BaseException) -> str:
     """An exception of somebody's code in one line: its type, its message, and the place in the code."""
-    frames = extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in frame.filename and "/mtl/" not in frame.filename]
+    own = [frame for frame in extract_tb(error.__traceback__) if is_users(frame.filename)]
     place = f" ({basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
     text = first_line(error)
     return f"{type(error).__name__}: {text}{place}" if text != type(error).__name__ else f"{text}{place}"
+
+
+def is_users(filename: str) -> bool:
+    """Whether a file of code is the user's own: none of mtl's, of Python's, or of an installed package."""
+    path = normcase(realpath(filename))
+    if filename.startswith("<frozen ") or INSTALLED.search(path):
+        return False
+    return not any(path.startswith(folder + sep) for folder in _others())
+
+
+@cache
+def _others() -> list[str]:
+    """The folders of code that isn't the user's, where they really are."""
+    paths = sysconfig.get_paths()
+    installed = [paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    folders = [dirname(abspath(__file__)), *installed, *site.getsitepackages(), site.getusersitepackages()]
+    return [normcase(realpath(folder)) for folder in folders]
 
 
 def suggest(word: str, possible: Iterable[str]) -> str:

@@ -1,7 +1,6 @@
 """python -m mtl.graph task=…: what autograd builds for one batch, and how long it lives. Nothing is trained."""
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -13,6 +12,7 @@ from omegaconf import DictConfig
 
 from mtl import cli, schema
 from mtl.errors import UserError, first_line, is_out_of_memory
+from mtl.quoting import looking
 from mtl.record import folder_name, tell
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
     shown = folder_name(folder)
     tell(console, f"Written to {shown}: {text.listed(written, 2 * text.MODULES)}")
     if options["tensorboard"]:
-        tell(console, f"look     tensorboard --logdir {shlex.quote(shown)}")
+        tell(console, f"look     {looking(shown)}")
     if chosen in refused:
         raise refused[chosen]
 

@@ -10,6 +10,7 @@ NOT_SHOWN = {"optimizer": ("lr", "groups", "then")}  # the first has a column of
 PLAIN = (
     *("seed", "precision", "passes", "only", "on_nonfinite", "deterministic", "device", "init_from"),
     *("gradients", "trainer", "data.batch_size", "data.num_workers", "optimizer.lr", "model.freeze", "log.every"),
+    "vars",
 )
 
 

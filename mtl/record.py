@@ -3,7 +3,6 @@
 import json
 import logging
 import platform
-import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from mtl import cli, sweep
+from mtl import cli, quoting, sweep
 from mtl.errors import UserError
 from mtl.files import Folder, LogFile, why, write_whole
 from mtl.signals import Ended
@@ -123,8 +122,8 @@ def stopped(console: Any, trainer: "Trainer", home: Folder, code: int) -> NoRetu
     older = "" if trainer.saved_step == trainer.global_step else f" (of step {trainer.saved_step})"
     tell(console, f"Stopped {at}. Saved: {', '.join(there) or 'nothing yet'}{older if there else ''}")
     if there and HydraConfig.get().mode == RunMode.RUN:
-        tell(console, f"go on     {cli.going_on(cli.arguments(), saved)}")
+        tell(console, f"go on     {quoting.resuming(cli.arguments(), saved)}")
     if there:
-        tell(console, f"look      tensorboard --logdir {shlex.quote(saved)}")
-        tell(console, f"evaluate  python -m mtl.evaluate run={shlex.quote(saved)} checkpoint=last")
+        tell(console, f"look      {quoting.looking(saved)}")
+        tell(console, f"evaluate  {quoting.evaluating(saved, cli.arguments(), 'checkpoint=last')}")
     raise Ended(code)

@@ -10,6 +10,7 @@ from typing import Any
 from mtl import archive
 from mtl.bounded import read_json, read_yaml
 from mtl.errors import UserError, first_line, suggest
+from mtl.quoting import as_value, command
 from mtl.regular import check_folder
 from mtl.text import log
 
@@ -41,7 +42,9 @@ def differences(theirs: Any, ours: Any, where: str = "") -> Iterator[tuple[str, 
 
 
 def forbidden(theirs: Any, ours: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The differences that `resume_allow` doesn't name, and those that it can't: another class has another state.
+    """The differences that `resume_allow` doesn't name.
+
+    Another class has another state as a rule, so it is allowed only where its very key is named.
 
     More epochs are allowed by themselves where the learning rate's schedule isn't laid out for their number.
     """
@@ -52,7 +55,8 @@ def forbidden(theirs: Any, ours: dict[str, Any]) -> list[tuple[str, Any, Any]]:
         (key, there, here)
         for key, there, here in differences(theirs, ours)
         if not (longer and key == "trainer.max_epochs" and here > there)
-        and not (any(key == name or key.startswith(f"{name}.") for name in allowed) and not _is_built_in(key))
+        and not (key in allowed and key.endswith("_target_") and not _is_fixed(key))
+        and not (any(key == name or key.startswith(f"{name}.") for name in allowed) and not _is_fixed(key, whole=True))
     ]
 
 
@@ -60,7 +64,7 @@ def _added_since(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]
     """What the config of an older run means by leaving out keys that are younger than it."""
     scheduler = theirs.get("scheduler")
     added = {"scheduler": {"interval": "step", **scheduler}} if isinstance(scheduler, dict) else {}
-    return {"threads": ours.get("threads"), **theirs, **added}  # of the threads its checkpoint says more
+    return {"threads": ours.get("threads"), "vars": {}, **theirs, **added}  # of the threads its checkpoint says more
 
 
 def _keys(node: Any, where: str = "") -> Iterator[str]:
@@ -70,9 +74,9 @@ def _keys(node: Any, where: str = "") -> Iterator[str]:
         yield from _keys(value, f"{where}{key}.")
 
 
-def _is_built_in(key: str) -> bool:
-    """Whether what was saved can't be taken over by what differs in this key."""
-    return key.endswith("_target_") or key == "balancer.optimizer" or key.startswith("optimizer.then")
+def _is_fixed(key: str, *, whole: bool = False) -> bool:
+    """Whether a difference in this key can't be allowed, or not by allowing the whole of what it is in."""
+    return key == "balancer.optimizer" or key.startswith("optimizer.then") or (whole and key.endswith("_target_"))
 
 
 def check(theirs: Any, ours: dict[str, Any], name: str) -> None:
@@ -95,8 +99,10 @@ def check(theirs: Any, ours: dict[str, Any], name: str) -> None:
     lines = "".join(f"\n  {key}: {there!r} there, {here!r} here" for key, there, here in found)
     horizon = any(key == "trainer.max_epochs" for key, *_ in found)
     reason = "\nThe learning rate's schedule is laid out for that number of epochs." if horizon else ""
-    others = [key for key, *_ in found if not _is_built_in(key)]
-    allow = f", or allow it: 'resume_allow=[{','.join(others)}]'" if others else ""
+    others = [as_value(key) for key, *_ in found if not _is_fixed(key)]
+    allow = f", or allow it: {command(f'resume_allow=[{chr(44).join(others)}]')}" if others else ""
+    if any(key.endswith("_target_") for key, *_ in found):
+        allow += "\nAnother class goes on where it takes the state that was saved, by its names and shapes"
     raise Refused(f"resume: {name} was trained with another config:{lines}{reason}\nGive the same{allow}")
 
 

@@ -9,6 +9,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mtl.errors import UserError, first_line, suggest
 
+VARIABLE = "a variable of one's own goes below vars"
 Check = tuple[Callable[[Any], bool], str]  # whether a value is right, and what a right one is
 
 
@@ -74,6 +75,7 @@ SCHEMA: dict[str, Check] = {
     "passes": _one_of("joint", "sequential", "shared", "auto"),
     "tasks": _MAPPING,
     "only": _NAMES,
+    "vars": _MAPPING,
     "callbacks": _NODES,
     "init_from": _or_null(_TEXT),
     "resume": _or_null(_TEXT),
@@ -272,7 +274,8 @@ def _check_level(
     names = [name for name in known if where or "." not in name]
     for key in node:
         if key not in names and not open_ended:
-            raise UserError(f"{prefix}{key}: there is no such key" + suggest(str(key), names))
+            variable = "" if where else f"; {VARIABLE}: vars.{key}"
+            raise UserError(f"{prefix}{key}: there is no such key{suggest(str(key), names)}{variable}")
     for name in names:
         if name not in node:
             if prefix + name in OPTIONAL or name in optional:
@@ -280,20 +283,17 @@ def _check_level(
             raise UserError(f"{prefix}{name}: a value is needed here; none is given")
         right, wanted = known[name]
         if not right(node[name]):
-            raise UserError(f"{prefix}{name} is {node[name]!r}; it must be {wanted}")
+            group = f"; an option is chosen with model/trunk={node[name]}" if prefix + name == "model.trunk" else ""
+            option = group if isinstance(node[name], str) else ""
+            raise UserError(f"{prefix}{name} is {node[name]!r}; it must be {wanted}{option}")
 
 
 UNBUILT = ("balancer", "optimizer", "scheduler", "logger", "callbacks")  # what a trained model needs no more
 EVALUATE = ["run", "checkpoint", "split", "data", "device", "trust", "debug"]
 
 
-def siblings(key: str, config_name: str) -> list[str]:
-    """The known keys of the group that a key is in, those of the top where there is no such group."""
+def is_known(key: str) -> bool:
+    """Whether a config may have this key, which has dots, though not every config does."""
     parts = key.split(".")
-    if config_name == "evaluate":
-        return EVALUATE
-    if config_name == "graph" and parts[0] == "graph":
-        return [f"graph.{name}" for name in GRAPH]
-    if parts[0] == "tasks" and len(parts) > 2:
-        return [f"tasks.{parts[1]}.{name}" for name in TASK]
-    return [name for name in SCHEMA if name.startswith(f"{parts[0]}.")] or [n for n in SCHEMA if "." not in n]
+    of_task = len(parts) == 3 and parts[0] == "tasks" and parts[2] in TASK
+    return len(parts) > 1 and (key in SCHEMA or of_task or parts[0] == "vars")

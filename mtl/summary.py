@@ -1,7 +1,6 @@
 """What a finished run has to say: one screen, and the same as data."""
 
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtl.fingerprint import fingerprints
+from mtl.quoting import command, evaluating, looking
 
 if TYPE_CHECKING:
     from mtl.data import Sources, Splits
@@ -187,9 +187,8 @@ def summarise(console: Console, run: Run) -> None:
         say(f"{trainer.tried - trainer.global_step} steps were skipped, since fp16 gradients overflowed.")
     say(trust(run))
     say("")
-    folder = shlex.quote(run.folder)
-    for purpose, command in next_steps(run, folder):
-        console.print(f"{purpose:<22}{command}", highlight=False, markup=False, soft_wrap=True)
+    for purpose, line in next_steps(run):
+        console.print(f"{purpose:<22}{line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def decision(trainer: "Trainer") -> str:
@@ -265,15 +264,15 @@ def trust(run: Run) -> str:
     return f"{text}. Before you compare methods, run several seeds: -m seed=0,1,2."
 
 
-def next_steps(run: Run, folder: str) -> list[tuple[str, str]]:
+def next_steps(run: Run) -> list[tuple[str, str]]:
     """Commands that go on from here, each with what it is for."""
-    given = " ".join(shlex.quote(a) for a in run.arguments if not a.lstrip("+").startswith("resume"))
+    given = [a for a in run.arguments if not a.lstrip("+").startswith("resume")]
     there = [split for split, _ in run.splits.items()]
-    split = "" if "test" in there else " split=val" if "val" in there else " split=train"
-    commands = [("evaluate", f"python -m mtl.evaluate run={folder}{split}")]
+    split = [] if "test" in there else ["split=val"] if "val" in there else ["split=train"]
+    commands = [("evaluate", evaluating(run.folder, run.arguments, *split))]
     if any(Path(run.folder).glob("events.out.tfevents.*")):
-        commands.insert(0, ("look", f"tensorboard --logdir {folder}"))
+        commands.insert(0, ("look", looking(run.folder)))
     if len(run.tasks) > 1:
         for task in run.tasks[:4]:
-            commands.append((f"{task} alone", f"python -m mtl.train {given} only={task}"))
+            commands.append((f"{task} alone", command("python", "-m", "mtl.train", *given, f"only={task}")))
     return commands

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from omegaconf import OmegaConf
 from mtl.bounded import LARGEST, LONGEST, parse_json, read_json, read_lines
 from mtl.errors import UserError, first_line
 from mtl.files import write_whole
+from mtl.quoting import command
 from mtl.regular import check_folder, regular
 from mtl.resume import IRRELEVANT
 from mtl.text import log, say
@@ -70,7 +70,7 @@ class Sweep:
                 why = f"resume: '{resume}' is not the folder of a multirun; it would hold a {ABOUT}"
                 raise UserError(why) from error
             if not _same(theirs, self.typed):
-                raise UserError(f"resume: '{resume}' was begun with other arguments: {shlex.join(theirs)}")
+                raise UserError(f"resume: '{resume}' was begun with other arguments: {command(*theirs)}")
         if self.folder is None and resume == "auto" and not folder.exists():
             say("resume   there is no multirun with these arguments: a new one begins")
         self.folder = folder

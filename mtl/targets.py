@@ -10,6 +10,7 @@ from types import ModuleType, NoneType
 from typing import Any, get_args, get_type_hints
 
 from mtl.errors import FOREIGN, UserError, first_line, suggest, told
+from mtl.shadows import shadowed
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,11 @@ def find(name: Any, where: str) -> Callable[..., Any]:
         if not hasattr(found, part):
             public = [key for key in dir(found) if not key.startswith("_")]
             near = suggest(part, public).split(" (possible")[0] if len(public) > 20 else suggest(part, public)
-            raise UserError(f"{where}._target_: '{'.'.join(parts[:depth])}' has no '{part}'{near}")
+            instead = shadowed(parts, defining=False)
+            raise UserError(f"{where}._target_: '{'.'.join(parts[:depth])}' has no '{part}'{instead or near}")
         found = getattr(found, part)
+    if instead := shadowed(parts, defining=True):
+        raise UserError(f"{where}._target_: '{name}' may mean two things{instead}")
     if not callable(found):
         raise UserError(f"{where}._target_: '{name}' is a {type(found).__name__}, which can't be called")
     result: Callable[..., Any] = found

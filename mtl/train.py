@@ -1,7 +1,6 @@
 """python -m mtl.train task=…: build, run, report."""
 
 import inspect
-import shlex
 import signal
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from mtl import cli, record, schema
 from mtl import resume as taking_up
 from mtl.conclusion import conclude, measured
-from mtl.errors import UserError, dead_worker, first_line, is_out_of_memory, text_of, told
+from mtl.errors import UserError, dead_worker, first_line, is_of_backward, is_out_of_memory, text_of, told
 from mtl.files import Folder, write_whole
+from mtl.quoting import as_path, command, override
 from mtl.record import choices, failed, folder_name, stopped, swept, tell, versions, write_status
 from mtl.resume import Busy, Refused, locked
 from mtl.signals import held, no_exit
@@ -223,7 +223,7 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
         trainer.fit()
     except (UserError, RuntimeError, MemoryError) as error:
         if trainer.saved_step:
-            again = f"resume={shlex.quote(folder_name(folder))}"
+            again = command(override("resume", as_path(folder_name(folder))))
             tell(console, f"saved    step {trainer.saved_step}; when it is mended, go on with {again}")
         at = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"
         place = at if trainer.epoch else "before the first step"
@@ -236,6 +236,11 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
             raise UserError(f"{line}. {why}data.num_workers=0 loads without") from error
         if "deterministic" in text_of(error) and not isinstance(error, UserError):
             raise UserError(f"deterministic=true {place}: {first_line(error)}") from error
+        if is_of_backward(error):
+            raise UserError(
+                f"the backward pass {place} failed: {told(error)}. Look at the losses, and what the model does to its "
+                "tensors"
+            ) from error
         raise
 
 
@@ -262,6 +267,7 @@ def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -
     Raises:
         Refused: where the state doesn't fit.
     """
+    from mtl import exchanged
     from mtl.saved import check_kinds
 
     optimizer = trainer.step.optimizer
@@ -278,13 +284,15 @@ def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -
             "values may change, and neither their patterns nor the order of these"
         )
     try:
+        exchanged.check(trainer.step, state, config)
         check_kinds({key: value for key, value in state.items() if key != "model"}, trainer.state_dict())
         trainer.load_state_dict(state)
     except UserError as error:
         raise Refused(f"resume: {error}") from error
     except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise Refused(f"resume: the state that was saved doesn't fit this config: {told(error)}") from error
-    taking_up.reset_options(trainer.step.param_groups(first=True), fresh, config["resume_allow"])
+    allowed = config["resume_allow"] + exchanged.options(trainer.step, state, config)
+    taking_up.reset_options(trainer.step.param_groups(first=True), fresh, allowed)
 
 
 def resumed(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any] | None:

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 # A module may import those of the levels below its own. The trainer's helpers stand beside each other.
 LEVELS = [
     {"text"},
-    {"errors", "balancers", "optimizers", "memory", "pictures", "options"},
+    {"errors", "balancers", "optimizers", "memory", "pictures", "options", "quoting"},
+    {"shadows"},
     {"plain_types", "seeding", "columns", "batch", "schedulers", "outputs", "compiled", "regular", "screen"},
     {"fingerprint", "bounded", "files", "signals"},
     {"archive"},
@@ -32,7 +33,7 @@ LEVELS = [
     {"predictions"},
     {"trainer", "gallery"},
     {"config"},
-    {"runs", "summary"},
+    {"runs", "summary", "exchanged"},
     {"resume"},
     {"reporting", "build"},
     {"sweep"},

@@ -48,6 +48,14 @@ def test_an_optimizer_is_shown_without_what_is_no_value_or_has_a_column() -> Non
     assert found["optimizer.lr"] == 0.5
 
 
+def test_variables_of_ones_own_are_options() -> None:
+    found, swept = options(config_of("+vars.fold=3", "+vars.deep={a: x}"), CHOICES, ["++vars.fold=3"])
+    assert swept == ["vars.fold"]
+    assert found["vars.fold"] == 3
+    assert found["vars.deep"] == "{'a': 'x'}"
+    assert not [name for name in options(config_of(), CHOICES)[0] if name.startswith("vars")]
+
+
 def test_what_is_swept_comes_first() -> None:
     config = config_of("optimizer.weight_decay=0.25", "seed=3", "balancer=cagrad")
     found, swept = options(config, CHOICES, ["optimizer.weight_decay=0.25", "balancer=cagrad", "seed=3"])

@@ -55,6 +55,18 @@ def test_every_objective_composes(name: str) -> None:
     assert {"target", "weight", "head", "loss", "metrics"} <= set(task)
 
 
+def test_a_variable_goes_below_vars() -> None:
+    config = composed("task=mnist_two_head")
+    OmegaConf.update(config, "fold", 0, force_add=True)
+    with pytest.raises(
+        mtl.UserError, match=r"fold: there is no such key .*; a variable of one's own goes below vars: vars\.fold"
+    ):
+        schema.check(config)
+    checked = schema.check(composed("task=mnist_two_head", "+vars.fold=3", "+vars.deep.rate=0.5", "seed=${vars.fold}"))
+    assert checked["vars"] == {"fold": 3, "deep": {"rate": 0.5}}
+    assert checked["seed"] == 3
+
+
 def test_documented_forms() -> None:
     config = schema.check(
         composed(
@@ -75,6 +87,12 @@ def test_documented_forms() -> None:
     [
         ("trainer.max_epoch", 3, "trainer.max_epoch: there is no such key; did you mean 'max_epochs'? (possible: "),
         ("sead", 1, "sead: there is no such key; did you mean 'seed'?"),
+        ("vars", 3, "vars is 3; it must be a mapping"),
+        (
+            "model.trunk",
+            "lenet",
+            "model.trunk is 'lenet'; it must be a mapping with a _target_; an option is chosen with model/trunk=lenet",
+        ),
         ("seed", -1, "seed is -1; it must be a whole number of at least 0"),
         ("seed", True, "seed is True; it must be a whole number"),
         ("precision", "fp8", "precision is 'fp8'; it must be one of fp32, bf16, fp16"),
@@ -111,8 +129,15 @@ def test_messages(key: str, value: object, message: str) -> None:
     assert str(error.value).startswith(message)
 
 
-def test_siblings() -> None:
-    assert schema.siblings("foo", "evaluate") == list(OmegaConf.load(ROOT / "configs" / "evaluate.yaml"))[1:-1]
-    assert "trainer.max_epochs" in schema.siblings("trainer.max_epoch", "train")
-    assert "tasks.digit.target" in schema.siblings("tasks.digit.targt", "train")
-    assert "seed" in schema.siblings("sead", "train")
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        *((key, True) for key in schema.SCHEMA if "." in key),
+        *((f"tasks.digit.{key}", True) for key in schema.TASK),
+        ("vars.fold", True),
+        *(("tasks.digit.waight", False), ("tasks.digit.head.bias", False), ("fold", False), ("balancer.lr", False)),
+        ("seed", False),  # it is in every config
+    ],
+)
+def test_keys_that_need_no_plus(key: str, known: bool) -> None:
+    assert schema.is_known(key) is known

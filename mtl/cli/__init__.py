@@ -2,7 +2,7 @@
 
 from mtl.cli.composing import left_out, naming_origins
 from mtl.cli.folders import CONFIG_DIR, checked, code_folders, shadowed
-from mtl.cli.jobs import beside_others, going_on
+from mtl.cli.jobs import beside_others
 from mtl.cli.launch import launch
 from mtl.cli.overrides import arguments, keys
 
@@ -12,7 +12,6 @@ __all__ = [
     "beside_others",
     "checked",
     "code_folders",
-    "going_on",
     "keys",
     "launch",
     "left_out",

@@ -6,9 +6,9 @@ import sys
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from mtl import schema
 from mtl.cli.folders import TRAININGS
-from mtl.errors import UserError, suggest, text_of
+from mtl.cli.unknown import key_of, why_no_group, why_not
+from mtl.errors import UserError, first_line, suggest, text_of
 from mtl.text import plain, with_traceback
 
 EXTRAS = {  # of mtl-train, by the launcher or sweeper of a plugin of Hydra's
@@ -39,33 +39,54 @@ def show(error: Exception, full: bool, config_name: str, where: str = "") -> Non
     if full or not isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError):
         sys.stderr.write(with_traceback(error))
         return
-    text = text_of(error).strip()
-    unknown = re.match(r"Could not override '([^']+)'", text)
-    if isinstance(error, OverrideParseException):
-        text = _unread(error, "task=mnist_two_head" if config_name in TRAININGS else "run=outputs/…")
-    elif plugin := re.match(r"In 'hydra/config': Could not find 'hydra/(?:launcher|sweeper)/(\w+)'", text):
-        extra = EXTRAS.get(plugin[1])
-        text += f'\nInstall it: pip install "mtl-train[{extra}]"' if extra else ""
-    elif "@task." in text:
-        text += "\nThe task's file must begin with the line: # @package _global_"
-    elif unknown and unknown[1] == "sweep":
-        text = "a sweep is added: " + next(
-            (f"+{given}" for given in sys.argv if given.startswith("sweep=")), "+sweep=…"
-        )
-    elif missing := re.match(NO_OPTION, text, re.S):
-        text = f"{missing[1]}: there is no '{missing[2]}'" + suggest(missing[2], missing[3].split())
-    elif unknown and unknown[1] not in schema.SCHEMA:
-        text = f"there is no key '{unknown[1]}'" + suggest(unknown[1], schema.siblings(unknown[1], config_name))
-        if unknown[1].split(".")[0] in ("data", "model", "optimizer", "scheduler", "balancer", "tasks"):
-            text += "; what a _target_ takes is possible too: --cfg job shows what is set"
-    line = f"{where}error: {text}\n(debug=true or HYDRA_FULL_ERROR=1 shows the traceback)\n"
+    line = f"{where}error: {_sentence(error, config_name)}\n(debug=true or HYDRA_FULL_ERROR=1 shows the traceback)\n"
     sys.stderr.write(plain(line, keep="\n\t"))  # at once: jobs side by side write there too
 
 
+def _sentence(error: Exception, config_name: str) -> str:
+    text = text_of(error).strip()
+    unknown = key_of(error)
+    if isinstance(error, OverrideParseException):
+        return _unread(error, "task=mnist_two_head" if config_name in TRAININGS else "run=outputs/…")
+    if plugin := re.match(r"In 'hydra/config': Could not find 'hydra/(?:launcher|sweeper)/(\w+)'", text):
+        extra = EXTRAS.get(plugin[1])
+        return text + (f'\nInstall it: pip install "mtl-train[{extra}]"' if extra else "")
+    if "@task." in text:
+        return f"{text}\nThe task's file must begin with the line: # @package _global_"
+    if unknown == "sweep":
+        return "a sweep is added: " + next(
+            (f"+{given}" for given in sys.argv if given.startswith("sweep=")), "+sweep=…"
+        )
+    if missing := re.match(NO_OPTION, text, re.S):
+        return f"{missing[1]}: there is no '{missing[2]}'" + suggest(missing[2], missing[3].split())
+    if unknown and "Did you mean" not in text:
+        return why_not(unknown, sys.argv[1:], config_name)
+    return _with_reason(text, error)
+
+
+def _with_reason(text: str, error: Exception) -> str:
+    """What Hydra says, with what it leaves out: the error behind it, or what to write instead."""
+    if in_file := re.match(r"In '([^']+)': Could not override '([^']+)'\. No match", text):
+        return f"{in_file[1]}: override /{in_file[2]}: {why_no_group(in_file[2], sys.argv[1:])}"
+    if group := re.match(r"(\S+) appears more than once in the final defaults list", text):
+        return f"{group[1]}: there is an option of this group already; another is chosen without a plus: {group[1]}=…"
+    if forced := re.match(r"force-add of config groups is not supported: '\+\+(.+)'", text):
+        return f"++{forced[1]}: an option of a group is chosen without pluses: {forced[1]}"
+    if "does not support sweep type : INTERVAL_SWEEP" in text:
+        return "interval(…) is for a sweeper that searches, such as Optuna: +sweep=optuna; or name the values: …=1,2"
+    if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
+        return f"{text.rstrip('.') or 'the config is none'}: {first_line(error.__cause__)}"
+    return text
+
+
 def _unread(error: OverrideParseException, example: str) -> str:
+    if not error.override.partition("=")[0].isascii():
+        return f"'{error.override}' can't be read: a key's letters are a to z; what has others can be set in a file"
     if not error.override.isascii():
-        key, _, value = error.override.partition("=")
-        return f"""'{error.override}' can't be read: quote what isn't plain ASCII: '{key}="{value}"'"""
+        return (
+            f"'{error.override}' can't be read: quote what isn't plain ASCII, as in 'model.inputs=[\"größe\"]'; a "
+            "mapping whose keys have such letters can be set in a file"
+        )
     lines = (error.message or "").splitlines()
     reason = next((line for line in lines if not line.startswith("Error parsing override")), "")
     return f"'{error.override}' can't be read: {reason}; values are written key=value, as {example}"

@@ -59,7 +59,19 @@ def root(value: object) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"output_root is {value!r}; it must be the name of a folder")
+    check_name(value, "output_root")
     return value
+
+
+def check_name(folder: str, what: str) -> None:
+    """Raises a UserError for a folder that Hydra can't work in, by whatever quotes.
+
+    Args:
+        folder: its name.
+        what: the key or flag that gives it.
+    """
+    if "${" in folder:
+        raise UserError(f"{what}: '{folder}' holds '${{', in whose place Hydra would put a value; give another name")
 
 
 def run_dir(folder: str, resume: str | None, *, _root_: DictConfig) -> str:
@@ -79,6 +91,7 @@ def run_dir(folder: str, resume: str | None, *, _root_: DictConfig) -> str:
     if not os.path.lexists(Path(resume) / "config.yaml"):
         raise UserError(f"resume: '{resume}' is not the folder of a run; it would hold a config.yaml")
     checked(Path(resume))
+    check_name(resume, "resume")
     return resume
 
 

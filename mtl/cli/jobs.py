@@ -2,10 +2,9 @@
 
 import json
 import os
-import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from mtl.cli.folders import forget, forget_what_never_began
 from mtl.cli.overrides import as_typed
 from mtl.errors import UserError
 from mtl.files import patient_screen, write_whole
+from mtl.quoting import command, looking, resuming
 from mtl.resume import Busy, metrics_of
 from mtl.signals import Ended, no_exit, working
 from mtl.sweep import ABOUT, Sweep
@@ -147,6 +147,11 @@ class Jobs:
         self._only = self._suspects.pop(0) if self._suspects else None
         return alone or self._only is not None
 
+    def had_none(self) -> bool:
+        """Whether no job has begun, here or elsewhere."""
+        elsewhere = self._multirun.noted(self._multirun.folder) if self._multirun.folder else {}
+        return not self.worked_here and not elsewhere and not self._asked_to_stop
+
     def _give_up(self, folder: Path, name: str) -> None:
         self.failed = True
         self._multirun.note(folder / name, "failed")
@@ -170,10 +175,10 @@ class Jobs:
                 say(f"  {_line(ended['job'], ended['outcome'], ended['value'])}")
         folder = as_typed(str(multirun.folder))
         if interrupted and multirun.folder is not None and (multirun.folder / ABOUT).is_file():
-            say(f"\ngo on     {going_on(multirun.typed, folder)}")
+            say(f"\ngo on     {resuming(multirun.typed, folder)}")
         elif len(jobs) > 1 and any(ended["outcome"] == "done" for ended in jobs):
-            say(f"\ncompare               python -m mtl.report {shlex.quote(folder)}")
-            say(f"look                  tensorboard --logdir {shlex.quote(folder)}")
+            say(f"\ncompare               {command('python', '-m', 'mtl.report', folder)}")
+            say(f"look                  {looking(folder)}")
         if multirun.is_lost() and not interrupted and not self.failed:
             sys.stderr.write(f"error: {plain(folder)} is gone, and with it how the jobs ended\n")
             return False
@@ -193,9 +198,3 @@ def beside_others() -> bool:
     """Whether this is a job of a multirun's that run side by side, whose lines would come between each other's."""
     hydra_config = HydraConfig.get()
     return hydra_config.mode == RunMode.MULTIRUN and hydra_config.runtime.choices["hydra/launcher"] != "basic"
-
-
-def going_on(given: Sequence[str], folder: str) -> str:
-    """The command by which the run or multirun in the folder, started with these arguments, goes on."""
-    again = [argument for argument in given if not argument.lstrip("+").startswith("resume=")]
-    return f"python -m mtl.train {shlex.join(again)} resume={shlex.quote(folder)}"

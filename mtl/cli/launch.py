@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import hydra
@@ -15,14 +17,17 @@ from yaml import YAMLError
 from mtl import schema, search
 from mtl.cli.complaints import show
 from mtl.cli.composing import composing
-from mtl.cli.folders import CONFIG_DIR, TRAININGS, log_file, root, run_dir, run_id
+from mtl.cli.folders import CONFIG_DIR, TRAININGS, check_name, log_file, root, run_dir, run_id
 from mtl.cli.jobs import Jobs
-from mtl.cli.overrides import fixed, flags_first, for_hydra, gives, keys
+from mtl.cli.overrides import config_folders, fixed, flags_first, for_hydra, gives, is_multirun, keys, parted
+from mtl.cli.unknown import inside_a_list, nameless, with_plus, without_a_job
 from mtl.errors import UserError, suggest
 from mtl.files import patient_screen
+from mtl.quoting import override
 from mtl.signals import handed_to
 from mtl.sweep import Sweep
 
+SHOWING = ("--cfg", "-c", "--help", "-h", "--hydra-help", "--info", "-i", "--version", "--shell-completion", "-sc")
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
 
@@ -65,7 +70,9 @@ def _launch(job: Callable[[DictConfig], float | None], config_name: str) -> int 
         code = ended.code
     except Exception as error:
         if not signals:  # else a sweeper may have taken offence at jobs that gave nothing
-            show(_for_a_person(error), wanted == "1", config_name)
+            sentence = _for_a_person(error, config_name)
+            sentence.__cause__ = error.__cause__ if sentence is error else error  # for who wants the traceback
+            show(sentence, wanted == "1", config_name)
             jobs.failed = True
             broken = isinstance(error.__cause__, BrokenProcessPool)
     finally:
@@ -81,6 +88,9 @@ def _launch(job: Callable[[DictConfig], float | None], config_name: str) -> int 
 
 def _check_typed(typed: list[str], config_name: str) -> None:
     """Raises a UserError for a multirun of a command that has none, and for folders that jobs wouldn't be found in."""
+    check_name(os.getcwd(), "the current folder")
+    for folder in config_folders(typed):
+        check_name(folder, "--config-dir")
     for key in ("hydra.sweep.dir", "hydra.sweep.subdir"):
         if gives(typed, key):
             raise UserError(f"{key}: a multirun chooses its folders itself, below output_root; set that")
@@ -116,23 +126,42 @@ def _run(jobs: Jobs, multirun: Sweep, config_name: str) -> None:
             broken = None
         except BrokenProcessPool as error:
             broken = error
+        except HydraException as error:
+            again = with_plus(sys.argv[1:], error, config_name)
+            if again is None:
+                raise
+            sys.argv[1:] = again
+            multirun.fixed = fixed(again)
+            continue
         if not jobs.go_on(broken):
-            return
+            break
         others = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
-        sys.argv[1:] = [*others, f"resume='{multirun.folder}'"]
+        sys.argv[1:] = [*others, override("resume", str(multirun.folder))]
         multirun.fixed = fixed(sys.argv[1:])
+    if is_multirun(sys.argv[1:]) and jobs.had_none() and not set(SHOWING) & set(parted(sys.argv[1:])[0]):
+        raise UserError(f"{without_a_job(sys.argv[1:])}: the sweep has no job")
 
 
-def _for_a_person(error: Exception) -> Exception:
+def _for_a_person(error: Exception, config_name: str) -> Exception:
     """The error, or for some of Python's own a sentence."""
     if isinstance(error, HydraException | OmegaConfBaseException):  # some of them are OSErrors or ValueErrors too
         return error
     if isinstance(error, OSError):  # Hydra makes the run's folder before the job begins
         folder = f"{error.filename or 'the folder of the run'} can't be written: {error.strerror or error}"
         return UserError(f"{folder}; set output_root to a folder that can be")
-    if isinstance(error, ValueError | YAMLError):  # a group that is null, a file that isn't YAML
-        nulls = ", ".join(argument for argument in sys.argv[1:] if argument.endswith("=null"))
-        return UserError(f"{error}{f' ({nulls})' if nulls else ''}")
+    if keyless := [argument for argument in sys.argv[1:] if argument.startswith("=")]:
+        return UserError(f"'{keyless[0]}' can't be read: there is no key before the =")
+    if str(error).startswith("Config group override must be a string or a list"):
+        wrong = ", ".join(nameless(sys.argv[1:]))
+        return UserError(f"{wrong}: an option of a group is chosen by its name, and ~ before the group chooses none")
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, ValueError | IndexError | TypeError) and (said := inside_a_list(sys.argv[1:], config_name)):
+        return UserError(said)
+    place = Path(extract_tb(error.__traceback__)[-1].filename)
+    if isinstance(error, ValueError | YAMLError) or {"hydra", "omegaconf"} & set(place.parts):
+        said = "" if isinstance(error, AssertionError) else str(error).strip()
+        return UserError(said or f"Hydra fails on the command line: {type(error).__name__} in {place.name}")
     return error
 
 

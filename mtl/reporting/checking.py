@@ -30,6 +30,11 @@ def is_number(value: Any) -> bool:
     return value is None or (known and (not math.isfinite(value) or abs(value) <= LARGEST))
 
 
+def is_finite(value: Any) -> bool:
+    """Whether it is a number that can be calculated with, or not known."""
+    return is_number(value) and (value is None or math.isfinite(value))
+
+
 def mapping(check: Check) -> Check:
     """Whether it is a mapping of such values, with names that aren't too long."""
     return lambda value: (
@@ -67,7 +72,7 @@ def is_scalar(value: Any) -> bool:
 def is_cosine(value: Any) -> bool:
     """Whether it is what a run says of the gradients of two tasks; runs that are older than `steps` have none."""
     needed = isinstance(value, dict) and all(value.get(name) is not None for name in ("mean", "below_zero"))
-    return needed and all(is_number(each) and (each is None or math.isfinite(each)) for each in value.values())
+    return needed and all(map(is_finite, value.values()))
 
 
 def is_mode(value: Any) -> bool:
@@ -81,7 +86,7 @@ METRICS: dict[str, tuple[Check, str]] = {
     "arguments": (is_list_of(is_text), "a list of texts"),
     "choices": (of(or_none(is_text)), "names, each with a text"),
     **dict.fromkeys(["steps", "epochs"], (is_count, "a whole number")),
-    **dict.fromkeys(["seconds_per_step", "memory_per_step"], (is_number, f"a number up to {LARGEST:g}")),
+    **dict.fromkeys(["seconds_per_step", "memory_per_step"], (is_finite, f"a finite number up to {LARGEST:g}")),
     "best": (
         with_keys(epoch=is_count, monitor=is_scalar, value=is_number, mode=is_mode),
         "an epoch, what was monitored, its value and which way is better",

@@ -34,8 +34,9 @@ class Name:
 def names(configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, str]]) -> list[Name]:
     """A name for each config, `upgrad`, `upgrad, lr=0.001`, `weights digit 0.2 / parity 1.8`, and all that differs.
 
-    Where the class of a part differs, its own keys are told only among those that have that class. Without any
-    difference the balancer's name is taken. Where names would get long they hold no more than tells them apart.
+    Where the class of a part differs, its own keys are told only among those that have that class. A variable of the
+    user's own that another key repeats isn't told. Without any difference the balancer's name is taken. Where names
+    would get long they hold no more than tells them apart.
 
     Args:
         configs: plain, without what has no bearing on the comparison.
@@ -43,10 +44,11 @@ def names(configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, s
     """
     found = differences(configs, choices)
     short = _shorten(list(dict.fromkeys(key for pieces in found for key in pieces)))
-    kept = found
+    echoes = _echoes(found)
+    kept = [{key: value for key, value in pieces.items() if key not in echoes} for pieces in found]
     told = [", ".join(_told(pieces, short)) for pieces in kept]
     if max(map(len, told), default=0) > LONG:
-        kept = _least(found)
+        kept = _least(kept)
         told = [", ".join(_told(pieces, short)) for pieces in kept]
     texts = [
         text or ("equal weights" if pieces else _part(config.get("balancer"), "balancer", chosen)) or "all the same"
@@ -57,7 +59,7 @@ def names(configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, s
         for index, text in enumerate(texts)
     ]
     return [
-        Name(text, whole, [key for key in whole if key not in least and not _goes_without_saying(key, whole)])
+        Name(text, whole, [k for k in whole if k not in {*least, *echoes} and not _goes_without_saying(k, whole)])
         for text, whole, least in zip(unique, found, kept, strict=True)
     ]
 
@@ -192,6 +194,14 @@ def _told(pieces: Mapping[str, str], short: Mapping[str, str]) -> list[str]:
             told.append("weights " + " / ".join(f"{task} {value}" for task, value in weights))
             weights = []
     return told
+
+
+def _echoes(found: Found) -> set[str]:
+    """The user's variables that have, in every config, the value of a key that they are filled in for."""
+    keys = dict.fromkeys(key for pieces in found for key in pieces)
+    own = [key for key in keys if key.startswith("vars.")]
+    others = [[pieces.get(key) for pieces in found] for key in keys if not key.startswith("vars.")]
+    return {key for key in own if [pieces.get(key) for pieces in found] in others}
 
 
 def _goes_without_saying(key: str, told: Mapping[str, str]) -> bool:

@@ -61,6 +61,7 @@ class Run:
         """The config without what makes no other method; not to be changed."""
         found = without(self.config, UNSEEN)
         found.setdefault("data", None)
+        found.setdefault("vars", {})  # a run older than the key
         return found
 
     @property

@@ -36,6 +36,25 @@ def test_what_has_no_bearing_on_the_numbers_makes_no_method(tmp_path: Path) -> N
     assert len(section.methods) == 1
 
 
+def test_variables_of_ones_own_make_methods(tmp_path: Path) -> None:
+    run(tmp_path / "a", config={"vars": {"fold": 0}})
+    run(tmp_path / "b", seed=1, config={"vars": {"fold": 0}})
+    run(tmp_path / "c", config={"vars": {"fold": 1}})
+    (section,) = of(tmp_path)
+    assert [(method.label, list(method.runs)) for method in section.methods] == [("fold=0", [0, 1]), ("fold=1", [0])]
+
+
+def test_a_run_that_is_older_than_variables_is_one_without_any(tmp_path: Path) -> None:
+    run(tmp_path / "old")
+    run(tmp_path / "new", seed=1, config={"vars": {}})
+    run(tmp_path / "other", config={"vars": {"fold": 1}})
+    (section,) = of(tmp_path)
+    assert [(method.label, list(method.runs)) for method in section.methods] == [
+        ("fold=1", [0]),
+        ("fold=not set", [0, 1]),
+    ]
+
+
 def test_one_is_one_however_it_is_written(tmp_path: Path) -> None:
     run(tmp_path / "a", config={"tasks.a.weight": 1})
     run(tmp_path / "b", seed=1, config={"tasks.a.weight": 1.0})

@@ -48,6 +48,12 @@ RAMP = {"_target_": "mtl.Schedule", "start": 0, "end": 1, "steps": 5}
             [config(weights=(RAMP, 1)), config(weights=(RAMP | {"steps": 9}, 1)), config(weights=(0.5, 1))],
             ["weights digit Schedule, weight.steps=5", "weights digit Schedule, weight.steps=9", "weights digit 0.5"],
         ),
+        # Variables of the user's own, also one that another key repeats, or that some runs lack.
+        ([config(vars={"fold": 0}), config(vars={"fold": 1})], ["fold=0", "fold=1"]),
+        ([config(vars={"fold": 0}), config(vars={})], ["fold=0", "fold=not set"]),
+        ([config(lr=0.1, vars={"rate": 0.1}), config(lr=0.2, vars={"rate": 0.2})], ["lr=0.1", "lr=0.2"]),
+        ([config(lr=0.1, vars={"rate": 1}), config(lr=0.2, vars={"rate": 2})], ["lr=0.1, rate=1", "lr=0.2, rate=2"]),
+        ([config(vars={"lr": 1}), config(vars={"lr": 2})], ["lr=1", "lr=2"]),
         ([config(passes="joint"), config()], ["passes=joint", "passes=not set"]),
         ([config(at="x" * 90 + "1"), config(at="x" * 90 + "2")], [f"at={'x' * 20}…{'x' * 18}{n}" for n in (1, 2)]),
         ([config(at="x" * 90), config(at="x" * 91)], ["Equal (#1)", "Equal (#2)"]),
@@ -55,6 +61,12 @@ RAMP = {"_target_": "mtl.Schedule", "start": 0, "end": 1, "steps": 5}
 )  # fmt: skip
 def test_names_are_made_of_what_differs(configs: list[Any], texts: list[str]) -> None:
     assert labels(configs, [{}] * len(configs)) == texts
+
+
+def test_a_variable_that_another_key_repeats_hides_nothing() -> None:
+    found = names([config(lr=lr, vars={"rate": lr}) for lr in (0.1, 0.2)], [{}] * 2)
+    assert [name.told for name in found] == [{"optimizer.lr": lr, "vars.rate": lr} for lr in ("0.1", "0.2")]
+    assert [name.left_out for name in found] == [[], []]
 
 
 def test_the_option_is_named_rather_than_the_class() -> None:
