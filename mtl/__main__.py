@@ -3,6 +3,7 @@
 import runpy
 import sys
 
+import mtl
 from mtl.errors import suggest
 
 COMMANDS = {
@@ -14,11 +15,15 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Hands over to the entry point that the first argument names."""
+    """Runs the entry point that the first argument names."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
-        print("\n".join(["mtl COMMAND [options]", "", *(f"  mtl {name:<10}{text}" for name, text in COMMANDS.items())]))
+        commands = [f"  mtl {name:<10}{text}" for name, text in {**COMMANDS, "--version": "print the version"}.items()]
+        print("\n".join(["mtl COMMAND [options]", "", *commands]))
         sys.exit(0 if len(sys.argv) > 1 else 2)
+    if command == "--version":
+        print(f"mtl {mtl.__version__}")
+        sys.exit()
     if command not in COMMANDS:
         sys.exit(f"mtl: there is no command '{command}'" + suggest(command, COMMANDS))
     sys.path.insert(0, "")  # as with `python -m`: modules in the current folder are found

@@ -36,9 +36,11 @@ def report(
     from mtl.reporting.comparison import Comparison, check_names
     from mtl.reporting.document import Block, Picture
     from mtl.reporting.grouping import sections
+    from mtl.reporting.packages import check_packages
     from mtl.reporting.svg import alone
     from mtl.screen import Screen
 
+    check_packages()
     runs = reading.find(folders)
     finished = [run for run in runs if run.status == "finished"]
     if not finished:

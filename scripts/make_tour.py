@@ -1,4 +1,4 @@
-"""Makes the pictures of the README's tour: runs its graph, sweeps and report, and takes them out of what these wrote.
+"""Makes the pictures of the tutorial: runs its sweeps and its report, and the graph of docs/howto/graph.md.
 
     pip install -e ".[test]" && python scripts/make_tour.py [--browser /usr/bin/chromium]
 
@@ -19,15 +19,16 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Runs, looks, writes."""
+    """Runs the commands and copies the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--browser", default=shutil.which("chromium"))
     browser = parser.parse_args().browser
-    (tour,) = re.findall(r"^## A tour$.*?^## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    commands = [line for block in re.findall(r"^```bash\n(.*?)^```$", tour, re.M | re.S) for line in block.splitlines()]
+    pages = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("tutorial.md", "howto/graph.md")]
+    blocks = re.findall(r"^```bash\n(.*?)^```$", "\n".join(pages), re.M | re.S)
+    commands = [line for block in blocks for line in block.splitlines()]
     with tempfile.TemporaryDirectory() as folder:
         for command in commands:
-            if re.search("mtl.graph|[+]sweep=|mtl.report", command):
+            if re.search("mtl.graph task=mnist_two_head$|[+]sweep=|mtl.report", command):
                 print(command, flush=True)
                 subprocess.run(command.replace("python", sys.executable, 1), shell=True, cwd=folder, check=True)
         graph = next(Path(folder).glob("outputs/graph/*/*/graph.png"))

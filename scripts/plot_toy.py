@@ -25,7 +25,7 @@ COLUMNS = 5
 EVERY = 100  # steps from one point of a path to the next
 INTRODUCTION = f"""# The two-task toy problem
 
-Where every balancer ends on the [toy problem](../scripts/toy.py) of CAGrad, Nash-MTL and FAMO: two losses of x ∈ R²,
+Where every balancer ends on the toy problem (`scripts/toy.py`) of CAGrad, Nash-MTL and FAMO: two losses of x ∈ R²,
 one ten times as steep as the other, from five starts, with Adam at 1e-3 and {toy.STEPS:,} steps. The Pareto front runs
 from (−7, −8.43) to (7, −8.43). ✓ marks ends that are on it, to within 0.05, and the thousands of steps after which the
 run was there for good. Made by `python scripts/plot_toy.py --write docs/toy.md`.

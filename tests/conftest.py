@@ -56,6 +56,24 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+# Tests of these files, and all that train from the command line, are left out by -m fast, which takes a minute or two.
+NOT_FAST = {
+    *("test_balancing.py", "test_checkpoint.py", "test_docs.py", "test_evaluate.py", "test_features.py"),
+    *("test_gramian.py", "test_mlflow.py", "test_mnist.py", "test_nonfinite.py", "test_objectives.py"),
+    *("test_page.py", "test_presence.py", "test_process.py", "test_resume.py", "test_schema.py", "test_sparse.py"),
+    *("test_sweep.py", "test_tensorboard_page.py", "test_torchvision.py", "test_toy.py", "test_trust.py"),
+}
+COMMAND_LINE = {"here", "trained", "wheel"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the fast tests."""
+    for item in items:
+        uses = set(getattr(item, "fixturenames", ()))
+        if not (item.get_closest_marker("slow") or COMMAND_LINE & uses or item.path.name in NOT_FAST):
+            item.add_marker(pytest.mark.fast)
+
+
 def slow_but(quick: Sequence[Any], values: Iterable[Any]) -> list[Any]:
     """The values of a parameter, all but the quick ones marked as slow."""
     several = [(value, value if isinstance(value, tuple) else (value,)) for value in values]

@@ -416,6 +416,6 @@ def test_a_group_keeps_the_draw_and_the_pictures_scale(change: dict[str, Any], m
 
 
 def test_the_documentation_names_what_is_refused() -> None:
-    text = (ROOT / "docs/data.md").read_text().split("## Evaluation on other data")[1].split("\n## ")[0]
+    text = (ROOT / "docs/howto/evaluate.md").read_text().split("## Evaluation on other data")[1].split("\n## ")[0]
     for word in ("data.path=new.csv", "data.labels=new.csv", "trained_on", "data.seed", "data.split", "data.inputs"):
         assert word in text

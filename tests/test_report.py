@@ -124,6 +124,23 @@ def test_ctrl_c_ends_it_without_a_traceback(here: Path, monkeypatch: pytest.Monk
     assert report(monkeypatch, "runs") == 130
 
 
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [(["moocore", "scipy"], "the packages moocore and scipy"), (["moocore"], "the package moocore")],
+)
+def test_packages_that_are_not_installed_are_named(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    missing: list[str],
+    told: str,
+) -> None:
+    for package in missing:
+        monkeypatch.setitem(sys.modules, package, None)  # importing it raises ModuleNotFoundError
+    assert report(monkeypatch, str(here)) == 1
+    assert capsys.readouterr().err == f'error: mtl.report needs {told}: pip install "mtl-train[report]"\n'
+
+
 def test_options(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     two_methods(here / "runs")
     assert report(monkeypatch, "runs", "--reference", "upgrad", "--split", "val", "--pair", "b", "a") == 0

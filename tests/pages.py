@@ -1,0 +1,113 @@
+"""The pages of the documentation, and the commands, files and snippets on them: README.md, docs/ and examples/."""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from conftest import ROOT
+
+GENERATED = ("toy.md", "multi_mnist.md", "balancing_cost.md", "burgers.md")  # scripts write them, from hours of runs
+FILE = re.compile(r"(?:# @package _global_\n)?# (mine/\S+)\n")  # a block that begins so is a file of that name
+INSTALLS = "pip install"
+
+
+@dataclass(frozen=True)
+class Page:
+    """One file of the documentation, by its path in the repository."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path.relative_to(ROOT))
+
+    @property
+    def generated(self) -> bool:
+        return self.path.name in GENERATED
+
+    @cached_property
+    def text(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    @cached_property
+    def blocks(self) -> list[tuple[str, str]]:
+        """Language and text of each fenced block; what is taken from another file isn't one."""
+        found = re.findall(r"^```(\w+)[^\n]*\n(.*?)^```$", self.text, re.M | re.S)
+        return [(kind, text) for kind, text in found if "--8<--" not in text]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that the page shows, by name."""
+        return {named[1]: text for _, text in self.blocks if (named := FILE.match(text))}
+
+    @property
+    def to_run(self) -> Iterator[tuple[str, str]]:
+        """Each snippet of Python, and each command of the shell, in order."""
+        for kind, text in self.blocks:
+            if FILE.match(text) or INSTALLS in text:
+                continue
+            if kind == "python":
+                yield kind, text
+            elif kind == "bash":
+                yield from ((kind, command) for command in commands(text))
+
+
+def commands(text: str) -> list[str]:
+    """The commands of a block of the shell: lines, a function or what ends in a backslash being one."""
+    joined = re.sub(r"\\\n\s*", "", text)
+    return re.findall(r"^\w+\(\) \{\n(?:.*\n)*?\}\n|^.+$", joined, re.M)
+
+
+PAGES = [
+    Page(path)
+    for path in (
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "examples").rglob("*.md")),
+    )
+]
+
+
+def data_of_ones_own(folder: Path) -> None:
+    """The data that the pages' problems are about."""
+    from PIL import Image
+
+    draws = random.Random(0)
+    rows = ["area,year,district,price,rooms,kind"]
+    for _ in range(300):
+        area, year, district = (
+            draws.uniform(30, 200),
+            draws.randint(1900, 2020),
+            draws.choice(["north", "south", "east"]),
+        )
+        price = round(area * 3 + (year - 1900) + 100 * (district == "south"), 1)
+        kind = "villa" if area > 150 else "house" if area > 80 else "flat"
+        cells = [f"{area:.1f}", str(year), district, str(price), str(round(area / 25)), kind]
+        rows.append(",".join("" if draws.random() < 0.1 else cell for cell in cells))
+    (folder / "houses.csv").write_text("\n".join(rows) + "\n")
+    for name, count in (("people.csv", 200), ("new.csv", 50)):
+        people = ["age,city,income,smoker"]
+        for _ in range(count):
+            age, city = draws.randint(18, 80), draws.choice(["Bern", "Basel", "Chur"])
+            people.append(f"{age},{city},{1000 + 50 * age},{'yes' if age + draws.randint(-20, 20) < 40 else 'no'}")
+        (folder / name).write_text("\n".join(people) + "\n")
+    (folder / "pictures").mkdir()
+    labels = ["file,fruit,weight"]
+    for number in range(40):
+        fruit = draws.choice(["apple", "banana"])
+        Image.new("RGB", (32, 32), (200, 30 if fruit == "apple" else 200, 30)).save(folder / f"pictures/{number}.png")
+        labels.append(f"{number}.png,{fruit},{draws.uniform(1, 2):.2f}")
+    (folder / "labels.csv").write_text("\n".join(labels) + "\n")
+
+
+def write_files(folder: Path) -> None:
+    """The data, and the files that any page shows: how-to pages build on each other's."""
+    data_of_ones_own(folder)
+    for page in PAGES:
+        for name, text in page.files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
