@@ -55,12 +55,14 @@ class Jobs:
         self._began_in = os.getpid()
         self.worked_here = False
         self._asked_to_stop = False
+        self._single = False  # whether the job is no multirun's, which a folder may have been chosen for all the same
 
     @patient_screen()
     def __call__(self, config: DictConfig) -> float | None:
         """Runs the job of Hydra's folder, unless it isn't to; what goes wrong is told and noted."""
         folder = Path(HydraConfig.get().runtime.output_dir)
         self.worked_here = os.getpid() == self._began_in
+        self._single = HydraConfig.get().mode == RunMode.RUN
         there_before = any(os.path.lexists(folder / name) for name in ("config.yaml", "metrics.json"))
         if self.worked_here and self._asked_to_stop:  # before it was known that there are no other processes
             if not there_before:
@@ -179,7 +181,7 @@ class Jobs:
         elif len(jobs) > 1 and any(ended["outcome"] == "done" for ended in jobs):
             say(f"\ncompare               {command('python', '-m', 'mtl.report', folder)}")
             say(f"look                  {looking(folder)}")
-        if multirun.is_lost() and not interrupted and not self.failed:
+        if multirun.is_lost() and not self._single and not interrupted and not self.failed:
             sys.stderr.write(f"error: {plain(folder)} is gone, and with it how the jobs ended\n")
             return False
         return all(ended["outcome"] == "done" for ended in jobs) and not multirun.under_way()
