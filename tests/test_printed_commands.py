@@ -85,12 +85,14 @@ def test_what_a_multirun_prints(here: Path, stopping: list[str], name: str) -> N
 @pytest.mark.parametrize("name", [EVERYTHING])
 def test_what_a_run_that_fails_prints(here: Path, name: str) -> None:
     (here / "trunks.py").write_text(
-        "import torch, mtl\n"
+        "import pathlib, torch, mtl\n"
         "class Fails(mtl.trunks.LeNet):\n"
         "    steps = 0\n"
         "    def forward(self, x):\n"
         "        Fails.steps += self.training\n"
-        "        if Fails.steps == 3: raise torch.OutOfMemoryError('CUDA out of memory')\n"
+        "        if Fails.steps == 3 and not pathlib.Path('failed').exists():\n"
+        "            pathlib.Path('failed').touch()\n"
+        "            raise torch.OutOfMemoryError('CUDA out of memory')\n"
         "        return super().forward(x)\n"
     )
     typed = [*FAST, "model.trunk._target_=trunks.Fails", override("output_root", name)]
