@@ -108,7 +108,7 @@ def test_a_state_that_fits_is_taken_and_nothing_is_moved_by_looking(before: dict
         ({}, {"optimizer": Fails}, "Fails can't go on from the state of torch.optim.adamw.AdamW: it fails in a step: ValueError: not yet"),
         ({"scheduler": CosineAnnealingLR}, {"scheduler": StepLR}, "scheduler: torch.optim.lr_scheduler.StepLR can't go on from the state of torch.optim.lr_scheduler.CosineAnnealingLR: 'T_max' was saved, and"),
         ({}, {"scheduler": StepLR}, "scheduler: torch.optim.lr_scheduler.StepLR can't go on from the state of None: nothing was saved"),
-        ({"balancer": MoCo}, {"balancer": balancers.FAMO}, "balancer: mtl.balancers.famo.FAMO can't go on from the state of test_exchanged.MoCo: '"),
+        ({"balancer": MoCo}, {"balancer": balancers.FAMO}, "balancer: mtl.balancers.famo.FAMO can't go on from the state of test_resume_exchanged.MoCo: '"),
         ({"balancer": balancers.UW}, {"balancer": balancers.FAMO}, "mtl.balancers.uw.UW: learned means something else there"),
         ({"balancer": balancers.UW}, {"balancer": balancers.UPGrad}, "was saved, and there is no such thing here"),
     ],

@@ -15,7 +15,7 @@ from mtl.data.alike import Alike
 from mtl.data.collating import Collate, Numbers, NumbersInStream
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
-from mtl.errors import FOREIGN, UserError, text_of, told
+from mtl.errors import FOREIGN, UserError, dead_worker, text_of, told
 from mtl.seeding import cpu_states, num_threads, seed_cpu, set_cpu_states
 
 
@@ -231,8 +231,14 @@ class Loader:
             except StopIteration:
                 return
             except Exception as error:
+<<<<<<< HEAD
                 name = type(self.dataset).__name__ + (f" ({self.of})" if self.of else "")
                 cause = _ended_worker(batches) if isinstance(error, OSError | EOFError) else None
+=======
+                name = type(self.dataset).__name__
+                gone = isinstance(error, OSError | EOFError) or dead_worker(error)
+                cause = _ended_worker(batches) if gone else None
+>>>>>>> w-lost
                 text = _in_process(cause or error)
                 raise UserError(f"data: a batch of {name} can't be loaded: {text}") from (cause or error)
             pieces = [self._on_device(each) for each in (batch if self.is_cut else [batch])]
@@ -248,7 +254,7 @@ class Loader:
 
 
 def _ended_worker(batches: Any) -> RuntimeError | None:
-    """What torch would say of a worker process that ended before what it had loaded was fetched, if one did."""
+    """How a worker process ended, if one did: torch doesn't always know, or misses what it had loaded first."""
     for worker in getattr(batches, "_workers", ()):
         worker.join(0.5)
         if not worker.is_alive():

@@ -169,6 +169,7 @@ class MLflowLogger:
 
         if "MLFLOW_LOGGING_LEVEL" not in os.environ:
             logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it makes
+            logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # its tracebacks are raised too
         try:
             with _alone(self._database):
                 client = MlflowClient(tracking_uri=self._uri)

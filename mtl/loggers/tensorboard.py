@@ -132,7 +132,7 @@ class TensorBoardLogger:
     def close(self) -> None:
         """Writes out what the writer holds back."""
         if self._writer is not None:
-            self._writer.close()
+            self._writer.file_writer.close()  # the writer itself would leave it open on a full disk
 
 
 def _write_all(writer: Any, records: Sequence[bytes]) -> None:
