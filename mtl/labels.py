@@ -165,8 +165,9 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
         return counted
     if found is not None and _ignores(task, target):
         weight: Tensor | None = task.loss.weight  # type: ignore[attr-defined]
-        known = found if weight is None else weight[target.where(found, 0).clamp(0, len(weight) - 1)] * found
-        return known.sum()  # a class without a weight is refused by the loss itself
+        if weight is None or weight.ndim != 1 or not len(weight):  # the loss itself refuses wrong ones
+            return found.sum()
+        return (weight[target.where(found, 0).clamp(0, len(weight) - 1)] * found).sum()
     # Of positions elements are counted: all positions of a floating target have the same number of them.
     by_element = _by_element(task) or _by_position(task)
     if found is not None:

@@ -144,13 +144,17 @@ def test_weighted_means_in_micro_batches_are_those_of_one_batch(passes: str, los
 
 
 @pytest.mark.parametrize("micro", ["null", "16"])
-def test_wrong_weights_end_a_training_before_its_first_step(here: Any, micro: str) -> None:
+@pytest.mark.parametrize(
+    ("weight", "told"),
+    [("[1,2,3]", "3 weights, of shape (3,)"), ("3", "1 weights, of shape ()"), ("[]", "0 weights, of shape (0,)")],
+)
+def test_wrong_weights_end_a_training_before_its_first_step(here: Any, micro: str, weight: str, told: str) -> None:
     ended = command(
         "train",
         *("task=mnist_two_head", "trainer.max_epochs=1", f"trainer.micro_batch_size={micro}"),
-        "+tasks.digit.loss.weight=[1,2,3]",
+        f"+tasks.digit.loss.weight={weight}",
     )
     assert ended.code == 1
-    assert "task 'digit': its loss has 3 weights, of shape (3,), and its prediction has 10 classes" in ended.err
+    assert f"task 'digit': its loss has {told}, and its prediction has 10 classes" in ended.err
     assert "Traceback" not in ended.err
     assert not list(here.glob("outputs/**/*.pt"))
