@@ -231,11 +231,7 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
             line = f"out of memory {place}: {first_line(error)}. Cut the batch with trainer.micro_batch_size"
             raise UserError(line) from error
         if died := dead_worker(error):
-<<<<<<< HEAD
-            memory = "It may have run out of memory; " if "killed" in died or "unexpectedly" in died else ""
-=======
             memory = "" if "exit code" in died else "It may have run out of memory; "
->>>>>>> w-lost
             line = f"data: a process that loads samples died {place}: {died}"
             raise UserError(f"{line}. {memory}data.num_workers=0 loads without") from error
         if "deterministic" in text_of(error) and not isinstance(error, UserError):

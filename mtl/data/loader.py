@@ -231,14 +231,9 @@ class Loader:
             except StopIteration:
                 return
             except Exception as error:
-<<<<<<< HEAD
                 name = type(self.dataset).__name__ + (f" ({self.of})" if self.of else "")
-                cause = _ended_worker(batches) if isinstance(error, OSError | EOFError) else None
-=======
-                name = type(self.dataset).__name__
                 gone = isinstance(error, OSError | EOFError) or dead_worker(error)
                 cause = _ended_worker(batches) if gone else None
->>>>>>> w-lost
                 text = _in_process(cause or error)
                 raise UserError(f"data: a batch of {name} can't be loaded: {text}") from (cause or error)
             pieces = [self._on_device(each) for each in (batch if self.is_cut else [batch])]

@@ -364,14 +364,7 @@ class Ends(Samples):
         return super().__getitem__(index)
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize(
-    ("how", "what"),
-    [("exit", r"exit.* code:? 5|\) exited unexpectedly"), ("kill", r"killed by signal|\) exited unexpectedly")],
-)
-=======
 @pytest.mark.parametrize(("how", "what"), [("exit", "ended: exit code 5"), ("kill", "ended: killed by signal 9")])
->>>>>>> w-lost
 def test_a_worker_that_really_died_is_known(how: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     with pytest.raises(mtl.UserError) as error:
