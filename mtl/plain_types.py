@@ -35,6 +35,8 @@ def plain_types(value: Any, where: str = "state") -> Any:
         return new
     if kind in (list, tuple):
         return kind(plain_types(each, f"{where}[{index}]") for index, each in enumerate(kind.__iter__(value)))
+    if kind is set:
+        return {plain_types(each, where) for each in value}
     if kind in (Tensor, nn.Parameter):
         return Tensor.detach(value)
     if kind in _LEAVES:

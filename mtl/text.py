@@ -6,7 +6,7 @@ import traceback
 
 # Unicode's categories of what isn't seen but does something: control characters, which terminals obey, among them those
 # of ANSI escape sequences; format characters, which change the order of letters or are of no width; separators of lines
-# and paragraphs; and surrogates, which stand for bytes that are no text. tests/test_plain_text.py compares with Unicode.
+# and paragraphs; and surrogates, which stand for bytes that are no text. tests/test_plain_text.py compares.
 INVISIBLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e"
     "\u2060-\u206f\ud800-\udfff\ufeff\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"

@@ -57,15 +57,15 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(written: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(written, here / "run")
+    shutil.copytree(written, here / "outputs/run")
     monkeypatch.syspath_prepend(str(here / "mine"))
-    return here / "run"
+    return here / "outputs/run"
 
 
 def commands(run: Path) -> Iterator[tuple[str, Ended]]:
-    yield "evaluate", command("evaluate", "--config-dir", "mine", "run=run")
-    yield "resume", command("train", *RUN, "resume=run")
-    yield "init_from", command("train", *RUN, "init_from=run")
+    yield "evaluate", command("evaluate", "--config-dir", "mine", "run=outputs/run")
+    yield "resume", command("train", *RUN, "resume=outputs/run")
+    yield "init_from", command("train", *RUN, "init_from=outputs/run")
 
 
 def rewritten(run: Path, change: Any) -> None:
@@ -186,12 +186,12 @@ def test_a_run_whose_state_lacks_something_is_not_gone_on_with(written: Path, he
     paths += [*(("step", key) for key in whole["step"]), ("step", "optimizer", "param_groups"), ("versions", "threads")]
     went_on = set()
     for path in paths:
-        shutil.rmtree(here / "run", ignore_errors=True)
-        shutil.copytree(written, here / "run")
-        (here / "run/checkpoints/manifest.json").unlink()
-        for older in (here / "run").glob("checkpoints/last-*.pt"):
+        shutil.rmtree(here / "outputs/run", ignore_errors=True)
+        shutil.copytree(written, here / "outputs/run")
+        (here / "outputs/run/checkpoints/manifest.json").unlink()
+        for older in (here / "outputs/run").glob("checkpoints/last-*.pt"):
             older.unlink()
-        state = torch.load(here / "run/checkpoints/last.pt", weights_only=True)
+        state = torch.load(here / "outputs/run/checkpoints/last.pt", weights_only=True)
         inside = state
         for part in path[:-1]:
             inside = inside[part]
@@ -199,14 +199,14 @@ def test_a_run_whose_state_lacks_something_is_not_gone_on_with(written: Path, he
             del inside[path[-1]]
         elif inside[path[-1]] is not None:
             inside[path[-1]] = change
-        torch.save(state, here / "run/checkpoints/last.pt")
-        ended = command("train", *RUN, "resume=run")
+        torch.save(state, here / "outputs/run/checkpoints/last.pt")
+        ended = command("train", *RUN, "resume=outputs/run")
         assert "Traceback" not in ended.err, path
         if ended.code == 0:
             went_on.add(path)
         else:
             assert "error: " in ended.err
-            assert not (here / "run/metrics.json").exists()  # it is left as it is
+            assert not (here / "outputs/run/metrics.json").exists()  # it is left as it is
     assert went_on == MAY_BE_GONE
 
 
