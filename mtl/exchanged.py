@@ -62,9 +62,11 @@ def _is_another(name: str, state: Mapping[str, Any], config: Mapping[str, Any]) 
 
 
 def _check_model(model: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Raises a UserError for parameters in another order; whoever loads them compares their names and shapes."""
+    """Raises a UserError for parameters and buffers of other names or shapes, or in another order."""
     own = model.state_dict()
-    if set(saved) == set(own) and list(saved) != list(own):
+    for difference in _differences(dict(saved), dict(own)):
+        raise UserError(f"the model's parameters and buffers aren't those that were saved: {difference}")
+    if list(saved) != list(own):
         raise UserError("the model has its parameters in another order, by which the optimizer's state was saved")
 
 

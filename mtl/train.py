@@ -268,7 +268,7 @@ def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -
         Refused: where the state doesn't fit.
     """
     from mtl import exchanged
-    from mtl.saved import check_kinds
+    from mtl.saved import check_kinds, load_into
 
     optimizer = trainer.step.optimizer
     assert optimizer is not None
@@ -284,6 +284,7 @@ def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -
             "values may change, and neither their patterns nor the order of these"
         )
     try:
+        load_into(trainer.step.model, state["model"], "the state that was saved")
         exchanged.check(trainer.step, state, config)
         check_kinds({key: value for key, value in state.items() if key != "model"}, trainer.state_dict())
         trainer.load_state_dict(state)
