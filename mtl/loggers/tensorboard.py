@@ -131,7 +131,7 @@ class TensorBoardLogger:
 
     def close(self) -> None:
         """Writes out what the writer holds back."""
-        if self._writer is not None:
+        if self._writer is not None and self._writer.file_writer is not None:
             self._writer.file_writer.close()  # the writer itself would leave it open on a full disk
 
 
