@@ -99,9 +99,10 @@ def check(theirs: Any, ours: dict[str, Any], name: str) -> None:
     lines = "".join(f"\n  {key}: {there!r} there, {here!r} here" for key, there, here in found)
     horizon = any(key == "trainer.max_epochs" for key, *_ in found)
     reason = "\nThe learning rate's schedule is laid out for that number of epochs." if horizon else ""
-    others = [as_value(key) for key, *_ in found if not _is_fixed(key)]
-    allow = f", or allow it: {command(f'resume_allow=[{chr(44).join(others)}]')}" if others else ""
-    if any(key.endswith("_target_") for key, *_ in found):
+    others = [key for key, *_ in found if not _is_fixed(key)]
+    listed = ",".join(map(as_value, others))
+    allow = f", or allow it: {command(f'resume_allow=[{listed}]')}" if others else ""
+    if any(key.endswith("_target_") for key in others):
         allow += "\nAnother class goes on where it takes the state that was saved, by its names and shapes"
     raise Refused(f"resume: {name} was trained with another config:{lines}{reason}\nGive the same{allow}")
 

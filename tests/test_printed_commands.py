@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Ended, command
+from conftest import Ended, command, slow_but
 
 from mtl.quoting import override
 
@@ -54,7 +54,7 @@ def stopping(here: Path, name: str) -> list[str]:
     return [f"--config-dir=./{name}", *FAST, override("output_root", name), stop, override("vars.note", name)]
 
 
-@pytest.mark.parametrize("name", [EVERYTHING, "-new\nline\ttab"])
+@pytest.mark.parametrize("name", slow_but([EVERYTHING], [EVERYTHING, "-new\nline\ttab"]))
 def test_what_a_run_prints(here: Path, stopping: list[str], name: str) -> None:
     stopped = command("train", *stopping)
     assert stopped.code == 143, stopped.err
@@ -76,6 +76,7 @@ def test_what_a_multirun_prints(here: Path, stopping: list[str], name: str) -> N
     assert interrupted.code == 143, interrupted.err
     resumed = run(printed(interrupted, "go on"))
     assert "2 jobs in" in resumed.out
+    assert "tasks: parity\n" in run(printed(resumed, "parity alone")).out
     compare, look = printed(resumed, "compare"), printed(resumed, "look")
     assert compare[:2] == ["-m", "mtl.report"]
     assert Path(compare[2]).resolve() == Path(look[1]).resolve()

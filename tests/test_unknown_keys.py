@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import command
+from conftest import command, slow_but
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -66,7 +66,12 @@ def composed(typed: list[str]) -> tuple[dict, list[str]]:
 VALUES = {"data.collate": "null", "trainer.monitor": "{a/loss: min}", "scheduler.interval": "epoch"}
 
 
-@pytest.mark.parametrize("key", [*(k for k in schema.SCHEMA if "." in k), *(f"tasks.a.{k}" for k in schema.TASK)])
+KEYS = [*(key for key in schema.SCHEMA if "." in key), *(f"tasks.a.{key}" for key in schema.TASK)]
+
+
+@pytest.mark.parametrize(
+    "key", slow_but(["tasks.a.weight", "model.freeze", "scheduler.interval", "data.collate"], KEYS)
+)
 def test_a_key_of_the_schema_needs_no_plus(bare: list[str], key: str) -> None:
     """Also where it is absent, whatever its value."""
     base = ["scheduler=cosine"] if key.startswith("scheduler") else []
@@ -152,7 +157,7 @@ SAID = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("typed", "message"), SAID, ids=[typed for typed, _ in SAID])
+@pytest.mark.parametrize(("typed", "message"), slow_but(SAID[::2], SAID), ids=[typed for typed, _ in SAID])
 def test_what_is_said_of_other_keys(bare: list[str], typed: str, message: str) -> None:
     words = re.findall(r"(?:\{[^}]*\}|\S)+", typed)  # no spaces but in mappings
     ended = command("train", *bare, *words)
