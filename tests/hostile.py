@@ -235,7 +235,7 @@ def one_resume(folder: Path, number: int) -> tuple[str, str | None]:
     draws = random.Random(number)
     shutil.rmtree(folder, ignore_errors=True)
     good = run(folder / "runs/2020", status="running", curves=CURVES)
-    ours = yaml.safe_load((good / "config.yaml").read_text())
+    ours = yaml.safe_load((good / "config.yaml").read_text()) | {"vars": {}}
     bad = run(folder / "runs/2030", status="running", curves=CURVES)
     typed = ["-m", "task=made", "seed=0,1"]
     for year in ("2020", "2030"):
