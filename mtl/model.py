@@ -177,7 +177,7 @@ _IN_PLACE = (
 
 def _one_sample(error: BaseException) -> str:
     """What to do where batch norm is given one sample in training."""
-    if "more than 1 value per channel" not in str(error):
+    if "more than 1 value per channel" not in text_of(error):
         return ""
     return (
         ". Batch norm can't train on one sample: trainer.tail=drop leaves out an epoch's last batch where it is "
