@@ -83,7 +83,7 @@ class Writer:
     def check(self) -> None:
         """Raises a UserError where the run's folder, or what was saved in it, is gone."""
         self._home.check()
-        for name in self.written:
+        for name in list(self.written):  # a copy, since the thread that writes may add to it meanwhile
             if not (path := self.folder / f"{name}.pt").exists():
                 raise UserError(f"{path} is gone: it was deleted or moved while the run trained")
 

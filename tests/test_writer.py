@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -308,3 +309,28 @@ def test_a_run_with_several_that_is_stopped_goes_on(here: Path) -> None:
     for name in ("best", "best-1", "best-2"):
         mine, its = (checkpoint.load(each / f"checkpoints/{name}.pt") for each in (stopped.run, whole.run))
         assert (mine["epoch"], mine["value"]) == (its["epoch"], its["value"])
+
+
+def test_what_is_written_meanwhile_does_not_disturb_the_check(tmp_path: Path) -> None:
+    """The training asks what is there while the other thread adds to what was written."""
+    writer = Writer(tmp_path / "checkpoints", keep=1, tell=print)
+    names = [f"name{number}" for number in range(50)]
+    (tmp_path / "checkpoints").mkdir()
+    for name in names:
+        (tmp_path / "checkpoints" / f"{name}.pt").touch()
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.is_set():
+            for name in names:
+                writer.written[name] = 1
+            writer.written.clear()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(300):
+            writer.check()
+    finally:
+        ended.set()
+        thread.join()
