@@ -48,9 +48,6 @@ def evaluate(composed: DictConfig) -> None:
     built = ("model", "tasks") if "data" in typed else ("model", "tasks", "data")
     code = runs.trusted_folders(folder, state, cli.code_folders()[1:], parts=built, trust=trust)
     where = f"the checkpoint '{options['checkpoint']}' of '{folder}'"
-    # On another device operations may have no deterministic algorithm, and figures need none. All samples are measured.
-    config = {**state["config"], "device": options["device"] or state["config"]["device"], "deterministic": False}
-    config["trainer"] = {**config["trainer"], "tail": "keep", "micro_batch_size": None, "num_micro_batches": None}
     add_code_folders(code)
     given: Any = OmegaConf.to_container(OmegaConf.masked_copy(composed, "data"), resolve=False)
     with saved.built_from(where):

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-import torch
-
 from mtl.batch import bounds, num_samples, take
 from mtl.buffers import kept_buffers
 from mtl.data import Loader, Mix
 from mtl.errors import UserError
+from mtl.passes import look
 from mtl.step import Step
 from mtl.validation import Validation
 
@@ -29,7 +28,6 @@ def try_split(validation: Validation, loader: Loader | Mix, name: str) -> None:
         raise UserError(f"{error} (on one batch of {name}, tried before the first step)") from error
 
 
-@torch.no_grad()
 def try_one_sample(step: Step, train: Loader | Mix) -> None:
     """Takes one sample forward, if the training has a batch or micro-batch of one. Buffers stay what they are.
 
@@ -48,12 +46,7 @@ def try_one_sample(step: Step, train: Loader | Mix) -> None:
             sample = take(whole, num_samples(whole, [task.target for task in tasks]), slice(0, 1))
         except UserError:
             continue  # its fields aren't by samples
-        features = None
-        with kept_buffers(step.model), step.autocast():
-            for task in tasks:
-                if features is None or not step.model.shares_trunk:
-                    features = step.model.features(sample, task.name)
-                step.model.predict(task.name, features)
+        look(step.model, [(tasks, sample)], step.autocast, take=lambda *_: None)
 
 
 def _sizes(step: Step, loader: Loader) -> Iterator[int]:

@@ -3,7 +3,6 @@
 import inspect
 import os
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -17,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mtl.errors import UserError
+from mtl.errors import UserError, is_users
 from mtl.targets import find
 
 Trusted = bool | str | Sequence[str]
@@ -112,7 +111,8 @@ class Own:
         if file is None:
             return False
         paths = _both(Path(file))
-        if any(_is_installed(path) for path in paths):
+        installed = any(not {"site-packages", "dist-packages"}.isdisjoint(path.parts) for path in paths)
+        if installed or not is_users(file):
             return False
         if any(_is_in(path, folder) for path in paths for folder in self.named):
             return True
@@ -323,18 +323,6 @@ def _is_hidden(path: Path, folders: Sequence[Path]) -> bool:
     return any(
         part.startswith(".") for folder in folders if _is_in(path, folder) for part in path.relative_to(folder).parts
     )
-
-
-def _is_installed(path: Path) -> bool:
-    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or any(_is_in(path, f) for f in _library())
-
-
-@cache
-def _library() -> tuple[Path, ...]:
-    """The folders of Python's own library, and mtl's."""
-    paths = sysconfig.get_paths()
-    named = [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return (*named, Path(__file__).resolve().parent)
 
 
 def _home(found: Any) -> str:

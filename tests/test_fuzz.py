@@ -4,14 +4,12 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import command
+from hostile import at_most
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -75,22 +73,6 @@ overrides = st.one_of(
     st.sampled_from(sorted(GROUPS)).flatmap(lambda group: st.sampled_from([f"{group}={o}" for o in GROUPS[group]])),
     st.text(alphabet="=~+.{}[]'$ aü1_/-", min_size=1, max_size=8).filter(lambda text: not text.startswith("-")),
 )
-
-
-@contextmanager
-def at_most(seconds: int) -> Iterator[None]:
-    """Fails what takes longer: it hangs."""
-
-    def hangs(*_: object) -> None:
-        raise AssertionError(f"it took more than {seconds} seconds")
-
-    before = signal.signal(signal.SIGALRM, hangs)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @settings(

@@ -10,27 +10,17 @@ from conftest import command, slow_but
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from test_fuzz import BARE
 
 from mtl import cli, schema
 from mtl.cli.overrides import for_hydra
 from mtl.cli.unknown import why_not, with_plus
 
-TASK = """# @package _global_
-defaults:
-  - _self_
-  - override /data: mnist
-  - override /model: hard_sharing
-  - override /model/trunk: lenet
-model: {inputs: [image]}
-tasks:
-  a:
-    target: digit
-    head: {_target_: torch.nn.Linear, in_features: 20, out_features: 10}
-    loss: {_target_: torch.nn.CrossEntropyLoss}
+TASK = f"""{BARE}\
   b:
     target: digit
-    head: {_target_: torch.nn.Linear, in_features: 20, out_features: 10}
-    loss: {_target_: torch.nn.CrossEntropyLoss}
+    head: {{_target_: torch.nn.Linear, in_features: 20, out_features: 10}}
+    loss: {{_target_: torch.nn.CrossEntropyLoss}}
 """
 
 
