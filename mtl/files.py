@@ -151,8 +151,8 @@ class LogFile(logging.FileHandler):
     """A run's log. Where a line can't be written, one sentence says so, and the line waits for the next one."""
 
     def __init__(self, filename: str) -> None:
+        self._lines = Appended(Path(filename))  # first: where it can't be opened, logging must know of no handler
         super().__init__(filename, encoding="utf-8", delay=True)  # its own stream is never opened
-        self._lines = Appended(Path(filename))
         self._failed = False
 
     def emit(self, record: logging.LogRecord) -> None:

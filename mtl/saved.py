@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import UnionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,11 +20,12 @@ RUN = {  # and to go on with its run
     **MODEL,
     **{"composed": dict, "versions": dict, "step": dict, "step.optimizer": dict, "step.optimizer.state": dict},
     **{"step.optimizer.param_groups": list, "random": dict, "loggers": dict, "faults": dict, "data": dict},
-    **{"readings": dict, "epoch": int, "global_step": int},
+    **{"readings": dict, "epoch": int, "global_step": int, "position": int | None, "best": float | int | None},
+    **{"memory_per_step": float | int | None},
 }
 
 
-def check(state: Mapping[str, Any], where: str, wanted: Mapping[str, type]) -> None:
+def check(state: Mapping[str, Any], where: str, wanted: Mapping[str, type | UnionType]) -> None:
     """Raises a UserError where the state lacks a key, or has something else under it.
 
     Args:
@@ -38,7 +40,8 @@ def check(state: Mapping[str, Any], where: str, wanted: Mapping[str, type]) -> N
                 raise UserError(f"{where} can't be used: it has no '{key}'")
             value = value[part]
         if not isinstance(value, kind):
-            raise UserError(f"{where} can't be used: its '{key}' is {_kind(value)}, not a {kind.__name__}")
+            name = kind.__name__ if isinstance(kind, type) else kind
+            raise UserError(f"{where} can't be used: its '{key}' is {_kind(value)}, not a {name}")
 
 
 @contextmanager

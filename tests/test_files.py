@@ -177,6 +177,16 @@ def test_a_log_on_a_full_disk_says_so_once(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().err == ""
 
 
+def test_logging_knows_of_no_log_that_could_not_be_opened(tmp_path: Path) -> None:
+    """`logging` closes all handlers that it knows, and is called by the next run in the same process."""
+    (tmp_path / "train.log").symlink_to("elsewhere")
+    known = list(logging._handlerList)  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match="symbolic link") as kept:  # the traceback keeps the handler alive
+        LogFile(str(tmp_path / "train.log"))
+    assert logging._handlerList == known  # type: ignore[attr-defined]
+    del kept
+
+
 def test_a_folder_is_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run"
     path.mkdir()

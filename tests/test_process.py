@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from test_readme import HANGS, environment
 
 import mtl
@@ -55,6 +56,19 @@ def test_a_run_warns_of_nothing(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_screen_on_a_full_disk_ends_no_training(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mtl.train", "task=mnist_two_head", "trainer.max_epochs=1"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: not all that was to be printed could be: [Errno 28] No space left on device\n"
+    (run,) = tmp_path.glob("outputs/mnist_two_head/*")
+    assert '"status": "finished"' in (run / "metrics.json").read_text()
+    assert "best.pt is from epoch 1 of 1" in (run / "train.log").read_text()
 
 
 def test_a_slip_is_answered_without_torch(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -316,6 +317,38 @@ def test_a_job_whose_process_is_killed_stops_no_other(here: Path) -> None:
     assert "run again, each by itself: 0_seed-0, 1_seed-1" in ended.stdout
     assert "1_seed-1                                 failed" in ended.stdout
     assert found["0_seed-0"]["test"] == command("train", *SMALL, "seed=0").metrics["test"]
+
+
+@pytest.mark.slow
+def test_a_multirun_whose_folder_is_lost_has_failed(here: Path) -> None:
+    """Its jobs are in other processes, and how they ended was noted there."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (here / "lost.py").write_text(
+        "import shutil\n"
+        "class Lost:\n"
+        "    def __call__(self, trainer, result):\n"
+        "        shutil.rmtree(trainer.writer.folder.parents[1], ignore_errors=True)\n"
+    )
+    arguments = ["-m", *SMALL, "seed=0,1", "+callbacks.lost._target_=lost.Lost", "hydra/launcher=joblib"]
+    line = [sys.executable, "-m", "mtl.train", *arguments]
+    ended = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=HANGS)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "is gone: the run's own was deleted or moved while it trained" in ended.stderr
+    assert re.search(r"error: outputs/multirun/\S+ is gone, and with it how the jobs ended", ended.stderr)
+
+
+def test_a_line_of_the_journal_that_was_cut_off_costs_only_itself(tmp_path: Path) -> None:
+    multirun = sweep.Sweep([], "new")
+    (tmp_path / "sweep").mkdir()
+    multirun.note(tmp_path / "sweep/0_a", "done", 0.5)
+    journal = tmp_path / "sweep/jobs.jsonl"
+    journal.write_bytes(journal.read_bytes() + b'{"by": "new", "job": "1_b", "outc')  # the disk was full
+    multirun.note(tmp_path / "sweep/2_c", "failed")
+    multirun.note(tmp_path / "sweep/3_d", "done", 0.25)
+    noted = multirun.noted(tmp_path / "sweep")
+    assert {name: each["outcome"] for name, each in noted.items()} == {"0_a": "done", "2_c": "failed", "3_d": "done"}
+    assert len(journal.read_text().splitlines()) == 4
 
 
 RACE = """

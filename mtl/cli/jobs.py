@@ -151,7 +151,8 @@ class Jobs:
 
     def had_none(self) -> bool:
         """Whether no job has begun, here or elsewhere."""
-        elsewhere = self._multirun.noted(self._multirun.folder) if self._multirun.folder else {}
+        folder = self._multirun.folder
+        elsewhere = folder is not None and (not folder.is_dir() or self._multirun.noted(folder))  # gone: it was made
         return not self.worked_here and not elsewhere and not self._asked_to_stop
 
     def _give_up(self, folder: Path, name: str) -> None:
