@@ -98,11 +98,12 @@ class Appended:
     """A file that is only added to. What can't be written waits in memory for the next time.
 
     Args:
-        path: of the file, which may be there.
+        path: of the file, which may be there; or `os.devnull`, for a log that is to be written nowhere.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "ab", buffering=0, opener=regular)  # noqa: SIM115  # until `close`
+        opener = None if str(path) == os.devnull else regular
+        self._file = open(path, "ab", buffering=0, opener=opener)  # noqa: SIM115  # until `close`
         self._waiting = bytearray()
 
     def write(self, data: bytes) -> None:

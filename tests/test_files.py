@@ -181,7 +181,7 @@ def test_logging_knows_of_no_log_that_could_not_be_opened(tmp_path: Path) -> Non
     """`logging` closes all handlers that it knows, and is called by the next run in the same process."""
     (tmp_path / "train.log").symlink_to("elsewhere")
     known = list(logging._handlerList)  # type: ignore[attr-defined]
-    with pytest.raises(OSError, match="symbolic link") as kept:  # the traceback keeps the handler alive
+    with pytest.raises(UserError, match="symbolic link") as kept:  # the traceback keeps the handler alive
         LogFile(str(tmp_path / "train.log"))
     assert logging._handlerList == known  # type: ignore[attr-defined]
     del kept

@@ -70,6 +70,8 @@ def _launch(job: Callable[[DictConfig], float | None], config_name: str) -> int 
         code = ended.code
     except Exception as error:
         if not signals:  # else a sweeper may have taken offence at jobs that gave nothing
+            if str(error).startswith("Unable to configure ") and isinstance(error.__cause__, Exception):
+                error = error.__cause__  # what logging raises names only the handler or the formatter
             sentence = _for_a_person(error, config_name)
             sentence.__cause__ = error.__cause__ if sentence is error else error  # for who wants the traceback
             show(sentence, wanted == "1", config_name)
