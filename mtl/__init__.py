@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mtl import architectures, balancers, data, heads, losses, optimizers, trunks
     from mtl.errors import UserError
     from mtl.model import MultiTaskModel
-    from mtl.runs import load
+    from mtl.runs.loading import load
     from mtl.schedule import Schedule
     from mtl.step import Step, StepResult
     from mtl.task import Task
@@ -36,11 +36,11 @@ __version__ = "0.1.0"
 _WHERE = {
     "MultiTaskModel": "mtl.model",
     "Schedule": "mtl.schedule",
-    "Step": "mtl.step",
-    "StepResult": "mtl.step",
+    "Step": "mtl.step.step",
+    "StepResult": "mtl.step.step",
     "Task": "mtl.task",
     "UserError": "mtl.errors",
-    "load": "mtl.runs",
+    "load": "mtl.runs.loading",
 }
 
 

@@ -6,15 +6,18 @@ from typing import Any
 
 import torch
 
-from mtl import config as of_config
-from mtl import runs
+from mtl.config.data import build_loaders, build_splits, check_facts, fill_from_data
+from mtl.config.device import choose_device
+from mtl.config.model import build_model
+from mtl.config.targets import add_code_folders
+from mtl.config.tasks import build_tasks
 from mtl.data import Loader, Mix, Sources, Splits
 from mtl.errors import UserError
-from mtl.lazy import materialise
 from mtl.model import MultiTaskModel
-from mtl.resume import Refused
-from mtl.seeding import seed_all, use_deterministic_algorithms
-from mtl.targets import add_code_folders
+from mtl.process.seeding import seed_all, use_deterministic_algorithms
+from mtl.runs import loading as runs
+from mtl.runs.resume import Refused
+from mtl.step.lazy import materialise
 from mtl.task import Task
 
 
@@ -69,19 +72,19 @@ def build(
     """
     add_code_folders(code_folders)
     use_deterministic_algorithms(config["deterministic"])
-    device = of_config.choose_device(config["device"])
+    device = choose_device(config["device"])
     seed_all(config["seed"])
-    splits = of_config.build_splits(config)
+    splits = build_splits(config)
     if trained_on is not None:
         try:
-            of_config.check_facts(splits, trained_on)
+            check_facts(splits, trained_on)
         except UserError as error:
             raise Refused(str(error)) from error
-    config = of_config.fill_from_data(config, splits)
+    config = fill_from_data(config, splits)
     seed_all(config["seed"])  # what the data drew, validation's too, makes no other model
-    loaders = of_config.build_loaders(config, splits, device)
-    tasks = of_config.build_tasks(config, splits)
-    model = of_config.build_model(config, tasks).to(device)
+    loaders = build_loaders(config, splits, device)
+    tasks = build_tasks(config, splits)
+    model = build_model(config, tasks).to(device)
     if not loaded:
         materialise(model, tasks, loaders["train"])
     if config["init_from"] is not None:

@@ -32,15 +32,16 @@ def evaluate(composed: DictConfig) -> None:
     if not Path(str(options["run"])).is_dir():  # before torch is imported, which takes seconds
         raise UserError(f"'{options['run']}' is not the folder of a run; there is no such folder")
 
-    from mtl import runs, saved
     from mtl.build import build
-    from mtl.config import with_other_data
-    from mtl.precision import autocast_for
-    from mtl.screen import Screen
-    from mtl.seeding import num_threads
-    from mtl.summary import table_of
-    from mtl.targets import add_code_folders
-    from mtl.validation import Validation
+    from mtl.config.other_data import with_other_data
+    from mtl.config.targets import add_code_folders
+    from mtl.process.screen import Screen
+    from mtl.process.seeding import num_threads
+    from mtl.runs import loading as runs
+    from mtl.runs.summary import table_of
+    from mtl.step.precision import autocast_for
+    from mtl.training import saved
+    from mtl.training.validation import Validation
 
     folder = Path(str(options["run"]))
     state = runs.read(folder, options["checkpoint"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from mtl.errors import UserError, first_line
-from mtl.regular import check_kind, regular
+from mtl.safety.regular import check_kind, regular
 
 
 def why(error: BaseException) -> str:

@@ -11,9 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mtl import cli, schema
+from mtl.cli.record import folder_name, tell
 from mtl.errors import UserError, first_line, is_out_of_memory
 from mtl.quoting import looking
-from mtl.record import folder_name, tell
 
 if TYPE_CHECKING:
     from graphviz import Digraph
@@ -33,7 +33,7 @@ def graph(composed: DictConfig) -> None:
     config, options = schema.check_graph(composed)  # before torch is imported, which takes seconds
     if config["resume"] is not None:
         raise UserError("resume: mtl.graph trains nothing, so there is nothing to go on with; init_from=… is possible")
-    from mtl.seeding import num_threads
+    from mtl.process.seeding import num_threads
 
     try:
         with cli.naming_origins(), num_threads(config["threads"]):
@@ -48,8 +48,8 @@ def graph(composed: DictConfig) -> None:
 def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> None:
     """Builds everything as for a training, looks, writes, and says what there is to see."""
     from mtl.graphs import text
-    from mtl.passes import choose
-    from mtl.screen import Screen
+    from mtl.process.screen import Screen
+    from mtl.step.passes import choose
 
     console = Screen()
     problem, batch = built(config, console)
@@ -118,9 +118,9 @@ def look(problem: "Built", batch: Any, pictures: "Pictures") -> "tuple[Walk, Map
 
 def live(problem: "Built", batch: Any) -> "tuple[dict[str, Life], dict[str, UserError]]":
     """The life of one step of the config by each kind of passes, and by kind why there is none."""
-    from mtl.config import build_step
+    from mtl.config.training import build_step
     from mtl.graphs import Life, backward, living_anyway
-    from mtl.passes import PASSES, choose
+    from mtl.step.passes import PASSES, choose
 
     config, model = problem.config, problem.model
     lives: dict[str, Life] = {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtl.errors import UserError
-from mtl.regular import make_folder
+from mtl.safety.regular import make_folder
 from mtl.text import plain
 
 
@@ -32,13 +32,13 @@ def report(
         UserError: where there is nothing to compare, or nothing can be written or printed.
     """
     from mtl.files import write_whole
+    from mtl.process.screen import Screen
     from mtl.reporting import html, markdown, pages, reading, terminal, tidy
     from mtl.reporting.comparison import Comparison, check_names
     from mtl.reporting.document import Block, Picture
     from mtl.reporting.grouping import sections
     from mtl.reporting.packages import check_packages
     from mtl.reporting.svg import alone
-    from mtl.screen import Screen
 
     check_packages()
     runs = reading.find(folders)

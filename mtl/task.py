@@ -50,7 +50,7 @@ class Task:
             sample; implies `missing`.
         metrics: by name, callables without arguments that each make a fresh `torchmetrics.Metric`. Callables, since
             importing torchmetrics takes seconds and none is needed before the first validation. The first one is
-            the task's main metric. What they are given of the predictions is described in `mtl.metrics`.
+            the task's main metric. What they are given of the predictions is described in `mtl.training.metrics`.
         output: what the prediction means, one of `mtl.outputs.OUTPUTS`, where the loss isn't one of torch's from which
             that is known.
         mean_over: what a loss of one's own is a mean over, where labels may be missing or batches are cut into

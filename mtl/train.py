@@ -11,22 +11,23 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mtl import cli, record, schema
-from mtl import resume as taking_up
-from mtl.conclusion import conclude, measured
+from mtl import cli, schema
+from mtl.cli import record
+from mtl.cli.conclusion import conclude, measured
+from mtl.cli.record import choices, failed, folder_name, stopped, swept, tell, versions, write_status
 from mtl.errors import UserError, dead_worker, first_line, is_of_backward, is_out_of_memory, text_of, told
 from mtl.files import Folder, why, write_whole
+from mtl.process.signals import held, no_exit
 from mtl.quoting import as_path, command, override
-from mtl.record import choices, failed, folder_name, stopped, swept, tell, versions, write_status
-from mtl.resume import Busy, Refused, locked
-from mtl.signals import held, no_exit
+from mtl.runs import resume as taking_up
+from mtl.runs.resume import Busy, Refused, locked
 from mtl.text import log
 
 if TYPE_CHECKING:
     from mtl.build import Built
     from mtl.loggers import Loggers
     from mtl.step import Step, StepResult
-    from mtl.trainer import Trainer
+    from mtl.training.trainer import Trainer
 
 
 def train(composed: DictConfig) -> float | None:
@@ -67,7 +68,7 @@ def run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | No
                 record.terminal().print(f"skipped  {folder_name(folder)} is finished", soft_wrap=True, highlight=False)
                 return _best_of(done)
         with held():
-            from mtl.seeding import num_threads
+            from mtl.process.seeding import num_threads
         with num_threads(config["threads"]):
             return _run(config, home, began)
 
@@ -83,12 +84,12 @@ def _run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | N
     """Builds everything, trains, measures the best parameters on the test split, and writes and shows the results."""
     with held():
         from mtl.build import build
-        from mtl.config import build_step
+        from mtl.config.targets import make
+        from mtl.config.training import build_step
         from mtl.loggers import Loggers, Terminal
-        from mtl.options import final_tags, options
-        from mtl.seeding import kept_random_state
-        from mtl.targets import make
-        from mtl.trainer import Stopped
+        from mtl.loggers.options import final_tags, options
+        from mtl.process.seeding import kept_random_state
+        from mtl.training.trainer import Stopped
 
     console = record.terminal()
     folder = home.path
@@ -160,8 +161,8 @@ def trainer_of(
     say: Callable[[str], None],
 ) -> "Trainer":
     """The trainer that the config describes, whose checkpoints have what is `saved` beside its state."""
-    from mtl.gallery import Gallery
-    from mtl.trainer import Trainer
+    from mtl.training.gallery import Gallery
+    from mtl.training.trainer import Trainer
 
     config, loaders = problem.config, problem.loaders
     gallery = Gallery(
@@ -196,7 +197,7 @@ def trainer_of(
 
 def announce(console: Any, problem: "Built", step: "Step", folder: Path) -> None:
     """Says what is about to be trained, and what of the config changes nothing."""
-    from mtl.config import without_effect
+    from mtl.config.training import without_effect
 
     config, model = problem.config, problem.model
     count = sum(p.numel() for p in model.parameters())
@@ -267,8 +268,8 @@ def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -
     Raises:
         Refused: where the state doesn't fit.
     """
-    from mtl import exchanged
-    from mtl.saved import check_kinds, load_into
+    from mtl.runs import exchanged
+    from mtl.training.saved import check_kinds, load_into
 
     optimizer = trainer.step.optimizer
     assert optimizer is not None
@@ -304,7 +305,7 @@ def resumed(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any
     Raises:
         Refused: where the config differs from that of the run in what isn't allowed to, or the run is finished.
     """
-    from mtl import checkpoint, saved
+    from mtl.training import checkpoint, saved
 
     if config["resume"] is None or not (folder / "config.yaml").is_file():
         return None

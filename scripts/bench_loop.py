@@ -24,7 +24,7 @@ from torch import nn
 import mtl
 from mtl.data import Fields, Loader
 from mtl.loggers import CsvLogger, Loggers, TensorBoardLogger
-from mtl.trainer import Trainer
+from mtl.training.trainer import Trainer
 
 
 def problem(num_tasks: int) -> tuple[mtl.MultiTaskModel, list[mtl.Task], torch.optim.Optimizer]:

@@ -28,10 +28,13 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import mtl
-from mtl import config as build
 from mtl.cli import CONFIG_DIR
+from mtl.config.data import build_loaders, build_splits
+from mtl.config.model import build_model
+from mtl.config.tasks import build_tasks
+from mtl.config.training import build_step
 from mtl.problems import burgers
-from mtl.seeding import seed_all
+from mtl.process.seeding import seed_all
 
 PICTURE = Path(__file__).parents[1] / "docs" / "burgers.png"
 ALL, ADAM, LBFGS, ITERATIONS = 8000, 5000, 500, 5  # steps; iterations in one
@@ -77,9 +80,9 @@ def step_times(rounds: int = 5) -> dict[str, float]:
             if config["optimizer"]["then"]:
                 config["optimizer"]["then"]["after"] = 1
             seed_all(0)
-            tasks = build.build_tasks(config)
-            steps[name] = build.build_step(config, build.build_model(config, tasks), tasks, total_steps=10_000)
-    loader = build.build_loaders(config, build.build_splits(config), torch.device("cpu"))["train"]
+            tasks = build_tasks(config)
+            steps[name] = build_step(config, build_model(config, tasks), tasks, total_steps=10_000)
+    loader = build_loaders(config, build_splits(config), torch.device("cpu"))["train"]
     first, *batches = islice(loader.batches(1), STEPS + 1)
     best = dict.fromkeys(steps, float("inf"))
     for _ in range(rounds):

@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 from made_runs import accuracies, run
 
+from mtl.cli.sweep import Sweep
 from mtl.errors import UserError
 from mtl.report import report
-from mtl.resume import newest_unfinished
-from mtl.sweep import Sweep
+from mtl.runs.resume import newest_unfinished
 
 HANGS = 20  # seconds, of which a report of a few runs takes one
 CURVES = {

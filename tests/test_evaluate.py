@@ -12,11 +12,11 @@ from conftest import ROOT, Ended, command
 from PIL import Image
 
 import mtl
-from mtl.config import with_other_data
 from mtl.config.data import LOADER_KEYS
+from mtl.config.other_data import with_other_data
+from mtl.config.targets import make
 from mtl.data import image_table, table
-from mtl.targets import make
-from mtl.validation import Validation
+from mtl.training.validation import Validation
 
 PEOPLE = """
 # @package _global_

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import mtl
-from mtl import checkpoint
 from mtl.errors import UserError
 from mtl.files import Appended, Folder, LogFile, Screen, fill, temporary, write_whole
+from mtl.training import checkpoint
 
 FULL = OSError(28, "No space left on device")
 

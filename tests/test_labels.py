@@ -13,8 +13,8 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 import mtl
 from mtl.data import Fields, Loader
 from mtl.labels import denominator, select, shares, there
-from mtl.passes import PASSES, loss_of
-from mtl.validation import Validation
+from mtl.step.passes import PASSES, loss_of
+from mtl.training.validation import Validation
 
 nan = math.nan
 
@@ -323,7 +323,7 @@ def test_class_numbers_of_any_integer_type(
     """The loss, the gradient, the figures and the picture are those of int64."""
     from contextlib import nullcontext
 
-    from mtl.predictions import show
+    from mtl.training.predictions import show
 
     weight = torch.tensor([0.3, 2.0], dtype=torch.float64) if weighted else None
     metrics = {

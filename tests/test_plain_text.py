@@ -21,15 +21,15 @@ from rich.table import Table
 from rich.text import Text
 
 import mtl
-from mtl import checkpoint
 from mtl.cli.complaints import show
+from mtl.process.screen import Screen
 from mtl.report import report
 from mtl.reporting import markdown
 from mtl.reporting.svg import alone
 from mtl.reporting.tidy import _cell
 from mtl.reporting.writing import slug
-from mtl.screen import Screen
 from mtl.text import log, plain, say
+from mtl.training import checkpoint
 
 ODD = "\x1b[31mred\x1b[0m \x1b]8;;http://x\x07 \x9b2J \x00 \x7f \x08 \r \x85 \u202e\u2066 \u200b\u200d\ufeff \u2028\u2029 \ud800 \U000e0041"
 OBEYED = re.compile(

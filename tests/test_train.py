@@ -18,9 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import mtl
 from mtl import train
-from mtl.targets import make
-from mtl.trainer import Trainer
-from mtl.validation import Validation
+from mtl.config.targets import make
+from mtl.training.trainer import Trainer
+from mtl.training.validation import Validation
 
 FAST = ["task=mnist_two_head", "trainer.max_epochs=1", "data.batch_size=250"]
 
@@ -199,7 +199,7 @@ def test_init_from(trained: Ended, here: Path, monkeypatch: pytest.MonkeyPatch) 
                 first.append(self.step.model({"image": mtl.data.mnist().val.fields["image"]}))
             super().fit()
 
-    monkeypatch.setattr("mtl.trainer.Trainer", Looks)
+    monkeypatch.setattr("mtl.training.trainer.Trainer", Looks)
     ended = command("train", "--config-dir", "configs", "task=three", *FAST[1:], f"init_from={trained.run}")
     assert ended.code == 0, ended.err
     before = mtl.load(trained.run)({"image": mtl.data.mnist().val.fields["image"]})

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtl.balancers._math.quadratic import RIDGE, Array, minimise
 from mtl.balancers.balancer import Balancer, parameters_of
-from mtl.balancers.quadratic import RIDGE, Array, minimise
 
 VANISHED = 1e-6  # of the gradients' lengths: what is left of a combination has no direction but that of rounding
 

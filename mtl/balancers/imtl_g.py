@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from mtl.balancers._math.bisector import bisector
 from mtl.balancers.balancer import Balancer, parameters_of
-from mtl.balancers.bisector import bisector
 
 
 class IMTLG(Balancer):

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtl.balancers._math.gramian import gramian
+from mtl.balancers._math.quadratic import minimise
 from mtl.balancers.balancer import Balancer
-from mtl.balancers.gramian import gramian
-from mtl.balancers.quadratic import minimise
 
 
 class MoCo(Balancer):

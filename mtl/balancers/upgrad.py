@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtl.balancers._math.quadratic import Array, minimise
 from mtl.balancers.balancer import Balancer, parameters_of
-from mtl.balancers.quadratic import Array, minimise
 
 
 class UPGrad(Balancer):

@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from mtl.cli.exchanged import History, Origin, decided, exchanged
 from mtl.cli.folders import CONFIG_DIR, TRAININGS
 from mtl.cli.overrides import as_typed
+from mtl.config.targets import Unfit, add_code_folders
 from mtl.errors import UserError
-from mtl.targets import Unfit, add_code_folders
 
 TYPED = "the command line"
 

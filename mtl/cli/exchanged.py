@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtl import schema
+from mtl.config.targets import find, takes
 from mtl.errors import UserError
-from mtl.signals import held
-from mtl.targets import find, takes
+from mtl.process.signals import held
 
 History = list[tuple[int, Any]]  # what was decided by which source, in their order
 

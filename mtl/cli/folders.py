@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtl import schema
 from mtl.errors import UserError
-from mtl.regular import check_folder
-from mtl.resume import Refused, newest_unfinished
+from mtl.runs.resume import Refused, newest_unfinished
+from mtl.safety.regular import check_folder
 
 # In a wheel the configs are inside the package, in a checkout beside it.
 CONFIG_DIR = next(

@@ -17,12 +17,12 @@ from omegaconf import DictConfig
 from mtl.cli.complaints import show
 from mtl.cli.folders import forget, forget_what_never_began
 from mtl.cli.overrides import as_typed
+from mtl.cli.sweep import ABOUT, Sweep
 from mtl.errors import UserError
 from mtl.files import patient_screen, write_whole
+from mtl.process.signals import Ended, no_exit, working
 from mtl.quoting import command, looking, resuming
-from mtl.resume import Busy, metrics_of
-from mtl.signals import Ended, no_exit, working
-from mtl.sweep import ABOUT, Sweep
+from mtl.runs.resume import Busy, metrics_of
 from mtl.text import plain, say
 
 DIED = "its process was killed; it may have run out of memory"

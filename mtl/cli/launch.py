@@ -14,18 +14,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mtl import schema, search
+from mtl import schema
+from mtl.cli import search
 from mtl.cli.complaints import show
 from mtl.cli.composing import composing
 from mtl.cli.folders import CONFIG_DIR, TRAININGS, check_name, log_file, root, run_dir, run_id
 from mtl.cli.jobs import Jobs
 from mtl.cli.overrides import config_folders, fixed, flags_first, for_hydra, gives, is_multirun, keys, parted
+from mtl.cli.sweep import Sweep
 from mtl.cli.unknown import inside_a_list, nameless, with_plus, without_a_job
 from mtl.errors import UserError, suggest
 from mtl.files import patient_screen
+from mtl.process.signals import handed_to
 from mtl.quoting import override
-from mtl.signals import handed_to
-from mtl.sweep import Sweep
 
 SHOWING = ("--cfg", "-c", "--help", "-h", "--hydra-help", "--info", "-i", "--version", "--shell-completion", "-sc")
 INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended

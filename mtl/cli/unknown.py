@@ -200,7 +200,7 @@ def _possible(word: str, where: str, names: Sequence[str]) -> str:
 
 def _takes(where: str, target: Any, given: Sequence[str]) -> tuple[list[str], bool]:
     """The arguments that a config can give the target, and whether it takes others besides."""
-    from mtl.targets import add_code_folders, find  # what it finds may import torch, which takes seconds
+    from mtl.config.targets import add_code_folders, find  # what it finds may import torch, which takes seconds
 
     add_code_folders([os.getcwd(), *config_folders(given)])
     try:

@@ -8,10 +8,10 @@ from zlib import crc32
 
 import torch
 
+from mtl.config.targets import make
 from mtl.data import Loader, Mix, Sources, Splits
 from mtl.data.fields import first
 from mtl.errors import FOREIGN, UserError, suggest, told
-from mtl.targets import make
 
 Config = dict[str, Any]
 Data = Splits | Sources

@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from mtl.config.data import Config
+from mtl.config.targets import make
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
-from mtl.targets import make
 from mtl.task import Task
 
 

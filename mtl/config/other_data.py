@@ -11,9 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 import mtl.data
 from mtl import schema
 from mtl.config.data import LOADER_KEYS, Config
+from mtl.config.targets import Ready, find
 from mtl.data import Sources, image_table, table
 from mtl.errors import UserError, first_line
-from mtl.targets import Ready, find
 
 FILES = {table: "path", image_table: "labels"}  # the argument that names the rows' file
 AS_TRAINED = ("inputs", "targets", "categories", "classes", "standardize_targets", "mean", "std")

@@ -7,8 +7,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mtl.config.data import Config
+from mtl.config.targets import make
 from mtl.errors import UserError
-from mtl.targets import make
 
 BY_STEP = ("OneCycleLR", "CyclicLR")  # which PyTorch itself documents as stepped once a batch
 TOTALS = ("total_steps", "total_epochs")

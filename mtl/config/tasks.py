@@ -9,11 +9,11 @@ from torch import nn
 
 from mtl.config.data import Config, Data
 from mtl.config.model import build_module, build_trunk
+from mtl.config.targets import make
 from mtl.data import Fields, Splits
 from mtl.data.cells import written_otherwise
 from mtl.errors import UserError
 from mtl.labels import there
-from mtl.targets import make
 from mtl.task import BY_ELEMENT, Task
 
 

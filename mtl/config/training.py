@@ -7,14 +7,14 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from mtl.balancers import Balancer
-from mtl.balancing import parameters_of
 from mtl.config.data import Config
 from mtl.config.scheduler import build_scheduler, interval_of
+from mtl.config.targets import find, make
 from mtl.data import Loader, Mix
 from mtl.errors import UserError, first_line
 from mtl.model import MultiTaskModel, match
 from mtl.step import Step
-from mtl.targets import find, make
+from mtl.step.balancing import parameters_of
 from mtl.task import Task
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl.columns import EMPTY, category
+from mtl.data.columns import EMPTY, category
 from mtl.errors import UserError, first_line, suggest
 
 # A number that isn't written as Python writes it: with a currency or a unit, a decimal comma, or groups of thousands.

@@ -16,7 +16,7 @@ from mtl.data.collating import Collate, Numbers, NumbersInStream
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
 from mtl.errors import FOREIGN, UserError, dead_worker, text_of, told
-from mtl.seeding import cpu_states, num_threads, seed_cpu, set_cpu_states
+from mtl.process.seeding import cpu_states, num_threads, seed_cpu, set_cpu_states
 
 
 class Seeded(Dataset[Any]):

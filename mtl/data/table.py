@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl.columns import EMPTY, codes
 from mtl.data import cells
 from mtl.data.cells import Part
+from mtl.data.columns import EMPTY, codes
 from mtl.data.fields import Fields, Splits
 from mtl.data.splitting import NAMES, random_parts
 from mtl.errors import UserError, suggest

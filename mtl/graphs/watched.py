@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtl.batch import Batch
-from mtl.gradients import Rows
-from mtl.passes import Weights
-from mtl.runner import Runner
+from mtl.gradients.rows import Rows
 from mtl.step import Step
+from mtl.step.passes import Weights
+from mtl.step.runner import Runner
 from mtl.task import Task
 
 

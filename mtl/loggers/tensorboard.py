@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mtl.files import fill, temporary
 from mtl.loggers import hparams
 from mtl.loggers.events import summary_writer
-from mtl.regular import check_kind
+from mtl.safety.regular import check_kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ class TensorBoardLogger:
 
         Args:
             config: as YAML.
-            options: by name, see `mtl.options`.
+            options: by name, see `mtl.loggers.options`.
             swept: the names of those that a multirun sweeps over.
             finals: the tags of the figures that the finished run is to be known by.
         """

@@ -11,7 +11,7 @@ from rich.table import Column
 
 if TYPE_CHECKING:
     from mtl.step import StepResult
-    from mtl.trainer import Trainer
+    from mtl.training.trainer import Trainer
 
 REFRESH = 0.2  # seconds from one drawing of the live line to the next
 PLAIN = 10.0  # seconds from one plain line to the next within an epoch

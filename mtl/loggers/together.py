@@ -5,8 +5,8 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 from mtl.errors import first_line
-from mtl.seeding import kept_random_state
-from mtl.signals import Ended
+from mtl.process.seeding import kept_random_state
+from mtl.process.signals import Ended
 
 
 class Refusal(Exception):

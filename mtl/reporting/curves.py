@@ -12,11 +12,11 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from mtl.bounded import read_lines
 from mtl.errors import UserError
 from mtl.reporting.checking import LARGEST
 from mtl.reporting.estimates import quantile
 from mtl.reporting.grouping import Method
+from mtl.safety.bounded import read_lines
 
 Array = NDArray[np.float64]
 Series = tuple[list[int], list[float]]  # steps, values

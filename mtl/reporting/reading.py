@@ -9,10 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mtl.bounded import read_json, read_yaml
 from mtl.errors import UserError, first_line
 from mtl.reporting.checking import checked_config, checked_metrics
-from mtl.resume import IRRELEVANT, locked
+from mtl.runs.resume import IRRELEVANT, locked
+from mtl.safety.bounded import read_json, read_yaml
 from mtl.schema import narrowed
 from mtl.text import plain
 

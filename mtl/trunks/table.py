@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.columns import codes, numbers
+from mtl.data.columns import codes, numbers
 from mtl.errors import UserError, suggest
 
 

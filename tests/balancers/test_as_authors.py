@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import mtl
-from mtl.passes import PASSES
+from mtl.step.passes import PASSES
 
 STEPS = 20
 

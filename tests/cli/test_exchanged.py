@@ -13,7 +13,7 @@ from torch import nn
 
 import mtl
 from mtl.cli.exchanged import Origin, decided
-from mtl.targets import takes
+from mtl.config.targets import takes
 
 TWO = "task=mnist_two_head"
 FAST = ["trainer.max_epochs=1", "data.batch_size=500", "logger=[]"]

@@ -10,8 +10,8 @@ from conftest import command, stopping
 from test_resume import same_runs
 
 import mtl
-from mtl import runs
 from mtl.data import made_ctr
+from mtl.runs import loading as runs
 
 module = importlib.import_module("mtl.data.made_ctr")  # its name in the package is the function's
 INPUTS = ["user", "item", "hour", "device"]

@@ -7,7 +7,7 @@ from conftest import command
 from test_image_table import folder as pictures  # noqa: F401  (a fixture)
 from test_public import ATTRIBUTES, write_celeba, write_cifar, write_pets
 
-from mtl import runs
+from mtl.runs import loading as runs
 
 TRUNK = """\
 import torch

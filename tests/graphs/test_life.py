@@ -10,8 +10,8 @@ import mtl
 from mtl.graphs import Life, backward, living_anyway
 from mtl.graphs.life import storages
 from mtl.graphs.watched import Phase
-from mtl.memory import peak_within
-from mtl.passes import PASSES
+from mtl.process.memory import peak_within
+from mtl.step.passes import PASSES
 
 KINDS = list(PASSES)
 N = 6

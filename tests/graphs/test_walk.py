@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mtl
-from mtl.gradients import leaves
+from mtl.gradients.rows import leaves
 from mtl.graphs import Walk, backward
-from mtl.passes import loss_from
+from mtl.step.passes import loss_from
 
 
 def walked(

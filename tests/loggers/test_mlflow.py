@@ -22,7 +22,7 @@ import mtl
 from mtl.loggers import Loggers, MLflowLogger
 from mtl.loggers.mlflow import LONGEST_NAME, clean
 from mtl.loggers.names import Names
-from mtl.signals import Ended
+from mtl.process.signals import Ended
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 pytest.importorskip("mlflow", reason="the package mlflow isn't there")

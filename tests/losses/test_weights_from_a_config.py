@@ -10,11 +10,12 @@ from test_schema import composed
 from torch import nn
 
 import mtl
-from mtl import config as build
 from mtl import schema
 from mtl.batch import cut
-from mtl.passes import PASSES, loss_of
-from mtl.targets import make
+from mtl.config.model import build_model
+from mtl.config.targets import make
+from mtl.config.tasks import build_tasks
+from mtl.step.passes import PASSES, loss_of
 
 CLASSES = torch.tensor([2, 0, 1, 1, 0, 2, 2, -100])
 YES = torch.tensor([[1.0, 0, 1], [0, 0, 1], [1, 1, 0], [0, 1, 1]])
@@ -69,7 +70,7 @@ def test_positions_subclasses_and_tensors() -> None:
     assert torch.equal(positional.weight, torch.tensor([1.0, 2.0]))
     node = {"_target_": "torch.nn.CrossEntropyLoss", "weight": {"_target_": "torch.tensor", "data": [1.0, 2.0]}}
     assert torch.equal(make(node, "here").weight, torch.tensor([1.0, 2.0]))
-    from mtl.targets import call
+    from mtl.config.targets import call
 
     assert torch.equal(call(Own, "Own", "here", weight=[1, 2]).weight, torch.tensor([1.0, 2.0]))
     assert make({"_target_": "torch.nn.LayerNorm", "normalized_shape": [2, 3]}, "here").normalized_shape == (2, 3)
@@ -114,8 +115,8 @@ def test_another_number_of_weights_is_refused(loss: str, weights: dict[str, Any]
 def two_tasks(*overrides: str) -> tuple[mtl.MultiTaskModel, list[mtl.Task]]:
     torch.manual_seed(0)
     config = schema.check(composed("task=mnist_two_head", "model.trunk.dropout=0", *overrides))
-    tasks = build.build_tasks(config)
-    return build.build_model(config, tasks).double(), tasks
+    tasks = build_tasks(config)
+    return build_model(config, tasks).double(), tasks
 
 
 @pytest.mark.parametrize("passes", list(PASSES))

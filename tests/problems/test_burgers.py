@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import RelativeSquaredError
 
 import mtl
-from mtl import config as build
+from mtl.config.data import build_loaders
 from mtl.data import Loader
 from mtl.problems import burgers
 
@@ -194,7 +194,7 @@ def test_tasks_have_points_of_their_own() -> None:
     sources = mtl.data.Sources(
         {"a": burgers.interior_points(), "b": burgers.boundary_points(), "c": burgers.initial_points()}
     )
-    loader = build.build_loaders(config, sources, torch.device("cpu"))["train"]
+    loader = build_loaders(config, sources, torch.device("cpu"))["train"]
     mtl.Step(model, tasks, torch.optim.Adam(model.parameters()))(next(loader.batches(1)))
     interior, boundary, initial = seen
     numbers = [set(interior.flatten().tolist()), set(boundary[:, 0].tolist()), set(initial[:, 1].tolist())]

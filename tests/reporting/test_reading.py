@@ -8,7 +8,7 @@ from made_runs import run
 
 from mtl.errors import UserError
 from mtl.reporting.reading import find
-from mtl.resume import locked
+from mtl.runs.resume import locked
 
 
 def test_all_runs_below_are_found_once(tmp_path: Path) -> None:

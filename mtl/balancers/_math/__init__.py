@@ -1,0 +1,1 @@
+"""What several balancers compute with."""

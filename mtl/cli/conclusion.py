@@ -1,0 +1,73 @@
+"""What a run has come to: measured, shown, and written down."""
+
+from contextlib import suppress
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtl import cli
+from mtl.cli.record import add_to_log, folder_name, versions, write_status
+from mtl.errors import UserError
+from mtl.files import Folder
+
+if TYPE_CHECKING:
+    from mtl.build import Built
+    from mtl.runs.summary import Run
+    from mtl.training.trainer import Trainer
+
+
+def measured(problem: "Built", trainer: "Trainer", folder: Path) -> "Run":
+    """Measures the best parameters on the test split, and gives the loggers the final figures."""
+    from mtl.runs.summary import Run
+    from mtl.training.trainer import tags
+    from mtl.training.validation import Validation
+
+    validation = Validation(problem.model, problem.tasks, trainer.step.autocast)
+    test = {}
+    if "test" in problem.loaders:
+        problem.model.load_state_dict(best(trainer, folder))
+        test = validation(problem.loaders["test"])
+    monitored = {"monitor/best": trainer.best} if trainer.best is not None else {}
+    final = {**tags(trainer.figures, "best"), **tags(test, "test"), **monitored}
+    trainer.loggers.log(trainer.global_step, trainer.epoch, final)
+    labelled = validation.labelled if test else {}
+    kinds, name = validation.kinds(), folder_name(folder)
+    return Run(trainer, problem.splits, test, labelled, kinds, name, cli.arguments(), problem.config)
+
+
+def conclude(console: Any, finished: "Run", home: Folder, began: list[Folder]) -> None:
+    """Shows what the run has come to, and writes it down.
+
+    Raises:
+        UserError: where something of it couldn't be written.
+    """
+    from mtl.process.screen import Screen
+    from mtl.runs.summary import summarise, written
+
+    writer = finished.trainer.writer
+    writer.check()
+    figures = {**finished.figures(), "versions": versions()}
+    text = StringIO()
+    console.print()
+    for shown in (console, Screen(file=text, width=120)):
+        summarise(shown, finished)
+    add_to_log(text.getvalue())
+    if writer.failed:
+        names = " and ".join(f"{name}.pt" for name in sorted(writer.failed))
+        line = f"{names} could not be written to {writer.folder}: {writer.reason}; what was saved before is still there"
+        with suppress(UserError):
+            write_status(home, "failed", error=line, **figures)
+            began.clear()
+        raise UserError(line)
+    write_status(home, "finished", **figures)
+    console.print(f"\nWritten to {finished.folder}: {', '.join(written(home.path))}", highlight=False, markup=False)
+
+
+def best(trainer: "Trainer", folder: Path) -> Any:
+    """The best parameters, also where they couldn't be written."""
+    from mtl.training import checkpoint
+
+    unwritten = trainer.writer.failed.get("best")
+    if unwritten is not None and unwritten.state["epoch"] == trainer.best_epoch:
+        return unwritten.state["model"]
+    return checkpoint.load(folder / "checkpoints" / "best.pt")["model"]

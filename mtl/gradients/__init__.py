@@ -1,0 +1,1 @@
+"""The tasks' gradients: rows, the Gramian, and which task reaches which parameter."""

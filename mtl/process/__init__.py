@@ -1,0 +1,1 @@
+"""What belongs to the process: random generators, signals, memory, the terminal."""

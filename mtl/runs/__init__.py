@@ -1,0 +1,1 @@
+"""Run folders: loading, resuming, comparing and summarising runs."""

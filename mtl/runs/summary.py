@@ -1,0 +1,278 @@
+"""What a finished run has to say: one screen, and the same as data."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from mtl.quoting import command, evaluating, looking
+from mtl.runs.fingerprint import fingerprints
+
+if TYPE_CHECKING:
+    from mtl.data import Sources, Splits
+    from mtl.training.trainer import Trainer
+    from mtl.training.validation import Figures, Kind
+
+MOST_PAIRS = 5  # of tasks that are told of
+FEW = 8  # measured steps that say nothing yet about how two tasks get on
+COSTS = {
+    "joint": "one trunk forward and backward a step, all graphs alive at once",
+    "sequential": "{trunks} trunk forwards and backwards a step, one task's graph alive at a time",
+    "shared": "one trunk forward and backward a step, one head's graph alive at a time",
+}
+OWN = "one for each objective and each source of data, one graph alive at a time"
+
+
+@dataclass
+class Run:
+    """A finished run.
+
+    Args:
+        trainer: after `fit`.
+        splits: the data.
+        test: the best parameters' figures on the test split.
+        labelled: by task, how many of its samples have a label.
+        kinds: of each figure, by `task/metric`.
+        folder: of the run, as one would type it.
+        arguments: the command line's.
+        config: the whole config.
+    """
+
+    trainer: "Trainer"
+    splits: "Splits | Sources"
+    test: "Figures"
+    labelled: dict[str, int]
+    kinds: "Mapping[str, Kind]"
+    folder: str
+    arguments: list[str]
+    config: dict[str, Any]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks' names."""
+        return [task.name for task in self.trainer.step.tasks]
+
+    def mean(self, tag: str) -> float | None:
+        """The mean over the steps in which the tag was measured, undefined values left out."""
+        values = self.values(tag)
+        return fmean(values) if values else None
+
+    def last_weights(self) -> dict[str, float | None]:
+        """What each task's gradient was multiplied by in the last step."""
+        return {task: self.trainer.readings.weights.get(f"weight/{task}") for task in self.tasks}
+
+    def values(self, tag: str) -> list[float]:
+        """What was measured under the tag."""
+        return [m[tag] for m in self.trainer.readings.measured if tag in m and math.isfinite(m[tag])]
+
+    def cosines(self) -> dict[str, dict[str, float]]:
+        """Per pair of tasks the mean cosine and the share of measured steps in which it was below zero."""
+        return {
+            f"{first}~{second}": {
+                "mean": fmean(values),
+                "below_zero": sum(value < 0 for value in values) / len(values),
+                "steps": len(values),
+            }
+            for (first, second), values in self.trainer.readings.cosines().items()
+        }
+
+    def measuring_oftener(self) -> int | None:
+        """A smaller log.every with enough measured steps in a run as long as this one, if there is any."""
+        every = max(self.trainer.global_step // (2 * FEW), 1)
+        return every if every < self.config["log"]["every"] and self.trainer.global_step // every >= FEW else None
+
+    def samples(self) -> dict[str, int]:
+        """How many there are in each split, of all sources together."""
+        found: dict[str, int] = {}
+        for split, dataset in self.splits.items():
+            found[split] = found.get(split, 0) + len(dataset)
+        return found
+
+    def unreached(self) -> list[str]:
+        """Trainable parameters that no task's loss reached in any step."""
+        parameters, without = self.trainer.step.parameters, self.trainer.readings.without_gradient
+        return [name for name, parameter in parameters.items() if parameter.requires_grad and name in without]
+
+    def figures(self) -> dict[str, Any]:
+        """The run as plain data, for metrics.json."""
+        trainer = self.trainer
+        return {
+            "data": self.splits.summary(),
+            "steps": trainer.global_step,
+            "epochs": trainer.epoch,
+            "seconds_per_step": trainer.seconds_per_step,
+            "passes": trainer.step.passes,
+            "memory_per_step": trainer.memory_per_step,
+            "best": {
+                "epoch": trainer.best_epoch,
+                "monitor": str(trainer.monitor),
+                "value": trainer.best,
+                "mode": trainer.monitor.mode if trainer.monitor else None,
+            },
+            "kinds": {name: kind.mode for name, kind in self.kinds.items()},
+            "samples": self.samples(),
+            "labelled": self.labelled,
+            "fingerprints": fingerprints(self.splits.items()),
+            "train": {task: {"loss": loss} for task, loss in trainer.readings.epoch_losses.items()},
+            "val": trainer.figures,
+            "test": self.test,
+            "grad_norm": {task: self.mean(f"grad_norm/{task}") for task in [*self.tasks, "total"]},
+            "weight": {task: self.mean(f"weight/{task}") for task in self.tasks},
+            "weight_last": self.last_weights(),
+            "measured_steps": len(self.trainer.readings.measured),
+            "balancer": self.config["balancer"]["_target_"],
+            "cosine": self.cosines(),
+            "unreached": self.unreached(),
+            "skipped_steps": trainer.tried - trainer.global_step,
+        }
+
+
+def summarise(console: Console, run: Run) -> None:
+    """Prints the run's results, what they mean, how far to trust them, and what to do next."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    trainer = run.trainer
+    best = f"best.pt is from epoch {trainer.best_epoch} of {trainer.epoch}"
+    decided = f", by the validation's {decision(trainer)}" if trainer.best is not None else ""
+    say(f"{best}{decided}.")
+    measured = {f"{split}, best.pt": f for split, f in (("val", trainer.figures), ("test", run.test)) if f}
+    console.print(
+        table_of(
+            {f"train, epoch {trainer.epoch}": {t: {"loss": x} for t, x in trainer.readings.epoch_losses.items()}}
+            | measured,
+            {
+                "gradient norm": {task: run.mean(f"grad_norm/{task}") for task in run.tasks},
+                "weight, last": run.last_weights(),
+            },
+        )
+    )
+    others = " and ".join(split.split(",")[0] for split in measured)
+    apart = f"; {others} are of best.pt" if " " in others else f"; {others} is of best.pt" if others else ""
+    say(
+        f"The training losses are means over the steps of epoch {trainer.epoch}, while the parameters moved{apart}. "
+        "Gradient norms are means over all measured steps.\n"
+    )
+    cosines = sorted(run.cosines().items(), key=lambda item: item[1]["mean"])
+    oftener = run.measuring_oftener()
+    for pair, cosine in cosines[:MOST_PAIRS]:
+        what = meaning(cosine["mean"], cosine["below_zero"], int(cosine["steps"]), oftener)
+        say(f"{pair.replace('~', ' and ')}: {what}")
+    if len(cosines) > MOST_PAIRS:
+        say(f"These are the lowest of {len(cosines)} pairs; metrics.json has them all.")
+    if len(run.tasks) > 1 and not run.cosines():
+        if any(len(tasks) > 1 for tasks in trainer.readings.reach.values()):
+            say("No step had two tasks whose gradients could be compared: they come by turns.")
+        else:
+            say("No parameter is shared, so the tasks neither help nor hinder each other.")
+    cost = COSTS[trainer.step.passes].format(trunks=len(run.tasks))
+    seconds = trainer.seconds_per_step
+    taken = f"; {1e3 * seconds:.2f} ms a step, logging included" if seconds is not None else ""
+    sources = {task.get("source") for task in run.config["tasks"].values()}
+    own = len(sources) > 1 or any(task.objective for task in trainer.step.tasks)
+    say(f"Passes: {OWN if own else f'{trainer.step.passes}, {cost}'}{taken}.")
+    balancing = trainer.step.balancing
+    if balancing.collects:
+        each = f"every {balancing.every} steps" if balancing.every > 1 else "each step"
+        say(f"{type(balancing.balancer).__name__} takes every task's gradient {each} ({balancing.source}).")
+    say(f"Trainable parameters that no task reached: {', '.join(run.unreached()) or 'none'}.")
+    if trainer.tried > trainer.global_step:
+        say(f"{trainer.tried - trainer.global_step} steps were skipped, since fp16 gradients overflowed.")
+    say(trust(run))
+    say("")
+    for purpose, line in next_steps(run):
+        console.print(f"{purpose:<22}{line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def decision(trainer: "Trainer") -> str:
+    """What was monitored, its best value, and where it has scales, what that value is made of."""
+    assert trainer.monitor is not None
+    text = f"{trainer.monitor}: {trainer.best:.4f}"
+    terms = trainer.monitor.terms(trainer.figures)
+    return f"{text} = {terms}" if terms else text
+
+
+def table_of(splits: "Mapping[str, Figures]", more: Mapping[str, Mapping[str, float | None]] | None = None) -> Table:
+    """A table with a row for each task's figure and a column for each split; `more` columns are of the task."""
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("task")
+    table.add_column("figure")
+    for name in (*splits, *(more or {})):
+        table.add_column(name, justify="right")
+    tasks = dict.fromkeys(task for figures in splits.values() for task in figures)
+    for task in tasks:
+        names = dict.fromkeys(name for figures in list(splits.values())[::-1] for name in figures.get(task, {}))
+        for row, name in enumerate(names):
+            values = [splits[split].get(task, {}).get(name) for split in splits]
+            values += [column.get(task) if row == 0 else None for column in (more or {}).values()]
+            table.add_row(task if row == 0 else "", name, *("" if v is None else f"{v:.4g}" for v in values))
+    return table
+
+
+def written(folder: Path) -> list[str]:
+    """The files of the run, its events as one, and what is W&B's."""
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    several = {"events.out.": "events.out.tfevents.*", "wandb/": "wandb/"}
+    return list(dict.fromkeys(next((n for start, n in several.items() if f.startswith(start)), f) for f in files))
+
+
+def meaning(mean: float, below_zero: float, steps: int, oftener: int | None) -> str:
+    """One sentence on two tasks' gradients over the shared parameters.
+
+    Args:
+        mean, below_zero: of their cosines, and the share of these.
+        steps: in which they were measured.
+        oftener: a log.every that would measure in enough steps.
+    """
+    figures = f"mean cosine {mean:+.2f}, below zero in {below_zero:.0%} of {steps} measured steps"
+    if steps < FEW:
+        more = f"; log.every={oftener} measures more often" if oftener else ""
+        return f"{figures}: too few to say what that means{more}."
+    if mean < -0.1:
+        return f"{figures}: a step for one mostly undoes some of the other's; try a balancer, or separate models."
+    if mean > 0.1:
+        return f"{figures}: a step for one mostly helps the other; sharing suits them."
+    return f"{figures}: their gradients are nearly at right angles, so they mostly leave each other alone."
+
+
+def trust(run: Run) -> str:
+    """How far the figures can be trusted."""
+    text = f"One seed ({run.config['seed']})"
+    sizes = [len(dataset) for split, dataset in run.splits.items() if split == "test"]
+    if sizes and run.test:
+        text += f", {' and '.join(f'{each:,}' for each in sizes)} test samples"
+        few = {task: count for task, count in run.labelled.items() if 0 < count < min(sizes)}
+        if few:
+            text += f" ({', '.join(f'{count:,} with a label of {task}' for task, count in few.items())})"
+        errors = [
+            math.sqrt(value * (1 - value) / run.labelled[task])
+            for task, figures in run.test.items()
+            for name, value in figures.items()
+            if "accuracy" in name and 0 < value < 1 and run.labelled.get(task)
+        ]
+        if errors:
+            text += (
+                f": an accuracy is uncertain by about ±{max(errors):.3f} (one standard error) from the samples alone"
+            )
+    return f"{text}. Before you compare methods, run several seeds: -m seed=0,1,2."
+
+
+def next_steps(run: Run) -> list[tuple[str, str]]:
+    """Commands that go on from here, each with what it is for."""
+    given = [a for a in run.arguments if not a.lstrip("+").startswith("resume")]
+    there = [split for split, _ in run.splits.items()]
+    split = [] if "test" in there else ["split=val"] if "val" in there else ["split=train"]
+    commands = [("evaluate", evaluating(run.folder, run.arguments, *split))]
+    if any(Path(run.folder).glob("events.out.tfevents.*")):
+        commands.insert(0, ("look", looking(run.folder)))
+    if len(run.tasks) > 1:
+        for task in run.tasks[:4]:
+            commands.append((f"{task} alone", command("python", "-m", "mtl.train", *given, f"only={task}")))
+    return commands

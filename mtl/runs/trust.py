@@ -1,0 +1,366 @@
+"""Which code a run's checkpoint may name, since the run may be somebody else's."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mtl.config.targets import find
+from mtl.errors import UserError, is_users
+
+Trusted = bool | str | Sequence[str]
+
+# Everything that is listed either builds modules, optimizers and data, or computes with tensors. None of it runs code
+# that is given as text, unpickles a file, writes one, or imports a module by name.
+PACKAGES = ("mtl", "torch", "torchvision", "torchmetrics")
+LISTED = "mtl, torch.nn, torch.optim, torchvision and torchmetrics"  # for messages
+_BASES = (nn.Module, Optimizer, LRScheduler)  # torchmetrics.Metric and the transforms of torchvision are modules
+_CLASSES = (
+    *("torch.nn", "torch.optim", "torch.optim.lr_scheduler"),
+    *("torchvision.models", "torchvision.ops", "torchvision.transforms", "torchvision.transforms.v2"),
+    *("torchmetrics", "torchmetrics.aggregation", "torchmetrics.classification", "torchmetrics.clustering"),
+    *("torchmetrics.detection", "torchmetrics.nominal", "torchmetrics.regression", "torchmetrics.retrieval"),
+    *("torchmetrics.segmentation", "torchmetrics.wrappers"),
+)
+_FUNCTIONS = {  # from a module to where its functions are defined; others have been imported into it
+    "torch.nn.functional": ("torch", "torch.nn.functional", "torch._C._nn"),
+    "torchvision.models": ("torchvision.models.",),
+    "torchvision.ops": ("torchvision.ops.",),
+    "mtl.problems.burgers": ("mtl.problems.burgers",),
+}
+_NAMES = {
+    "mtl": ("MultiTaskModel", "Schedule"),
+    "torch": ("relu", "sigmoid", "softmax", "tanh", "tensor"),
+    "torchvision.transforms": ("Compose", "PILToTensor", "ToTensor"),
+}
+_EXPORTED = tuple(  # all that these modules export
+    f"mtl.{name}" for name in ("architectures", "balancers", "data", "heads", "losses", "trunks")
+)
+_DEFINED = ("mtl.model", "mtl.optimizers", "mtl.problems.burgers", "mtl.schedule", "mtl.schedulers")
+_ALIASES = ("torchmetrics.image", "torchmetrics.text")  # other names of what torchmetrics exports itself
+_LEFT_OUT = ("torchmetrics.SacreBLEUScore",)  # downloads a tokenizer
+
+
+@cache
+def listed(package: str) -> dict[str, Any]:
+    """All that a run may name of the package `mtl`, `torch`, `torchvision` or `torchmetrics`, by dotted name.
+
+    Of these packages it is classes of modules, optimizers, schedulers and metrics, the functions of
+    `torch.nn.functional`, `torchvision.models` and `torchvision.ops`, and what mtl exports for configs. What loads
+    files or other packages' pretrained networks isn't in it.
+    """
+    found: dict[str, Any] = {}
+
+    def add(module: str, names: Sequence[str] | None, wanted: Callable[[Any], bool] = lambda _: True) -> None:
+        if module.split(".")[0] == package:
+            there = import_module(module)
+            names = [name for name in dir(there) if not name.startswith("_")] if names is None else names
+            pairs = {f"{module}.{name}": getattr(there, name) for name in names}
+            found.update({name: x for name, x in pairs.items() if name not in _LEFT_OUT and wanted(x)})
+
+    for module in _CLASSES:
+        add(module, None, lambda value: isinstance(value, type) and issubclass(value, _BASES))
+    for module, places in _FUNCTIONS.items():
+        add(module, None, partial(_is_function_of, places))
+    for module, names in _NAMES.items():
+        add(module, names)
+    for module in _EXPORTED if package == "mtl" else ():
+        add(module, import_module(module).__all__)
+    for module in _DEFINED:
+        add(module, None, lambda value, module=module: getattr(value, "__module__", None) == module)  # type: ignore[misc]
+    by_id = {id(value) for value in found.values()}
+    for module in _ALIASES:
+        add(module, None, lambda value: id(value) in by_id)
+    return found
+
+
+@cache
+def _names(package: str) -> dict[str, Any]:
+    """What is listed, also by the names of the modules that define it, such as torch.nn.modules.linear.Linear."""
+    known = listed(package)
+    return {**{f"{x.__module__}.{x.__qualname__}": x for x in known.values() if isinstance(x, type)}, **known}
+
+
+@dataclass(frozen=True)
+class Own:
+    """Where the user's own code is.
+
+    Args:
+        run: the folder of the run, which may be somebody else's.
+        project: the current folder, and that of the program; what lies beside the run in them isn't the user's own.
+        named: folders that the user has named, such as that of --config-dir.
+    """
+
+    run: Path
+    project: Sequence[Path]
+    named: Sequence[Path] = ()
+
+    def has(self, file: str | None) -> bool:
+        """Whether the file is in one of these folders, and not beside the run or in an installed package."""
+        if file is None:
+            return False
+        paths = _both(Path(file))
+        installed = any(not {"site-packages", "dist-packages"}.isdisjoint(path.parts) for path in paths)
+        if installed or not is_users(file):
+            return False
+        if any(_is_in(path, folder) for path in paths for folder in self.named):
+            return True
+        return all(
+            any(_is_in(path, folder) and not self._is_beside(path, folder) for folder in self.project) for path in paths
+        )
+
+    def hints(self, named: Any) -> list[str]:
+        """Those of the folders a checkpoint names that lie in the project, and not beside the run."""
+        folders = (
+            [Path(os.path.abspath(each)) for each in named if isinstance(each, str)] if type(named) is list else []
+        )
+        return [str(f) for f in folders if f.is_dir() and not _is_hidden(f, self.project) and self.has(str(f / "x.py"))]
+
+    def _is_beside(self, path: Path, project: Path) -> bool:
+        """Whether the path lies in that folder of the project that the run lies in, or the project in the run's.
+
+        A run that was downloaded may have come with more files, which lie around it.
+        """
+        for run in _both(self.run):
+            for folder in _both(project):
+                if _is_in(folder, run) or run.parent == folder:
+                    return True
+                if _is_in(run, folder) and _is_in(path, folder / run.relative_to(folder).parts[0]):
+                    return True
+        return False
+
+
+def project() -> list[Path]:
+    """The current folder, unless it is the root of all files or holds the users' folders, and that of the program."""
+    current = Path.cwd()
+    main = sys.modules.get("__main__")
+    program = getattr(main, "__file__", None) if getattr(main, "__spec__", None) is None else None
+    folders = [] if _is_in(Path.home(), current) and Path.home() != current else [current]
+    return [*folders, *([Path(program).resolve().parent] if program else [])]
+
+
+def check(config: Mapping[str, Any], *, own: Own, trust: Trusted) -> None:
+    """Looks over each `_target_` in the config of a run before any of them is built.
+
+    Args:
+        config: of the run's checkpoint, as far as it is to be built.
+        own: where the user's own code is; all in it may be used.
+        trust: modules, or names in modules, that may be used besides those that are listed; true for everything.
+
+    Raises:
+        UserError: for names that are neither listed nor trusted, with the way to trust them.
+    """
+    if trust is True:
+        return
+    names = trusted_names(trust)
+    for where, text in _texts(config):
+        if "${" in text:
+            raise UserError(
+                f"the config of the run '{own.run}' has {text!r} in {where}: runs write values, and no interpolations"
+            )
+    refused: dict[str, str] = {}
+    for where, target in _targets(config):
+        if not _is_allowed(target, where, names, own):
+            refused.setdefault(str(target), where)
+    if refused:
+        raise _refusal(own.run, refused)
+
+
+def _refusal(run: Path, refused: Mapping[str, str]) -> UserError:
+    lines = "".join(f"\n  {where}: {target}" for target, where in refused.items())
+    others = [name for name in refused if _is_plain(name) and name.split(".")[0] not in sys.stdlib_module_names]
+    way = f" If you know this code, allow it by trust=[{','.join(others)}]." if others else ""
+    python = (
+        " A run has no need of Python's own library, by which it can do whatever you can."
+        if len(others) < len(refused)
+        else ""
+    )
+    return UserError(
+        f"the config of the run '{run}' names code that isn't trusted:{lines}\nWithout being asked, a run uses modules "
+        f"of {LISTED}, and code in the current folder or in that of --config-dir that doesn't lie beside the run.{way}"
+        f"{python} trust=true allows whatever the run names"
+    )
+
+
+def trusted_names(trust: Trusted) -> tuple[str, ...]:
+    """The names that `trust` has.
+
+    Raises:
+        UserError: where it is neither true or false nor names.
+    """
+    if trust is None or isinstance(trust, bool):
+        return ()
+    names = (trust,) if isinstance(trust, str) else tuple(trust) if isinstance(trust, list | tuple) else (trust,)
+    for name in names:
+        if not isinstance(name, str) or not _is_plain(name):
+            raise UserError(f"trust: {name!r} is not the name of a module; write trust=[mine.models] or trust=true")
+    return names
+
+
+def loads_nothing(node: Any) -> None:
+    """Takes out of a checked config what would load first values of a model or download data.
+
+    The values are in the checkpoint, and their file may be gone; and a run doesn't decide what is written where.
+    """
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        loads_nothing(value)
+    if not isinstance(node, dict) or "_target_" not in node:
+        return
+    target = find(node["_target_"], "config")
+    home = _home(target)
+    if home.startswith(("mtl.trunks.", "torchvision.models.")):
+        node.update({key: None for key in ("weights", "weights_backbone") if key in node})
+        node.update({key: False for key in ("pretrained", "pretrained_backbone") if key in node})
+    if home.startswith("mtl.data.") and "download" in inspect.signature(target).parameters:
+        node["download"] = False
+
+
+def _is_allowed(target: Any, where: str, names: Sequence[str], own: Own) -> bool:
+    if type(target) is not str or not _is_plain(target):
+        return False
+    for name in names:
+        if _is_below(target, name):
+            package = name.split(".")[0]
+            found = _walked(
+                target,
+                where,
+                imports=lambda module, _, name=name: _is_below(module, name) or _is_below(name, module),  # type: ignore[misc]
+                passes=lambda value, package=package: _home(value).split(".")[0] == package,  # type: ignore[misc]
+            )
+            home = f"{_home(found)}.{getattr(found, '__qualname__', '')}"
+            if found is not None and (target == name or _is_below(home, name)):
+                return True
+    package = target.split(".")[0]
+    if package in PACKAGES:
+        return target in _names(package)
+
+    def passes(value: Any) -> bool:
+        home = sys.modules.get(_home(value))
+        return home is not None and (own.has(getattr(home, "__file__", None)) or _is_namespace(home))
+
+    found = _walked(target, where, imports=lambda _, file: own.has(file), passes=passes)
+    return found is not None and (passes(found) or _is_listed(found))
+
+
+def _walked(
+    target: str, where: str, *, imports: Callable[[str, str | None], bool], passes: Callable[[Any], bool]
+) -> Any | None:
+    """What the name stands for, None where the way there isn't allowed; nothing else is imported to find out.
+
+    Args:
+        target: a dotted name.
+        where: its place in the config.
+        imports: whether the module of that name and file may be imported.
+        passes: whether an attribute of this module or class may be taken.
+
+    Raises:
+        UserError: where there is nothing of this name.
+    """
+    parts = target.split(".")
+    value: Any = None
+    for depth, part in enumerate(parts, start=1):
+        module = ".".join(parts[:depth])
+        if value is not None and not (isinstance(value, ModuleType | type) and passes(value)):
+            return None
+        if value is None or (isinstance(value, ModuleType) and not hasattr(value, part)):
+            try:
+                spec = getattr(sys.modules.get(module), "__spec__", None) or find_spec(module)
+            except (ImportError, AttributeError, ValueError):
+                spec = None
+            if spec is None:
+                return find(target, where)  # which says what isn't there
+            is_folder = spec.origin is None and spec.submodule_search_locations is not None  # importing it runs nothing
+            if not is_folder and not imports(module, spec.origin if spec.has_location else None):
+                return None
+            try:
+                value = import_module(module)
+            except Exception:
+                return find(target, where)  # which says what failed
+        else:
+            value = getattr(value, part)
+    return value
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it is a dotted name, without the attributes by which Python reaches from one module into others."""
+    return name.isascii() and all(part.isidentifier() and not part.startswith("__") for part in name.split("."))
+
+
+def _is_below(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def _is_listed(found: Any) -> bool:
+    package = _home(found).split(".")[0]
+    return package in PACKAGES and any(found is each for each in listed(package).values())
+
+
+def _is_namespace(module: Any) -> bool:
+    return isinstance(module, ModuleType) and getattr(module, "__file__", None) is None and hasattr(module, "__path__")
+
+
+def _both(path: Path) -> tuple[Path, Path]:
+    """The path as it is given, and without links."""
+    return Path(os.path.abspath(path)), path.resolve()
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return Path(os.path.normcase(path)).is_relative_to(os.path.normcase(folder))
+
+
+def _is_hidden(path: Path, folders: Sequence[Path]) -> bool:
+    return any(
+        part.startswith(".") for folder in folders if _is_in(path, folder) for part in path.relative_to(folder).parts
+    )
+
+
+def _home(found: Any) -> str:
+    """The module itself, or the module that defines the class, the function, or what a partial calls."""
+    if isinstance(found, ModuleType):
+        return found.__name__
+    while isinstance(found, partial):
+        found = found.func
+    home = getattr(found, "__module__", None) or getattr(getattr(found, "__self__", None), "__name__", None)
+    return home if isinstance(home, str) else str(type(found).__module__)
+
+
+def _is_function_of(places: Sequence[str], value: Any) -> bool:
+    home = getattr(value, "__module__", None)
+    return (
+        inspect.isroutine(value)
+        and isinstance(home, str)
+        and any(home == place or (place.endswith(".") and home.startswith(place)) for place in places)
+        and not home.startswith("torchvision.models._")
+    )
+
+
+def _targets(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in _children(node):
+        inner = f"{where}.{key}" if where and isinstance(node, Mapping) else f"{where}[{key}]" if where else str(key)
+        if key == "_target_" and isinstance(node, Mapping):
+            yield where or "config", value
+        else:
+            yield from _targets(value, inner)
+
+
+def _texts(node: Any, where: str = "config") -> Iterator[tuple[str, str]]:
+    for key, value in _children(node):
+        yield from ((where, text) for text in (key, value) if isinstance(text, str))
+        yield from _texts(value, f"{where}.{key}")
+
+
+def _children(node: Any) -> list[tuple[Any, Any]]:
+    if isinstance(node, Mapping):
+        return list(node.items())
+    return list(enumerate(node)) if isinstance(node, list | tuple) else []

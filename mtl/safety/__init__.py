@@ -1,0 +1,1 @@
+"""Reading what may come from anybody: regular files, bounded sizes, plain types."""

@@ -1,0 +1,75 @@
+"""Lazy modules, such as `torch.nn.LazyLinear`: parameters whose shapes the first batch gives."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from mtl.batch import Batch
+from mtl.data import Loader, Mix
+from mtl.errors import UserError
+from mtl.model import MultiTaskModel
+from mtl.snapshots import kept_buffers
+from mtl.step.passes import loss_of, objective_of
+from mtl.task import Task
+
+
+def lazy(model: nn.Module) -> list[str]:
+    """The names of the parameters and buffers that have no shape yet."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, value in named if is_lazy(value)]
+
+
+def materialise(model: MultiTaskModel, tasks: Sequence[Task], train: Loader | Mix) -> None:
+    """Takes the training's first batch through a model that has lazy modules; one that has none is left alone.
+
+    The model is in eval mode meanwhile, and buffers stay what they are. First values are drawn as modules are reached:
+    trunk, head, loss, task by task.
+
+    Raises:
+        UserError: where something is lazy afterwards, since the batch doesn't come by.
+    """
+    if not lazy(model):
+        return
+    training = model.training
+    model.eval()
+    with kept_buffers(model):
+        for loader, names in train.parts():
+            batches: Any = loader.batches(1)
+            with closing(batches):  # worker processes end with it
+                batch = next(batches)
+            of_source = [task for task in tasks if names is None or task.name in names]
+            _forward(model, of_source, batch[0] if isinstance(batch, list) else batch)
+    model.train(training)
+    if left := lazy(model):
+        raise UserError(
+            f"{', '.join(left)} {'has' if len(left) == 1 else 'have'} no shape after a batch went through the model in "
+            "eval mode; give these modules their sizes in place of lazy ones"
+        )
+
+
+def check_not_lazy(model: nn.Module) -> None:
+    """Raises a UserError for a model that has lazy modules still: an optimizer of these would have nothing to move."""
+    if left := lazy(model):
+        raise UserError(
+            f"the model has lazy modules, whose shapes the first batch gives: {', '.join(left)}. Before optimizer and "
+            "step are made, take a batch through it: model.eval()(batch), then model.train()"
+        )
+
+
+@torch.no_grad()
+def _forward(model: MultiTaskModel, tasks: Sequence[Task], batch: Batch) -> None:
+    features = None
+    for task in tasks:
+        if task.objective is not None:
+            with torch.enable_grad():  # it may differentiate by itself
+                objective_of(model, task, batch)
+            continue
+        if features is None or not model.shares_trunk:
+            features = model.features(batch, task.name)
+        prediction = model.predict(task.name, features)
+        if task.name in model.losses and lazy(model.losses[task.name]):
+            loss_of(task, prediction, batch)

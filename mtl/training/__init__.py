@@ -1,0 +1,1 @@
+"""The training loop, with validation, metrics and checkpoints."""

@@ -1,0 +1,138 @@
+"""What the logs show beside numbers, at intervals: the tasks' cosines, some predictions, histograms if asked for."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, Subset
+
+from mtl.batch import Batch
+from mtl.data import Drawn, Fields, Loader, Mix
+from mtl.errors import FOREIGN, told
+from mtl.loggers import pictures
+from mtl.outputs import at_least_single
+from mtl.step.passes import look
+from mtl.step.precision import Autocast
+from mtl.task import Task
+from mtl.training.predictions import SHOWN, show
+
+if TYPE_CHECKING:
+    from mtl.model import MultiTaskModel
+    from mtl.training.trainer import Trainer
+
+COUNTED = 256  # samples where there is no image
+
+
+class Gallery:
+    """Called with the trainer after each epoch, it gives pictures and histograms to those loggers that take them.
+
+    Args:
+        loader: of the samples whose predictions are shown, some of them; None for none.
+        pictures_every: epochs from one set of pictures to the next; the last epoch, whatever makes it the last, has one
+            too. None for none.
+        histograms_every: the same of histograms of all parameters and their gradients.
+        facts: what is known of the data: names of classes.
+    """
+
+    def __init__(
+        self,
+        loader: Loader | Mix | None,
+        *,
+        pictures_every: int | None,
+        histograms_every: int | None,
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.loader = loader
+        self.pictures_every = pictures_every
+        self.histograms_every = histograms_every
+        self.facts = facts
+
+    def __call__(self, trainer: "Trainer") -> None:
+        """Shows what is due."""
+        if _due(trainer, self.pictures_every) and trainer.loggers.takes("picture"):
+            try:
+                found = self.pictures(trainer)
+            except FOREIGN as error:  # odd data; training is worth more than its pictures
+                trainer.tell(f"warning  no more pictures: {told(error)}")
+                self.pictures_every = None
+                return
+            for tag, picture in found.items():
+                trainer.loggers.show("picture", tag, trainer.global_step, picture)
+        if _due(trainer, self.histograms_every) and trainer.loggers.takes("histogram"):
+            for name, parameter in trainer.step.parameters.items():
+                trainer.loggers.show("histogram", f"parameter/{name}", trainer.global_step, parameter.detach())
+                gradient = parameter.grad
+                if gradient is not None:
+                    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+                    trainer.loggers.show("histogram", f"gradient/{name}", trainer.global_step, values)
+
+    def pictures(self, trainer: "Trainer") -> dict[str, pictures.Picture]:
+        """By tag: `cosine/matrix`, the mean since the interval's last pictures, and `prediction/{task}`."""
+        found = {}
+        names = [task.name for task in trainer.step.tasks]
+        every = self.pictures_every or 1
+        since = (trainer.epoch - 1) // every * every  # the same in a run that ended before and goes on
+        cosines = {pair: fmean(values) for pair, values in trainer.readings.cosines(since).items()}
+        if cosines:
+            found["cosine/matrix"] = pictures.cosine_matrix(names, cosines)
+        for loader, which in self.loader.parts() if self.loader is not None else []:
+            tasks = [task for task in trainer.step.tasks if which is None or task.name in which]
+            tasks = [task for task in tasks if task.objective is None]
+            if tasks:
+                batch = some_samples(loader, SHOWN)
+                image = image_of(trainer.step.model, batch)
+                if image is None:
+                    batch = some_samples(loader, COUNTED)
+                predictions = predict(trainer.step.model, tasks, batch, trainer.step.autocast)
+                for task in tasks:
+                    picture = show(task, predictions[task.name], batch, image, class_names(self.facts, task.target))
+                    if picture is not None:
+                        found[f"prediction/{task.name}"] = picture
+        return found
+
+
+def _due(trainer: "Trainer", every: int | None) -> bool:
+    return every is not None and (trainer.epoch % every == 0 or not trainer.goes_on)
+
+
+def some_samples(loader: Loader, count: int) -> Batch:
+    """A batch of some of the data set's samples, evenly spaced, or an iterable one's first; loaded in this process."""
+    dataset: Any = loader.dataset
+    if not isinstance(dataset, IterableDataset | Drawn):
+        indices = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long()
+        dataset = (
+            Fields(dataset.take(indices.to(loader.device)))
+            if isinstance(dataset, Fields)
+            else Subset(dataset, indices.tolist())
+        )
+    few = Loader(dataset, batch_size=count, seed=loader.seed, device=loader.device, collate=loader.collate)
+    return next(few.batches())
+
+
+def predict(model: "MultiTaskModel", tasks: Sequence[Task], batch: Batch, autocast: Autocast) -> dict[str, Any]:
+    """Each task's predictions, in float32 at least, in eval mode; the model's mode is afterwards what it was."""
+    training = model.training
+    model.eval()
+    try:
+        (found,) = look(model, [(tasks, batch)], autocast, take=lambda task, prediction, batch: prediction)
+    finally:
+        model.train(training)
+    return {task.name: at_least_single(prediction) for task, prediction in zip(tasks, found, strict=True)}
+
+
+def image_of(model: "MultiTaskModel", batch: Batch) -> Tensor | None:
+    """The first of the model's inputs that looks like images, (N, 1 or 3, H, W)."""
+    inputs = (batch.get(name) for name in model.inputs)
+    return next((x for x in inputs if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] in (1, 3)), None)
+
+
+def class_names(facts: Mapping[str, Any], target: str) -> Sequence[str] | None:
+    """What the data's facts, or those of one of its sources, call the target's classes."""
+    for known in (facts, *facts.values()):
+        targets = known.get("targets") if isinstance(known, Mapping) else None
+        names = targets.get(target, {}).get("vocabulary") if isinstance(targets, Mapping) else None
+        if names:
+            return [str(name) for name in names]
+    return None

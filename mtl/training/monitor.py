@@ -1,0 +1,99 @@
+"""The one figure that decides which checkpoint is best, when to stop, and what a sweep gets back."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mtl.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from mtl.training.validation import Figures, Kind
+
+
+class Monitor:
+    """The mean of some of the validation's figures.
+
+    Args:
+        terms: from `task/metric` to `max` or `min`, or to {mode: max or min, scale: what one unit of it is}. None
+            stands for the first figure of each task.
+        kinds: what can be monitored.
+
+    Attributes:
+        mode: whether up (`max`) or down (`min`) is better. Where the terms have scales it is `max`, and those of
+            which less is better count negatively.
+
+    Raises:
+        UserError: for an unknown figure, a wrong mode or scale, or figures of unlike units without scales.
+    """
+
+    def __init__(self, terms: Mapping[str, Any] | None, kinds: "Mapping[str, Kind]") -> None:
+        if terms is None:
+            self._where = "trainer.monitor is null, which means the mean of the tasks' main metrics, but"
+            mains: dict[str, str] = {}
+            for name in kinds:
+                mains.setdefault(name.split("/")[0], name)
+            modes = {name: kinds[name].mode for name in mains.values()}
+            scales: dict[str, float] = {}
+        else:
+            self._where = "trainer.monitor:"
+            modes = {name: term.get("mode") if isinstance(term, Mapping) else term for name, term in terms.items()}
+            scales = {n: term["scale"] for n, term in terms.items() if isinstance(term, Mapping) and "scale" in term}
+        self._look_over(modes, scales, kinds)
+        self.mode = "max" if scales else str(next(iter(modes.values())))
+        self.factors = {n: (1 if mode == self.mode else -1) / scales.get(n, 1) for n, mode in modes.items()}
+        self._scales = scales
+
+    def __call__(self, figures: "Figures") -> float:
+        """The monitored value."""
+        values = [figures[task][metric] for task, metric in (name.split("/", 1) for name in self.factors)]
+        return sum(f * v for f, v in zip(self.factors.values(), values, strict=True)) / len(values)
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether `value` is better than the best so far; NaN never is."""
+        if math.isnan(value):
+            return False
+        return best is None or math.isnan(best) or (value > best if self.mode == "max" else value < best)
+
+    def terms(self, figures: "Figures") -> str:
+        """How its value comes from the figures, such as (0.9 / 0.1 - 0.3 / 0.05) / 2; empty where there are no scales.
+
+        A figure is written with all the digits that it takes to get the value.
+        """
+        if not self._scales:
+            return ""
+        text = ""
+        for name, factor in self.factors.items():
+            task, metric = name.split("/", 1)
+            sign = ("" if factor > 0 else "-") if not text else " + " if factor > 0 else " - "
+            text += f"{sign}{figures[task][metric]:.6g} / {self._scales[name]:g}"
+        return f"({text}) / {len(self.factors)}" if len(self.factors) > 1 else text
+
+    def __str__(self) -> str:
+        """What it is the mean of, with signs and scales, and which way is better."""
+        named = [
+            f"{'-' * (factor < 0)}{name}" + (f" / {self._scales[name]:g}" if self._scales else "")
+            for name, factor in self.factors.items()
+        ]
+        return f"{'mean of ' * (len(named) > 1)}{', '.join(named)} ({self.mode})"
+
+    def _look_over(
+        self, modes: Mapping[str, str | None], scales: Mapping[str, float], kinds: "Mapping[str, Kind]"
+    ) -> None:
+        if not modes:
+            raise UserError("trainer.monitor: name at least one of " + ", ".join(kinds))
+        for name, mode in modes.items():
+            if name not in kinds:
+                raise UserError(f"trainer.monitor: nothing is measured as '{name}'" + suggest(name, kinds))
+            if mode not in ("max", "min"):
+                raise UserError(f"{self._where} '{name}' needs a mode, max or min; it has {mode!r}")
+        for name, scale in scales.items():
+            if type(scale) not in (int, float) or not 0 < scale < math.inf:
+                raise UserError(f"trainer.monitor: the scale of '{name}' is {scale!r}; it must be a number above 0")
+        if len(scales) == len(modes):
+            return
+        if scales or len({(mode, kinds[name].unit) for name, mode in modes.items()}) > 1:
+            example = ", ".join(f"{name}: {{mode: {mode}, scale: 1.0}}" for name, mode in modes.items())
+            raise UserError(
+                f"{self._where} {', '.join(modes)} have unlike units, so their mean means nothing. Say with a scale "
+                f"what change of each counts alike: 'trainer.monitor={{{example}}}'"
+            )

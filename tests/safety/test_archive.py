@@ -1,0 +1,324 @@
+"""Checkpoints from somebody else: bombs, claims of more than there is, and files under another's name."""
+
+import io
+import pickle
+import resource
+import shutil
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hostile import at_most
+
+import mtl
+from mtl.safety import archive
+from mtl.training import checkpoint
+
+STATE: dict[str, Any] = {"format": checkpoint.FORMAT, "model": {"w": torch.arange(1000.0)}, "config": {"seed": 0}}
+
+
+def saved(state: Any) -> dict[str, bytes]:
+    """What is in the archive that torch makes of the state."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with zipfile.ZipFile(buffer) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+def zipped(path: Path, members: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", how) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+
+
+def pickled(path: Path, content: bytes, **more: bytes) -> None:
+    """A checkpoint whose pickle is this."""
+    members = saved(STATE) | {"archive/data.pkl": content} | {f"archive/{name}": each for name, each in more.items()}
+    zipped(path, members)
+
+
+def deflated(path: Path) -> None:
+    zipped(path, saved({**STATE, "model": {"w": torch.zeros(2**26)}}), zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 1_300_000  # of 256 MB
+
+
+def overlapping(path: Path) -> None:
+    """Two hundred names for the same bytes."""
+    zipped(path, saved(STATE) | {"archive/data/1": b"0" * 10_000})
+    content = bytearray(path.read_bytes())
+    entry = content[(start := content.rindex(b"PK\x01\x02")) :]
+    entry = entry[: entry.index(b"PK\x05\x06")]
+    end = content.index(b"PK\x05\x06")
+    many = b"".join(entry.replace(b"data/1", f"dat{n:03}".encode()) for n in range(200))
+    count = struct.unpack_from("<H", content, end + 8)[0] + 200
+    directory = struct.unpack_from("<L", content, end + 12)[0] + len(many)
+    struct.pack_into("<HHL", content, end + 8, count, count, directory)
+    path.write_bytes(content[:end] + many + content[end:])
+    assert start < end
+
+
+def of_one_more(path: Path, numel: int = 2**20, key: str = "0") -> None:
+    """Its storage claims more numbers than are in the file, which torch would read from beyond the memory."""
+    members = saved(STATE)
+    claimed = members["archive/data.pkl"].replace(b"M\xe8\x03tq", b"J" + struct.pack("<i", numel) + b"tq", 1)
+    assert claimed != members["archive/data.pkl"]
+    zipped(
+        path,
+        members
+        | {"archive/data.pkl": claimed.replace(b"\x01\x00\x00\x000q", b"\x01\x00\x00\x00" + key.encode() + b"q")},
+    )
+
+
+def expanded(path: Path) -> None:
+    torch.save({**STATE, "model": {"w": torch.zeros(1).expand(10**6, 10**6)}}, path)
+
+
+def meta(path: Path) -> None:
+    torch.save({**STATE, "model": {"w": torch.zeros(3, device="meta")}}, path)
+
+
+def doubling(path: Path) -> None:
+    """A list of a list of a list, …, each twice: 2^60 values."""
+    value: Any = "x"
+    for _ in range(60):
+        value = [value, value]
+    torch.save({**STATE, "config": value}, path)
+
+
+def deep(path: Path) -> None:
+    pickled(path, b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".")
+
+
+def deep_config(path: Path) -> None:
+    inner = b"]" * 5000 + b"a" * 4999
+    pickled(
+        path,
+        b"\x80\x02}(X\x06\x00\x00\x00formatK" + bytes([checkpoint.FORMAT]) + b"X\x06\x00\x00\x00config" + inner + b"u.",
+    )
+
+
+def itself(path: Path) -> None:
+    value: list[Any] = []
+    value.append(value)
+    torch.save({**STATE, "config": value}, path)
+
+
+def calling(what: str, argument: bytes) -> Callable[[Path], None]:
+    module, name = what.rsplit(".", 1)
+    content = b"\x80\x02c" + f"{module}\n{name}\n".encode() + argument + b"\x85R."
+    make = lambda path: pickled(path, content)  # noqa: E731
+    make.__name__ = what
+    return make
+
+
+def bytearray8(path: Path) -> None:
+    """An instruction that sets memory aside for as much as it says."""
+    pickled(path, b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".")
+
+
+def long_memo(path: Path) -> None:
+    pickled(path, b"\x80\x02Nr\xff\xff\xff\x7f.")
+
+
+def code(path: Path) -> None:
+    pickled(path, pickle.dumps(Bomb(), protocol=2))
+
+
+class Bomb:
+    def __reduce__(self) -> tuple:
+        return Path.touch, (Path("canary"),)
+
+
+def many_instructions(path: Path) -> None:
+    pickled(path, b"\x80\x02" + b"}" * 300_000_000 + b".")
+
+
+def nothing_in_it(path: Path) -> None:
+    zipped(path, {})
+
+
+def no_pickle(path: Path) -> None:
+    zipped(path, {"archive/version": b"3"})
+
+
+def twice(path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path, "w") as file:
+        for name, content in [*saved(STATE).items(), ("archive/data.pkl", b"\x80\x02}.")]:
+            file.writestr(name, content)
+
+
+def with_a_comment(path: Path) -> None:
+    zipped(path, saved(STATE))
+    with zipfile.ZipFile(path, "a") as file:
+        file.comment = b"x" * 30
+
+
+def with_another_directory(path: Path) -> None:
+    """An empty one behind the first: readers of archives may take either."""
+    with_a_comment(path)
+    path.write_bytes(path.read_bytes()[:-30] + b"x" * 8 + b"PK\x05\x06" + b"\0" * 18)
+
+
+def larger_than_memory(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**43)
+
+
+def of_another_size(path: Path) -> None:
+    """The kind of a storage is told that its elements take no byte."""
+    members = saved(STATE)
+    kind = b"ctorch\nFloatStorage\n"
+    assert kind in members["archive/data.pkl"]
+    told = (
+        members["archive/data.pkl"]
+        .replace(kind, kind + b"}X\x04\x00\x00\x00sizeK\x00sb")
+        .replace(b"M\xe8\x03", b"M\xff\xff")
+    )
+    zipped(path, members | {"archive/data.pkl": told})
+
+
+HUGE = b"\x8a\x08" + struct.pack("<q", 2**45)
+BOMBS = {
+    deflated: "data.pkl in it is compressed",
+    overlapping: "its parts take more bytes than it has",
+    of_one_more: "a tensor in it is of 4,194,304 bytes, of which there are 4,000",
+    of_another_size: "a tensor in it is of 262,140 bytes, of which there are 4,000",
+    expanded: "holds tensors of far more numbers than it has bytes",
+    meta: "it asks for torch._utils._rebuild_meta_tensor_no_storage",
+    doubling: "values",
+    deep: "has format None",
+    deep_config: "is nested more than 100 levels deep",
+    itself: "is nested more than 100 levels deep",
+    calling("builtins.bytearray", HUGE): "it asks for builtins.bytearray",
+    calling("torch.Tensor", HUGE): "it asks for torch.Tensor",
+    calling("torch.FloatTensor", HUGE): "it asks for torch.FloatTensor",
+    calling("os.system", b"X\x0c\x00\x00\x00touch canary"): "it asks for os.system",
+    bytearray8: "there is no 150 in it, or none is known",
+    long_memo: "has format None",
+    code: "it asks for",
+    nothing_in_it: "there is nothing in it",
+    with_another_directory: "there is nothing in it",
+    no_pickle: "there is no archive/data.pkl in it",
+    twice: "data.pkl is in it twice",
+    with_a_comment: "its parts take more bytes than it has",
+    larger_than_memory: "is of 8,796,093,022,208 bytes, more than this machine's memory",
+}
+
+
+@pytest.fixture
+def little_memory() -> Any:
+    """No more than 3 GB beyond what is taken."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 3 * 2**30, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much memory is taken isn't known here")
+@pytest.mark.parametrize("make", [pytest.param(make, id=make.__name__) for make in BOMBS])
+def test_bombs(here: Path, little_memory: None, make: Callable[[Path], None]) -> None:
+    path = here / "checkpoints/last.pt"
+    path.parent.mkdir()
+    make(path)
+    with at_most(), pytest.raises(mtl.UserError) as raised:
+        checkpoint.load(path)
+    assert f"the checkpoint {path} " in str(raised.value)
+    assert BOMBS[make] in str(raised.value)
+    if "values" not in BOMBS[make] and "nested" not in BOMBS[make] and "far more" not in BOMBS[make]:
+        with at_most(), pytest.raises(mtl.UserError):
+            archive.check_newest(path.parent)  # without torch
+    assert not Path("canary").exists()
+
+
+def test_a_storage_that_is_not_there_or_of_another_folder(here: Path) -> None:
+    for key in ("9", "/"):
+        of_one_more(here / "last.pt", 1000, key)
+        with pytest.raises(mtl.UserError, match=rf"there is no archive/data/{key} in it"):
+            checkpoint.load(here / "last.pt")
+    of_one_more(here / "last.pt", -1)
+    with pytest.raises(mtl.UserError, match="a tensor in it is of -4 bytes"):
+        checkpoint.load(here / "last.pt")
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_what_states_are_made_of_is_read(here: Path) -> None:
+    """All kinds of values and tensors that a state may hold, tied and empty ones too."""
+    from test_resume import assert_same
+
+    tied = torch.randn(3, 4)
+    numbers = {str(kind): torch.ones(2, 3).to(kind) for kind in (torch.float16, torch.bfloat16, torch.int8, torch.bool)}
+    numbers |= {str(kind): torch.ones(2).to(kind) for kind in (torch.uint16, torch.complex64, torch.float8_e5m2)}
+    state = {
+        "numbers": numbers,
+        "views": [tied, tied.T, tied[1:], torch.zeros(0), torch.tensor(3.0), torch.ones(1).expand(5)],
+        "sparse": torch.eye(3).to_sparse(),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "plain": [None, True, -1, 2**40, 2**70, 0.5, float("nan"), "é\ud800", b"bytes", (1, (2,)), {1: {}}, {"x"}, 1j],
+        "kinds": [torch.float32, torch.Size([2, 3]), torch.device("cpu")],
+        "module": torch.nn.BatchNorm1d(2).state_dict(),
+        "long": [{"name": f"n{n}", "values": [n, n + 1]} for n in range(2000)],
+    }
+    checkpoint.save(here / "last.pt", state)
+    loaded = checkpoint.load(here / "last.pt")
+    assert torch.equal(loaded["sparse"].to_dense(), torch.eye(3))
+    for key in ("numbers", "views", "parameter", "kinds", "module", "long"):
+        assert_same(loaded[key], state[key], key)
+    assert repr(loaded["plain"]) == repr(state["plain"])
+
+
+@pytest.fixture
+def two(here: Path) -> Path:
+    """The folder of a best and two last checkpoints."""
+    folder = here / "checkpoints"
+    checkpoint.save(folder / "best.pt", {"number": 0})
+    for number in (1, 2):
+        checkpoint.save(folder / "last.pt", {"number": number}, keep=2)
+    return folder
+
+
+@pytest.mark.parametrize("manifest", ["whole", "gone", "of another format"])
+def test_files_that_were_exchanged(two: Path, manifest: str) -> None:
+    if manifest == "gone":
+        (two / "manifest.json").unlink()
+    elif manifest == "of another format":
+        (two / "manifest.json").write_text('{"sha256": []}')
+    assert [checkpoint.load(two / f"{name}.pt")["number"] for name in ("best", "last", "last-1")] == [0, 2, 1]
+    (two / "best.pt").rename(two / "kept.pt")
+    (two / "last.pt").rename(two / "best.pt")
+    (two / "kept.pt").rename(two / "last.pt")
+    for path, saved_as in (("best", "last"), ("last", "best")):
+        with pytest.raises(mtl.UserError) as raised:
+            checkpoint.load(two / f"{path}.pt")
+        wanted = f"the checkpoint {two / path}.pt was saved as {saved_as}.pt: files were exchanged, or one was renamed"
+        assert wanted in str(raised.value)
+    told: list[str] = []
+    assert checkpoint.newest(two, told.append)["number"] == 1  # the one before steps in
+    assert "was saved as best.pt" in told[0]
+
+
+def test_a_file_that_was_renamed_or_copied_by_hand(two: Path, here: Path) -> None:
+    shutil.copy(two / "best.pt", two / "epoch5.pt")
+    shutil.copy(two / "best.pt", here / "model.pt")
+    shutil.copy(two / "last-1.pt", two / "last-7.pt")
+    (here / "other").mkdir()
+    shutil.copy(two / "best.pt", here / "other/best.pt")
+    for path in (two / "epoch5.pt", here / "model.pt"):
+        with pytest.raises(
+            mtl.UserError, match=rf"{path.name} was saved as best\.pt: .*; give it that name, in another"
+        ):
+            checkpoint.load(path)
+    assert checkpoint.load(here / "other/best.pt")["number"] == 0
+    assert checkpoint.load(two / "last-7.pt")["number"] == 1  # older ones have names of that kind
+
+
+def test_files_of_before_names_were_saved_are_read(here: Path) -> None:
+    torch.save({"format": checkpoint.FORMAT, "number": 1}, here / "best.pt")
+    assert checkpoint.load(here / "best.pt")["number"] == 1
+    (here / "best.pt").rename(here / "any.pt")
+    assert checkpoint.load(here / "any.pt")["number"] == 1
