@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     from mtl.model import MultiTaskModel
     from mtl.runs.loading import load
     from mtl.schedule import Schedule
-    from mtl.step import Step, StepResult
+    from mtl.step import Gradients, Step, StepResult, Update
     from mtl.task import Task
 
 __all__ = [
+    "Gradients",
     "MultiTaskModel",
     "Schedule",
     "Step",
     "StepResult",
     "Task",
+    "Update",
     "UserError",
     "architectures",
     "balancers",
@@ -36,8 +38,10 @@ __version__ = "0.1.0"
 _WHERE = {
     "MultiTaskModel": "mtl.model",
     "Schedule": "mtl.schedule",
-    "Step": "mtl.step.step",
-    "StepResult": "mtl.step.step",
+    "Gradients": "mtl.step",
+    "Step": "mtl.step",
+    "StepResult": "mtl.step",
+    "Update": "mtl.step",
     "Task": "mtl.task",
     "UserError": "mtl.errors",
     "load": "mtl.runs.loading",
@@ -50,3 +54,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return import_module(f"mtl.{name}")
     raise AttributeError(f"module 'mtl' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -118,9 +118,10 @@ def look(problem: "Built", batch: Any, pictures: "Pictures") -> "tuple[Walk, Map
 
 def live(problem: "Built", batch: Any) -> "tuple[dict[str, Life], dict[str, UserError]]":
     """The life of one step of the config by each kind of passes, and by kind why there is none."""
+    from mtl.choices import PASSES
     from mtl.config.training import build_step
     from mtl.graphs import Life, backward, living_anyway
-    from mtl.step.passes import PASSES, choose
+    from mtl.step.passes import choose
 
     config, model = problem.config, problem.model
     lives: dict[str, Life] = {}

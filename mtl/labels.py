@@ -28,7 +28,9 @@ def target_of(task: Task, batch: Batch) -> Any:
     Raises:
         UserError: for a target that isn't in the batch.
     """
-    target = field(batch, task.target, f"task '{task.name}': target")
+    if task.target not in batch:
+        field(batch, task.target, f"task '{task.name}': target")  # which raises the error
+    target = batch[task.target]
     if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
         return target
     return target if target.dtype == torch.bool and not isinstance(task.loss, CLASS_NUMBERS) else target.long()
@@ -210,7 +212,7 @@ def shares(tasks: Sequence[Task], parts: Sequence[Batch], members: Sequence[Sequ
     rows = [[next(read) if isinstance(value, Tensor) else float(value) for value in row] for row in counted]
     totals = [sum(column) for column in zip(*rows, strict=True)]
     found = [[value / total if total else 0.0 for value, total in zip(row, totals, strict=True)] for row in rows]
-    # A loss that is taken of the whole batch counts fully in each of its parts, see accumulation.py.
+    # A loss that is taken of the whole batch counts fully in each of its parts, see step/whole_batch.py.
     return [[float(x > 0) if task.whole_batch else x for task, x in zip(tasks, row, strict=True)] for row in found]
 
 

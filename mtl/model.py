@@ -18,16 +18,21 @@ class MultiTaskModel(nn.Module):
     The heads are `model.heads[task.name]`; losses and objectives that are modules are `model.losses[task.name]`, so
     that their buffers and parameters move, train and are saved with the model.
 
+    Another architecture is a subclass that overrides `shared`, `features`, `predict` and `own_part`. What runs
+    identically for every task is in `features`. A task's own part, such as gates, masks or a trunk of its own, is in
+    `predict`, which goes from the features to the prediction. Passes, balancers and micro-batches rely on nothing else.
+
     Args:
         trunk: called with the input fields in order; gives the features, a tensor or a nest of tensors.
         tasks: at least one, names distinct.
         inputs: the batch's fields that the trunk is given.
 
+    Attributes:
+        frozen_until: from the names of parameters that are frozen for now to the optimizer steps until which they are.
+
     Raises:
         UserError: without tasks or inputs, or with two tasks of one name.
     """
-
-    shares_trunk = True  # every task's features come out of the same forward pass
 
     def __init__(self, trunk: nn.Module, tasks: Sequence[Task], *, inputs: Sequence[str]) -> None:
         super().__init__()
@@ -45,17 +50,28 @@ class MultiTaskModel(nn.Module):
         self.inputs = tuple(inputs)
         self.facts: dict[str, Any] = {}  # what is known of the data that a loaded model was trained on
         self._frozen: list[nn.Module] = []
-        self._thaws: dict[str, int] = {}  # from frozen parameters' names to the steps until which they are
+        self.frozen_until: dict[str, int] = {}
 
-    def features(self, batch: Batch, task: str) -> Any:
-        """What the trunk makes of the batch's input fields, for this task.
+    @property
+    def shared(self) -> nn.Module | None:
+        """The module that `features` calls, the same for every task; None where the tasks share none."""
+        return self.trunk
+
+    def features(self, batch: Batch) -> Any:
+        """What is computed once for all tasks: the trunk's output for the batch's input fields.
 
         Raises:
             UserError: for an input that isn't in the batch, or one that the trunk can't take.
         """
-        inputs = self._inputs_of(batch)
+        return self._encode(self.trunk, self._inputs_of(batch))
+
+    def own_part(self, task: str) -> nn.Module:
+        """The first module that `predict` calls: where a task's own part of the forward pass begins."""
+        return self.heads[task]
+
+    def _encode(self, trunk: nn.Module, inputs: Sequence[Any]) -> Any:
         try:
-            return self.trunk_of(task)(*inputs)
+            return trunk(*inputs)
         except UserError:
             raise
         except FOREIGN as error:
@@ -65,10 +81,6 @@ class MultiTaskModel(nn.Module):
                 f"the trunk can't take its inputs {', '.join(self.inputs)}, {describe(inputs)}: {told(error)}. "
                 f"Look at model.trunk and model.inputs{_one_sample(error)}"
             ) from error
-
-    def trunk_of(self, task: str) -> nn.Module:
-        """The module between the inputs and the task's head."""
-        return self.trunk
 
     def predict(self, task: str, features: Any) -> Any:
         """The task's prediction from the features.
@@ -95,13 +107,8 @@ class MultiTaskModel(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Any]:
         """Every task's prediction, by name, from a batch that has the input fields."""
-        predictions = {}
-        features = None
-        for task in self.heads:
-            if features is None or not self.shares_trunk:
-                features = self.features(batch, task)
-            predictions[task] = self.predict(task, features)
-        return predictions
+        features = self.features(batch)
+        return {task: self.predict(task, features) for task in self.heads}
 
     def freeze(self, patterns: Iterable[str], *, until: int | None = None) -> list[str]:
         """Takes parameters out of the training; gives the names of those that were frozen.
@@ -120,33 +127,23 @@ class MultiTaskModel(nn.Module):
         parameters = dict(self.named_parameters())
         for name in names:
             if until is None:
-                self._thaws.pop(name, None)  # for good
-            elif parameters[name].requires_grad or name in self._thaws:
-                self._thaws[name] = max(until, self._thaws.get(name, 0))
+                self.frozen_until.pop(name, None)  # for good
+            elif parameters[name].requires_grad or name in self.frozen_until:
+                self.frozen_until[name] = max(until, self.frozen_until.get(name, 0))
             parameters[name].requires_grad = False  # as a lazy one lets it be done
         self._keep_in_eval_mode()
         return names
 
     def thaw(self, step: int) -> None:
         """Takes those parameters into the training that were frozen until so many optimizer steps had been taken."""
-        due = [name for name, until in self._thaws.items() if until <= step]
+        due = [name for name, until in self.frozen_until.items() if until <= step]
         if not due:
             return
         parameters = dict(self.named_parameters())
         for name in due:
-            del self._thaws[name]
+            del self.frozen_until[name]
             parameters[name].requires_grad_(True)
         self._keep_in_eval_mode()
-
-    @property
-    def thaws(self) -> bool:
-        """Whether parameters are frozen that won't stay so."""
-        return bool(self._thaws)
-
-    @property
-    def frozen_until(self) -> dict[str, int]:
-        """From such parameters' names to the optimizer steps until which they are frozen."""
-        return dict(self._thaws)
 
     def _keep_in_eval_mode(self) -> None:
         self._frozen = [
@@ -166,7 +163,10 @@ class MultiTaskModel(nn.Module):
         return self
 
     def _inputs_of(self, batch: Batch) -> list[Any]:
-        return [field(batch, name, "model.inputs:") for name in self.inputs]
+        missing = [name for name in self.inputs if name not in batch]
+        if missing:
+            field(batch, missing[0], "model.inputs:")  # which raises the error
+        return [batch[name] for name in self.inputs]
 
 
 _IN_PLACE = (

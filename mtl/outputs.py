@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from mtl.choices import OUTPUTS
 from mtl.errors import UserError
 
 if TYPE_CHECKING:
     from mtl.task import Task
 
-OUTPUTS = ("logits", "multilabel_logits", "probabilities", "values", "log_values")
 _SIGN = torch.iinfo(torch.int64).min
 
 

@@ -2,9 +2,8 @@
 
 import math
 
+from mtl.choices import SHAPES
 from mtl.errors import UserError
-
-SHAPES = ("linear", "cosine")
 
 
 class Schedule:

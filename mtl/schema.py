@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from mtl.choices import INTERVALS, MEAN_OVER, ON_NONFINITE, OUTPUTS, PASSES, PRECISIONS, SOURCES, TAILS
 from mtl.errors import UserError, first_line, suggest
 
 VARIABLE = "a variable of one's own goes below vars"
@@ -70,9 +71,9 @@ SCHEMA: dict[str, Check] = {
     "threads": (lambda v: type(v) is int and 1 <= v <= 1024, "a whole number from 1 to 1024"),
     "deterministic": _FLAG,
     "device": _DEVICE,
-    "precision": _one_of("fp32", "bf16", "fp16"),
-    "on_nonfinite": _one_of("error", "skip_task", "skip_step"),
-    "passes": _one_of("joint", "sequential", "shared", "auto"),
+    "precision": _one_of(*PRECISIONS),
+    "on_nonfinite": _one_of(*ON_NONFINITE),
+    "passes": _one_of(*PASSES, "auto"),
     "tasks": _MAPPING,
     "only": _NAMES,
     "vars": _MAPPING,
@@ -109,7 +110,7 @@ SCHEMA: dict[str, Check] = {
     ),
     "balancer": _NODE,
     "gradients": _MAPPING,
-    "gradients.source": _one_of("auto", "rows", "layerwise", "representation"),
+    "gradients.source": _one_of(*SOURCES),
     "gradients.every": _whole(1),
     "optimizer": _NODE,
     "optimizer.lr": _or_null(_number(0)),
@@ -119,14 +120,14 @@ SCHEMA: dict[str, Check] = {
         "a mapping with a _target_ and `after`, a whole number of steps of at least 1, or null",
     ),
     "scheduler": _or_null(_NODE),
-    "scheduler.interval": _one_of("step", "epoch"),
+    "scheduler.interval": _one_of(*INTERVALS),
     "trainer": _MAPPING,
     "trainer.max_epochs": _whole(1),
     "trainer.clip_norm": _or_null(_number(0, above=True)),
     "trainer.clip_shared_norm": _or_null(_number(0, above=True)),
     "trainer.micro_batch_size": _or_null(_whole(1)),
     "trainer.num_micro_batches": _or_null(_whole(1)),
-    "trainer.tail": _one_of("keep", "drop"),
+    "trainer.tail": _one_of(*TAILS),
     "trainer.patience": _or_null(_whole(1)),
     "trainer.monitor": _or_null(_MAPPING),
     "logger": _NODES,
@@ -143,8 +144,8 @@ TASK: dict[str, Check] = {
     "mask": _or_null(_TEXT),
     "source": _or_null(_TEXT),
     "missing": (lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
-    "output": _or_null(_one_of("logits", "multilabel_logits", "probabilities", "values", "log_values")),
-    "mean_over": _or_null(_one_of("samples", "elements", "positions")),
+    "output": _or_null(_one_of(*OUTPUTS)),
+    "mean_over": _or_null(_one_of(*MEAN_OVER)),
     "whole_batch": _FLAG,
 }
 OPTIONAL = {

@@ -1,31 +1,102 @@
-"""Buffers, such as batch norm's statistics, kept as they were while a pass is made once more."""
+"""Saving and restoring what a pass changes besides gradients: random state, buffers, and the state of other objects."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 
 class Buffers:
-    """The values of all of a module's buffers, to be put back."""
+    """The values of all buffers of a module, such as the running statistics of batch norm.
+
+    Args:
+        module: whose buffers are copied.
+    """
 
     def __init__(self, module: nn.Module) -> None:
-        # By owner and name: a forward pass may put another tensor in a buffer's place.
+        # By owner and name, since a forward pass may put another tensor in a buffer's place.
         owned = [(m, name, b) for m in module.modules() for name, b in m.named_buffers(recurse=False)]
-        self._kept = [(m, name, buffer, buffer.clone()) for m, name, buffer in owned if not is_lazy(buffer)]
+        self._copies = [(m, name, buffer, buffer.clone()) for m, name, buffer in owned if not is_lazy(buffer)]
 
     def restore(self) -> None:
-        """Puts the values back, in the tensors that held them."""
-        for module, name, buffer, value in self._kept:
+        """Copies the values back, into the tensors that held them."""
+        for module, name, buffer, value in self._copies:
             buffer.data.copy_(value)  # through .data, since a graph that is alive may have saved an unchanged buffer
             module._buffers[name] = buffer
 
 
+class Snapshot:
+    """Random state, buffers, and the state of other objects.
+
+    Args:
+        model: whose device says which random generators are saved.
+        module: whose buffers are saved; those of the whole model by default.
+        others: further objects with `state_dict` and `load_state_dict`.
+    """
+
+    def __init__(self, model: nn.Module, module: nn.Module | None = None, *, others: Sequence[Any] = ()) -> None:
+        self._generators = generators_of(model)
+        self._random_states = [generator.get_state() for generator in self._generators]
+        self._buffers = Buffers(model if module is None else module)
+        self._others = [(other, copy.deepcopy(other.state_dict())) for other in others]
+
+    def restore(self) -> None:
+        """Restores everything that was saved."""
+        self.restore_random_state()
+        self._buffers.restore()
+        for other, state in self._others:
+            other.load_state_dict(copy.deepcopy(state))
+
+    def restore_random_state(self) -> None:
+        """Restores the states of the random generators alone."""
+        set_states(self._generators, self._random_states)
+
+    def repeat(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a function with the random state and the buffers that were saved.
+
+        The random generators then go on from where they were before the call.
+        """
+        states = [generator.get_state() for generator in self._generators]
+        self.restore_random_state()
+        self._buffers.restore()
+        result = function(*args)
+        set_states(self._generators, states)
+        return result
+
+
 @contextmanager
-def kept_buffers(model: nn.Module, *, kept: bool = True) -> Iterator[None]:
-    """Undoes what a further pass does to buffers: activation checkpointing runs forward passes in a backward."""
-    buffers = Buffers(model) if kept else None
+def preserved_buffers(model: nn.Module) -> Iterator[None]:
+    """Restores the model's buffers at the end: activation checkpointing runs forward passes in a backward pass."""
+    buffers = Buffers(model)
     yield
-    if buffers is not None:
-        buffers.restore()
+    buffers.restore()
+
+
+@contextmanager
+def preserved_random_state(model: nn.Module) -> Iterator[None]:
+    """Restores the states of the random generators at the end, also where the code inside fails."""
+    generators = generators_of(model)
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        set_states(generators, states)
+
+
+def generators_of(model: nn.Module) -> list[torch.Generator]:
+    """The random generators that a forward pass of the model draws from."""
+    generators = [torch.default_generator]
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    return generators
+
+
+def set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
+    """Gives each generator its state."""
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from mtl.choices import MEAN_OVER
 from mtl.errors import UserError
 from mtl.outputs import check_output
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from mtl.model import MultiTaskModel
 
 
-MEAN_OVER = ("samples", "elements", "positions")
 BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
 BY_ELEMENT = (
     *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss),
@@ -143,28 +143,3 @@ def check_mean_over(task: Task) -> None:
         )
     if task.count is not None and task.mean_over != "samples":
         raise UserError(f"task '{task.name}': count and mean_over both say what the loss's mean divides by; give one")
-
-
-def check_weights(task: Task, prediction: Tensor) -> None:
-    """Raises a UserError for a loss with another number of weights than the prediction has classes or outputs.
-
-    Torch would take weights of as many numbers as a batch has samples for weights of these.
-    """
-    by_class = isinstance(task.loss, (*BY_CLASS, nn.MultiMarginLoss))
-    for name in ("weight", "pos_weight"):
-        weight = getattr(task.loss, name, None)
-        if not isinstance(weight, Tensor):
-            continue
-        if by_class:
-            right = prediction.ndim < 2 or weight.shape == prediction.shape[1:2]
-            needed = f"{prediction.shape[1] if prediction.ndim > 1 else ''} classes"
-        else:
-            shape = prediction.shape[1:]
-            fits = zip(reversed(weight.shape), reversed(shape), strict=False)
-            right = weight.numel() == 1 or (weight.ndim <= len(shape) and all(w in (1, p) for w, p in fits))
-            needed = f"outputs of shape {tuple(shape)} a sample" if shape else "one output a sample"
-        if not right:
-            raise UserError(
-                f"task '{task.name}': its loss has {weight.numel()} weights, of shape {tuple(weight.shape)}, and its "
-                f"prediction has {needed}. Look at tasks.{task.name}.loss.{name}"
-            )

@@ -296,7 +296,7 @@ def take_up(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -
     except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise Refused(f"resume: the state that was saved doesn't fit this config: {told(error)}") from error
     allowed = config["resume_allow"] + exchanged.options(trainer.step, state, config)
-    taking_up.reset_options(trainer.step.param_groups(first=True), fresh, allowed)
+    taking_up.reset_options(trainer.step.descent.param_groups(first=True), fresh, allowed)
 
 
 def resumed(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any] | None:

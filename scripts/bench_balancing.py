@@ -106,7 +106,9 @@ class Problem:
         else:
             if column not in self._steps:
                 source, every = ("auto", 10) if column == "every 10" else (column, 1)
-                self._steps[column] = mtl.Step(self.model, self.tasks, balancer=MGDA(), source=source, every=every)
+                self._steps[column] = mtl.Step(
+                    self.model, self.tasks, balancer=MGDA(), gradients=mtl.Gradients(source=source, every=every)
+                )
             step = self._steps[column]
             for _ in range(10 if column == "every 10" else 1):
                 step.backward(self.batch)

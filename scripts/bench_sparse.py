@@ -37,7 +37,7 @@ class Case:
         self.model = mtl.MultiTaskModel(trunk, tasks, inputs=["id"])
         optimizer = torch.optim.Adagrad(self.model.parameters(), lr=0.01)
         kind = getattr(mtl.balancers, balancer)()
-        self.step = mtl.Step(self.model, tasks, optimizer, balancer=kind, source=source)
+        self.step = mtl.Step(self.model, tasks, optimizer, balancer=kind, gradients=mtl.Gradients(source=source))
         draws = torch.Generator().manual_seed(1)
         self.batches = [
             {"id": torch.randint(0, min(SIZES), (512,), generator=draws)}

@@ -11,9 +11,10 @@ from torchmetrics import MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 
 import mtl
+from mtl.choices import PASSES
 from mtl.data import Fields, Loader
 from mtl.labels import denominator, select, shares, there
-from mtl.step.passes import PASSES, loss_of
+from mtl.step.forward import loss_of
 from mtl.training.validation import Validation
 
 nan = math.nan

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 
 # A package, or a module on top, may import those of the levels below its own.
 LEVELS = [
-    {"text", "snapshots", "quoting", "optimizers"},
+    {"text", "snapshots", "quoting", "optimizers", "choices", "tags"},
     {"errors", "balancers", "losses"},
     {"process", "safety", "batch", "outputs", "schedule", "schedulers", "schema", "gradients"},
     {"files", "task", "data"},

@@ -1,9 +1,11 @@
 """Separate models: nothing shared, a complete network for each task."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
+from mtl.batch import Batch
 from mtl.model import MultiTaskModel
 from mtl.task import Task
 
@@ -17,12 +19,20 @@ class SeparateModels(MultiTaskModel):
         inputs: the batch's fields that every trunk is given.
     """
 
-    shares_trunk = False
+    shared = None
 
     def __init__(self, trunk: Callable[[], nn.Module], tasks: Sequence[Task], *, inputs: Sequence[str]) -> None:
         super().__init__(nn.ModuleDict({task.name: trunk() for task in tasks}), tasks, inputs=inputs)
 
-    def trunk_of(self, task: str) -> nn.Module:
+    def features(self, batch: Batch) -> Any:
+        """The input fields: nothing is computed for several tasks."""
+        return self._inputs_of(batch)
+
+    def predict(self, task: str, features: Any) -> Any:
+        """The prediction of the task's own trunk and head."""
+        return super().predict(task, self._encode(self.own_part(task), features))
+
+    def own_part(self, task: str) -> nn.Module:
         """The task's own trunk."""
         assert isinstance(self.trunk, nn.ModuleDict)
         return self.trunk[task]

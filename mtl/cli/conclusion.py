@@ -5,7 +5,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtl import cli
+from mtl import cli, tags
 from mtl.cli.record import add_to_log, folder_name, versions, write_status
 from mtl.errors import UserError
 from mtl.files import Folder
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 def measured(problem: "Built", trainer: "Trainer", folder: Path) -> "Run":
     """Measures the best parameters on the test split, and gives the loggers the final figures."""
     from mtl.runs.summary import Run
-    from mtl.training.trainer import tags
+    from mtl.training.trainer import by_tag
     from mtl.training.validation import Validation
 
-    validation = Validation(problem.model, problem.tasks, trainer.step.autocast)
+    validation = Validation(problem.model, problem.tasks, trainer.step.passes.autocast)
     test = {}
     if "test" in problem.loaders:
         problem.model.load_state_dict(best(trainer, folder))
         test = validation(problem.loaders["test"])
-    monitored = {"monitor/best": trainer.best} if trainer.best is not None else {}
-    final = {**tags(trainer.figures, "best"), **tags(test, "test"), **monitored}
+    monitored = {tags.BEST: trainer.best} if trainer.best is not None else {}
+    final = {**by_tag(trainer.figures, "best"), **by_tag(test, "test"), **monitored}
     trainer.loggers.log(trainer.global_step, trainer.epoch, final)
     labelled = validation.labelled if test else {}
     kinds, name = validation.kinds(), folder_name(folder)

@@ -13,7 +13,7 @@ from mtl.config.targets import find, make
 from mtl.data import Loader, Mix
 from mtl.errors import UserError, first_line
 from mtl.model import MultiTaskModel, match
-from mtl.step import Step
+from mtl.step import Gradients, Step, Update
 from mtl.step.balancing import parameters_of
 from mtl.task import Task
 
@@ -37,17 +37,18 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
         optimizer,
         balancer=balancer,
         passes=config["passes"],
-        source=config["gradients"]["source"],
-        every=config["gradients"]["every"],
+        gradients=Gradients(**config["gradients"]),
         micro_batch_size=config["trainer"]["micro_batch_size"],
         num_micro_batches=config["trainer"]["num_micro_batches"],
-        scheduler=build_scheduler(config, optimizer, min(total_steps, then[0]) if then else total_steps),
-        interval=interval_of(config["scheduler"]),
-        clip_norm=config["trainer"]["clip_norm"],
-        clip_shared_norm=config["trainer"]["clip_shared_norm"],
+        update=Update(
+            scheduler=build_scheduler(config, optimizer, min(total_steps, then[0]) if then else total_steps),
+            interval=interval_of(config["scheduler"]),
+            clip_norm=config["trainer"]["clip_norm"],
+            clip_shared_norm=config["trainer"]["clip_shared_norm"],
+            then=then,
+        ),
         precision=config["precision"],
         on_nonfinite=config["on_nonfinite"],
-        then=then,
     )
 
 

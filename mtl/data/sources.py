@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from mtl.choices import LENGTHS, SAMPLING
 from mtl.data.fields import Splits
 from mtl.data.loader import Loader
 from mtl.errors import UserError
-
-SAMPLING = ("all", "round_robin", "proportional", "temperature")
-LENGTHS = ("min", "max", "sum")
 
 
 class Sources:

@@ -1,6 +1,6 @@
 """The tasks' gradients where they meet: at the trunk's features, and from there through the trunk."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mtl.balancers._math.gramian import gramian
 from mtl.gradients.layerwise import Layer, find
 from mtl.gradients.rows import Rows, leaves, plus
-from mtl.snapshots import kept_buffers
+from mtl.snapshots import Buffers
 
 
 class AtFeatures(Rows):
@@ -23,29 +23,33 @@ class AtFeatures(Rows):
     Args:
         model: whose trunk it is.
         source: `rows`, `layerwise` or `representation`.
+        waits: whether gradients wait at the features. They can't where the next micro-batch has a graph of its own.
         tasks, scale: see `Rows`.
     """
 
-    def __init__(self, model: nn.Module, tasks: Iterable[str], *, source: str, scale: float = 1.0) -> None:
+    def __init__(
+        self, model: nn.Module, tasks: Iterable[str], *, source: str, waits: bool = True, scale: float = 1.0
+    ) -> None:
         super().__init__(dict(model.named_parameters()), tasks, scale=scale)
         self._model = model
         self._source = source
+        self._waits = waits
         self._features: list[Tensor] = []
         self._at: dict[str, list[Tensor | None]] = {}  # by task, the gradient at each of the features
         self._deltas: list[tuple[Layer, list[Tensor]]] = []  # by layer that has stand-ins, the tasks' δ
         self._of_layers: Tensor | None = None  # these layers' share of the Gramian
 
-    def take_cuts(self, task: str, features: Sequence[Tensor], cuts: Sequence[Tensor]) -> None:
-        """Takes the task's head's gradients out of `.grad`, and those that have gathered at the cuts."""
-        self.take(task)
-        self._features = list(features)
-        self._at[task] = [cut.grad for cut in cuts]
-        for cut in cuts:
-            cut.grad = None
+    def take_at_features(self, features: Sequence[Tensor], gradients: Mapping[str, list[Tensor | None]]) -> None:
+        """Takes the gradients at the trunk's features; those of the heads come by `take`.
 
-    def settle(self) -> None:
-        """Takes what has gathered on to the parameters: the next micro-batch has a graph of its own."""
-        self._through()
+        Args:
+            features: with the trunk's graph.
+            gradients: by task, one for each of the features, None where the task doesn't use it.
+        """
+        self._features = list(features)
+        self._at = dict(gradients)
+        if not self._waits:
+            self._through()
 
     def gramian(self) -> Tensor:
         """As `Rows.gramian`; for `representation` that of the gradients at the features.
@@ -53,7 +57,7 @@ class AtFeatures(Rows):
         The latter bounds the former: ‖g_t‖ is at most the norm of the trunk's Jacobian times that at the features.
         """
         if self._source == "representation" and self._one_trunk():
-            return gramian(zip(*self._at.values(), strict=True)) / self._scale**2
+            return gramian(list(zip(*self._at.values(), strict=True))) / self._scale**2
         self._through()
         if self._gramian is None and self._of_layers is not None:
             self._gramian = super().gramian() + self._of_layers
@@ -107,7 +111,7 @@ class AtFeatures(Rows):
         used = [tuple(gradient is not None for gradient in at) for at in self._at.values()]
         for features in used:
             if features not in found:
-                found[features] = set(leaves(f for f, there in zip(self._features, features, strict=True) if there))
+                found[features] = set(leaves([f for f, there in zip(self._features, features, strict=True) if there]))
         return [found[features] for features in used]
 
     def _one_trunk(self) -> bool:
@@ -131,29 +135,25 @@ class AtFeatures(Rows):
             layers = [layer for layer in find(used, len(at)) if own - of_heads >= set(layer.parameters)]
         taken = {parameter for layer in layers for parameter in layer.parameters}
         deltas: list[list[Tensor | None]] = []
+        buffers = Buffers(self._model) if len(at) > 1 else None
         for (task, gradients), reached in zip(at.items(), behind, strict=True):
             pairs = [(f, g) for f, g in zip(self._features, gradients, strict=True) if g is not None]
             slow = [parameter for parameter in self._parameters.values() if parameter in reached - taken]
             more = task != list(at)[-1]
             wanted: list[Any] = [*(layer.edge for layer in layers), *slow]
-            with kept_buffers(self._model, kept=more):
-                found = (
-                    torch.autograd.grad(
-                        [f for f, _ in pairs],
-                        wanted,
-                        [g for _, g in pairs],
-                        retain_graph=more,
-                        allow_unused=True,
-                    )
-                    if pairs
-                    else ()
-                )
+            found: Sequence[Tensor | None] = ()
+            if pairs:
+                outputs, starts = [f for f, _ in pairs], [g for _, g in pairs]
+                found = torch.autograd.grad(outputs, wanted, starts, retain_graph=more, allow_unused=True)
+            if more and buffers is not None:
+                buffers.restore()
             deltas.append(list(found[: len(layers)]))
             row = self._gradients[task]
             there = {g.untyped_storage().data_ptr() for g in (*gradients, *deltas[-1]) if g is not None}
             for parameter, gradient in zip(slow, found[len(layers) :], strict=True):
                 if gradient is not None:
-                    row[parameter] = _laid_out(plus(row.get(parameter), gradient), parameter, there)
+                    total = plus(row[parameter], gradient) if parameter in row else gradient
+                    row[parameter] = _laid_out(total, parameter, there)
             row |= {parameter: parameter.new_empty(0) for parameter in taken}  # there, with its products elsewhere
         self._at, self._features = {}, []
         for layer, of_tasks in zip(layers, zip(*deltas, strict=True), strict=True):

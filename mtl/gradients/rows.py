@@ -107,11 +107,11 @@ class Rows:
                 row[parameter] = plus(row.get(parameter), parameter.grad)
                 parameter.grad = None
 
-    def settle(self) -> None:
-        """Called when a micro-batch is done with, and its graph is to go."""
-
     def shared(self) -> list[nn.Parameter]:
         """The parameters that at least two tasks reach, in the model's order."""
+        return self._shared()
+
+    def _shared(self) -> list[nn.Parameter]:
         rows = self._gradients.values()
         return [p for p in self._parameters.values() if sum(p in row for row in rows) > 1]
 
@@ -122,8 +122,7 @@ class Rows:
             UserError: where no parameter is shared.
         """
         if self._gramian is None:
-            shared = self._to_balance()
-            pieces = ([row.get(p) for row in self._gradients.values()] for p in shared)
+            pieces = [[row.get(p) for row in self._gradients.values()] for p in self._to_balance()]
             self._gramian = gramian(pieces) / self._scale**2
         return self._gramian
 
@@ -180,7 +179,7 @@ class Rows:
             weights: one a task, for the shared parameters.
             alone: one a task, for the parameters that it alone reaches.
         """
-        shared = set(self.shared())
+        shared = set(self._shared())
         for row, weight, other in zip(self._gradients.values(), weights, alone, strict=True):
             for parameter, gradient in row.items():
                 factor = weight if parameter in shared else other
@@ -225,7 +224,7 @@ class Rows:
         }
 
     def _to_balance(self) -> list[nn.Parameter]:
-        shared = self.shared()
+        shared = self._shared()
         if not shared:
             raise UserError(
                 "the tasks share no parameter, so there is nothing to balance; take balancer=equal, or one that looks "

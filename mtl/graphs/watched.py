@@ -1,4 +1,4 @@
-"""A step's runner that somebody watches: what begins and ends, and the losses while their graphs are alive."""
+"""A step's passes that somebody watches: what begins and ends, and the losses while their graphs are alive."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -9,10 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtl.batch import Batch
-from mtl.gradients.rows import Rows
 from mtl.step import Step
-from mtl.step.passes import Weights
-from mtl.step.runner import Runner
+from mtl.step.passes import Passes, Weigh, Weights
 from mtl.task import Task
 
 
@@ -53,16 +51,17 @@ class Watcher:
         """These tasks' losses are about to go backward; their graphs are whole."""
 
 
-class Watched(Runner):
-    """Does what `Runner` does, and tells a watcher.
+class Watched(Passes):
+    """Makes the same passes, and reports to a watcher.
 
     Args:
-        runner: whose place it takes.
-        watcher: is told.
+        passes: whose place it takes.
+        watcher: is called when a phase begins or ends.
     """
 
-    def __init__(self, runner: Runner, watcher: Watcher) -> None:
-        super().__init__(runner.model, runner.passes, runner.autocast)
+    def __init__(self, passes: Passes, watcher: Watcher) -> None:
+        super().__init__(passes.model, passes.kind, passes.precision)
+        self.scaler = passes.scaler
         self._watcher = watcher
         self._part = 0
         self._phase: Phase | None = None
@@ -76,25 +75,24 @@ class Watched(Runner):
         self._change(None)
         self._watcher.finish()
 
-    def _passes(
-        self, tasks: Sequence[Task], batch: Batch, weights: Any, measure: Rows | None, collect: Any, reach: Any
-    ) -> list[Tensor]:
+    def __call__(self, tasks: Sequence[Task], batch: Batch, weights: Weights | Weigh, **recorders: Any) -> list[Tensor]:
+        """As `Passes`."""
         self._change(None)
         self._part += 1
         self._names = [task.name for task in tasks]
         self._forward = self._backward_done = 0
-        self._one_by_one = self.passes == "sequential" or any(task.objective for task in tasks)
+        self._one_by_one = self.kind == "sequential" or any(task.objective for task in tasks)
         with ExitStack() as hooks:
             if self._one_by_one:
                 self._change("forward", self._names[:1])
             else:
-                if self.model.shares_trunk:
+                if self.model.shared is not None:
                     self._change("forward")
                 for module, which in self._beginnings().items():
                     hook = module.register_forward_pre_hook(partial(self._begins, which))
                     hooks.callback(hook.remove)
-            losses = super()._passes(tasks, batch, weights, measure, collect, reach)
-        if collect is None:  # else the trunk's backward may be yet to come
+            losses = super().__call__(tasks, batch, weights, **recorders)
+        if recorders.get("collect") is None:  # else the trunk's backward may be yet to come
             self._change(None)
         return losses
 
@@ -102,8 +100,7 @@ class Watched(Runner):
         """The modules that begin a task's own part of the forward pass, each with the numbers of the tasks."""
         found: dict[nn.Module, list[int]] = {}
         for number, name in enumerate(self._names):
-            module = self.model.heads[name] if self.model.shares_trunk else self.model.trunk_of(name)
-            found.setdefault(module, []).append(number)
+            found.setdefault(self.model.own_part(name), []).append(number)
         return found
 
     def _begins(self, which: Sequence[int], *_: Any) -> None:
@@ -111,16 +108,17 @@ class Watched(Runner):
             self._change("forward", self._names[self._forward : self._forward + 1])
             self._forward += 1
 
-    def _backward(self, losses: Sequence[Tensor], weights: Weights, *, retain_graph: bool = False) -> None:
+    def backward(self, losses: Sequence[Tensor], weights: Weights, *, retain_graph: bool = False) -> None:
+        """As `Passes.backward`."""
         names = self._names[self._backward_done : self._backward_done + len(losses)]
         self._backward_done += len(losses)
         self._watcher.see(names, losses)
         self._change("backward", names)
-        super()._backward(losses, weights, retain_graph=retain_graph)
+        super().backward(losses, weights, retain_graph=retain_graph)
         left = self._names[self._backward_done :]
         if self._one_by_one and left:
             self._change("forward", left[:1])
-        elif self.passes == "shared" and not self._one_by_one and not left:
+        elif self.kind == "shared" and not self._one_by_one and not left:
             self._change("backward")
         else:
             self._change(None)
@@ -140,12 +138,12 @@ def backward(step: Step, batch: Any, watcher: Watcher, *, measure: bool = False)
     Returns:
         What the step says of itself, see `mtl.StepResult`.
     """
-    own = step.runner
-    step.runner = watched = Watched(own, watcher)
+    own = step.passes
+    step.passes = watched = Watched(own, watcher)
     try:
         result = step.backward(batch, measure=measure)
         watched.finish()
     finally:
-        step.runner = own
+        step.passes = own
         step.undo()
     return result

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mtl.files import Appended
+from mtl.loggers.logger import Logger
 
 
-class CsvLogger:
+class CsvLogger(Logger):
     """Writes metrics.csv with the columns step, epoch, tag, value; what can't be written waits until it can.
 
     Args:
@@ -30,11 +31,11 @@ class CsvLogger:
         """Writes what could not be written before."""
         self._file.flush()
 
-    def state(self) -> int:
+    def state_dict(self) -> int:
         """The length of the file so far, in bytes."""
         return len(self._file)
 
-    def resume(self, state: int) -> None:
+    def load_state_dict(self, state: int) -> None:
         """Forgets what was written after that state, and a line that the end of a process cut off."""
         self._file.shorten(min(state, self._path.read_bytes().rfind(b"\n") + 1))
 

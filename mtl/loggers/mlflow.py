@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl.errors import UserError, first_line
+from mtl.loggers.logger import Logger, Refusal
 from mtl.loggers.names import Names
-from mtl.loggers.together import Refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,7 +26,7 @@ LONGEST_NAME = 250  # of its name, or of a metric's
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow's codes for what it would never take
 
 
-class MLflowLogger:
+class MLflowLogger(Logger):
     """Writes figures as metrics, options as parameters and pictures as artifacts. MLflow has no histograms.
 
     In tags, what MLflow doesn't take becomes `-`: the learning rate of `*.bias` is `lr/-.bias`. Figures are handed over
@@ -90,16 +90,16 @@ class MLflowLogger:
         with _failing():
             self._client.log_image(self._run, picture, artifact_file=f"{self._names[tag]}/{step:08}.png")
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The run's id, the last step that it has figures of, and what is held still."""
         held = [[metric.key, metric.value, metric.timestamp, metric.step] for metric in self._held]
-        more = {"held": held, "names": self._names.state()}
+        more = {"held": held, "names": self._names.state_dict()}
         return {"run": self._run, "step": self._step, **{key: value for key, value in more.items() if value}}
 
-    def resume(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on with the run of that state."""
         self._run, self._step = state["run"], state["step"]
-        self._names.resume(state.get("names", {}))
+        self._names.load_state_dict(state.get("names", {}))
         if held := state.get("held"):
             from mlflow.entities import Metric
 

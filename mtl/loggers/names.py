@@ -33,11 +33,11 @@ class Names:
             self._taken.add(name)
         return self._names[tag]
 
-    def state(self) -> dict[str, str]:
+    def state_dict(self) -> dict[str, str]:
         """The names that differ from their tags."""
         return {tag: name for tag, name in self._names.items() if tag != name}
 
-    def resume(self, state: Mapping[str, str]) -> None:
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
         """Goes on with the names of that state."""
         self._names = dict(state)
         self._taken |= set(state.values())

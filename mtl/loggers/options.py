@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mtl import tags
+
 Value = int | float | str
 GROUPS = ("balancer", "optimizer", "scheduler", "model", "model/trunk", "data")  # shown by the option chosen
 ARGUMENTS_OF = ("balancer", "optimizer", "scheduler")  # and these with what they are given
@@ -53,12 +55,12 @@ def options(
 def final_tags(config: Mapping[str, Any], val: bool, test: bool) -> list[str]:
     """The tags of a finished run's figures: what was monitored, and each task's on validation, then best, and test."""
     splits = [split for split, there in (("best", val), ("test", test)) if there]
-    tags = ["monitor/best"] if val else []
+    finals = [tags.BEST] if val else []
     for split in splits:
         for name, task in config["tasks"].items():
             metrics = [metric for metric, node in (task.get("metrics") or {}).items() if node]
-            tags += [f"metric/{name}/{metric}/{split}" for metric in metrics]
-    return tags + [f"loss/{name}/{split}" for split in splits for name in config["tasks"]]
+            finals += [tags.metric(name, metric, split) for metric in metrics]
+    return finals + [tags.loss(name, split) for split in splits for name in config["tasks"]]
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:

@@ -6,9 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtl import tags
 from mtl.files import fill, temporary
 from mtl.loggers import hparams
 from mtl.loggers.events import summary_writer
+from mtl.loggers.logger import Logger
 from mtl.safety.regular import check_kind
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class TensorBoardLogger:
+class TensorBoardLogger(Logger):
     """Writes scalars by tag, pictures and histograms; a layout with one chart each for all tasks' losses, metrics,
     gradient norms, weights and cosines; the config as text; and the options and final figures for the HParams tab.
 
@@ -101,11 +103,11 @@ class TensorBoardLogger:
         if self._writer is not None:
             self._writer.flush()
 
-    def state(self) -> int:
+    def state_dict(self) -> int:
         """How many records there are."""
         return self._records
 
-    def resume(self, state: int) -> None:
+    def load_state_dict(self, state: int) -> None:
         """Keeps the first so many records of the run's event files, and forgets what was written after them."""
         from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -153,13 +155,13 @@ def layout(tasks: Sequence[str], finals: Sequence[str] = ()) -> dict[str, dict[s
     def chart(wanted: str) -> list[object]:
         return ["Multiline", [f"^{wanted}$"]]
 
-    charts = {f"loss ({split})": chart(f"loss/[^/]+/{split}") for split in ("train", "val")}
-    for name in dict.fromkeys(tag.split("/")[2] for tag in finals if tag.startswith("metric/")):
-        charts[f"{name} (val)"] = chart(f"metric/[^/]+/{re.escape(name)}/val")
-    charts["gradient norm"] = chart("grad_norm/[^/]+")
-    charts["weight"] = chart("weight/[^/]+")
+    charts = {f"loss ({split})": chart(tags.loss("[^/]+", split)) for split in ("train", "val")}
+    for name in dict.fromkeys(tag.split("/")[2] for tag in finals if tags.is_of(tags.METRIC, tag)):
+        charts[f"{name} (val)"] = chart(tags.metric("[^/]+", re.escape(name), "val"))
+    charts["gradient norm"] = chart(tags.grad_norm("[^/]+"))
+    charts["weight"] = chart(tags.weight("[^/]+"))
     if len(tasks) > 1:
-        charts["cosine"] = chart("cosine/[^/]+~[^/]+")
-    charts["learning rate"] = chart("lr/.+")
-    charts["samples per second"] = chart("speed/samples_per_second")
+        charts["cosine"] = chart(tags.cosine("[^/]+", "[^/]+"))
+    charts["learning rate"] = chart(tags.learning_rate(".+"))
+    charts["samples per second"] = chart(tags.SPEED)
     return {"tasks": charts}

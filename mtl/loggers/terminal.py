@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
+from mtl import tags
+from mtl.loggers.logger import Logger
+
 if TYPE_CHECKING:
     from mtl.step import StepResult
     from mtl.training.trainer import Trainer
@@ -17,7 +20,7 @@ REFRESH = 0.2  # seconds from one drawing of the live line to the next
 PLAIN = 10.0  # seconds from one plain line to the next within an epoch
 
 
-class Terminal:
+class Terminal(Logger):
     """Shows epoch, step, samples a second, each task's loss and main metric. It is a logger and a callback in one.
 
     Args:
@@ -77,12 +80,12 @@ class Terminal:
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
         """Takes the new figures, and shows them if they are a validation's."""
         self._scalars |= scalars
-        losses = {task: scalars[tag] for task in self._tasks if (tag := f"loss/{task}/train") in scalars}
+        losses = {task: scalars[tag] for task in self._tasks if (tag := tags.loss(task, "train")) in scalars}
         if losses:
             self._losses, self._losses_at = losses, step
         if self._progress is not None:
             self._draw(step, epoch)
-        elif "monitor/val" in scalars:
+        elif tags.MONITOR in scalars:
             self._line(step, epoch)
 
     def close(self) -> None:
@@ -95,13 +98,13 @@ class Terminal:
         losses = self._losses if self._losses_at == step else {}
         parts = []
         for task in self._tasks:
-            metric = self._scalars.get(f"metric/{task}/{self._mains.get(task)}/val")
+            metric = self._scalars.get(tags.metric(task, str(self._mains.get(task)), "val"))
             name = "" if self._progress is not None else f"{self._mains.get(task)} "  # the live line has to be short
             figures = [f"{losses[task]:.4f}"] if task in losses else []
             figures += [f"({name}{metric:.3f})"] if metric is not None else []
             if figures:
                 parts.append(" ".join([task, *figures]))
-        speed = self._scalars.get("speed/samples_per_second")
+        speed = self._scalars.get(tags.SPEED)
         return ", ".join([*parts, *([f"{speed:,.0f} samples/s"] if speed is not None else [])])
 
     def _draw(self, step: int, epoch: int) -> None:

@@ -1,48 +1,36 @@
-"""What loggers are, and all of a run's at once."""
+"""All loggers of a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
-from mtl.errors import first_line
+from mtl.errors import UserError, first_line
+from mtl.loggers.logger import Logger, Refusal
 from mtl.process.seeding import kept_random_state
 from mtl.process.signals import Ended
 
 
-class Refusal(Exception):
-    """A logger's store doesn't take some of what it was given, and never will; the rest is there."""
-
-
-class Logger(Protocol):
-    """What a run's figures are given to.
-
-    Some have more: `picture(tag, step, picture)` and `histogram(tag, step, values)`, see `Loggers.show`; `state()` and
-    `resume(state)`, so that a run that goes on logs nothing twice; `flush()`, which writes what was held back, before
-    the state is taken; `begin(config, options, swept, finals)`, what the run is, and `end()` or `fail()`, that it is
-    finished or has failed.
-    """
-
-    def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
-        """Takes scalars by tag, as of this optimizer step, in this epoch (both from 1)."""
-
-    def close(self) -> None:
-        """Writes out what was held back."""
-
-
 class Loggers:
-    """Gives each of the loggers what it takes; one that can't write is told of, and training goes on.
+    """Calls each of a run's loggers. One that can't write is reported, and the training goes on.
 
     What a logger draws from the random generators changes no draw of the training.
 
     Args:
-        loggers: each of a class of its own.
-        tell: is given the line.
+        loggers: each of a class of its own, since their states are saved by the names of their classes.
+        report: is given a line for what couldn't be logged.
+
+    Raises:
+        UserError: for what is no logger.
     """
 
-    def __init__(self, loggers: Sequence[Logger] = (), tell: Callable[[str], None] = print) -> None:
+    def __init__(self, loggers: Sequence[Logger] = (), report: Callable[[str], None] = print) -> None:
+        for logger in loggers:
+            if not isinstance(logger, Logger):
+                name = type(logger).__name__
+                raise UserError(f"logger: {name} is not a subclass of mtl.loggers.Logger, whose methods do nothing")
         self._loggers = loggers
-        self._tell = tell
-        self._told: set[int] = set()  # loggers that have failed
+        self._report = report
+        self._failed: set[int] = set()
 
     def begin(self, config: str, options: Mapping[str, Any], swept: Sequence[str], finals: Sequence[str]) -> None:
         """What the run is: its config as text, its options, those that are swept over, and the tags of its results."""
@@ -54,7 +42,7 @@ class Loggers:
 
     def takes(self, kind: str) -> bool:
         """Whether any takes pictures or histograms."""
-        return any(hasattr(logger, kind) for logger in self._loggers)
+        return any(getattr(type(logger), kind) is not getattr(Logger, kind) for logger in self._loggers)
 
     def show(self, kind: str, tag: str, step: int, value: Any) -> None:
         """A `picture` (H, W, 3), uint8, or the values of a `histogram`."""
@@ -82,31 +70,30 @@ class Loggers:
             for logger in self._loggers:
                 open_ones.callback(self._give, logger, "close")
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """How far each has come, by the name of its class, when it has written what it held back."""
         self._call("flush")
-        return {name: state for name, state in self._call("state").items() if state is not None}
+        return {name: state for name, state in self._call("state_dict").items() if state is not None}
 
-    def resume(self, states: Mapping[str, Any]) -> None:
-        """The counterpart of `state`."""
+    def load_state_dict(self, states: Mapping[str, Any]) -> None:
+        """The counterpart of `state_dict`."""
         for logger in self._loggers:
             if type(logger).__name__ in states:
                 with kept_random_state():
-                    logger.resume(states[type(logger).__name__])  # type: ignore[attr-defined]
+                    logger.load_state_dict(states[type(logger).__name__])
 
     def _call(self, method: str, *arguments: Any) -> dict[str, Any]:
-        takers = [logger for logger in self._loggers if hasattr(logger, method)]
-        return {type(logger).__name__: self._give(logger, method, *arguments) for logger in takers}
+        return {type(logger).__name__: self._give(logger, method, *arguments) for logger in self._loggers}
 
     def _give(self, logger: Logger, method: str, *arguments: Any) -> Any:
         try:
             with kept_random_state():
                 return getattr(logger, method)(*arguments)
         except Refusal as refusal:
-            self._tell(f"warning  {type(logger).__name__} leaves out {first_line(refusal)}")
+            self._report(f"warning  {type(logger).__name__} leaves out {first_line(refusal)}")
         except OSError as error:
-            if id(logger) not in self._told or method == "close":
+            if id(logger) not in self._failed or method == "close":
                 more = ", and some is lost" if method == "close" else ". Training goes on, and it is tried again"
-                self._tell(f"error    {type(logger).__name__} can't write: {first_line(error)}{more}")
-            self._told.add(id(logger))
+                self._report(f"error    {type(logger).__name__} can't write: {first_line(error)}{more}")
+            self._failed.add(id(logger))
         return None

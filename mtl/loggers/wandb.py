@@ -10,8 +10,8 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from mtl.errors import UserError, first_line
+from mtl.loggers.logger import Logger, Refusal
 from mtl.loggers.names import Names
-from mtl.loggers.together import Refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ LONGEST = 1000  # letters of a name
 FLUSHED = 0.1  # seconds between W&B's writes to its file; what it holds is lost with a process that is killed
 
 
-class WandbLogger:
+class WandbLogger(Logger):
     """Writes figures, pictures and histograms, a row for each time that there are any, against the column `step`.
 
     Rows are handed over when the state that has them is saved, after each epoch and each `checkpoint.every_minutes`, so
@@ -87,11 +87,11 @@ class WandbLogger:
         histogram = wandb.Histogram(np_histogram=(counts.tolist(), edges.tolist()))
         self._held.append({"step": step, self._names[tag]: histogram})
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The run's id, and how many rows it has."""
         return {"id": self._id, "rows": self._rows}
 
-    def resume(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on with the run of that state."""
         self._id, self._rows, self._resumed = state["id"], state["rows"], True
 

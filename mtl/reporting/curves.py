@@ -12,6 +12,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
+from mtl import tags
 from mtl.errors import UserError
 from mtl.reporting.checking import LARGEST
 from mtl.reporting.estimates import quantile
@@ -22,7 +23,7 @@ Array = NDArray[np.float64]
 Series = tuple[list[int], list[float]]  # steps, values
 LAST = 2**53  # steps
 LARGEST_FILE, LONGEST_LINE = 2**29, 2**12  # bytes
-KINDS = ("loss/", "metric/", "cosine/")
+KINDS = tuple(f"{kind}/" for kind in (tags.LOSS, tags.METRIC, tags.COSINE))
 PARTS = 3  # of training, for which conflict is counted
 FEW = 8  # fewer measured steps than these say nothing yet about how two tasks get on
 
@@ -98,7 +99,7 @@ class Curves:
         """
         shares = []
         for seed, run in method.runs.items():
-            logged = self._read[method.label][seed].get(f"cosine/{pair}")
+            logged = self._read[method.label][seed].get(tags.cosine_of(pair))
             if logged:
                 shares.append(_below_zero(logged, max(run.metrics.get("steps") or 0, *logged[0])))
         parts = [[share[part] for share in shares] for part in range(PARTS)]

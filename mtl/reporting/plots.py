@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mtl import tags
 from mtl.reporting.axes import WIDTH, figure_of, logarithmic, name_points, staircase
 from mtl.reporting.comparison import Comparison, hardest
 from mtl.reporting.curves import Curves
@@ -101,10 +102,10 @@ class Plots:
         mains = {main.task: main for main in self.comparison.mains if main.name != "loss"}
         panels: list[tuple[str, str, bool | None]] = []
         for task in tasks:
-            panels.append((f"{task} loss, training", f"loss/{task}/train", True))
-            panels.append((f"{task} loss, validation", f"loss/{task}/val", True))
+            panels.append((f"{task} loss, training", tags.loss(task, "train"), True))
+            panels.append((f"{task} loss, validation", tags.loss(task, "val"), True))
             if main := mains.get(task):
-                panels.append((f"{main}, validation", f"metric/{task}/{main.name}/val", False))
+                panels.append((f"{main}, validation", tags.metric(task, main.name, "val"), False))
         logged = set(self.curves.tags())
         few = f" The first {len(tasks)} tasks of {len(self.comparison.tasks)}." * (tasks != self.comparison.tasks)
         return self._curves(
@@ -120,11 +121,11 @@ class Plots:
     def conflict(self) -> Picture | None:
         """The cosine between each two tasks' gradients over the steps."""
         logged = set(self.curves.tags())
-        pairs = [pair for pair in hardest(self.comparison.methods, MOST_SHOWN) if f"cosine/{pair}" in logged]
+        pairs = [pair for pair in hardest(self.comparison.methods, MOST_SHOWN) if tags.cosine_of(pair) in logged]
         return self._curves(
             "conflict",
             "Conflict between tasks during training",
-            [(pair.replace("~", " and "), f"cosine/{pair}", None) for pair in pairs],
+            [(" and ".join(tags.tasks_of(pair)), tags.cosine_of(pair), None) for pair in pairs],
             min(3, len(pairs)),
             MOST_COSINES,
             "Cosine between the tasks' gradients over the shared parameters, mean over seeds with its 95 % interval; "

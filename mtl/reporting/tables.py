@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mtl import tags
 from mtl.reporting.comparison import Comparison, Figure, conflict, cost, hardest, pairs_of, side_by_side
 from mtl.reporting.curves import FEW, PARTS, Curves
 from mtl.reporting.delta import Delta
@@ -188,7 +189,7 @@ def conflicts(comparison: Comparison, curves: Curves) -> list[Block]:
                 parts = ["–" if share is None else f"{share:.0%}" for share in shares]
                 measured = "–" if steps is None else f"{steps.mean:.0f}"
                 told = [measured, signed(cosine), "–" if few else plus_minus(below.times(100)), *parts]
-                rows.append([pair.replace("~", " and "), method.label, *told])
+                rows.append([" and ".join(tags.tasks_of(pair)), method.label, *told])
     if not rows:
         return []
     columns = ["tasks", "method", "steps", "mean cosine", "below 0, %", "first third", "second", "last"]

@@ -25,7 +25,7 @@ def check(step: Step, state: Mapping[str, Any], config: Mapping[str, Any]) -> No
         UserError: for the first that doesn't.
     """
     _check_model(step.model, state["model"])
-    for name, part in {**step.descent.parts(), "balancer": step.balancing.balancer}.items():
+    for name, part in {**step.descent.components(), "balancer": step.balancing.balancer}.items():
         if name == "then" or not _is_another(name, state, config):
             continue
         saved = state["step"]["balancing"]["balancer"] if name == "balancer" else state["step"].get(name)
@@ -49,8 +49,8 @@ def options(step: Step, state: Mapping[str, Any], config: Mapping[str, Any]) -> 
     """The options of an optimizer of another class that are to be this one's, as `resume_allow` would name them."""
     if not _is_another("optimizer", state, config):
         return []
-    kept = MOVED if "scheduler" in step.descent.parts() else ()
-    return [f"optimizer.{key}" for group in step.param_groups(first=True) for key in group if key not in kept]
+    kept = MOVED if "scheduler" in step.descent.components() else ()
+    return [f"optimizer.{key}" for group in step.descent.param_groups(first=True) for key in group if key not in kept]
 
 
 def _target(config: Mapping[str, Any], name: str) -> Any:

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mtl import tags
 from mtl.quoting import command, evaluating, looking
 from mtl.runs.fingerprint import fingerprints
 
@@ -65,7 +66,7 @@ class Run:
 
     def last_weights(self) -> dict[str, float | None]:
         """What each task's gradient was multiplied by in the last step."""
-        return {task: self.trainer.readings.weights.get(f"weight/{task}") for task in self.tasks}
+        return {task: self.trainer.readings.weights.get(tags.weight(task)) for task in self.tasks}
 
     def values(self, tag: str) -> list[float]:
         """What was measured under the tag."""
@@ -74,7 +75,7 @@ class Run:
     def cosines(self) -> dict[str, dict[str, float]]:
         """Per pair of tasks the mean cosine and the share of measured steps in which it was below zero."""
         return {
-            f"{first}~{second}": {
+            tags.pair(first, second): {
                 "mean": fmean(values),
                 "below_zero": sum(value < 0 for value in values) / len(values),
                 "steps": len(values),
@@ -107,7 +108,7 @@ class Run:
             "steps": trainer.global_step,
             "epochs": trainer.epoch,
             "seconds_per_step": trainer.seconds_per_step,
-            "passes": trainer.step.passes,
+            "passes": trainer.step.passes.kind,
             "memory_per_step": trainer.memory_per_step,
             "best": {
                 "epoch": trainer.best_epoch,
@@ -122,8 +123,8 @@ class Run:
             "train": {task: {"loss": loss} for task, loss in trainer.readings.epoch_losses.items()},
             "val": trainer.figures,
             "test": self.test,
-            "grad_norm": {task: self.mean(f"grad_norm/{task}") for task in [*self.tasks, "total"]},
-            "weight": {task: self.mean(f"weight/{task}") for task in self.tasks},
+            "grad_norm": {task: self.mean(tags.grad_norm(task)) for task in [*self.tasks, "total"]},
+            "weight": {task: self.mean(tags.weight(task)) for task in self.tasks},
             "weight_last": self.last_weights(),
             "measured_steps": len(self.trainer.readings.measured),
             "balancer": self.config["balancer"]["_target_"],
@@ -149,7 +150,7 @@ def summarise(console: Console, run: Run) -> None:
             {f"train, epoch {trainer.epoch}": {t: {"loss": x} for t, x in trainer.readings.epoch_losses.items()}}
             | measured,
             {
-                "gradient norm": {task: run.mean(f"grad_norm/{task}") for task in run.tasks},
+                "gradient norm": {task: run.mean(tags.grad_norm(task)) for task in run.tasks},
                 "weight, last": run.last_weights(),
             },
         )
@@ -172,15 +173,15 @@ def summarise(console: Console, run: Run) -> None:
             say("No step had two tasks whose gradients could be compared: they come by turns.")
         else:
             say("No parameter is shared, so the tasks neither help nor hinder each other.")
-    cost = COSTS[trainer.step.passes].format(trunks=len(run.tasks))
+    cost = COSTS[trainer.step.passes.kind].format(trunks=len(run.tasks))
     seconds = trainer.seconds_per_step
     taken = f"; {1e3 * seconds:.2f} ms a step, logging included" if seconds is not None else ""
     sources = {task.get("source") for task in run.config["tasks"].values()}
     own = len(sources) > 1 or any(task.objective for task in trainer.step.tasks)
-    say(f"Passes: {OWN if own else f'{trainer.step.passes}, {cost}'}{taken}.")
+    say(f"Passes: {OWN if own else f'{trainer.step.passes.kind}, {cost}'}{taken}.")
     balancing = trainer.step.balancing
     if balancing.collects:
-        each = f"every {balancing.every} steps" if balancing.every > 1 else "each step"
+        each = f"every {balancing.gradients.every} steps" if balancing.gradients.every > 1 else "each step"
         say(f"{type(balancing.balancer).__name__} takes every task's gradient {each} ({balancing.source}).")
     say(f"Trainable parameters that no task reached: {', '.join(run.unreached()) or 'none'}.")
     if trainer.tried > trainer.global_step:

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from mtl.balancers import Balancer
 from mtl.errors import FOREIGN, NotFinite, UserError, text_of, told
 from mtl.gradients.rows import Rows
+from mtl.step.gradient_source import COLLECTING, choose_source
+from mtl.step.settings import Gradients
 from mtl.task import Task
-
-NEEDS = ("nothing", "past", "losses", "gramian", "rows")
-SOURCES = ("auto", "rows", "layerwise", "representation")
 
 
 class Balancing:
@@ -23,36 +22,34 @@ class Balancing:
     Args:
         balancer: gives the tasks' weights. With one task alone it isn't asked: that is plain training.
         tasks: whose weights it gives.
+        gradients: where its Gramian comes from, and how often.
         passes: the kind of passes, chosen.
-        source: where its Gramian is to come from, see `mtl.Step`.
-        every: steps from one Gramian to the next.
         at_once: whether a batch is never cut into micro-batches.
 
     Attributes:
         needs: what the balancer needs, `nothing` with one task.
         collects: whether it is to be given the tasks' gradients.
+        gradients: as above.
         source: `rows`, `layerwise` or `representation`.
-        every: as above.
+        answered: whether the balancer has been asked in the step that is under way.
 
     Raises:
         UserError: for a balancer that can't be served, and a source that can't be used with it.
     """
 
     def __init__(
-        self, balancer: Balancer, tasks: Sequence[Task], *, passes: str, source: str, every: int, at_once: bool = True
+        self, balancer: Balancer, tasks: Sequence[Task], gradients: Gradients, *, passes: str, at_once: bool = True
     ) -> None:
         self.balancer = balancer
         self.needs = balancer.needs if len(tasks) > 1 else "nothing"
-        self.collects = self.needs in ("gramian", "rows")
+        self.collects = self.needs in COLLECTING
+        self.gradients = gradients
+        self.source = choose_source(balancer, self.needs, gradients, passes, at_once=at_once)
         self._all_names = [task.name for task in tasks]
         self._tasks = list(tasks)
         self._scheduled = any(callable(task.weight) for task in tasks)
         self._all_own = self._own_at(0)
-        self._here: list[int] | None = None  # the tasks that take part in the step; None for all
-        self.every = every
-        self._asked = source
-        self._check(every)
-        self.source = self._choose(source, passes, at_once=at_once)
+        self._present: list[int] | None = None  # the tasks that take part in the step; None for all
         self._give_preference()
         self._constant = torch.ones_like(self._own)
         if self.needs == "nothing" and len(tasks) > 1:
@@ -61,104 +58,72 @@ class Balancing:
         self._last = torch.full_like(self._own, torch.nan)  # what the balancer gave last, the tasks' own included
         self._age = 0  # steps taken with them
         self._applied: Tensor | None = None  # the weights of the step at hand
-        self.answered = False  # whether the balancer has been asked in it
+        self.answered = False
         self._on_device: tuple[torch.device, dict[str, Tensor]] | None = None
 
     @property
     def _names(self) -> list[str]:
-        return self._all_names if self._here is None else [self._all_names[index] for index in self._here]
+        return self._all_names if self._present is None else [self._all_names[index] for index in self._present]
 
     @property
     def _own(self) -> Tensor:
-        return self._all_own if self._here is None else self._all_own[self._here]
+        return self._all_own if self._present is None else self._all_own[self._present]
 
     def _own_at(self, step: int) -> Tensor:
         return torch.tensor([task.weight_at(step) for task in self._tasks], dtype=torch.float64)
 
-    def begin(self, present: Sequence[int], step: int) -> None:
-        """Says which tasks take part in the step that begins. The others' weights and state stay as they are.
+    def begin(
+        self, present: Sequence[int], step: int, device: torch.device
+    ) -> Sequence[float | Tensor] | Callable[..., Sequence[Tensor]]:
+        """Begins a step in which some tasks take part. The others' weights and state stay as they are.
 
         Args:
-            present: their numbers.
-            step: optimizer steps taken; tasks' own weights may follow it.
+            present: the tasks' numbers.
+            step: optimizer steps taken; tasks' own weights may depend on it.
+            device: where the losses are.
+
+        Returns:
+            What the losses are multiplied by before they go backward, or a function that gives this when the losses
+            are known.
         """
         if self._scheduled:
             self._all_own = self._own_at(step)
-            self._here = None
+            self._present = None
             self._fixed = (self._own * self._constant).tolist()
             self._on_device = None
             self._give_preference()
         everyone = len(present) == len(self._all_names)
-        self._here = None if everyone else list(present)
+        self._present = None if everyone else list(present)
         self._applied = None
         self.answered = False
         self.balancer.num_tasks = len(self._all_names)
         self.balancer.present = None if everyone else torch.tensor(present)
+        if self.needs == "losses":
+            return self._weigh
+        if self.needs == "past":
+            return self._weigh([torch.tensor(torch.nan, device=device)] * len(self._names))
+        if self.collects:
+            return [1.0] * len(self._names)
+        return self.current()
 
     @property
     def weights(self) -> Tensor:
         """The present tasks' last weights, (P,), float64; their own where there are none yet."""
-        last = self._last if self._here is None else self._last[self._here]
+        last = self._last if self._present is None else self._last[self._present]
         return last.where(~last.isnan(), self._own.to(last.device))
 
     def _keep(self, weights: Tensor) -> None:
         self._applied = weights
-        if self._here is None:
+        if self._present is None:
             self._last = weights
         else:
             self._last = self._last.to(weights).clone()
-            self._last[self._here] = weights
+            self._last[self._present] = weights
 
-    def _check(self, every: int) -> None:
-        name = type(self.balancer).__name__
-        if self.balancer.needs not in NEEDS:
-            raise UserError(f"balancer {name}: needs is '{self.balancer.needs}', not one of {', '.join(NEEDS)}")
-        if self.balancer.over == "all" and self.collects and (self.needs, self.balancer.scope) != ("gramian", "all"):
-            raise UserError(
-                f"balancer {name}: over is 'all', which goes with needs 'gramian' and scope 'all'; here they "
-                f"are '{self.needs}' and '{self.balancer.scope}'"
-            )
-        if every < 1:
-            raise UserError(f"gradients.every is {every}; it must be at least 1")
-        if every > 1 and self.needs == "rows":
-            raise UserError(
-                f"gradients.every: the balancer {name} works on the gradients themselves, in every step; set it to 1"
-            )
-
-    def _choose(self, source: str, passes: str, *, at_once: bool) -> str:
-        name = type(self.balancer).__name__
-        if source not in SOURCES:
-            raise UserError(f"gradients.source: '{source}' is not one of {', '.join(SOURCES)}")
-        if source == "auto":
-            return "layerwise" if passes == "shared" and self.needs == "gramian" and at_once else "rows"
-        if source != "rows" and self.needs == "rows":
-            raise UserError(f"gradients.source: the balancer {name} needs the gradients themselves; take rows or auto")
-        if source == "representation" and self.balancer.over == "all" and self.collects:
-            raise UserError(
-                "gradients.source: 'representation' has products of the gradients at the features, to which the norms "
-                "of the heads' gradients can't be added, as balancer.over=all asks for; take layerwise, rows or auto"
-            )
-        if not at_once:
-            return self.source_in_parts()
-        if source != "rows" and passes != "shared":
-            raise UserError(
-                f"gradients.source: '{source}' needs one trunk forward for all tasks, passes=shared, and passes is "
-                f"'{passes}' here; take rows or auto"
-            )
-        return source
-
-    def source_in_parts(self) -> str:
-        """The source for a batch that came in micro-batches.
-
-        Raises:
-            UserError: where another was asked for: its products would lack those between micro-batches.
-        """
-        if self._asked in ("layerwise", "representation"):
-            raise UserError(
-                f"gradients.source: '{self._asked}' needs the whole batch's graph, and the batch is cut into "
-                "micro-batches; take rows or auto"
-            )
-        return "rows"
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks there are in all."""
+        return len(self._all_names)
 
     def _give_preference(self) -> None:
         if self.needs == "nothing":
@@ -175,17 +140,7 @@ class Balancing:
     @property
     def fresh(self) -> bool:
         """Whether this step is one that asks for new weights."""
-        return self._age % self.every == 0 or bool(self._last[self._here or slice(None)].isnan().any())
-
-    def loss_weights(self, device: torch.device) -> Sequence[float | Tensor] | Callable[..., Sequence[Tensor]]:
-        """What the losses are multiplied by before they go backward, or what says so when the losses are known."""
-        if self.needs == "losses":
-            return self._weigh
-        if self.needs == "past":
-            return self._weigh([torch.tensor(torch.nan, device=device)] * len(self._names))
-        if self.collects:
-            return [1.0] * len(self._names)
-        return self.current()
+        return self._age % self.gradients.every == 0 or bool(self._last[self._present or slice(None)].isnan().any())
 
     def _weigh(self, losses: Sequence[Tensor]) -> Sequence[Tensor]:
         at_hand = torch.stack(list(losses)).detach().double()
@@ -254,7 +209,6 @@ class Balancing:
             rows.combine(self._applied.tolist(), self._applied.tolist())
             return
         if self.needs == "rows":
-            rows.settle()
             if not may_overflow:
                 self._check_losses(at_hand)
             if self._all_finite(rows.finite(), may_overflow):
@@ -329,7 +283,7 @@ class Balancing:
     def current(self) -> list[float]:
         """The weights of the step that was made, of the tasks in it, the tasks' own included."""
         if self.needs == "nothing":
-            return self._fixed if self._here is None else [self._fixed[index] for index in self._here]
+            return self._fixed if self._present is None else [self._fixed[index] for index in self._present]
         weights: list[float] = (self.weights if self._applied is None else self._applied).tolist()
         return weights
 

@@ -12,8 +12,8 @@ from mtl.batch import Batch
 from mtl.data import Loader, Mix
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
-from mtl.snapshots import kept_buffers
-from mtl.step.passes import loss_of, objective_of
+from mtl.snapshots import preserved_buffers
+from mtl.step.forward import loss_of, objective_of
 from mtl.task import Task
 
 
@@ -36,7 +36,7 @@ def materialise(model: MultiTaskModel, tasks: Sequence[Task], train: Loader | Mi
         return
     training = model.training
     model.eval()
-    with kept_buffers(model):
+    with preserved_buffers(model):
         for loader, names in train.parts():
             batches: Any = loader.batches(1)
             with closing(batches):  # worker processes end with it
@@ -68,8 +68,8 @@ def _forward(model: MultiTaskModel, tasks: Sequence[Task], batch: Batch) -> None
             with torch.enable_grad():  # it may differentiate by itself
                 objective_of(model, task, batch)
             continue
-        if features is None or not model.shares_trunk:
-            features = model.features(batch, task.name)
+        if features is None:
+            features = model.features(batch)
         prediction = model.predict(task.name, features)
         if task.name in model.losses and lazy(model.losses[task.name]):
             loss_of(task, prediction, batch)

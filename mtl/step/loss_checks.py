@@ -14,7 +14,8 @@ from mtl.batch import Batch, joined, num_samples
 from mtl.errors import UserError
 from mtl.labels import denominator, label_fields
 from mtl.model import MultiTaskModel
-from mtl.snapshots import kept_buffers
+from mtl.snapshots import preserved_buffers, preserved_random_state
+from mtl.step.forward import loss_of, without_gradients
 from mtl.step.mean_tests import (
     TOLERANCE,
     as_dtype,
@@ -25,8 +26,7 @@ from mtl.step.mean_tests import (
     is_known,
     ways_out,
 )
-from mtl.step.micro_batches import Parts
-from mtl.step.passes import kept_draws, look, loss_of
+from mtl.step.micro_batches import MicroBatches
 from mtl.step.precision import Autocast
 from mtl.step.uneven import uneven_values
 from mtl.task import Task
@@ -47,9 +47,10 @@ class LossChecks:
 
     def __init__(self, model: MultiTaskModel) -> None:
         self.model = model
+        self._known: dict[tuple[type, bool], bool] = {}
         self._uneven: dict[str, set[str]] = {}  # by the names of tested tasks, what was uneven in the tests
 
-    def __call__(self, parts: Parts, autocast: Autocast) -> None:
+    def __call__(self, micro_batches: MicroBatches, autocast: Autocast) -> None:
         """Tests what is due. Random state and buffers are afterwards what they were before.
 
         Raises:
@@ -58,9 +59,9 @@ class LossChecks:
         """
         due: dict[int, set[str]] = {}
         again = []
-        for index, task in enumerate(parts.tasks):
-            if not task.whole_batch and any(0 < row[index] < 1 for row in parts.shares):
-                uneven = self._due(task, _batches(parts, index))
+        for index, task in enumerate(micro_batches.tasks):
+            if not task.whole_batch and any(0 < row[index] < 1 for row in micro_batches.shares):
+                uneven = self._due(task, _batches(micro_batches, index))
                 if uneven is not None:
                     due[index] = uneven
                 elif task.objective is not None and task.count is None:
@@ -68,17 +69,17 @@ class LossChecks:
         if not due and not again:
             return
         for index in again:  # what it counts may depend on predictions, as with a threshold
-            with kept_draws(self.model):
-                check_objective(self.model, parts.tasks[index], _batches(parts, index), again=True)
-        with kept_draws(self.model):
-            tested = check_losses(self.model, parts.of_tasks(list(due)), autocast) if due else []
+            with preserved_random_state(self.model):
+                check_objective(self.model, micro_batches.tasks[index], _batches(micro_batches, index), again=True)
+        with preserved_random_state(self.model):
+            tested = check_losses(self.model, micro_batches.of_tasks(list(due)), autocast) if due else []
         for index, uneven in due.items():
-            if parts.tasks[index].name in tested:
-                self._uneven.setdefault(parts.tasks[index].name, set()).update(uneven)
+            if micro_batches.tasks[index].name in tested:
+                self._uneven.setdefault(micro_batches.tasks[index].name, set()).update(uneven)
 
-    def watches(self, parts: Parts) -> dict[str, "Watch"]:
-        """By name, what tests the losses that aren't torch's during the passes over the parts."""
-        own = [t for t in parts.tasks if not (is_known(t) or t.whole_batch or t.objective is not None)]
+    def watches(self, micro_batches: MicroBatches) -> dict[str, "Watch"]:
+        """By name, what tests the losses that aren't torch's during the passes over the micro-batches."""
+        own = [t for t in micro_batches.tasks if not (self._is_known(t) or t.whole_batch or t.objective is not None)]
         return {task.name: Watch(self.model, task) for task in own}
 
     def depends_on_batch(self, task: Task, prediction: Any, batch: Batch) -> bool:
@@ -94,7 +95,7 @@ class LossChecks:
         if uneven is None:
             return False
         try:
-            with kept_draws(self.model):
+            with preserved_random_state(self.model):
                 if task.objective is not None:
                     tested = check_objective(self.model, task, [batch])
                 else:
@@ -107,8 +108,14 @@ class LossChecks:
 
     def _due(self, task: Task, batches: Sequence[Batch]) -> set[str] | None:
         """What is uneven in the batches, if a test is due for it; else None."""
-        uneven = set() if is_known(task) else uneven_values(task, batches)
+        uneven = set() if self._is_known(task) else uneven_values(task, batches)
         return uneven if task.name not in self._uneven or uneven - self._uneven[task.name] else None
+
+    def _is_known(self, task: Task) -> bool:
+        key = type(task.loss), task.objective is None
+        if key not in self._known:
+            self._known[key] = is_known(task)
+        return self._known[key]
 
     def state_dict(self) -> dict[str, list[str]]:
         """By task, what was uneven in its tests."""
@@ -120,7 +127,7 @@ class LossChecks:
         self._uneven = {name: set(uneven) for name, uneven in named.items()}
 
 
-def check_losses(model: MultiTaskModel, parts: Parts, autocast: Autocast) -> list[str]:
+def check_losses(model: MultiTaskModel, micro_batches: MicroBatches, autocast: Autocast) -> list[str]:
     """Tests the loss or the objective of each task on samples of the step.
 
     Returns:
@@ -129,24 +136,27 @@ def check_losses(model: MultiTaskModel, parts: Parts, autocast: Autocast) -> lis
     Raises:
         UserError: see `LossChecks`.
     """
-    here = [[i for i in parts.in_part(n) if parts.tasks[i].objective is None] for n in range(len(parts))]
-    together = [([parts.tasks[i] for i in its], batch) for its, batch in zip(here, parts.batches, strict=True)]
-    taken = look(model, together, autocast, take=lambda task, prediction, batch: prediction) if any(here) else []
+    tasks = micro_batches.tasks
+    members = [[i for i in member if tasks[i].objective is None] for member in micro_batches.members]
+    pairs = [([tasks[i] for i in m], batch) for m, batch in zip(members, micro_batches.batches, strict=True)]
+    predictions: list[list[Any]] = []
+    if any(members):
+        predictions = without_gradients(model, pairs, autocast, take=lambda task, prediction, batch: prediction)
     tested = []
-    for index, task in enumerate(parts.tasks):
-        batches = _batches(parts, index)
+    for index, task in enumerate(tasks):
+        batches = _batches(micro_batches, index)
         if task.objective is not None:
             found = check_objective(model, task, batches)
         else:
-            predictions = [taken[n][its.index(index)] for n, its in enumerate(here) if index in its]
-            found = check_loss(task, predictions, batches)
+            own = [predictions[n][member.index(index)] for n, member in enumerate(members) if index in member]
+            found = check_loss(task, own, batches)
         if found:
             tested.append(task.name)
     return tested
 
 
-def _batches(parts: Parts, index: int) -> list[Batch]:
-    return [batch for number, batch in enumerate(parts.batches) if index in parts.in_part(number)]
+def _batches(micro_batches: MicroBatches, index: int) -> list[Batch]:
+    return [b for b, member in zip(micro_batches.batches, micro_batches.members, strict=True) if index in member]
 
 
 class Watch:
@@ -182,7 +192,7 @@ class Watch:
         except UserError:  # of different widths: a `count` or `mean_over` is believed
             return
         full = torch.autocast(next(self._model.parameters()).device.type, enabled=False)
-        with kept_draws(self._model), kept_buffers(self._model), torch.no_grad(), full:
+        with preserved_random_state(self._model), preserved_buffers(self._model), torch.no_grad(), full:
             self._compare(before, now, both, targets)
 
     def _compare(self, before: tuple[Any, Batch, int], now: tuple[Any, Batch, int], both: Any, targets: Batch) -> None:
@@ -200,7 +210,7 @@ class Watch:
         self._found.append((torch.stack([*counts, *losses]), dtype))
 
     def check(self) -> None:
-        """Called when all parts have gone by.
+        """Judges all pairs of micro-batches.
 
         Raises:
             UserError: where two micro-batches' loss isn't the mean of their losses by what they count.

@@ -22,8 +22,8 @@ from mtl.errors import UserError
 from mtl.labels import denominator, label_fields
 from mtl.losses import BinaryCrossEntropy
 from mtl.model import MultiTaskModel
-from mtl.snapshots import kept_buffers
-from mtl.step.passes import generators_of, loss_of, objective_of, set_states
+from mtl.snapshots import generators_of, preserved_buffers, set_states
+from mtl.step.forward import loss_of, objective_of
 from mtl.task import BY_CLASS, BY_ELEMENT, Task
 
 SAMPLES = 64  # that serve for a test
@@ -303,7 +303,7 @@ def _evaluated(
         return
     modes = {module: module.training for module in model.modules()}
     dtype = next(model.parameters()).dtype
-    with kept_buffers(model):
+    with preserved_buffers(model):
         model.eval()
         try:
             yield model, task, batch, dtype if dtype in TOLERANCE else torch.float32

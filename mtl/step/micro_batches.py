@@ -1,4 +1,4 @@
-"""A step's batch in parts: micro-batches, the batches of tasks that have their own, or both."""
+"""A step's batch cut into micro-batches, and how much of each task's loss is in each of them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,31 +10,49 @@ from mtl.task import Task
 StepBatch = Batch | list[Batch]
 
 
-class Parts:
-    """What one step goes over, one part after the other; each has a graph of its own.
+class MicroBatches:
+    """What a step goes over, one micro-batch after the other; each has a graph of its own.
+
+    A step that isn't cut has one micro-batch, or one for each of the batches that tasks have for themselves.
 
     Args:
-        tasks: those of which the shares speak.
-        batches: fields by name, a dict for each part.
-        shares: by part and task, how much of the task's loss is in it; 0 where it has nothing there.
+        tasks: those that have something in the step.
+        batches: fields by name, a dict for each micro-batch.
+        shares: by micro-batch and task, how much of the task's loss is in it; 0 where the task has nothing there.
+
+    Attributes:
+        names: of the tasks.
+        members: by micro-batch, the numbers of the tasks that have something in it.
     """
 
     def __init__(self, tasks: Sequence[Task], batches: Sequence[Batch], shares: Sequence[Sequence[float]]) -> None:
         self.tasks = list(tasks)
+        self.names = [task.name for task in self.tasks]
         self.batches = list(batches)
         self.shares = [list(row) for row in shares]
+        self.members = [[number for number, share in enumerate(row) if share] for row in self.shares]
 
     @classmethod
     def of(
-        cls, tasks: Sequence[Task], batch: StepBatch, *, size: int | None = None, count: int | None = None
-    ) -> "Parts":
-        """The parts of a batch: of a dict of fields, of one of batches by task name, or of a list of micro-batches.
+        cls,
+        tasks: Sequence[Task],
+        batch: StepBatch,
+        *,
+        size: int | None = None,
+        count: int | None = None,
+        without: Mapping[str, object] | None = None,
+    ) -> "MicroBatches":
+        """The micro-batches of what a step is given, with the tasks that have labels in it.
 
         Args:
             tasks: the step's.
-            batch: what the step is given.
+            batch: a dict of fields, a dict of such batches by task name, or a list of micro-batches.
             size: samples in a micro-batch, and
             count: number of micro-batches, of which one at most is given; a list is cut already.
+            without: names of tasks that take no part.
+
+        Raises:
+            UserError: for what is no batch.
         """
         given = batch if isinstance(batch, list) else [batch]
         if not given or not all(isinstance(each, Mapping) for each in given):
@@ -43,57 +61,47 @@ class Parts:
         whole = [pair for each in given for pair in _by_tasks(tasks, each)]
         batches: list[Batch] = []
         members: list[list[int]] = []
-        for each, its in whole:
-            if tasks[its[0]].objective is not None and tasks[its[0]].whole_batch:
+        for each, numbers in whole:
+            if tasks[numbers[0]].objective is not None and tasks[numbers[0]].whole_batch:
                 continue  # it has all the samples in one graph
             is_cut = isinstance(batch, list) or not (size or count)
             targets = [] if is_cut else [tasks[i].target for other, i_s in whole if other is each for i in i_s]
             pieces = [each] if is_cut else cut(each, num_samples(each, targets), size=size, count=count)
             batches += pieces
-            members += [its] * len(pieces)
+            members += [numbers] * len(pieces)
         for index, task in enumerate(tasks):
-            own = [each for each, its in whole if its == [index]]
+            own = [each for each, numbers in whole if numbers == [index]]
             if task.objective is not None and task.whole_batch and own:
                 batches.append(own[0] if len(own) == 1 else joined(own, [num_samples(b, [task.target]) for b in own]))
                 members.append([index])
-        return cls(tasks, batches, shares(tasks, batches, members))
+        everyone = cls(tasks, batches, shares(tasks, batches, members))
+        return everyone.without(without or {})
 
-    def __len__(self) -> int:
-        return len(self.batches)
+    def without(self, names: Mapping[str, object]) -> "MicroBatches":
+        """The same without the tasks of these names, and without those that have nothing in any micro-batch."""
+        present = set().union(*self.members)
+        stay = [number for number, name in enumerate(self.names) if number in present and name not in names]
+        if len(stay) == len(self.tasks):
+            return self
+        return self.of_tasks(stay)
 
-    @property
-    def names(self) -> list[str]:
-        """The tasks' names."""
-        return [task.name for task in self.tasks]
-
-    def present(self) -> list[int]:
-        """The tasks that have something in any part."""
-        return [index for index in range(len(self.tasks)) if any(row[index] for row in self.shares)]
-
-    def in_part(self, number: int) -> list[int]:
-        """The tasks that have something in this part."""
-        return [index for index, share in enumerate(self.shares[number]) if share]
-
-    def of_tasks(self, which: Sequence[int]) -> "Parts":
-        """The same of these tasks alone."""
-        return Parts([self.tasks[i] for i in which], self.batches, [[row[i] for i in which] for row in self.shares])
-
-    def without(self, names: Mapping[str, object]) -> "Parts":
-        """The same with nothing in it for the tasks of these names."""
-        rows = [[0.0 if name in names else x for name, x in zip(self.names, row, strict=True)] for row in self.shares]
-        return Parts(self.tasks, self.batches, rows)
+    def of_tasks(self, numbers: Sequence[int]) -> "MicroBatches":
+        """The same with the tasks of these numbers alone."""
+        shares = [[row[number] for number in numbers] for row in self.shares]
+        return MicroBatches([self.tasks[number] for number in numbers], self.batches, shares)
 
 
 def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int]]]:
-    """The different batches in a batch by task name, with the tasks for which each is; else the one with all tasks.
+    """The different batches in a batch by task name, with the numbers of their tasks; else the one with all tasks.
 
-    A task that is a function of model and batch has a part of its own: it needn't go through the trunk as others do.
+    A task that is a function of model and batch has a micro-batch of its own: it needn't go through the trunk as others
+    do.
     """
     names = [task.name for task in tasks]
     own = bool(batch) and set(batch) <= set(names) and all(isinstance(each, Mapping) for each in batch.values())
-    found: dict[object, tuple[Batch, list[int]]] = {}
+    groups: dict[object, tuple[Batch, list[int]]] = {}
     for index, task in enumerate(tasks):
         if not own or task.name in batch:
-            its = batch[task.name] if own else batch
-            found.setdefault((id(its), index if task.objective else None), (its, []))[1].append(index)
-    return list(found.values())
+            fields = batch[task.name] if own else batch
+            groups.setdefault((id(fields), index if task.objective else None), (fields, []))[1].append(index)
+    return list(groups.values())

@@ -1,4 +1,4 @@
-"""The three ways to go about one step's forward and backward passes. All leave the same gradient.
+"""The three ways to make the forward and backward passes of one micro-batch. All leave the same gradient.
 
     passes      trunk forwards and backwards   graphs alive at once
     joint       1                              all
@@ -10,363 +10,274 @@ trunk, head 1, loss 1, head 2, loss 2, …, and `sequential` makes each later tr
 and the buffers that the first one started from.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cached_property
 from types import NoneType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mtl.batch import Batch, describe
-from mtl.errors import FOREIGN, UserError, is_elsewhere, text_of, told
-from mtl.gradients.at_features import AtFeatures
+from mtl.batch import Batch
+from mtl.choices import PASSES
+from mtl.errors import UserError
 from mtl.gradients.reach import Reach
-from mtl.gradients.rows import Rows
-from mtl.labels import select
+from mtl.gradients.rows import Rows, leaves
 from mtl.model import MultiTaskModel
-from mtl.snapshots import Buffers, kept_buffers
-from mtl.step.precision import Autocast
-from mtl.task import BY_CLASS, BY_ELEMENT, WEIGHTED, Task, check_weights
+from mtl.snapshots import Buffers, Snapshot
+from mtl.step.forward import loss_from, loss_of, without_gradients
+from mtl.step.precision import Autocast, autocast_for
+from mtl.task import Task
 
-PLAIN = (Tensor, str, int, float, NoneType)  # what features may be made of, in tuples, lists and dicts
-
+LEAVES = (Tensor, str, int, float, NoneType)  # what features may be made of, in tuples, lists and dicts
 
 Weights = Sequence[float | Tensor]
-
-
-class Backward(Protocol):
-    """Takes 0-dim losses backward, each times its weight, scaled where the precision asks for it."""
-
-    def __call__(self, losses: Sequence[Tensor], weights: Weights, *, retain_graph: bool = False) -> None:
-        """`retain_graph` keeps the graph for another backward."""
-
-
 Weigh = Callable[[Sequence[Tensor]], Weights]  # from the losses to what each is multiplied by
 
 
-def joint(
-    model: MultiTaskModel,
-    tasks: Sequence[Task],
-    batch: Batch,
-    weights: Weights | Weigh,
-    *,
-    backward: Backward,
-    autocast: Autocast,
-    measure: Rows | None = None,
-    collect: Rows | None = None,
-    reach: Reach | None = None,
-) -> list[Tensor]:
-    """One forward of everything, the weighted losses summed, one backward.
+class Passes:
+    """Takes tasks forward and backward on one micro-batch.
 
     Args:
-        model, tasks, batch: what is trained, on what.
-        weights: what each task's loss is multiplied by, or what says so when the losses are known.
-        backward: takes 0-dim losses backward, each times its weight, scaled where the precision asks for it.
-        autocast: makes the context in which forward passes run.
-        measure: takes each task's row beside the backward passes.
-        collect: takes each task's row out of `.grad` when that task alone has gone backward; the weights are then 1.
-        reach: walks each task's graph, where it is asked for.
+        model: trunk and heads.
+        kind: `joint`, `sequential`, `shared`, or `auto`: `shared` where the tasks share a trunk, else `sequential`.
+        precision: of the forward passes, see `mtl.Step`.
 
-    Returns:
-        Each task's unweighted loss, detached.
+    Attributes:
+        kind: one of the three.
+
+    Raises:
+        UserError: for an unknown kind or precision, and for `shared` where the tasks share no trunk.
     """
-    losses = []
-    features = None
-    for task in tasks:
+
+    def __init__(self, model: MultiTaskModel, kind: str, precision: str) -> None:
+        self.model = model
+        self.kind = choose(kind, model)
+        self.precision = precision
+        self._trunk = model.shared
+        autocast_for(precision, self.device)  # an unknown precision is an error now, not in the first step
+        self._starts: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def autocast(self) -> Autocast:
+        """Makes the context that forward passes run in."""
+        return nullcontext if self.precision == "fp32" else autocast_for(self.precision, self.device)
+
+    @cached_property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """What keeps fp16 gradients from underflowing; made when it is first needed, where the model is by then."""
+        return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
+
+    def __call__(
+        self,
+        tasks: Sequence[Task],
+        batch: Batch,
+        weights: Weights | Weigh,
+        *,
+        measure: Rows | None = None,
+        collect: Any = None,
+        reach: Reach | None = None,
+    ) -> list[Tensor]:
+        """Takes the tasks forward and backward; the gradients are in `.grad`, or were collected.
+
+        Args:
+            tasks: those that take part. A task with an objective is alone.
+            batch: what the model is trained on.
+            weights: what each task's loss is multiplied by, or a function that gives this when the losses are known.
+            measure: takes each task's row beside the backward passes.
+            collect: takes each task's row out of `.grad` after the backward pass of that task alone; the weights are
+                then 1. In `shared` passes it is an `AtFeatures`.
+            reach: records which parameters each task reaches.
+
+        Returns:
+            Each task's unweighted loss, detached, 0-dim.
+
+        Raises:
+            UserError: for a trunk, head or loss that fails.
+        """
+        kind = "sequential" if any(task.objective for task in tasks) else self.kind
+        passes: Callable[..., list[Tensor]] = getattr(self, f"_{kind}")
+        return passes(tasks, batch, weights, measure, collect, reach)
+
+    def _joint(
+        self,
+        tasks: Sequence[Task],
+        batch: Batch,
+        weights: Weights | Weigh,
+        measure: Rows | None,
+        collect: Rows | None,
+        reach: Reach | None,
+    ) -> list[Tensor]:
+        """One forward of everything, the weighted losses summed, one backward."""
+        losses = []
+        autocast = self.autocast
         with autocast():
-            if features is None or not model.shares_trunk:
-                features = model.features(batch, task.name)
-            losses.append(loss_of(task, model.predict(task.name, features), batch))
-        if measure is not None:
-            _measure(measure, model, task, losses[-1])
-        if reach is not None:
-            reach.add(task.name, losses[-1])
-    weights = weights(losses) if callable(weights) else weights
-    if collect is None:
-        backward(losses, weights)
-    else:
-        for task, loss, weight in zip(tasks, losses, weights, strict=True):
-            more = task is not tasks[-1]
-            with kept_buffers(model, kept=more):
-                backward([loss], [weight], retain_graph=more)
-            collect.take(task.name)
-    return [loss.detach() for loss in losses]
+            features = self.model.features(batch)
+        for task in tasks:
+            with autocast():
+                losses.append(loss_of(task, self.model.predict(task.name, features), batch))
+            if measure is not None:
+                self._measure(measure, task, losses[-1])
+            if reach is not None:
+                reach.add(task.name, losses[-1])
+        weights = weights(losses) if callable(weights) else weights
+        if collect is None:
+            self.backward(losses, weights)
+        else:
+            buffers = Buffers(self.model) if len(tasks) > 1 else None
+            for task, loss, weight in zip(tasks, losses, weights, strict=True):
+                more = task is not tasks[-1]
+                self.backward([loss], [weight], retain_graph=more)
+                if buffers is not None and more:
+                    buffers.restore()
+                collect.take(task.name)
+        return [loss.detach() for loss in losses]
 
+    def _sequential(
+        self,
+        tasks: Sequence[Task],
+        batch: Batch,
+        weights: Weights | Weigh,
+        measure: Rows | None,
+        collect: Rows | None,
+        reach: Reach | None,
+    ) -> list[Tensor]:
+        """Per task: forward, backward, free. Weights that depend on the losses need a forward pass beforehand."""
+        autocast = self.autocast
+        if callable(weights):
+            weights = weights(without_gradients(self.model, [(tasks, batch)], autocast)[0])
+        start = None
+        if self._trunk is not None and len(tasks) > 1:
+            start = Snapshot(self.model, self._trunk)
+        losses: list[Tensor] = []
+        for task, weight in zip(tasks, weights, strict=True):
+            with autocast():
+                features = None
+                if task.objective is not None:
+                    pass
+                elif start is not None and losses:
+                    features = start.repeat(self.model.features, batch)
+                else:
+                    features = self.model.features(batch)
+                loss = loss_from(self.model, task, batch, features)
+            if measure is not None:
+                self._measure(measure, task, loss)
+            if reach is not None:
+                reach.add(task.name, loss)
+            self.backward([loss], [weight])
+            if collect is not None:
+                collect.take(task.name)
+            losses.append(loss.detach())
+            del features, loss  # the next task's graph is built only after this one's is gone
+        return losses
 
-def sequential(
-    model: MultiTaskModel,
-    tasks: Sequence[Task],
-    batch: Batch,
-    weights: Weights | Weigh,
-    *,
-    backward: Backward,
-    autocast: Autocast,
-    measure: Rows | None = None,
-    collect: Rows | None = None,
-    reach: Reach | None = None,
-) -> list[Tensor]:
-    """Per task: forward, backward, free. Arguments and result as for `joint`.
+    def _shared(
+        self,
+        tasks: Sequence[Task],
+        batch: Batch,
+        weights: Weights | Weigh,
+        measure: Rows | None,
+        collect: Any,
+        reach: Reach | None,
+    ) -> list[Tensor]:
+        """The trunk once; per head forward and backward down to the features; one backward of the trunk.
 
-    Where the weights depend on the losses, a look without gradients comes first.
-    """
-    if callable(weights):
-        weights = weights(look(model, [(tasks, batch)], autocast)[0])
-    repeats = model.shares_trunk and len(tasks) > 1
-    if repeats:
-        generators = generators_of(model)
-        draws_at_start = [generator.get_state() for generator in generators]
-        buffers_at_start = Buffers(model.trunk)
-    losses = []
-    for position, (task, weight) in enumerate(zip(tasks, weights, strict=True)):
+        Where the weights depend on the losses, all heads' graphs are alive at once.
+        """
+        autocast = self.autocast
         with autocast():
-            features = None
-            if task.objective is not None:
-                pass
-            elif repeats and position > 0:
-                draws = [generator.get_state() for generator in generators]
-                set_states(generators, draws_at_start)
-                buffers_at_start.restore()
-                features = model.features(batch, task.name)
-                set_states(generators, draws)
-            else:
-                features = model.features(batch, task.name)
-            loss = loss_from(model, task, batch, features)
-        if measure is not None:
-            _measure(measure, model, task, loss)
-        if reach is not None:
-            reach.add(task.name, loss)
-        backward([loss], [weight])
+            features, structure = tree_flatten(self.model.features(batch))
+        _check_features(features)
+        # Heads are given detached features, at which their gradients gather.
+        cuts = [f.detach().requires_grad_(f.requires_grad) if isinstance(f, Tensor) else f for f in features]
+        cut_features = tree_unflatten(cuts, structure)
+        pairs = {c: f for c, f in zip(cuts, features, strict=True) if isinstance(c, Tensor) and c.requires_grad}
+        losses = []
+        at_features: dict[str, list[Tensor | None]] = {}
+        for index, task in enumerate(tasks):
+            with autocast():
+                loss = loss_of(task, self.model.predict(task.name, cut_features), batch)
+            if measure is not None:
+                self._measure(measure, task, loss, pairs)
+            if reach is not None:
+                reach.add(task.name, loss, pairs)
+            if not callable(weights):
+                self.backward([loss], [weights[index]])
+                loss = loss.detach()
+            losses.append(loss)
+            if collect is not None:
+                collect.take(task.name)
+                at_features[task.name] = [cut.grad for cut in pairs]
+                for cut in pairs:
+                    cut.grad = None
+        if callable(weights):
+            self.backward(losses, weights(losses))
         if collect is not None:
-            collect.take(task.name)
-        losses.append(loss.detach())
-        del features, loss  # the next task's graph is built only after this one's is gone
-    return losses
-
-
-def shared(
-    model: MultiTaskModel,
-    tasks: Sequence[Task],
-    batch: Batch,
-    weights: Weights | Weigh,
-    *,
-    backward: Backward,
-    autocast: Autocast,
-    measure: Rows | None = None,
-    collect: AtFeatures | None = None,
-    reach: Reach | None = None,
-) -> list[Tensor]:
-    """The trunk once; per head forward and backward down to the features; one backward of the trunk.
-
-    Arguments and result as for `joint`. Where the weights depend on the losses, all heads' graphs are alive at once.
-    """
-    with autocast():
-        features, structure = tree_flatten(model.features(batch, tasks[0].name))
-    hidden = [type(f).__name__ for f in features if not isinstance(f, PLAIN)]
-    if hidden:
-        raise UserError(
-            f"passes: 'shared' can't look into the trunk's features, a {hidden[0]}; let the trunk give tensors, "
-            "or tuples, lists or dicts of them, take a part of it with model/trunk=picked, or take passes=sequential"
-        )
-    cuts = [f.detach().requires_grad_(f.requires_grad) if isinstance(f, Tensor) else f for f in features]
-    cut_features = tree_unflatten(cuts, structure)
-    pairs = {cut: feature for cut, feature in zip(cuts, features, strict=True) if is_cut(cut)}
-    losses = []
-    for index, task in enumerate(tasks):
-        with autocast():
-            loss = loss_of(task, model.predict(task.name, cut_features), batch)
-        if measure is not None:
-            _measure(measure, model, task, loss, pairs)
-        if reach is not None:
-            reach.add(task.name, loss, pairs)
-        if not callable(weights):
-            backward([loss], [weights[index]])
-            loss = loss.detach()
-        losses.append(loss)
-        if collect is not None:
-            collect.take_cuts(task.name, list(pairs.values()), list(pairs))
-    if callable(weights):
-        backward(losses, weights(losses))
-    if collect is None:
-        used = [(feature, cut.grad) for cut, feature in pairs.items() if cut.grad is not None]
-        if used:  # a frozen trunk has no backward
+            collect.take_at_features(list(pairs.values()), at_features)
+        elif used := [(feature, cut.grad) for cut, feature in pairs.items() if cut.grad is not None]:
             torch.autograd.backward([f for f, _ in used], [g for _, g in used])
-    return [loss.detach() for loss in losses]
+        return [loss.detach() for loss in losses]
 
+    def backward(self, losses: Sequence[Tensor], weights: Weights, *, retain_graph: bool = False) -> None:
+        """Takes 0-dim losses backward, each times its weight, scaled where the precision asks for it.
 
-PASSES = {"joint": joint, "sequential": sequential, "shared": shared}
+        Args:
+            losses: with their graphs; those without are left out, since all that they reach is frozen.
+            weights: one a loss: the gradient that its backward pass starts from.
+            retain_graph: keeps the graphs for another backward pass.
+        """
+        pairs = [(loss, w) for loss, w in zip(losses, weights, strict=True) if loss.requires_grad]
+        starts = [self._start(loss, weight) for loss, weight in pairs]
+        if self.scaler:
+            starts = [self.scaler.scale(start) for start in starts]
+        if retain_graph:
+            leaves([loss for loss, _ in pairs])  # which refuses graphs that can go backward only once
+        if pairs:
+            torch.autograd.backward([loss for loss, _ in pairs], starts, retain_graph=retain_graph)
+
+    def _start(self, loss: Tensor, weight: float | Tensor) -> Tensor:
+        if isinstance(weight, Tensor):
+            return weight.to(loss.dtype)
+        key = (weight, loss.dtype, loss.device)
+        if len(self._starts) > 64:  # shares of micro-batches may be many
+            self._starts.clear()
+        if key not in self._starts:
+            self._starts[key] = torch.tensor(weight, dtype=loss.dtype, device=loss.device)
+        return self._starts[key]
+
+    def _measure(self, rows: Rows, task: Task, loss: Tensor, cuts: dict[Tensor, Tensor] | None = None) -> None:
+        """Takes the task's row beside the backward passes, and restores the buffers."""
+        buffers = Buffers(self.model)
+        rows.add(task.name, loss, cuts)
+        buffers.restore()
 
 
 def choose(passes: str, model: MultiTaskModel) -> str:
     """The kind of passes that `passes`, which may be `auto`, means for this model.
 
     Raises:
-        UserError: for `shared` where there is no shared trunk.
+        UserError: for an unknown kind, and for `shared` where there is no shared trunk.
     """
     if passes == "auto":
-        return "shared" if model.shares_trunk else "sequential"
+        return "sequential" if model.shared is None else "shared"
     if passes not in PASSES:
         raise UserError(f"passes: '{passes}' is not one of {', '.join(PASSES)}, auto")
-    if passes == "shared" and not model.shares_trunk:
+    if passes == "shared" and model.shared is None:
         raise UserError("passes: 'shared' needs one trunk for all tasks; take auto, sequential or joint")
     return passes
 
 
-def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
-    """The task's loss, a 0-dim tensor.
-
-    Raises:
-        UserError: for a target that isn't in the batch, and for a loss that fails or isn't a scalar.
-    """
-    if task.seen is not None:
-        task.seen(prediction, batch)
-    prediction, target = select(task, prediction, batch)
-    both = isinstance(prediction, Tensor) and isinstance(target, Tensor)
-    by_element = isinstance(task.loss, BY_ELEMENT) or task.mean_over == "elements"
-    if both and by_element and prediction.shape != target.shape:  # torch would broadcast them
-        name = getattr(task.loss, "__name__", type(task.loss).__name__)
+def _check_features(features: Sequence[Any]) -> None:
+    hidden = [type(feature).__name__ for feature in features if not isinstance(feature, LEAVES)]
+    if hidden:
         raise UserError(
-            f"task '{task.name}': its prediction is {describe(prediction)} and its target '{task.target}' "
-            f"{describe(target)}; {name} compares them element by element, so they must be of one "
-            f"shape. Look at tasks.{task.name}.head; mtl.heads.Linear with squeeze: true makes a single output (N,)"
+            f"passes: 'shared' can't look into the trunk's features, a {hidden[0]}; let the trunk give tensors, "
+            "or tuples, lists or dicts of them, take a part of it with model/trunk=picked, or take passes=sequential"
         )
-    if isinstance(task.loss, WEIGHTED) and isinstance(prediction, Tensor):
-        check_weights(task, prediction)
-    try:
-        loss = task.loss(*_of_one_type(task, prediction, target))
-    except FOREIGN as error:
-        if is_elsewhere(error):
-            raise
-        raise UserError(
-            f"task '{task.name}': its loss failed on a prediction {describe(prediction)} and the target "
-            f"'{task.target}' {describe(target)}: {told(error)}. Look at tasks.{task.name}"
-            + (
-                f" and its num_outputs, {prediction.shape[1]} here"
-                if "out of bounds" in text_of(error) and both
-                else ""
-            )
-            + (f"; its head gives a {type(prediction).__name__}" if not isinstance(prediction, Tensor) else "")
-        ) from error
-    return _scalar(task, loss)
-
-
-def _of_one_type(task: Task, prediction: Any, target: Any) -> tuple[Any, Any]:
-    """Both in the wider one's type, float32 at least, for losses of torch's that compare numbers.
-
-    Some of these fail on integers or on two types of floats, a few in the backward pass alone, and a binary
-    cross-entropy takes the narrower of two types of floats.
-    """
-    if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or prediction.dtype == target.dtype:
-        return prediction, target
-    of_shares = isinstance(task.loss, BY_CLASS) and target.is_floating_point()
-    of_numbers = of_shares or isinstance(task.loss, (*BY_ELEMENT, nn.MultiLabelSoftMarginLoss))
-    if not of_numbers or not prediction.is_floating_point() or target.is_complex():
-        return prediction, target
-    wider = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
-    return prediction.to(wider), target.to(wider)
-
-
-def objective_of(model: MultiTaskModel, task: Task, batch: Batch) -> Tensor:
-    """The task's objective, a 0-dim tensor.
-
-    Raises:
-        UserError: for one that fails or isn't a scalar.
-    """
-    assert task.objective is not None
-    try:
-        loss = task.objective(model, batch)
-    except FOREIGN as error:
-        if is_elsewhere(error) or isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"task '{task.name}': its objective failed on a batch with {', '.join(map(str, batch))}: {told(error)}. "
-            f"Look at tasks.{task.name}.objective"
-        ) from error
-    return _scalar(task, loss)
-
-
-def loss_from(model: MultiTaskModel, task: Task, batch: Batch, features: Any) -> Tensor:
-    """The task's objective, or its loss from the features."""
-    if task.objective is not None:
-        return objective_of(model, task, batch)
-    return loss_of(task, model.predict(task.name, features), batch)
-
-
-def _scalar(task: Task, loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.ndim:
-        shown = describe(loss) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise UserError(f"task '{task.name}': its loss must be a 0-dim tensor, a mean over the samples; it is {shown}")
-    return loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss  # room for the scaler's factor
-
-
-def look(
-    model: MultiTaskModel,
-    parts: Sequence[tuple[Sequence[Task], Batch]],
-    autocast: Autocast,
-    *,
-    take: Callable[[Task, Any, Batch], Any] = loss_of,
-) -> list[list[Any]]:
-    """By part and task, the loss, or what else `take` makes of the prediction, without gradients.
-
-    The parts, of which each is the tasks in it and their batch, draw one after the other, as their passes would; random
-    state and buffers are afterwards what they were before.
-    """
-    found = []
-    with kept_draws(model), kept_buffers(model), torch.no_grad(), autocast():
-        for tasks, batch in parts:
-            features = None
-            taken = []
-            for task in tasks:
-                if task.objective is not None:
-                    with torch.enable_grad():  # it may differentiate by itself
-                        taken.append(objective_of(model, task, batch).detach())
-                    continue
-                if features is None or not model.shares_trunk:
-                    features = model.features(batch, task.name)
-                taken.append(take(task, model.predict(task.name, features), batch))
-            found.append(taken)
-    return found
-
-
-def _measure(
-    rows: Rows,
-    model: nn.Module,
-    task: Task,
-    loss: Tensor,
-    cuts: Mapping[Tensor, Tensor] | None = None,
-) -> None:
-    """Takes the task's row beside the backward passes, and leaves buffers as they were."""
-    with kept_buffers(model):
-        rows.add(task.name, loss, cuts)
-
-
-def is_cut(value: Any) -> bool:
-    """Whether gradients are to flow through this part of the features."""
-    return isinstance(value, Tensor) and value.requires_grad
-
-
-def generators_of(model: torch.nn.Module) -> list[torch.Generator]:
-    """The random generators that a forward pass of the model draws from."""
-    generators = [torch.default_generator]
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    return generators
-
-
-@contextmanager
-def kept_draws(model: torch.nn.Module) -> Iterator[None]:
-    """Puts the states of these generators back afterwards, also where the code inside fails."""
-    generators = generators_of(model)
-    states = [generator.get_state() for generator in generators]
-    try:
-        yield
-    finally:
-        set_states(generators, states)
-
-
-def set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
-    """Gives each generator its state."""
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state)

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from mtl.choices import PRECISIONS
 from mtl.errors import UserError
 
 Autocast = Callable[[], AbstractContextManager[Any]]
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast_for(precision: str, device: torch.device) -> Autocast:
@@ -21,5 +22,5 @@ def autocast_for(precision: str, device: torch.device) -> Autocast:
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision: '{precision}' is not one of {', '.join(PRECISIONS)}")
-    dtype = PRECISIONS[precision]
+    dtype = DTYPES[precision]
     return partial(torch.autocast, device.type, dtype) if dtype else nullcontext

@@ -1,72 +1,54 @@
-"""One step of multi-task training: clear the gradients, take each task forward and backward, move.
+"""One step of multi-task training: clear the gradients, take each task forward and backward, move the parameters.
 
     step = mtl.Step(model, tasks, optimizer)
     for batch in loader:
         result = step(batch)
 
-What happens between the first and the last line of `Step.__call__` is all there is to it; how the forward and
-backward passes are arranged is in passes.py.
+`Step.__call__` and `Step._take` are the whole step; passes.py has the forward and backward passes of one micro-batch,
+and accumulation.py the loop over several.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from mtl.balancers import Balancer, Equal
-from mtl.errors import NotFinite, UserError
+from mtl.errors import NotFinite
 from mtl.gradients.at_features import AtFeatures
-from mtl.gradients.compiled import reusable_graphs
 from mtl.gradients.reach import Reach
 from mtl.gradients.rows import Rows, total_norm
 from mtl.model import MultiTaskModel
-from mtl.snapshots import kept_buffers
+from mtl.snapshots import Snapshot, preserved_buffers, preserved_random_state
+from mtl.step.accumulation import accumulate
 from mtl.step.balancing import Balancing
-from mtl.step.before import Before
-from mtl.step.lazy import check_not_lazy
-from mtl.step.micro_batches import Parts, StepBatch
-from mtl.step.passes import choose, generators_of, kept_draws, set_states
-from mtl.step.precision import Autocast, autocast_for
-from mtl.step.runner import Runner
-from mtl.step.update import Descent
-from mtl.step.whole_batch import Look
+from mtl.step.compatibility import check_arguments, check_optimizers
+from mtl.step.descent import Descent
+from mtl.step.gradient_source import source_in_micro_batches
+from mtl.step.loss_checks import LossChecks
+from mtl.step.micro_batches import MicroBatches, StepBatch
+from mtl.step.passes import Passes, Weigh, Weights
+from mtl.step.result import StepResult
+from mtl.step.settings import Gradients, Update
+from mtl.step.whole_batch import Preview
 from mtl.task import Task
 
-ON_NONFINITE = ("error", "skip_task", "skip_step")
-INTERVALS = ("step", "epoch")
 
-
-@dataclass
-class StepResult:
-    """What one step did: 0-dim tensors on the model's device, by task name; None where it wasn't measured.
-
-    Attributes:
-        losses: each task's loss, before its weight; a task without labels in the step isn't there.
-        weights: what each task's gradient, over the shared parameters where the balancer's scope is these, was
-            multiplied by, the task's own weight included.
-        grad_norms: the norm of each unweighted loss's gradient over all the parameters it reaches.
-        cosines: by pair of names, between the two tasks' gradients over the shared parameters.
-        total_norm: of the summed gradient that the optimizer was to get, before clipping.
-        reach: from each parameter's name to the tasks that reach it.
-        taken: whether the parameters moved; False where fp16 gradients overflowed, the step was skipped, or no task had
-            labels in it.
-        nonfinite: from the names of tasks that were left out of the step to what wasn't finite.
-    """
-
-    losses: dict[str, Tensor]
-    weights: dict[str, Tensor]
-    grad_norms: dict[str, Tensor] | None = None
-    cosines: dict[tuple[str, str], Tensor] | None = None
-    total_norm: Tensor | None = None
-    reach: dict[str, tuple[str, ...]] | None = None
-    taken: bool = True
-    nonfinite: dict[str, str] = field(default_factory=dict)
+@contextmanager
+def _reusable_graphs() -> Iterator[None]:
+    """What torch.compile compiles within keeps its saved tensors, since a step may go backward several times."""
+    before = functorch.donated_buffer
+    functorch.donated_buffer = False
+    try:
+        yield
+    finally:
+        functorch.donated_buffer = before
 
 
 class Step:
@@ -76,34 +58,21 @@ class Step:
         model: trunk and heads.
         tasks: those that take part, in the order in which their passes go.
         optimizer: over the model's parameters; None where only `backward` and `after` are used.
-        balancer: gives the tasks' weights.
+        balancer: gives the tasks' weights; equal ones by default.
         passes: `joint`, `sequential`, `shared`, or `auto`, see passes.py.
-        source: where a balancer's Gramian comes from, see features.py: `rows`, `layerwise`, `representation`, or
-            `auto`: `layerwise` where that is possible, else `rows`, both exact.
-        every: steps from one Gramian to the next; between them the weights stay.
-        micro_batch_size: cuts each batch into parts of so many samples, of which one at a time has a graph. The
+        gradients: where a balancer's Gramian comes from, and how often.
+        micro_batch_size: cuts each batch into micro-batches of so many samples, of which one at a time has a graph. The
             gradient is that of the whole batch, see accumulation.py.
-        num_micro_batches: into so many parts, instead.
-        scheduler: of the learning rate.
-        interval: when the scheduler steps: after each optimizer `step`, or after each `epoch`, in `epoch_end`;
-            `ReduceLROnPlateau` then does in `validated`.
-        clip_norm: the norm that the summed gradient is clipped to.
-        clip_shared_norm: the norm that the summed gradient over the shared parameters is clipped to, before
-            `clip_norm`; heads stay as they are. Shared are parameters that at least two tasks have reached, in this
-            step or an earlier one. FAMO, FairGrad and Nash-MTL do so at 1 in their authors' code.
+        num_micro_batches: cuts each batch into so many micro-batches, instead.
+        update: learning rate schedule, clipping, and another optimizer that takes over.
         precision: `fp32`, or forward passes under autocast in `bf16` or, with gradient scaling, `fp16`.
         on_nonfinite: what is done about a loss or gradient that isn't finite. `error` where a balancer looks at them;
             otherwise they go into the parameters, and it is for whoever reads the losses to see. `skip_step` moves
             nothing: parameters, optimizer, balancer, buffers, random state. `skip_task` makes the step as if the task
             had no labels in it. The skips look at every step, which makes the CPU wait for a GPU.
-        then: from how many steps on which other optimizer takes over, without the scheduler. It may be
-            `torch.optim.LBFGS`, whose line search looks at the batch's loss again and again, the weights held fixed and
-            multiplying heads too, without clipping. It takes curvature from one step to the next: batches, and with a
-            balancer weights, that differ much spoil it; large batches or fixed points serve it best.
 
     Raises:
-        UserError: for an unknown kind of passes, source or precision, for a balancer that this step can't serve, and
-            for a source that can't be used with it.
+        UserError: for an unknown kind of passes or precision, and for settings that can't go together.
     """
 
     def __init__(
@@ -114,81 +83,34 @@ class Step:
         *,
         balancer: Balancer | None = None,
         passes: str = "auto",
-        source: str = "auto",
-        every: int = 1,
+        gradients: Gradients = Gradients(),  # noqa: B008  # frozen
         micro_batch_size: int | None = None,
         num_micro_batches: int | None = None,
-        scheduler: LRScheduler | None = None,
-        interval: str = "step",
-        clip_norm: float | None = None,
-        clip_shared_norm: float | None = None,
+        update: Update = Update(),  # noqa: B008
         precision: str = "fp32",
         on_nonfinite: str = "error",
-        then: tuple[int, Optimizer] | None = None,
     ) -> None:
-        if not tasks:
-            raise UserError("a step needs at least one task")
-        strangers = [task.name for task in tasks if task.name not in model.heads]
-        if strangers:
-            raise UserError(f"the model has no task '{strangers[0]}'; it has: {', '.join(model.heads)}")
-        check_not_lazy(model)
+        check_arguments(model, tasks, balancer, micro_batch_size, num_micro_batches, on_nonfinite)
         self.model = model
         self.tasks = list(tasks)
-        self.passes = choose(passes, model)
-        if balancer is not None and not isinstance(balancer, Balancer):
-            raise UserError(f"balancer is {balancer!r}; it must be an instance of a class in mtl.balancers")
-        for name, number in (("micro_batch_size", micro_batch_size), ("num_micro_batches", num_micro_batches)):
-            if number is not None and (type(number) is not int or number < 1):
-                raise UserError(f"{name} is {number!r}; it must be a whole number of at least 1")
-        if micro_batch_size is not None and num_micro_batches is not None:
-            raise UserError("trainer.micro_batch_size and trainer.num_micro_batches: give one of the two")
+        self.passes = Passes(model, passes, precision)
         self.micro_batch_size = micro_batch_size
         self.num_micro_batches = num_micro_batches
-        self.balancing = Balancing(
-            balancer or Equal(),
-            self.tasks,
-            passes=self.passes,
-            source=source,
-            every=every,
-            at_once=micro_batch_size is None and num_micro_batches in (None, 1),
-        )
-        if on_nonfinite not in ON_NONFINITE:
-            raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
         self.on_nonfinite = on_nonfinite
         self.parameters = dict(model.named_parameters())
-        if interval not in INTERVALS:
-            raise UserError(f"interval: '{interval}' is not one of {', '.join(INTERVALS)}")
-        for name, limit in (("clip_norm", clip_norm), ("clip_shared_norm", clip_shared_norm)):
-            if limit is not None and not limit > 0:
-                raise UserError(f"trainer.{name} is {limit}; it must be above 0, or None")
-        self.descent = Descent(
-            self.parameters,
-            optimizer,
-            scheduler=scheduler,
-            interval=interval,
-            clip_norm=clip_norm,
-            clip_shared_norm=clip_shared_norm,
-            then=then,
-        )
-        if self.descent.waits_for_validation and interval == "step":
-            raise UserError(
-                "scheduler: ReduceLROnPlateau waits for figures on validation, which come once an epoch; set its "
-                "interval to epoch"
-            )
-        self._reach = None if clip_shared_norm is None else Reach(self.parameters)
-        autocast_for(precision, self.device)  # an unknown precision is an error now, not in the first step
-        self.precision = precision
-        self.runner = Runner(model, self.passes, self.autocast)
-        for each in self.descent.optimizers:
-            if isinstance(each, LBFGS):
-                self._check_search(each, alone=clip_shared_norm is not None and each is self.descent.first)
+        at_once = micro_batch_size is None and num_micro_batches in (None, 1)
+        self.balancing = Balancing(balancer or Equal(), self.tasks, gradients, passes=self.passes.kind, at_once=at_once)
+        self.descent = Descent(self.parameters, optimizer, update)
+        self.checks = LossChecks(model)
+        self._reach = None if update.clip_shared_norm is None else Reach(self.parameters)
         self._learned = self.balancing.parameters(next(iter(self.parameters.values())))
-        self._check_learned()
-        self._before: Before | None = None
-        self._losses: Sequence[Tensor] = ()  # the last step's, of the tasks in it
-        self._took_part: Sequence[Task] = ()
-        self._searched: Parts | None = None  # what a line search looks at
-        self._shares: Sequence[Sequence[float]] = ()
+        check_optimizers(
+            self.descent, self.balancing, self._learned, precision=precision, clips_shared=self._reach is not None
+        )
+        self._before: Snapshot | None = None
+        self._last: tuple[list[str], list[list[float]]] = [], []  # the last step's tasks, and their shares
+        self._losses: Sequence[Tensor] = ()  # of these
+        self._searched: MicroBatches | None = None  # what a line search evaluates
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -201,19 +123,9 @@ class Step:
         return self.descent.num_taken
 
     @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(iter(self.parameters.values())).device
-
-    @property
-    def autocast(self) -> Autocast:
-        """Makes the context that forward passes run in."""
-        return autocast_for(self.precision, self.device)
-
-    @cached_property
     def scaler(self) -> torch.amp.GradScaler | None:
-        """What keeps fp16 gradients from underflowing; made when it is first needed, where the model is by then."""
-        return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
+        """What keeps fp16 gradients from underflowing; None in other precisions."""
+        return self.passes.scaler
 
     def __call__(self, batch: StepBatch, *, measure: bool = False) -> StepResult:
         """One whole step on one batch.
@@ -229,7 +141,7 @@ class Step:
             self.after(batch)
         return result
 
-    @reusable_graphs()
+    @_reusable_graphs()
     def backward(self, batch: StepBatch, *, measure: bool = False) -> StepResult:
         """Clears the gradients and leaves the weighted sum of the tasks' gradients in `.grad`.
 
@@ -237,17 +149,114 @@ class Step:
         go on. Arguments as for a whole step.
         """
         self.descent.moving = False
-        self.model.thaw(self.num_taken)
-        parts = self._parts_of(batch)
-        faded = {t.name: 0 for t in self.tasks if callable(t.weight) and t.weight_at(self.num_taken) == 0}
-        parts = parts.without(faded) if faded else parts
-        self._before = Before(self.model, self.balancing, self.runner.checks)
+        if self.model.frozen_until:
+            self.model.thaw(self.num_taken)
+        micro_batches = self._cut(batch)
+        others: list[Any] = [self.checks] if len(micro_batches.batches) > 1 else []
+        if self.balancing.needs not in ("nothing", "rows"):  # the state of one on rows is as large as the rows
+            others.append(self.balancing)
+        self._before = Snapshot(self.model, others=others)
         if self.on_nonfinite == "error":
-            return self._take(parts, measure)
-        return self._take_what_is_finite(parts, measure)
+            return self._take(micro_batches, measure)
+        return self._take_what_is_finite(micro_batches, measure)
+
+    def _cut(self, batch: StepBatch) -> MicroBatches:
+        """The step's micro-batches, without tasks that have no labels in it or whose weight is 0 for now."""
+        now = self.num_taken
+        faded = {t.name: 0 for t in self.tasks if callable(t.weight) and t.weight_at(now) == 0}
+        return MicroBatches.of(
+            self.tasks, batch, size=self.micro_batch_size, count=self.num_micro_batches, without=faded
+        )
+
+    def _take(self, micro_batches: MicroBatches, measure: bool) -> StepResult:
+        """The passes of the tasks that are in the micro-batches, and their balance."""
+        self._clear()
+        names, balancing, scaler = micro_batches.names, self.balancing, self.scaler
+        if not names:
+            return StepResult({}, {}, taken=False)
+        weights = balancing.begin(self._numbers(names), self.num_taken, next(iter(self.parameters.values())).device)
+        scale = scaler.get_scale() if scaler and (measure or balancing.collects) else 1.0
+        collect: Any = self._collector(micro_batches, scale) if balancing.collects else None
+        measured = collect
+        if measure and (collect is None or not balancing.fresh or balancing.source == "representation"):
+            # Beside the training's own passes, which the scaler looks after, a smaller factor leaves half losses room.
+            measured = Rows(self.parameters, names, scale=min(scale, 2.0**12))
+        if self._reach is not None:
+            self._reach.begin()
+        beside = None if measured is collect else measured
+        losses = self._run(micro_batches, weights, measure=beside, collect=collect, reach=self._reach)
+        self._last, self._losses = (names, micro_batches.shares), losses
+        self._searched = micro_batches if isinstance(self.optimizer, LBFGS) else None
+        result = StepResult(dict(zip(names, losses, strict=True)), {})
+        if measure:
+            result.grad_norms, result.cosines, result.reach = measured.norms(), measured.cosines(), measured.reach()
+        if collect is not None:
+            alone_for_now = bool(self.model.frozen_until)
+            balancing.balance(collect, losses, may_overflow=scaler is not None, alone_for_now=alone_for_now)
+        if self._learned:
+            balancing.learn(losses)
+            for parameter in self._learned:
+                if parameter.grad is not None and scaler:
+                    parameter.grad = scaler.scale(parameter.grad)
+        result.weights = balancing.applied(losses[0].device)
+        if measure:
+            result.total_norm = total_norm(self.parameters.values()) / scale
+        return result
+
+    def _numbers(self, names: Sequence[str]) -> list[int]:
+        return [number for number, task in enumerate(self.tasks) if task.name in names]
+
+    def _run(self, micro_batches: MicroBatches, weights: Weights | Weigh, **recorders: Any) -> list[Tensor]:
+        """Takes the micro-batches forward and backward."""
+        if len(micro_batches.batches) > 1:
+            return accumulate(self.passes, self.checks, micro_batches, weights, **recorders)
+        return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, **recorders)
+
+    def _collector(self, micro_batches: MicroBatches, scale: float) -> Rows:
+        if self.passes.kind != "shared":
+            return Rows(self.parameters, micro_batches.names, scale=scale)
+        source, several = self.balancing.source, len(micro_batches.batches) > 1
+        if several:  # a batch may come as several
+            source = source_in_micro_batches(self.balancing.gradients)
+        waits = not several and self.balancing.needs == "gramian"
+        return AtFeatures(self.model, micro_batches.names, source=source, waits=waits, scale=scale)
+
+    def _take_what_is_finite(self, micro_batches: MicroBatches, measure: bool) -> StepResult:
+        """The same without the tasks whose loss or gradient isn't finite, or, to skip the step, not at all."""
+        nonfinite: dict[str, str] = {}
+        while True:
+            try:
+                result = self._take(micro_batches, measure)
+                more = self._not_finite(result, micro_batches)
+            except NotFinite as error:
+                more = error.found
+            if not more:
+                result.nonfinite = nonfinite
+                return result
+            self.undo()
+            nonfinite |= more
+            micro_batches = micro_batches.without(nonfinite)
+            if self.on_nonfinite == "skip_step":
+                return StepResult({}, {}, nonfinite=nonfinite, taken=False)
+
+    def _not_finite(self, result: StepResult, micro_batches: MicroBatches) -> dict[str, str]:
+        """By task, what isn't finite in the step; gradients that overflow in fp16 are the scaler's business."""
+        if not result.losses:
+            return {}
+        *losses, norm = _read([*result.losses.values(), total_norm(self.parameters.values())])
+        named = zip(result.losses, losses, strict=True)
+        nonfinite = {name: f"its loss is {loss}" for name, loss in named if not math.isfinite(loss)}
+        if nonfinite or self.scaler or math.isfinite(norm):
+            return nonfinite
+        self.undo()
+        rows = Rows(self.parameters, list(result.losses))
+        self._run(micro_batches, [1.0] * len(micro_batches.tasks), measure=rows)
+        norms = dict(zip(result.losses, _read(rows.norms().values()), strict=True))
+        names = [name for name, norm in norms.items() if not math.isfinite(norm)] or list(norms)
+        return dict.fromkeys(names, "its gradient is not finite")
 
     def undo(self) -> bool:
-        """Puts back what the last step changed before it moved the parameters, for one that didn't get to move them.
+        """Restores what the last step changed before it moved the parameters, for one that didn't get to move them.
 
         Returns:
             Whether everything is now as it was before the step: not where parameters may have moved, or a balancer
@@ -262,99 +271,6 @@ class Step:
     def _clear(self) -> None:
         for parameter in (*self.parameters.values(), *self._learned):
             parameter.grad = None
-
-    def param_groups(self, *, first: bool = False) -> list[dict[str, Any]]:
-        """Those of the optimizer at work, or of the first one."""
-        optimizer = self.descent.first if first else self.optimizer
-        return [] if optimizer is None else optimizer.param_groups
-
-    def _take(self, parts: Parts, measure: bool) -> StepResult:
-        """The passes of the tasks that have labels in the step, and their balance."""
-        self._clear()
-        here = parts.present()
-        if not here:
-            return StepResult({}, {}, taken=False)
-        parts = parts.of_tasks(here)
-        balancing = self.balancing
-        balancing.begin(here, self.num_taken)
-        scale = self.scaler.get_scale() if self.scaler and (measure or balancing.collects) else 1.0
-        rows: Any = self._rows(parts.names, scale, at_once=len(parts) == 1) if balancing.collects else None
-        beside = None
-        if measure and (rows is None or not balancing.fresh or balancing.source == "representation"):
-            # Beside the training's own passes, which the scaler looks after, a smaller factor leaves half losses room.
-            beside = Rows(self.parameters, parts.names, scale=min(scale, 2.0**12))
-        if self._reach is not None:
-            self._reach.begin()
-        losses = self._run(parts, balancing.loss_weights(self.device), beside, rows, self._reach)
-        self._losses, self._took_part, self._shares = losses, parts.tasks, parts.shares
-        self._searched = parts if isinstance(self.optimizer, LBFGS) else None
-        result = StepResult(dict(zip(parts.names, losses, strict=True)), {})
-        if measure:
-            measured = beside or rows
-            result.grad_norms, result.cosines, result.reach = measured.norms(), measured.cosines(), measured.reach()
-        if rows is not None:
-            alone = self.model.thaws
-            balancing.balance(rows, losses, may_overflow=self.scaler is not None, alone_for_now=alone)
-        if self._learned:
-            balancing.learn(losses)
-            for parameter in self._learned:
-                if parameter.grad is not None and self.scaler:
-                    parameter.grad = self.scaler.scale(parameter.grad)
-        result.weights = balancing.applied(losses[0].device)
-        if measure:
-            result.total_norm = total_norm(self.parameters.values()) / scale
-        return result
-
-    def _take_what_is_finite(self, parts: Parts, measure: bool) -> StepResult:
-        """The same without the tasks whose loss or gradient isn't finite, or, to skip the step, not at all."""
-        found: dict[str, str] = {}
-        while True:
-            try:
-                result = self._take(parts, measure)
-                more = self._not_finite(result, parts)
-            except NotFinite as error:
-                more = error.found
-            if not more:
-                result.nonfinite = found
-                return result
-            self.undo()
-            found |= more
-            parts = parts.without(found)
-            if self.on_nonfinite == "skip_step":
-                return StepResult({}, {}, nonfinite=found, taken=False)
-
-    def _not_finite(self, result: StepResult, parts: Parts) -> dict[str, str]:
-        """By task, what isn't finite in the step; gradients that overflow in fp16 are the scaler's business."""
-        if not result.losses:
-            return {}
-        at_hand = [*result.losses.values(), total_norm(self.parameters.values())]
-        *losses, norm = torch.stack([tensor.double() for tensor in at_hand]).tolist()
-        found = {n: f"its loss is {x}" for n, x in zip(result.losses, losses, strict=True) if not math.isfinite(x)}
-        if found or self.scaler or math.isfinite(norm):
-            return found
-        self.undo()
-        rows = Rows(self.parameters, list(result.losses))
-        parts = parts.of_tasks(parts.present())
-        self._run(parts, [1.0] * len(parts.tasks), rows, None)
-        norms = dict(zip(result.losses, torch.stack(list(rows.norms().values())).tolist(), strict=True))
-        named = [name for name, norm in norms.items() if not math.isfinite(norm)] or list(norms)
-        return dict.fromkeys(named, "its gradient is not finite")
-
-    @property
-    def _run(self) -> Runner:
-        """What takes parts forward and backward, where the model and the scaler are by now."""
-        self.runner.autocast = self.autocast
-        self.runner.scaler = self.scaler
-        return self.runner
-
-    def _parts_of(self, batch: StepBatch) -> Parts:
-        return Parts.of(self.tasks, batch, size=self.micro_batch_size, count=self.num_micro_batches)
-
-    def _rows(self, names: Sequence[str], scale: float, *, at_once: bool) -> Rows:
-        if self.passes == "shared":
-            source = self.balancing.source if at_once else self.balancing.source_in_parts()
-            return AtFeatures(self.model, names, source=source, scale=scale)
-        return Rows(self.parameters, names, scale=scale)
 
     def update(self, result: StepResult) -> None:
         """Unscales, clips, and steps optimizer and scheduler, each once.
@@ -372,8 +288,9 @@ class Step:
         result.taken = self.num_taken > before
 
     def after(self, batch: StepBatch) -> None:
-        """What a balancer does after the parameters have moved: some look at the losses again."""
-        self.balancing.after(self._losses, lambda: self._look_again(batch))
+        """What a balancer does after the parameters have moved: some evaluate the losses again."""
+        if self.balancing.needs != "nothing":
+            self.balancing.after(self._losses, partial(self._losses_now, batch))
 
     def epoch_end(self) -> None:
         """Ends an epoch: some balancers compare epochs, and a scheduler whose interval is `epoch` steps."""
@@ -388,72 +305,46 @@ class Step:
         """
         self.descent.epoch_end(value)
 
-    @reusable_graphs()
-    def _look_again(self, batch: StepBatch) -> Sequence[Tensor]:
+    @_reusable_graphs()
+    def _losses_now(self, batch: StepBatch) -> Sequence[Tensor]:
         """The losses now, with the draws that the step began with: what they change by is the step's doing alone."""
         assert self._before is not None
-        with kept_draws(self.model):
-            set_states(generators_of(self.model), self._before.draws)
-            parts = Parts(self._took_part, self._parts_of(batch).batches, self._shares)
-            return Look(self.model, parts, self.autocast).losses
+        names, shares = self._last
+        with preserved_random_state(self.model):
+            self._before.restore_random_state()
+            tasks = [task for task in self.tasks if task.name in names]
+            again = MicroBatches(tasks, self._cut(batch).batches, shares)
+            return Preview(self.model, again, self.passes.autocast).losses
 
-    @reusable_graphs()
-    def _search(self, parts: Parts, weights: Sequence[float]) -> Any:
+    @_reusable_graphs()
+    def _search(self, micro_batches: MicroBatches, weights: Sequence[float]) -> Any:
         """The weighted loss as the parameters are now, with its gradient in `.grad`; a line search asks for both."""
         assert self._before is not None
         for parameter in self.parameters.values():
             parameter.grad = None
-        set_states(generators_of(self.model), self._before.draws)
-        with kept_buffers(self.model):
-            losses = self._run(parts, list(weights), None, None)
+        self._before.restore_random_state()
+        with preserved_buffers(self.model):
+            losses = self._run(micro_batches, list(weights))
         return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
-
-    def _check_search(self, optimizer: Optimizer, *, alone: bool) -> None:
-        name = type(self.balancing.balancer).__name__
-        if alone:
-            raise UserError(
-                f"trainer.clip_shared_norm: {type(optimizer).__name__} searches along the loss by its gradient as it "
-                "is, and nothing would be clipped; leave it at null"
-            )
-        if self.balancing.needs == "rows":
-            raise UserError(
-                f"optimizer: {type(optimizer).__name__} searches along the weighted loss, and the balancer {name} "
-                "works on the gradients themselves; take one that gives weights"
-            )
-        if self.precision == "fp16":
-            raise UserError(
-                f"precision: fp16 scales gradients, and {type(optimizer).__name__} can't be told; take bf16"
-            )
-
-    def _check_learned(self) -> None:
-        """Raises a UserError where an optimizer doesn't move what the balancer has for it."""
-        name = type(self.balancing.balancer).__name__
-        for each in self.descent.optimizers if self._learned else ():
-            if isinstance(each, LBFGS):
-                raise UserError(
-                    f"balancer.optimizer: LBFGS searches along a loss that has no parameters of {name}; take own"
-                )
-            moved = {parameter for group in each.param_groups for parameter in group["params"]}
-            if not moved.issuperset(self._learned):
-                raise UserError(
-                    f"the balancer {name} has optimizer='model', and its parameters are not in {type(each).__name__}; "
-                    f"give it [*model.parameters(), *balancer.parameters({len(self.tasks)})]"
-                )
 
     def state_dict(self) -> dict[str, Any]:
         """The steps taken, states of optimizer, scheduler, scaler and balancer, and weights that serve on."""
-        counters = {"num_taken": self.num_taken, "checked": self.runner.checks.state_dict()}
-        return {**counters, **{name: part.state_dict() for name, part in self._parts().items()}}
+        others = {name: other.state_dict() for name, other in self._others().items()}
+        return {**self.descent.state_dict(), **others}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The counterpart of `state_dict`."""
-        for name, part in self._parts().items():
+        for name, other in self._others().items():
             if name != "reach" or name in state:  # not there where the run began without clip_shared_norm
-                part.load_state_dict(state[name])
-        self.descent.resume(state["num_taken"])
-        self.runner.checks.load_state_dict(state["checked"])
+                other.load_state_dict(state[name])
+        self.descent.load_state_dict(state)
 
-    def _parts(self) -> dict[str, Any]:
-        scaler = {"scaler": self.scaler} if self.scaler else {}
-        reach = {"reach": self._reach} if self._reach else {}
-        return {**self.descent.parts(), **scaler, **reach, "balancing": self.balancing}
+    def _others(self) -> dict[str, Any]:
+        others = {"scaler": self.scaler, "reach": self._reach, "balancing": self.balancing, "checked": self.checks}
+        return {name: other for name, other in others.items() if other is not None}
+
+
+def _read(tensors: Any) -> list[float]:
+    """The values of 0-dim tensors, read from the device at once."""
+    values: list[float] = torch.stack([tensor.double() for tensor in tensors]).tolist()
+    return values

@@ -82,12 +82,12 @@ class Faults:
             raise UserError(f"{TOO_MANY} steps in a row: {error}")
         self._tell(f"warning  {error.told}; {done}")
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """How far it has come, the length of the file included."""
         size = self.path.stat().st_size if self.path is not None and self.path.exists() else 0
         return {"size": size, "in_a_row": self._in_a_row, "overflows": self._overflows}
 
-    def resume(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Forgets what was written after that state."""
         self._in_a_row, self._overflows = state["in_a_row"], state["overflows"]
         if self.path is not None and self.path.exists():

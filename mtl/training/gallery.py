@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
+from mtl import tags
 from mtl.batch import Batch
 from mtl.data import Drawn, Fields, Loader, Mix
 from mtl.errors import FOREIGN, told
 from mtl.loggers import pictures
 from mtl.outputs import at_least_single
-from mtl.step.passes import look
+from mtl.step.forward import without_gradients
 from mtl.step.precision import Autocast
 from mtl.task import Task
 from mtl.training.predictions import SHOWN, show
@@ -62,11 +63,11 @@ class Gallery:
                 trainer.loggers.show("picture", tag, trainer.global_step, picture)
         if _due(trainer, self.histograms_every) and trainer.loggers.takes("histogram"):
             for name, parameter in trainer.step.parameters.items():
-                trainer.loggers.show("histogram", f"parameter/{name}", trainer.global_step, parameter.detach())
+                trainer.loggers.show("histogram", tags.parameter(name), trainer.global_step, parameter.detach())
                 gradient = parameter.grad
                 if gradient is not None:
                     values = gradient.coalesce().values() if gradient.is_sparse else gradient
-                    trainer.loggers.show("histogram", f"gradient/{name}", trainer.global_step, values)
+                    trainer.loggers.show("histogram", tags.gradient(name), trainer.global_step, values)
 
     def pictures(self, trainer: "Trainer") -> dict[str, pictures.Picture]:
         """By tag: `cosine/matrix`, the mean since the interval's last pictures, and `prediction/{task}`."""
@@ -76,7 +77,7 @@ class Gallery:
         since = (trainer.epoch - 1) // every * every  # the same in a run that ended before and goes on
         cosines = {pair: fmean(values) for pair, values in trainer.readings.cosines(since).items()}
         if cosines:
-            found["cosine/matrix"] = pictures.cosine_matrix(names, cosines)
+            found[tags.COSINE_MATRIX] = pictures.cosine_matrix(names, cosines)
         for loader, which in self.loader.parts() if self.loader is not None else []:
             tasks = [task for task in trainer.step.tasks if which is None or task.name in which]
             tasks = [task for task in tasks if task.objective is None]
@@ -85,11 +86,11 @@ class Gallery:
                 image = image_of(trainer.step.model, batch)
                 if image is None:
                     batch = some_samples(loader, COUNTED)
-                predictions = predict(trainer.step.model, tasks, batch, trainer.step.autocast)
+                predictions = predict(trainer.step.model, tasks, batch, trainer.step.passes.autocast)
                 for task in tasks:
                     picture = show(task, predictions[task.name], batch, image, class_names(self.facts, task.target))
                     if picture is not None:
-                        found[f"prediction/{task.name}"] = picture
+                        found[tags.prediction(task.name)] = picture
         return found
 
 
@@ -116,7 +117,7 @@ def predict(model: "MultiTaskModel", tasks: Sequence[Task], batch: Batch, autoca
     training = model.training
     model.eval()
     try:
-        (found,) = look(model, [(tasks, batch)], autocast, take=lambda task, prediction, batch: prediction)
+        (found,) = without_gradients(model, [(tasks, batch)], autocast, take=lambda task, prediction, batch: prediction)
     finally:
         model.train(training)
     return {task.name: at_least_single(prediction) for task, prediction in zip(tasks, found, strict=True)}

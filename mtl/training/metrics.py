@@ -29,9 +29,10 @@ from torchmetrics.text import Perplexity
 from torchmetrics.wrappers import BinaryTargetTransformer, LambdaInputTransformer
 
 from mtl.batch import Batch, describe, field
+from mtl.choices import OUTPUTS
 from mtl.errors import FOREIGN, UserError, is_elsewhere, told
 from mtl.labels import select_for_metric
-from mtl.outputs import OUTPUTS, as_values, at_least_single, log_probabilities, output_of, probabilities, ranks
+from mtl.outputs import as_values, at_least_single, log_probabilities, output_of, probabilities, ranks
 from mtl.task import BY_CLASS, Task
 
 OF_TWO = (  # those that take the sigmoid of each element

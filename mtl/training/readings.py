@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtl import tags
 from mtl.step import StepResult
 from mtl.training.faults import Faults, Place
 
@@ -69,13 +70,13 @@ class Readings:
         if not self._waiting and not self._pending:
             return {}
         scalars = self.read({} if result is None else self._measured(result))
-        scalars = {tag: v for tag, v in scalars.items() if not (tag.startswith("weight/") and math.isnan(v))}
+        scalars = {tag: v for tag, v in scalars.items() if not (tags.is_of(tags.WEIGHT, tag) and math.isnan(v))}
         if result is not None:
             self.measured.append(scalars.copy())
             self.measured_in.append(epoch)
         taken, self._pending = self._pending, []
         self._of_epoch += taken
-        return scalars | {f"loss/{task}/train": mean for task, mean in _means(taken).items()}
+        return scalars | {tags.loss(task, "train"): mean for task, mean in _means(taken).items()}
 
     def read(self, tensors: Mapping[str, Tensor] | None = None) -> dict[str, float]:
         """Reads the losses that wait, the last weights, and these tensors, from the device in one go.
@@ -85,7 +86,7 @@ class Readings:
         """
         tensors = tensors or {}
         for _, step in self._waiting:
-            tensors = {**tensors, **{f"weight/{task}": weight for task, weight in step.weights.items()}}
+            tensors = {**tensors, **{tags.weight(task): weight for task, weight in step.weights.items()}}
         losses = [loss for _, step in self._waiting for loss in step.losses.values()]
         at_hand = [tensor.double() for tensor in (*losses, *tensors.values())]
         values = iter(torch.stack(at_hand).tolist() if at_hand else ())
@@ -96,7 +97,7 @@ class Readings:
                 raise self._faults.note(place, found, "ended the run", all_at_once=len(found) == len(row))
         self._pending += rows
         figures = dict(zip(tensors, values, strict=True))
-        self.weights |= {tag: value for tag, value in figures.items() if tag.startswith("weight/")}
+        self.weights |= {tag: value for tag, value in figures.items() if tags.is_of(tags.WEIGHT, tag)}
         self._waiting.clear()
         return self.weights | figures
 
@@ -105,8 +106,8 @@ class Readings:
         found: dict[tuple[str, str], list[float]] = {}
         for figures, epoch in zip(self.measured, self.measured_in, strict=True):
             for tag, value in figures.items() if epoch > since else ():
-                if tag.startswith("cosine/") and math.isfinite(value):
-                    first, second = tag.removeprefix("cosine/").split("~")
+                if tags.is_of(tags.COSINE, tag) and math.isfinite(value):
+                    first, second = tags.tasks_of(tag)
                     found.setdefault((first, second), []).append(value)
         return found
 
@@ -116,11 +117,11 @@ class Readings:
         assert result.total_norm is not None
         for name, tasks in (result.reach or {}).items():
             self.reach[name].update(tasks)
-        tensors = {f"grad_norm/{task}": norm for task, norm in result.grad_norms.items()}
-        tensors["grad_norm/total"] = result.total_norm
-        return tensors | {f"cosine/{a}~{b}": cosine for (a, b), cosine in result.cosines.items()}
+        tensors = {tags.grad_norm(task): norm for task, norm in result.grad_norms.items()}
+        tensors[tags.TOTAL_GRAD_NORM] = result.total_norm
+        return tensors | {tags.cosine(a, b): cosine for (a, b), cosine in result.cosines.items()}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All that has been read, as plain data."""
         return {
             "measured": self.measured,
@@ -132,7 +133,7 @@ class Readings:
             "of_epoch": self._of_epoch,
         }
 
-    def resume(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The counterpart of `state`."""
         self.measured, self.measured_in, self.weights = state["measured"], state["measured_in"], state["weights"]
         self.reach = {name: set(tasks) for name, tasks in state["reach"].items()}

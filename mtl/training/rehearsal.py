@@ -8,9 +8,9 @@ from typing import Any
 from mtl.batch import bounds, num_samples, take
 from mtl.data import Loader, Mix
 from mtl.errors import UserError
-from mtl.snapshots import kept_buffers
+from mtl.snapshots import preserved_buffers
 from mtl.step import Step
-from mtl.step.passes import look
+from mtl.step.forward import without_gradients
 from mtl.training.validation import Validation
 
 
@@ -21,7 +21,7 @@ def try_split(validation: Validation, loader: Loader | Mix, name: str) -> None:
         UserError: for whatever fails.
     """
     try:
-        with kept_buffers(validation.model), warnings.catch_warnings():
+        with preserved_buffers(validation.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they come again with the whole split
             validation.trial(loader)
     except UserError as error:
@@ -46,7 +46,7 @@ def try_one_sample(step: Step, train: Loader | Mix) -> None:
             sample = take(whole, num_samples(whole, [task.target for task in tasks]), slice(0, 1))
         except UserError:
             continue  # its fields aren't by samples
-        look(step.model, [(tasks, sample)], step.autocast, take=lambda *_: None)
+        without_gradients(step.model, [(tasks, sample)], step.passes.autocast, take=lambda *_: None)
 
 
 def _sizes(step: Step, loader: Loader) -> Iterator[int]:

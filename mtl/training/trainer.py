@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtl import tags
 from mtl.data import Loader, Mix
 from mtl.errors import FOREIGN, NotFinite, UserError, told
 from mtl.loggers import Loggers
@@ -134,7 +135,7 @@ class Trainer:
         self.memory_per_step: int | None = None
         self.weighed = 0
         # Steps aren't alike where weights serve on, or tasks come by turns.
-        self._to_weigh = max(step.balancing.every, len(step.tasks))
+        self._to_weigh = max(step.balancing.gradients.every, len(step.tasks))
         self.monitor: Monitor | None = None
         self._monitor_terms = monitor
         self._saved = dict(saved or {})
@@ -312,7 +313,7 @@ class Trainer:
         start = time.perf_counter()
         for parameter in self.step.parameters.values():
             parameter.grad = None  # the last step's are none of this one's
-        result, peak = peak_within(lambda: self.step(batch, measure=measure), self.step.device)
+        result, peak = peak_within(lambda: self.step(batch, measure=measure), self.step.passes.device)
         self.memory_per_step = max([p for p in (self.memory_per_step, peak) if p is not None], default=None)
         self.weighed += 1
         self.seconds -= time.perf_counter() - start  # it took longer than others do
@@ -331,8 +332,8 @@ class Trainer:
         now = time.perf_counter()
         assert self.step.optimizer is not None
         for index, (group, rate) in enumerate(zip(self.step.optimizer.param_groups, self._rates, strict=False)):
-            scalars[f"lr/{group.get('name', index if len(self._rates) > 1 else 'default')}"] = rate
-        scalars["speed/samples_per_second"] = self._samples / (now - self._clock)
+            scalars[tags.learning_rate(group.get("name", index if len(self._rates) > 1 else "default"))] = rate
+        scalars[tags.SPEED] = self._samples / (now - self._clock)
         self.loggers.log(self.global_step, self.epoch, scalars)
         self._samples = 0
         self._clock = time.perf_counter()
@@ -353,7 +354,7 @@ class Trainer:
         if self._validation is None:  # without validation data, too: metrics that can't be used on the test split
             named = [names for _, names in self.val.parts()] if self.val is not None else [None]
             tasks = [t for t in self.step.tasks if any(names is None or t.name in names for names in named)]
-            self._validation = Validation(self.step.model, tasks, self.step.autocast)
+            self._validation = Validation(self.step.model, tasks, self.step.passes.autocast)
             if self.val is not None:
                 self.monitor = Monitor(self._monitor_terms, self._validation.kinds())
                 self._check_plateau(self.monitor)
@@ -371,7 +372,8 @@ class Trainer:
             try_split(self._validation, self.val, "validation")
         if self.test is not None:
             same = len(self._validation.tasks) == len(self.step.tasks)
-            of_all = self._validation if same else Validation(self.step.model, self.step.tasks, self.step.autocast)
+            autocast = self.step.passes.autocast
+            of_all = self._validation if same else Validation(self.step.model, self.step.tasks, autocast)
             try_split(of_all, self.test, "the test split")
 
     def _check_plateau(self, monitor: "Monitor") -> None:
@@ -397,7 +399,7 @@ class Trainer:
         broken = [f"{t}/{n}" for t, named in figures.items() for n, v in named.items() if math.isnan(v)]
         if broken:
             self.tell(f"warning  on validation {', '.join(broken)} is nan: a prediction is, or there are no labels")
-        self.loggers.log(self.global_step, self.epoch, tags(figures, "val") | {"monitor/val": value})
+        self.loggers.log(self.global_step, self.epoch, by_tag(figures, "val") | {tags.MONITOR: value})
 
     def _better(self, value: float, other: float) -> bool:
         """Without validation a later epoch is better."""
@@ -438,11 +440,11 @@ class Trainer:
             "model": self.step.model.state_dict(),
             "step": self.step.state_dict(),
             "random": random_state(),
-            "loggers": self.loggers.state(),
-            "faults": self.faults.state(),
+            "loggers": self.loggers.state_dict(),
+            "faults": self.faults.state_dict(),
             "unmeasured": sorted(self._unmeasured),
             "data": self.train.progress(self.epoch, self.position or 0),
-            "readings": self.readings.state(),
+            "readings": self.readings.state_dict(),
             **{name: getattr(self, name) for name in _COUNTERS},
         }
 
@@ -455,15 +457,15 @@ class Trainer:
         load_into(self.step.model, state["model"], "the state that was saved")
         self.step.load_state_dict(state["step"])
         self.step.model.thaw(self.step.num_taken - 1)  # so that what the last step trained doesn't thaw once more
-        self.readings.resume(state["readings"])
+        self.readings.load_state_dict(state["readings"])
         for name in _COUNTERS:
             setattr(self, name, state[name])
         self._unmeasured = set(state["unmeasured"])
         set_random_state(state["random"])
         self._loaded = self._queued = self.global_step
         self.writer.resume(epoch if state["position"] is None else epoch - 1)
-        self.loggers.resume(state["loggers"])  # last, since it can't be undone
-        self.faults.resume(state["faults"])
+        self.loggers.load_state_dict(state["loggers"])  # last, since it can't be undone
+        self.faults.load_state_dict(state["faults"])
 
 
 _COUNTERS = (
@@ -472,10 +474,6 @@ _COUNTERS = (
 )
 
 
-def tags(figures: "Figures", split: str) -> dict[str, float]:
+def by_tag(figures: "Figures", split: str) -> dict[str, float]:
     """A split's figures by their tags: `loss/{task}/{split}`, `metric/{task}/{name}/{split}`."""
-    return {
-        f"loss/{task}/{split}" if name == "loss" else f"metric/{task}/{name}/{split}": value
-        for task, named in figures.items()
-        for name, value in named.items()
-    }
+    return {tags.figure(task, name, split): value for task, named in figures.items() for name, value in named.items()}

@@ -13,8 +13,8 @@ from mtl.batch import Batch
 from mtl.data import Loader, Mix
 from mtl.labels import denominator, num_labelled
 from mtl.model import MultiTaskModel
+from mtl.step.forward import loss_of, objective_of
 from mtl.step.loss_checks import LossChecks
-from mtl.step.passes import loss_of, objective_of
 from mtl.step.precision import Autocast
 from mtl.task import Task
 from mtl.training.metrics import TaskMetric
@@ -149,8 +149,8 @@ class Validation:
             prediction = None
             if task.objective is None or task.metrics:
                 with self.autocast():
-                    if features is None or not self.model.shares_trunk:
-                        features = self.model.features(batch, task.name)
+                    if features is None:
+                        features = self.model.features(batch)
                     prediction = self.model.predict(task.name, features)
             by_samples = task.whole_batch or (task.objective is not None and task.count is None)
             count = size if by_samples else denominator(task, batch)

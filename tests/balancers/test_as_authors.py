@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import mtl
-from mtl.step.passes import PASSES
+from mtl.choices import PASSES
 
 STEPS = 20
 
@@ -312,7 +312,7 @@ def learned_by_step(
         model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
         learned = balancer.parameters(3, dtype=torch.float64)
         optimizer, scheduler = staged(make)([*model.parameters(), *learned])
-        return mtl.Step(model, tasks, optimizer, scheduler=scheduler, balancer=balancer, **options)
+        return mtl.Step(model, tasks, optimizer, update=mtl.Update(scheduler=scheduler), balancer=balancer, **options)
 
     fresh = copy.deepcopy(balancer)
     step = build(balancer)

@@ -92,7 +92,7 @@ def test_the_driver_is_a_real_step_with_adam(name: str) -> None:
         trunk = Point(start)
         model = mtl.MultiTaskModel(trunk, tasks, inputs=["sample"])
         optimizer = torch.optim.Adam(trunk.parameters(), lr=0.05)
-        step = mtl.Step(model, tasks, optimizer, balancer=METHODS[name](), source="rows")
+        step = mtl.Step(model, tasks, optimizer, balancer=METHODS[name](), gradients=mtl.Gradients(source="rows"))
         batch = {"sample": torch.ones(1, 2, dtype=torch.float64), "y": torch.zeros(1)}
         for _ in range(40):
             step(batch)

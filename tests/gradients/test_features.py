@@ -290,7 +290,7 @@ def test_gramian_and_combination_are_those_of_rows_by_hand(
     model.train()
     gramian, combined = by_hand(*built(name, 3, dtype), weights.tolist())
     balancer = Recorder()
-    mtl.Step(model, tasks, balancer=balancer, source=source).backward(batch)
+    mtl.Step(model, tasks, balancer=balancer, gradients=mtl.Gradients(source=source)).backward(batch)
     near = 1e-10 if dtype == torch.float64 else 1e-5
     scale = gramian.diagonal().sqrt()
     torch.testing.assert_close(
@@ -326,7 +326,9 @@ def test_complex_parameters(kind: str, source: str) -> None:
         rows.append(torch.cat([(torch.view_as_real(g) if g.is_complex() else g).flatten() for g in found]))
     matrix = torch.stack(rows).double()
     balancer = Recorder()
-    result = mtl.Step(model, tasks, balancer=balancer, source=source, passes=kind).backward(batch, measure=True)
+    result = mtl.Step(model, tasks, balancer=balancer, gradients=mtl.Gradients(source=source), passes=kind).backward(
+        batch, measure=True
+    )
     torch.testing.assert_close(balancer.given[0], matrix @ matrix.T, rtol=1e-4, atol=1e-7)
     assert all(norm.isfinite() for norm in result.grad_norms.values())
     expected = sum(w * g for w, g in zip((-0.5, 2.0), (r[-2 * 16 * 9 :] for r in rows), strict=True))
@@ -356,7 +358,7 @@ def test_a_sparse_embedding_that_a_head_uses_densely(kind: str) -> None:
         model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
         balancer = Recorder()
         batch = {"x": torch.tensor([1, 5, 5]), "y": torch.tensor([0, 2, 9])}
-        mtl.Step(model, tasks, balancer=balancer, passes=kind, source="rows").backward(batch)
+        mtl.Step(model, tasks, balancer=balancer, passes=kind, gradients=mtl.Gradients(source="rows")).backward(batch)
         found.append((balancer.given[0], trunk.weight.grad.to_dense()))
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
 
@@ -403,7 +405,9 @@ def test_many_tasks(kind: str, num_tasks: int) -> None:
     found = []
     for source, passes in (("auto", kind), ("rows", "joint")):
         model, tasks, batch = built("odd", num_tasks, torch.float64)
-        mtl.Step(model, tasks, balancer=Recorder(), source=source, passes=passes).backward(batch)
+        mtl.Step(model, tasks, balancer=Recorder(), gradients=mtl.Gradients(source=source), passes=passes).backward(
+            batch
+        )
         found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
@@ -422,7 +426,7 @@ def test_heads_may_share_parameters_among_them_and_with_the_trunk(source: str, m
     gramian, combined = by_hand(*tied(), weights.tolist())
     model, tasks, batch = tied()
     balancer = Recorder()
-    mtl.Step(model, tasks, balancer=balancer, source=source).backward(batch)
+    mtl.Step(model, tasks, balancer=balancer, gradients=mtl.Gradients(source=source)).backward(batch)
     torch.testing.assert_close(balancer.given[0], gramian, rtol=1e-10, atol=1e-12)
     for parameter, expected in zip((p for p in model.parameters() if p.requires_grad), combined.values(), strict=True):
         if expected is not None:
@@ -446,10 +450,14 @@ def test_representation_is_the_gramian_of_the_gradients_at_the_features(name: st
     whole = torch.stack(rows)
     model, tasks, batch = built(name, 3, torch.float64)
     balancer = Recorder()
-    result = mtl.Step(model, tasks, balancer=balancer, source="representation").backward(batch, measure=True)
+    result = mtl.Step(model, tasks, balancer=balancer, gradients=mtl.Gradients(source="representation")).backward(
+        batch, measure=True
+    )
     torch.testing.assert_close(balancer.given[0], whole @ whole.T, rtol=1e-11, atol=1e-14)
     model, tasks, batch = built(name, 3, torch.float64)
-    exact = mtl.Step(model, tasks, balancer=Recorder(), source="rows").backward(batch, measure=True)
+    exact = mtl.Step(model, tasks, balancer=Recorder(), gradients=mtl.Gradients(source="rows")).backward(
+        batch, measure=True
+    )
     for task in result.grad_norms:  # what is measured is the truth about the parameters, whatever the source
         torch.testing.assert_close(result.grad_norms[task], exact.grad_norms[task], rtol=1e-9, atol=0)
     for pair in result.cosines:
@@ -465,7 +473,7 @@ def test_representation_combines_as_rows_do_and_takes_the_trunk_backward_once(mo
             output.register_hook(lambda _: calls.append(source))
 
         model.trunk.stem.register_forward_hook(watch)
-        mtl.Step(model, tasks, balancer=Recorder(), source=source).backward(batch)
+        mtl.Step(model, tasks, balancer=Recorder(), gradients=mtl.Gradients(source=source)).backward(batch)
         found.append([p.grad for p in model.parameters()])
     for rows, representation in zip(*found, strict=True):
         torch.testing.assert_close(representation, rows, rtol=1e-9, atol=1e-13)
@@ -479,11 +487,19 @@ def test_every_k_keeps_the_weights_between(name: str, source: str) -> None:
     model, tasks, batch = built(name, 3, torch.float64)
     balancer = Recorder()
     step = mtl.Step(
-        model, tasks, torch.optim.SGD(model.parameters(), lr=0.01), balancer=balancer, source=source, every=3
+        model,
+        tasks,
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        balancer=balancer,
+        gradients=mtl.Gradients(source=source, every=3),
     )
     other, other_tasks, _ = built(name, 3, torch.float64)
     each = mtl.Step(
-        other, other_tasks, torch.optim.SGD(other.parameters(), lr=0.01), balancer=Recorder(), source=source
+        other,
+        other_tasks,
+        torch.optim.SGD(other.parameters(), lr=0.01),
+        balancer=Recorder(),
+        gradients=mtl.Gradients(source=source),
     )
     for number in range(7):
         result = step(batch, measure=number % 2 == 0)
@@ -501,7 +517,7 @@ def test_every_k_goes_on_after_a_reload() -> None:
 
         def fresh(model=model, tasks=tasks):
             optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-            return mtl.Step(model, tasks, optimizer, balancer=mtl.balancers.MGDA(), every=4)
+            return mtl.Step(model, tasks, optimizer, balancer=mtl.balancers.MGDA(), gradients=mtl.Gradients(every=4))
 
         step = fresh()
         for number in range(10):
@@ -518,7 +534,11 @@ def test_what_measuring_gives_does_not_depend_on_the_source() -> None:
     found = []
     for source in ("rows", "layerwise"):
         model, tasks, batch = built("words", 3, torch.float64)
-        found.append(mtl.Step(model, tasks, balancer=Recorder(), source=source).backward(batch, measure=True))
+        found.append(
+            mtl.Step(model, tasks, balancer=Recorder(), gradients=mtl.Gradients(source=source)).backward(
+                batch, measure=True
+            )
+        )
     rows, layerwise = found
     assert rows.reach == layerwise.reach
     for task in rows.grad_norms:
@@ -535,7 +555,7 @@ def test_bf16_autocast(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for source, precision in (("rows", "fp32"), ("rows", "bf16"), ("layerwise", "bf16")):
         model, tasks, batch = built(name, 3, torch.float32)
         balancer = Recorder()
-        step = mtl.Step(model, tasks, balancer=balancer, source=source, precision=precision)
+        step = mtl.Step(model, tasks, balancer=balancer, gradients=mtl.Gradients(source=source), precision=precision)
         step.backward(batch)
         scale = balancer.given[0].diagonal().sqrt()
         found[source, precision] = scale, balancer.given[0] / scale.outer(scale)
@@ -562,7 +582,7 @@ def test_float32_gramian_of_layers_whose_samples_cancel() -> None:
             "x": torch.cat([x, x * (1 + 1e-4)]).to(dtype),
             "y": torch.tensor([1.0] * 8 + [-1.0] * 8)[:, None].to(dtype),
         }
-        mtl.Step(model, tasks, balancer=balancer, source="layerwise").backward(batch)
+        mtl.Step(model, tasks, balancer=balancer, gradients=mtl.Gradients(source="layerwise")).backward(batch)
         errors.append(balancer.given[0])
     single, double = errors
     assert ((single - double).abs() / double.diagonal().max()).max() < 1e-2
@@ -577,7 +597,7 @@ def test_float32_gramians_of_33_million_parameters() -> None:
         batch = {"x": torch.randn(8, 2048).to(dtype), "y": torch.randint(0, 3, (8,))}
         balancer = Recorder()
         model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"]).to(dtype)
-        mtl.Step(model, tasks, balancer=balancer, source=source).backward(batch)
+        mtl.Step(model, tasks, balancer=balancer, gradients=mtl.Gradients(source=source)).backward(batch)
         found[source, dtype] = balancer.given[0]
     for source in ("rows", "layerwise"):
         torch.testing.assert_close(found[source, torch.float32], found["rows", torch.float64], rtol=1e-5, atol=0)
@@ -596,7 +616,7 @@ def test_compiled_trunk(kind: str, source: str) -> None:
             torch._dynamo.reset()
             model.trunk.compile(backend="aot_eager")
         balancer = Recorder()
-        mtl.Step(model, tasks, balancer=balancer, passes=kind, source=source).backward(batch)
+        mtl.Step(model, tasks, balancer=balancer, passes=kind, gradients=mtl.Gradients(source=source)).backward(batch)
         found.append((balancer.given[0], [p.grad for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
@@ -621,11 +641,11 @@ def test_sources_that_cannot_be_used() -> None:
     for source in ("layerwise", "representation"):
         for passes in ("joint", "sequential"):
             with pytest.raises(mtl.UserError, match=f"'{source}' needs one trunk forward .* passes is '{passes}'"):
-                mtl.Step(model, tasks, balancer=Recorder(), source=source, passes=passes)
+                mtl.Step(model, tasks, balancer=Recorder(), gradients=mtl.Gradients(source=source), passes=passes)
     with pytest.raises(mtl.UserError, match=r"gradients.source: 'row' is not one of auto, rows"):
-        mtl.Step(model, tasks, source="row")
+        mtl.Step(model, tasks, gradients=mtl.Gradients(source="row"))
     with pytest.raises(mtl.UserError, match="gradients.every is 0"):
-        mtl.Step(model, tasks, every=0)
+        mtl.Step(model, tasks, gradients=mtl.Gradients(every=0))
     for passes in ("joint", "sequential"):
         assert mtl.Step(model, tasks, balancer=Recorder(), passes=passes).balancing.source == "rows"
 

@@ -7,11 +7,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mtl
+from mtl.choices import PASSES
 from mtl.graphs import Life, backward, living_anyway
 from mtl.graphs.life import storages
 from mtl.graphs.watched import Phase
 from mtl.process.memory import peak_within
-from mtl.step.passes import PASSES
 
 KINDS = list(PASSES)
 N = 6

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import mtl
 from mtl.gradients.rows import leaves
 from mtl.graphs import Walk, backward
-from mtl.step.passes import loss_from
+from mtl.step.forward import loss_from
 
 
 def walked(
@@ -88,7 +88,7 @@ def test_reach_is_what_training_measures_and_what_each_loss_leads_to(name: str) 
     assert {leaf.name for leaf in walk.leaves.values() if leaf.shared} == {n for n, t in reach.items() if len(t) > 1}
     names = {parameter: name for name, parameter in model.named_parameters()}
     for task in tasks:
-        loss = loss_from(model, task, batch, model.features(batch, task.name))
+        loss = loss_from(model, task, batch, model.features(batch))
         assert {names[leaf] for leaf in leaves([loss])} == {n for n, found in reach.items() if task.name in found}
     assert [(leaf.name, leaf.shape) for leaf in walk.leaves.values()] == [
         (name, tuple(parameter.shape)) for name, parameter in model.named_parameters()

@@ -19,11 +19,11 @@ def test_lines(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_forgets_what_came_after_its_state(tmp_path: Path) -> None:
     first = CsvLogger(tmp_path, ["a"])
     first.log(1, 1, {"loss/a/train": 0.5})
-    state = first.state()
+    state = first.state_dict()
     first.log(2, 1, {"loss/a/train": 0.25, "weight/a": 1.0})
     first.close()
     second = CsvLogger(tmp_path, ["a"])
-    second.resume(state)
+    second.load_state_dict(state)
     second.log(2, 1, {"loss/a/train": 0.125})
     second.close()
     lines = (tmp_path / "metrics.csv").read_text().splitlines()

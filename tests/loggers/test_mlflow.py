@@ -123,10 +123,10 @@ def test_what_was_logged_after_the_last_state_of_a_killed_process_is_there_once(
     first = logger_of(folder)
     first.log(1, 1, {"loss/a/train": 0.1})
     first.flush()
-    state = first.state()
+    state = first.state_dict()
     first.log(2, 1, {"loss/a/train": 0.2})  # the process is gone, and with it what it held
     second = logger_of(folder)
-    second.resume(state)
+    second.load_state_dict(state)
     second.log(2, 1, {"loss/a/train": 0.2})
     second.log(3, 2, {"loss/a/train": float("nan")})
     second.end()
@@ -142,11 +142,11 @@ def test_an_older_state_writes_again_only_what_came_out_otherwise(folder: Path) 
     first = logger_of(folder)
     first.log(1, 1, {"loss/a/train": 0.1, "speed": 100.0})
     first.flush()
-    older = first.state()
+    older = first.state_dict()
     first.log(2, 1, {"loss/a/train": 0.2, "speed": 101.0})
     first.flush()  # the checkpoint that follows will be damaged
     second = logger_of(folder)
-    second.resume(older)
+    second.load_state_dict(older)
     second.log(2, 1, {"loss/a/train": 0.2, "speed": 99.0})
     second.log(3, 1, {"loss/a/train": 0.3, "speed": 98.0})
     second.close()
@@ -222,9 +222,9 @@ def test_no_two_tags_have_one_name(tags: list[str]) -> None:
         _validate_metric(name, 0.5, 1, 1)
     assert len({*given_names, "epoch"}) == len(tags) + 1
     again = Names(clean, longest=LONGEST_NAME, taken=["epoch"])
-    again.resume(names.state())
+    again.load_state_dict(names.state_dict())
     for tag in reversed(tags):  # a run that goes on has the same ones, in whatever order they come
-        if tag in names.state():
+        if tag in names.state_dict():
             assert again[tag] == names[tag]
 
 
@@ -236,7 +236,7 @@ def test_tags_that_mlflow_does_not_take_as_they_are(folder: Path) -> None:
         first.log(step, 1, {tag: step + number / 64 for number, tag in enumerate(ODD)})
         first.flush()
     second = logger_of(folder)
-    second.resume(first.state())
+    second.load_state_dict(first.state_dict())
     second.log(3, 2, {tag: 3 + number / 64 for number, tag in reversed(list(enumerate(ODD)))})
     second.end()
     second.close()
@@ -258,7 +258,7 @@ def test_a_refused_figure_costs_only_itself(folder: Path) -> None:
     loggers = Loggers([logger], lines.append)
     values = {f"tag/{number}": number / 8 for number in range(1200)}
     loggers.log(1, 1, {**values, "tag/7": "a text", "tag/1100": None})
-    loggers.state()
+    loggers.state_dict()
     loggers.log(2, 1, dict.fromkeys(values, 0.5))
     loggers.end()
     loggers.close()
@@ -287,14 +287,14 @@ def test_a_store_that_fails_for_a_time_gets_all(folder: Path, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr(logger._client, "log_batch", fails)
-        state = loggers.state()["MLflowLogger"]
+        state = loggers.state_dict()["MLflowLogger"]
         loggers.log(2, 1, {"loss/a/train": 0.25})
-        assert loggers.state()["MLflowLogger"]["run"] == state["run"]
+        assert loggers.state_dict()["MLflowLogger"]["run"] == state["run"]
         assert [each[0] for each in state["held"]] == ["loss/a/train", "epoch"]
     assert len(lines) == 1
     assert "error    MLflowLogger can't write: no space left. Training goes on, and it is tried again" in lines[0]
     other = logger_of(folder)  # a process that goes on from the checkpoint of then has what was held
-    other.resume(state)
+    other.load_state_dict(state)
     other.log(2, 1, {"loss/a/train": 0.25})
     other.end()
     other.close()
@@ -398,6 +398,6 @@ def test_processes_that_make_one_database_at_once(tmp_path: Path) -> None:
 
 def test_nothing_is_begun_before_there_is_a_figure(tmp_path: Path) -> None:
     logger = logger_of(tmp_path)
-    assert logger.state() == {"run": "", "step": 0}
+    assert logger.state_dict() == {"run": "", "step": 0}
     logger.close()
     assert not list(tmp_path.iterdir())

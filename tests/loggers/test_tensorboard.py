@@ -86,7 +86,7 @@ def test_what_a_run_is_and_how_it_ended(tmp_path: Path) -> None:
         "seed: 3\n", {"seed": 3, "balancer": "equal", "trainer.clip_norm": "null"}, ["seed"], ["metric/a/mae/test"]
     )
     logger.log(1, 1, {"metric/a/mae/test": 0.5})
-    state = logger.state()
+    state = logger.state_dict()
     logger.end()
     logger.close()
     events = EventAccumulator(str(tmp_path))
@@ -106,7 +106,7 @@ def test_what_a_run_is_and_how_it_ended(tmp_path: Path) -> None:
 
     again = TensorBoardLogger(tmp_path, ["a"])  # a run that goes on says none of it twice, and isn't finished
     again.begin("seed: 3\n", {"seed": 3}, [], [])
-    again.resume(state)
+    again.load_state_dict(state)
     again.log(2, 1, {"metric/a/mae/test": 0.25})
     again.close()
     events = EventAccumulator(str(tmp_path))

@@ -140,13 +140,13 @@ def test_what_was_logged_after_the_last_state_of_a_killed_process_is_there_once(
     first.log(1, 1, {"loss/a/train": 0.1})
     first.log(2, 1, {"loss/a/train": 0.2})
     first.flush()
-    state = first.state()
+    state = first.state_dict()
     first.log(3, 1, {"loss/a/train": 0.3})
     first._run.finish()  # the process is gone, and with it what it held
     time.sleep(1.1)  # W&B names a process's folder by the second
     assert json.loads(json.dumps(state)) == state
     second = WandbLogger(tmp_path, ["a"])
-    second.resume(state)
+    second.load_state_dict(state)
     second.log(3, 1, {"loss/a/train": 0.3})
     second.log(4, 2, {"loss/a/train": float("nan")})
     second.close()
@@ -227,7 +227,7 @@ def test_a_tag_that_is_a_column_and_a_figure_that_is_refused(tmp_path: Path, mon
 
     monkeypatch.setattr(type(logger._run), "log", refuses)
     loggers.log(2, 1, {"odd": object(), "loss/a/train": 0.25})
-    loggers.state()
+    loggers.state_dict()
 
     def fails(self: Any, row: dict[str, Any], **options: Any) -> None:
         raise wandb.Error("its process is gone")
@@ -235,7 +235,7 @@ def test_a_tag_that_is_a_column_and_a_figure_that_is_refused(tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr(type(logger._run), "log", fails)
         loggers.log(3, 2, {"loss/a/train": 0.125})
-        assert loggers.state()["WandbLogger"]["rows"] == 2
+        assert loggers.state_dict()["WandbLogger"]["rows"] == 2
     loggers.close()
     assert lines == [
         "warning  WandbLogger leaves out 'odd': no number",
@@ -260,7 +260,7 @@ def test_a_multirun_is_a_group(tmp_path: Path) -> None:
 
 def test_nothing_is_begun_before_there_is_a_figure(tmp_path: Path) -> None:
     logger = WandbLogger(tmp_path, ["a"])
-    assert logger.state()["rows"] == 0
+    assert logger.state_dict()["rows"] == 0
     logger.close()
     assert not list(tmp_path.glob("wandb"))
 

@@ -12,10 +12,11 @@ from torch import nn
 import mtl
 from mtl import schema
 from mtl.batch import cut
+from mtl.choices import PASSES
 from mtl.config.model import build_model
 from mtl.config.targets import make
 from mtl.config.tasks import build_tasks
-from mtl.step.passes import PASSES, loss_of
+from mtl.step.forward import loss_of
 
 CLASSES = torch.tensor([2, 0, 1, 1, 0, 2, 2, -100])
 YES = torch.tensor([[1.0, 0, 1], [0, 0, 1], [1, 1, 0], [0, 1, 1]])

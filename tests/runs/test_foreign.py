@@ -14,7 +14,7 @@ from mtl.errors import first_line, told
 from mtl.training import checkpoint
 
 MINE = """
-import sys, torch
+import sys, torch, mtl.loggers
 from torch import nn
 
 class NoText(Exception):
@@ -62,7 +62,7 @@ class Callback:
     def __call__(self, trainer, result):
         if trainer.global_step == 3: fail(self.how)
 
-class Logger:
+class Logger(mtl.loggers.Logger):
     def __init__(self, folder, tasks, how): self.how = how
     def log(self, step, epoch, scalars): fail(self.how)
     def close(self): pass

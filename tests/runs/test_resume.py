@@ -36,10 +36,10 @@ SMALL = ["task=mnist_two_head", "trainer.max_epochs=3", "data.batch_size=500", "
 class Lasting(Remembers):
     """A logger that can go back."""
 
-    def state(self) -> int:
+    def state_dict(self) -> int:
         return len(self.lines)
 
-    def resume(self, state: int) -> None:
+    def load_state_dict(self, state: int) -> None:
         del self.lines[state:]
 
     def without_speed(self) -> list[tuple[int, int, dict[str, float]]]:
@@ -57,7 +57,7 @@ def ended(trainer: Trainer, logger: Lasting) -> dict[str, Any]:
         "lines": logger.without_speed(),
         "best": (trainer.best, trainer.best_epoch, trainer.figures),
         "losses": trainer.readings.epoch_losses,
-        "readings": trainer.readings.state(),
+        "readings": trainer.readings.state_dict(),
         "draws": torch.get_rng_state(),
         "steps": trainer.global_step,
     }
@@ -85,7 +85,12 @@ def built(folder: Path, balancer: str, **options: Any) -> tuple[Trainer, Lasting
     step = trainer.step
     kind = getattr(mtl.balancers, balancer)()
     trainer.step = mtl.Step(
-        step.model, step.tasks, step.optimizer, balancer=kind, scheduler=step.descent.scheduler, micro_batch_size=3
+        step.model,
+        step.tasks,
+        step.optimizer,
+        balancer=kind,
+        update=mtl.Update(scheduler=step.descent.scheduler),
+        micro_batch_size=3,
     )
     return trainer, logger
 
@@ -620,16 +625,16 @@ def test_events_that_were_being_cut_when_it_was_killed(tmp_path: Path, monkeypat
     first = TensorBoardLogger(tmp_path, ["a"])
     for step in range(1, 4):
         first.log(step, 1, {"loss/a/train": 0.5})
-    state = first.state()
+    state = first.state_dict()
     for step in range(4, 7):
         first.log(step, 1, {"loss/a/train": 0.5})
     first.close()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            TensorBoardLogger(tmp_path, ["a"]).resume(state)
+            TensorBoardLogger(tmp_path, ["a"]).load_state_dict(state)
     second = TensorBoardLogger(tmp_path, ["a"])
-    second.resume(state)
+    second.load_state_dict(state)
     second.log(4, 1, {"loss/a/train": 0.25})
     second.close()
     assert written(tmp_path) == [1, 2, 3, 4]

@@ -16,7 +16,7 @@ import mtl
 from mtl import balancers
 from mtl.runs import exchanged
 from mtl.runs.resume import Refused, check, reset_options
-from mtl.step import Step
+from mtl.step import Step, Update
 from mtl.training import checkpoint
 
 FAST = ["task=mnist_two_head", "trainer.max_epochs=2", "data.batch_size=1000", "scheduler=none", "logger=[]"]
@@ -53,7 +53,7 @@ def made(optimizer: type = torch.optim.AdamW, scheduler: type | None = None, bal
     model, tasks = problem(2)
     first = optimizer(model.parameters(), lr=0.1, weight_decay=0.5) if optimizer is not Step else None
     made = scheduler(first, 10) if scheduler else None
-    return Step(model, tasks, first, scheduler=made, balancer=balancer())
+    return Step(model, tasks, first, update=Update(scheduler=made), balancer=balancer())
 
 
 def config_of(step: Step) -> dict[str, Any]:
@@ -126,15 +126,15 @@ def test_the_options_of_another_class_are_its_own() -> None:
     """Adam keeps what AdamW does; it decays weights in its own way."""
     for scheduler, kept in ((None, []), (CosineAnnealingLR, ["lr", "betas"])):
         old, new = made(scheduler=scheduler), made(torch.optim.Adam, scheduler)
-        state, fresh = saved(old), [dict(group) for group in new.param_groups()]
+        state, fresh = saved(old), [dict(group) for group in new.descent.param_groups()]
         exchanged.check(new, state, config_of(new))
         names = exchanged.options(new, state, config_of(new))
         assert not {f"optimizer.{name}" for name in kept} & set(names)
         new.load_state_dict(state["step"])
-        assert new.param_groups()[0]["decoupled_weight_decay"] is True
-        reset_options(new.param_groups(), fresh, names)
-        assert new.param_groups()[0]["decoupled_weight_decay"] is False
-        assert new.param_groups()[0]["lr"] == state["step"]["optimizer"]["param_groups"][0]["lr"]
+        assert new.descent.param_groups()[0]["decoupled_weight_decay"] is True
+        reset_options(new.descent.param_groups(), fresh, names)
+        assert new.descent.param_groups()[0]["decoupled_weight_decay"] is False
+        assert new.descent.param_groups()[0]["lr"] == state["step"]["optimizer"]["param_groups"][0]["lr"]
         assert exchanged.options(old, state, config_of(old)) == []
 
 

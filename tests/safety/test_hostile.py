@@ -276,7 +276,7 @@ def test_the_loggers_open_no_link(surroundings: Path) -> None:
             CsvLogger(folder, ["a"])
         kind(folder / "events.out.tfevents.1.x")
         with at_most(), pytest.raises(mtl.UserError, match=r"events\.out\.tfevents\.1\.x is a "):
-            TensorBoardLogger(folder, ["a"]).resume(3)
+            TensorBoardLogger(folder, ["a"]).load_state_dict(3)
 
 
 def test_events_that_claim_to_be_longer_than_the_memory(surroundings: Path) -> None:
@@ -286,7 +286,7 @@ def test_events_that_claim_to_be_longer_than_the_memory(surroundings: Path) -> N
         content = head + struct.pack("<I", masked_crc32c(head)) + b"x" * 100
         Path(f"events.out.tfevents.{number}.x").write_bytes(content)
     with at_most():
-        TensorBoardLogger(Path(), ["a"]).resume(3)
+        TensorBoardLogger(Path(), ["a"]).load_state_dict(3)
     assert [path.name for path in Path().glob("events*")] == ["events.out.tfevents.0000000000.kept"]
 
 

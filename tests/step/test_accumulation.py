@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import mtl
 from mtl.batch import cut
+from mtl.choices import PASSES
 from mtl.labels import denominator, shares
-from mtl.step.passes import PASSES
 
 
 class Plain(nn.Module):
@@ -148,7 +148,9 @@ def test_weights_that_are_kept_between_gramians(kind: str, labelled: str) -> Non
     for how in ({}, {"micro_batch_size": 4}):
         model, tasks = uneven()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-        step = mtl.Step(model, tasks, optimizer, balancer=mtl.balancers.MGDA(), passes=kind, every=3, **how)
+        step = mtl.Step(
+            model, tasks, optimizer, balancer=mtl.balancers.MGDA(), passes=kind, gradients=mtl.Gradients(every=3), **how
+        )
         for seed in range(7):
             batch = uneven_batch(seed)
             if labelled == "all":
@@ -171,7 +173,7 @@ def test_a_list_of_micro_batches_is_one_step() -> None:
         whole(uneven_batch(seed))
     for mine, its in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-8, atol=1e-11)
-    step = mtl.Step(model, tasks, balancer=mtl.balancers.UPGrad(), source="layerwise")
+    step = mtl.Step(model, tasks, balancer=mtl.balancers.UPGrad(), gradients=mtl.Gradients(source="layerwise"))
     with pytest.raises(mtl.UserError, match="'layerwise' needs the whole batch's graph"):
         step.backward(cut(uneven_batch(0), size=3))
 
@@ -180,7 +182,9 @@ def test_a_list_of_micro_batches_is_one_step() -> None:
 def test_sources_that_need_the_whole_graph_are_refused_before_the_first_step(source: str) -> None:
     model, tasks = uneven()
     with pytest.raises(mtl.UserError, match=f"'{source}' needs the whole batch's graph"):
-        mtl.Step(model, tasks, balancer=mtl.balancers.MGDA(), source=source, micro_batch_size=4)
+        mtl.Step(
+            model, tasks, balancer=mtl.balancers.MGDA(), gradients=mtl.Gradients(source=source), micro_batch_size=4
+        )
     assert mtl.Step(model, tasks, balancer=mtl.balancers.MGDA(), micro_batch_size=4).balancing.source == "rows"
     with pytest.raises(mtl.UserError, match="give one of the two"):
         mtl.Step(model, tasks, micro_batch_size=4, num_micro_batches=2)

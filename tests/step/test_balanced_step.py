@@ -6,7 +6,7 @@ from conftest import batches, problem
 from torch import nn
 
 import mtl
-from mtl.step.passes import PASSES
+from mtl.choices import PASSES
 
 
 class Fixed(mtl.balancers.Balancer):
@@ -141,7 +141,9 @@ def test_rows_that_come_through_the_features_are_not_copied_either(monkeypatch: 
         return result
 
     monkeypatch.setattr(mtl.gradients.at_features, "_laid_out", noted)
-    mtl.Step(model, tasks, balancer=mtl.balancers.MGDA(), passes="shared", source="rows").backward(batches(1)[0])
+    mtl.Step(
+        model, tasks, balancer=mtl.balancers.MGDA(), passes="shared", gradients=mtl.Gradients(source="rows")
+    ).backward(batches(1)[0])
     assert given == kept
     assert len(kept) == 3 * len(list(model.trunk.parameters()))
     assert {p.grad.data_ptr() for p in model.trunk.parameters()} == set(kept[: len(kept) // 3])

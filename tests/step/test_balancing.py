@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import mtl
-from mtl.step.passes import PASSES
+from mtl.choices import PASSES
 
 # Fixed is Equal. With two tasks UPGrad is half of PCGrad, Nash-MTL is FairGrad with another length and IMTL-G is ConFIG
 # with another length, which AdamW doesn't see but for rounding. TorchJD's default here is UPGrad.
@@ -294,9 +294,9 @@ def test_sparse_rows_are_refused_where_they_would_become_dense() -> None:
 def test_rows_cannot_be_kept_for_some_steps_or_had_layer_by_layer() -> None:
     model, tasks = problem(2)
     with pytest.raises(mtl.UserError, match=r"gradients.every: the balancer MoCo works on the gradients themselves"):
-        mtl.Step(model, tasks, balancer=made("moco"), every=2)
+        mtl.Step(model, tasks, balancer=made("moco"), gradients=mtl.Gradients(every=2))
     with pytest.raises(mtl.UserError, match=r"gradients.source: the balancer MoCo needs the gradients themselves"):
-        mtl.Step(model, tasks, balancer=made("moco"), source="layerwise")
+        mtl.Step(model, tasks, balancer=made("moco"), gradients=mtl.Gradients(source="layerwise"))
 
 
 class Halves(mtl.balancers.Balancer):

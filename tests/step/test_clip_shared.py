@@ -10,7 +10,7 @@ from test_over_all import small
 from torch import Tensor, nn
 
 import mtl
-from mtl.step.passes import PASSES
+from mtl.choices import PASSES
 
 LR = 0.5
 
@@ -41,7 +41,14 @@ def stepping(shared: float | None, whole: float | None, name: str = "equal", **o
     model, tasks = problem(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     balancer = made(name)
-    return mtl.Step(model, tasks, optimizer, balancer=balancer, clip_norm=whole, clip_shared_norm=shared, **options)
+    return mtl.Step(
+        model,
+        tasks,
+        optimizer,
+        balancer=balancer,
+        update=mtl.Update(clip_norm=whole, clip_shared_norm=shared),
+        **options,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,7 +71,14 @@ def test_before_all_of_it_is_clipped(kind: str, shared: float, cut: dict) -> Non
     for limits in ((None, None), (shared, 0.3)):
         model, tasks, batch = small()
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-        step = mtl.Step(model, tasks, optimizer, passes=kind, clip_shared_norm=limits[0], clip_norm=limits[1], **cut)
+        step = mtl.Step(
+            model,
+            tasks,
+            optimizer,
+            passes=kind,
+            update=mtl.Update(clip_shared_norm=limits[0], clip_norm=limits[1]),
+            **cut,
+        )
         found.append(moved(step, batch))
     for n, gradient in by_hand(found[0], shared, 0.3).items():
         torch.testing.assert_close(found[1][n], gradient, rtol=1e-7, atol=1e-12)
@@ -89,7 +103,7 @@ def test_in_half_precision(kind: str, name: str) -> None:
         tasks = tasks[:2]  # whose heads have no sparse gradients, which is nothing to it: it has shared rows alone
     step = mtl.Step(
         model, tasks, torch.optim.SGD(model.parameters(), lr=LR), balancer=made(name), passes=kind, precision="fp16",
-        clip_shared_norm=0.01,
+        update=mtl.Update(clip_shared_norm=0.01),
     )  # fmt: skip
     found = moved(step, batch)
     assert norm([g for n, g in found.items() if n.startswith("trunk.")]) == pytest.approx(0.01, rel=1e-3)
@@ -101,7 +115,7 @@ def sharing(sparse: bool) -> mtl.Step:
     trunk = nn.Sequential(nn.EmbeddingBag(10, 16, mode="sum", sparse=sparse), nn.Tanh())
     tasks = [mtl.Task(f"t{i}", head=nn.Linear(16, 3), loss=nn.CrossEntropyLoss(), target=f"y{i}") for i in range(2)]
     model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
-    return mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=LR), clip_shared_norm=0.01)
+    return mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=LR), update=mtl.Update(clip_shared_norm=0.01))
 
 
 def test_sparse_gradients() -> None:
@@ -140,7 +154,7 @@ def test_what_one_task_alone_reaches_is_no_shared_parameter() -> None:
             tasks = [mtl.Task(f"t{i}", head=Of(i), loss=nn.MSELoss(), target=f"y{i}") for i in range(2)]
             model = mtl.MultiTaskModel(Trunk(), tasks, inputs=["x"]).double()
             optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-            step = mtl.Step(model, tasks, optimizer, passes=kind, clip_shared_norm=shared)
+            step = mtl.Step(model, tasks, optimizer, passes=kind, update=mtl.Update(clip_shared_norm=shared))
             found.append(moved(step, small()[2]))
         names = [name for name in found[0] if name.startswith("trunk.first")]
         factor = 0.01 / (norm([found[0][name] for name in names]) + 1e-6)
@@ -157,12 +171,12 @@ def test_the_trunk_is_shared_in_a_step_of_one_task_too(kind: str, reload: bool) 
         task.missing = True
     alone = {**batch, "y1": batch["y1"] * torch.nan, "y2": batch["y2"] * torch.nan}
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    step = mtl.Step(model, tasks, optimizer, passes=kind, clip_shared_norm=0.01)
+    step = mtl.Step(model, tasks, optimizer, passes=kind, update=mtl.Update(clip_shared_norm=0.01))
     assert norm([g for n, g in moved(step, alone).items() if n.startswith("trunk.")]) > 0.02  # nothing is known yet
     step(batch)
     if reload:
         state = copy.deepcopy(step.state_dict())
-        step = mtl.Step(model, tasks, optimizer, passes=kind, clip_shared_norm=0.01)
+        step = mtl.Step(model, tasks, optimizer, passes=kind, update=mtl.Update(clip_shared_norm=0.01))
         step.load_state_dict(state)
     found = moved(step, alone)
     assert norm([g for n, g in found.items() if n.startswith("trunk.")]) == pytest.approx(0.01, rel=1e-3)
@@ -174,7 +188,7 @@ def test_a_step_that_was_not_taken_does_not_count() -> None:
     tasks[1].loss = lambda prediction, target: prediction.sum() * torch.nan
     tasks[2].loss = lambda prediction, target: prediction.sum() * torch.nan
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    step = mtl.Step(model, tasks, optimizer, clip_shared_norm=0.01, on_nonfinite="skip_task")
+    step = mtl.Step(model, tasks, optimizer, update=mtl.Update(clip_shared_norm=0.01), on_nonfinite="skip_task")
     step(batch)
     assert step.state_dict()["reach"]["trunk.0.weight"] == ["t0"]
 
@@ -182,7 +196,7 @@ def test_a_step_that_was_not_taken_does_not_count() -> None:
 def test_what_is_refused() -> None:
     model, tasks, _ = small()
     with pytest.raises(mtl.UserError, match=r"trainer.clip_shared_norm: LBFGS searches .* leave it at null"):
-        mtl.Step(model, tasks, torch.optim.LBFGS(model.parameters()), clip_shared_norm=1.0)
+        mtl.Step(model, tasks, torch.optim.LBFGS(model.parameters()), update=mtl.Update(clip_shared_norm=1.0))
     for name in ("clip_norm", "clip_shared_norm"):
         with pytest.raises(mtl.UserError, match=rf"trainer.{name} is 0; it must be above 0"):
             mtl.Step(model, tasks, torch.optim.SGD(model.parameters()), **{name: 0})

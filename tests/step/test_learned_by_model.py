@@ -9,7 +9,7 @@ from conftest import command, stopping
 from test_over_all import small
 
 import mtl
-from mtl.step.passes import PASSES
+from mtl.choices import PASSES
 
 BY_MODEL = ["UW", "IMTLL", "IMTL", "GradNorm"]
 

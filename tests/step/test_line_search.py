@@ -11,14 +11,16 @@ from test_resume import assert_same
 from torch.nn import functional as F
 
 import mtl
-from mtl.step.passes import PASSES
+from mtl.choices import PASSES
 
 
 def built(kind: str = "auto", *, balancer: Any = None, after: int = 2, **options: Any) -> mtl.Step:
     model, tasks = plain(2, t1=0.5)
     adam = torch.optim.Adam(model.parameters(), lr=1e-2)
     lbfgs = torch.optim.LBFGS(model.parameters(), max_iter=4, line_search_fn="strong_wolfe")
-    return mtl.Step(model, tasks, adam, then=(after, lbfgs), balancer=balancer, passes=kind, **options)
+    return mtl.Step(
+        model, tasks, adam, update=mtl.Update(then=(after, lbfgs)), balancer=balancer, passes=kind, **options
+    )
 
 
 @pytest.mark.parametrize("how", [{}, {"micro_batch_size": 3}])

@@ -14,7 +14,7 @@ from test_resume import assert_same
 from test_trainer import make
 
 import mtl
-from mtl.step.passes import PASSES
+from mtl.choices import PASSES
 from mtl.training import checkpoint
 
 

@@ -6,7 +6,7 @@ from conftest import ROOT, command
 from torch import Tensor, nn
 
 import mtl
-from mtl.step.passes import PASSES
+from mtl.choices import PASSES
 
 GRAMIAN = [
     *("AlignedMTL", "CAGrad", "ConflictFree", "DualProj", "FairGrad", "GradNorm", "GradVac", "IMTL", "IMTLG", "MGDA"),
@@ -152,7 +152,13 @@ def test_what_does_not_go_together() -> None:
             getattr(mtl.balancers, name)(over="heads")
     model, tasks, _ = small()
     with pytest.raises(mtl.UserError, match=r"gradients.source: 'representation'.*balancer.over=all.*layerwise, rows"):
-        mtl.Step(model, tasks, balancer=mtl.balancers.PCGrad(over="all"), source="representation", passes="shared")
+        mtl.Step(
+            model,
+            tasks,
+            balancer=mtl.balancers.PCGrad(over="all"),
+            gradients=mtl.Gradients(source="representation"),
+            passes="shared",
+        )
     half = Spy()
     half.scope = "shared"
     with pytest.raises(mtl.UserError, match="balancer Spy: over is 'all'"):

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import mtl
-from mtl.step.passes import PASSES
+from mtl.choices import PASSES
 
 
 def plain(num_tasks: int = 3, **weights: Any):
@@ -301,10 +301,10 @@ def test_patterns_that_overlap_thaw_at_the_last_of_them() -> None:
 
     model.thaw(2)
     assert frozen() == {"trunk.conv.weight", "trunk.conv.bias", "trunk.norm.bias", "heads.t1.1.bias"}
-    assert model.thaws
+    assert model.frozen_until
     model.thaw(4)
     assert frozen() == {"trunk.norm.bias", "heads.t1.1.bias"}
-    assert not model.thaws
+    assert not model.frozen_until
 
 
 @pytest.mark.parametrize("kind", list(PASSES))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mtl
-from mtl.step.passes import PASSES
+from mtl.choices import PASSES
 
 KINDS = list(PASSES)
 
@@ -38,7 +38,7 @@ def test_same_parameters_buffers_and_random_state_as_joint(kind: str, momentum: 
 
 def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the rule about random states sequential passes do end elsewhere."""
-    monkeypatch.setattr("mtl.step.passes.set_states", lambda *_: None)
+    monkeypatch.setattr("mtl.snapshots.set_states", lambda *_: None)
     expected, draws, _ = after_steps("joint")
     state, kind_draws, _ = after_steps("sequential")
     assert not torch.equal(draws, kind_draws)
@@ -110,13 +110,13 @@ def alive_before_each_backward(kind: str, num_tasks: int) -> tuple[list[int], in
     step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), passes=kind)
     (batch,) = batches(1, num_tasks)
     alive, counts = Alive(), []
-    backward = step.runner._backward
+    backward = step.passes.backward
 
     def counted(losses: list[torch.Tensor], weights: list[float], **options: bool) -> None:
         counts.append(len(alive))
         backward(losses, weights, **options)
 
-    step.runner._backward = counted  # type: ignore[method-assign]
+    step.passes.backward = counted  # type: ignore[method-assign]
     gc.disable()  # graphs must go by themselves, not by a garbage collection that happens to come by
     try:
         with torch.autograd.graph.saved_tensors_hooks(alive.pack, alive.unpack):
@@ -291,7 +291,7 @@ def test_separate_models_share_nothing() -> None:
     model = mtl.architectures.SeparateModels(Trunk, tasks, inputs=["x"])
     assert not torch.equal(model.trunk["t0"].conv.weight, model.trunk["t1"].conv.weight)
     step = mtl.Step(model, tasks, passes="auto")
-    assert step.passes == "sequential"
+    assert step.passes.kind == "sequential"
     result = step.backward(batches(1, 2, dtype=torch.float32)[0], measure=True)
     assert result.cosines == {}
     assert result.reach["trunk.t0.conv.weight"] == ("t0",)

@@ -173,7 +173,7 @@ def test_what_takes_over_starts_from_what_is_evaluated(tmp_path: Path) -> None:
     trainer, _ = trainer_of(tmp_path, max_epochs=1)
     model = trainer.step.model
     then = torch.optim.SGD(model.parameters(), lr=0.0)
-    trainer.step = mtl.Step(model, trainer.step.tasks, trainer.step.optimizer, then=(4, then))
+    trainer.step = mtl.Step(model, trainer.step.tasks, trainer.step.optimizer, update=mtl.Update(then=(4, then)))
     trainer.fit()
     assert same(model.state_dict(), by_hand(1)[0][0])
 

@@ -109,7 +109,7 @@ def test_a_table_looked_up_by_a_head_and_used_whole_by_the_trunk(passes: str) ->
         model = mtl.MultiTaskModel(Whole(table), tasks, inputs=["x"]).double()
         batch = {"x": torch.randn(4, 9).double(), "y": torch.randn(4, 5).double()}
         balancer = Recorder()
-        step = mtl.Step(model, tasks, balancer=balancer, passes=passes, source="rows")
+        step = mtl.Step(model, tasks, balancer=balancer, passes=passes, gradients=mtl.Gradients(source="rows"))
         result = step.backward(batch, measure=True)
         found.append([balancer.given[0], table.weight.grad.to_dense(), *result.grad_norms.values()])
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
@@ -140,7 +140,9 @@ def step_on(
     model = mtl.MultiTaskModel(trunk, tasks, inputs=["id"])
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.01) if sparse else torch.optim.SGD(model.parameters())
     balancer = mtl.balancers.UPGrad()
-    step = mtl.Step(model, tasks, optimizer, balancer=balancer, passes=passes, source=source, **options)
+    step = mtl.Step(
+        model, tasks, optimizer, balancer=balancer, passes=passes, gradients=mtl.Gradients(source=source), **options
+    )
     draws = torch.Generator().manual_seed(1)
     batch = {"id": torch.randint(0, 10_000, (64,), generator=draws)}
     batch |= {f"y{i}": torch.randn(64, generator=draws) for i in range(4)}

@@ -8,8 +8,7 @@ from conftest import batches, problem
 from torch import nn
 
 import mtl
-from mtl.step.passes import PASSES
-from mtl.step.precision import PRECISIONS
+from mtl.choices import PASSES, PRECISIONS
 
 
 def test_step_is_the_loop_written_by_hand() -> None:
@@ -55,8 +54,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, precision: str) -> list[str]:
         model,
         tasks,
         optimizer,
-        scheduler=scheduler,
-        clip_norm=0.1,
+        update=mtl.Update(scheduler=scheduler, clip_norm=0.1),
         precision=precision,
         passes="sequential",
         balancer=Seen(calls),
@@ -69,7 +67,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, precision: str) -> list[str]:
     spy(torch.autograd, "backward", "backward")
     spy(optimizer, "step", "optimizer")
     spy(scheduler, "step", "scheduler")
-    monkeypatch.setattr("mtl.step.update.clip_grads_with_norm_", lambda *a, **k: calls.append("clip"))
+    monkeypatch.setattr("mtl.step.descent.clip_grads_with_norm_", lambda *a, **k: calls.append("clip"))
     if step.scaler:
         spy(step.scaler, "unscale_", "unscale")
         spy(step.scaler, "update", "update")
@@ -88,7 +86,9 @@ def test_order_within_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_clipping_by_global_norm_once(kind: str) -> None:
     model, tasks = problem()
     before = [p.detach().clone() for p in model.parameters()]
-    step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=1.0), passes=kind, clip_norm=0.01)
+    step = mtl.Step(
+        model, tasks, torch.optim.SGD(model.parameters(), lr=1.0), passes=kind, update=mtl.Update(clip_norm=0.01)
+    )
     result = step(batches(1)[0])
     moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(model.parameters(), before, strict=True)]).norm()
     torch.testing.assert_close(moved, torch.tensor(0.01, dtype=torch.float64), rtol=1e-4, atol=0)
@@ -112,7 +112,12 @@ def test_lower_precision_gives_nearly_the_gradient_of_fp32(precision: str, kind:
     for p in ("fp32", precision):
         model, tasks = problem(dtype=torch.float32, dropout=0.0)
         step = mtl.Step(
-            model, tasks, torch.optim.SGD(model.parameters(), lr=0.0), passes=kind, precision=p, clip_norm=1e9
+            model,
+            tasks,
+            torch.optim.SGD(model.parameters(), lr=0.0),
+            passes=kind,
+            precision=p,
+            update=mtl.Update(clip_norm=1e9),
         )
         torch.manual_seed(2)
         result = step(batches(1, size=64, dtype=torch.float32)[0], measure=True)
@@ -164,7 +169,7 @@ def test_step_that_overflows_moves_nothing() -> None:
     model, tasks = problem(2, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    step = mtl.Step(model, tasks, optimizer, scheduler=scheduler, precision="fp16")
+    step = mtl.Step(model, tasks, optimizer, update=mtl.Update(scheduler=scheduler), precision="fp16")
     good, bad = batches(2, 2, dtype=torch.float32)
     assert step(good).taken
     bad["x"][0] = float("inf")
@@ -196,7 +201,7 @@ def test_a_fused_optimizer_skips_what_overflows_as_any_other(kind) -> None:
         model, tasks = problem(2, dtype=torch.float32, dropout=0.0)
         optimizer = kind(model.parameters(), **how)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-        step = mtl.Step(model, tasks, optimizer, scheduler=scheduler, precision="fp16")
+        step = mtl.Step(model, tasks, optimizer, update=mtl.Update(scheduler=scheduler), precision="fp16")
         torch.manual_seed(0)
         taken = [step(batch).taken for batch in data]
         assert taken == [False, False, True, True, False, True, False, True]
@@ -214,7 +219,7 @@ def test_state_round_trips_bit_for_bit() -> None:
         model, tasks = problem(dtype=torch.float32, dropout=0.0)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
-        return model, mtl.Step(model, tasks, optimizer, scheduler=scheduler, precision="fp16")
+        return model, mtl.Step(model, tasks, optimizer, update=mtl.Update(scheduler=scheduler), precision="fp16")
 
     data = batches(20, dtype=torch.float32)
     model, step = fresh()

@@ -156,6 +156,7 @@ def test_workers_logs_and_validation_do_not_change_a_bit(points: list[str]) -> N
 
 GONE = """
 import os, pathlib, shutil
+import mtl.loggers
 
 def lose(how, run):
     if how == "deleted": shutil.rmtree(run)
@@ -175,7 +176,7 @@ class AtStep:
             trainer.writer.wait()
             lose(self.how, trainer.writer.folder.parent)
 
-class AtEnd:
+class AtEnd(mtl.loggers.Logger):
     def __init__(self, folder, tasks, how): self.folder, self.how = folder, how
     def log(self, step, epoch, scalars):
         if "monitor/best" in scalars: lose(self.how, self.folder)
@@ -244,8 +245,8 @@ def test_fp16_whose_gradients_are_never_finite(tmp_path: Path) -> None:
 
 def test_loggers_are_closed_when_a_job_of_a_sweep_fails(own: list[str], here: Path) -> None:
     (here / "mine/noted.py").write_text(
-        "import pathlib\n"
-        "class Noted:\n"
+        "import pathlib, mtl.loggers\n"
+        "class Noted(mtl.loggers.Logger):\n"
         "    def __init__(self, folder, tasks): self.name = folder.name\n"
         "    def log(self, step, epoch, scalars): pass\n"
         "    def close(self):\n"

@@ -153,7 +153,7 @@ def test_predictions_are_those_of_evaluation_and_leave_no_trace() -> None:
     model.eval()
     with torch.no_grad():
         for task in tasks:
-            assert torch.equal(found[task.name], model.predict(task.name, model.features(batch, task.name)))
+            assert torch.equal(found[task.name], model.predict(task.name, model.features(batch)))
 
 
 def test_classes_are_called_what_the_data_call_them_and_objectives_are_left_alone(

@@ -57,7 +57,7 @@ def test_what_was_read_goes_on_elsewhere() -> None:
     assert figures == {"loss/a/train": 1.0, "weight/a": 0.5, "grad_norm/a": 2.0, "grad_norm/total": 3.0}
     first.add(Place(2, 1, 1), StepResult({"a": torch.tensor(3.0)}, {}))
     first.read()
-    second.resume(first.state())
+    second.load_state_dict(first.state_dict())
     assert (second.reach, second.weights) == ({"p": {"a"}}, {"weight/a": 0.5})
     assert second.take(None, 1)["loss/a/train"] == 3.0
     assert second.epoch_losses == {"a": 2.0}

@@ -162,9 +162,9 @@ def test_a_plateau_follows_what_is_monitored(tmp_path: Path) -> None:
     model = trainer.step.model
     plateau = lr_scheduler.ReduceLROnPlateau(trainer.step.optimizer)
     with pytest.raises(mtl.UserError, match="set its interval to epoch"):
-        mtl.Step(model, trainer.step.tasks, trainer.step.optimizer, scheduler=plateau)
+        mtl.Step(model, trainer.step.tasks, trainer.step.optimizer, update=mtl.Update(scheduler=plateau))
     with pytest.raises(mtl.UserError, match="'batch' is not one of step, epoch"):
-        mtl.Step(model, trainer.step.tasks, trainer.step.optimizer, interval="batch")
+        mtl.Step(model, trainer.step.tasks, trainer.step.optimizer, update=mtl.Update(interval="batch"))
 
 
 FAST = ["task=mnist_two_head", "data.batch_size=1000", "logger=[csv]", "log.every=1", "log.pictures=null"]

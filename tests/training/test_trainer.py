@@ -17,12 +17,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import mtl
 from mtl.data import Fields, Loader
-from mtl.loggers import Loggers
+from mtl.loggers import Logger, Loggers
 from mtl.training import checkpoint
 from mtl.training.trainer import Stopped, Trainer
 
 
-class Remembers:
+class Remembers(Logger):
     """A logger."""
 
     def __init__(self) -> None:
@@ -30,9 +30,6 @@ class Remembers:
 
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
         self.lines.append((step, epoch, dict(scalars)))
-
-    def close(self) -> None:
-        pass
 
     def of(self, tag: str) -> list[tuple[int, float]]:
         return [(step, scalars[tag]) for step, _, scalars in self.lines if tag in scalars]
@@ -59,7 +56,7 @@ def make(
     model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
     chosen = optimizer(model.parameters(), lr=0.05)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(chosen, 0.9)
-    step = mtl.Step(model, tasks, chosen, scheduler=scheduler, precision=precision)
+    step = mtl.Step(model, tasks, chosen, update=mtl.Update(scheduler=scheduler), precision=precision)
     logger = Remembers()
     defaults = {"max_epochs": 3, "log_every": 4, "checkpoints": folder, "loggers": Loggers([logger])}
     trainer = Trainer(

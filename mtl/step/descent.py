@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mtl.errors import UserError, text_of, told
 from mtl.gradients.rows import total_norm
+from mtl.step.settings import Update
 
 
 class Descent:
@@ -20,42 +21,28 @@ class Descent:
     Args:
         parameters: all of the model's, by name.
         optimizer: over them; None where somebody else's moves them.
-        scheduler: of the learning rate.
-        interval: what the scheduler counts: `step`, optimizer steps, or `epoch`, epochs.
-        clip_norm: the norm that the summed gradient is clipped to.
-        clip_shared_norm: the norm that its part over the shared parameters is clipped to before that.
-        then: from how many steps on which other optimizer takes over, without the scheduler.
+        update: scheduler, clipping, and the optimizer that takes over.
 
     Attributes:
         optimizer, scheduler: those at work.
         first: the optimizer that began.
+        interval: what the scheduler counts: `step`, optimizer steps, or `epoch`, epochs.
         num_taken: the optimizers' steps.
         moving: whether the parameters may have moved since this was last set to False.
         training: whether an optimizer with modes was put into that of training.
     """
 
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        optimizer: Optimizer | None,
-        *,
-        scheduler: LRScheduler | None,
-        interval: str,
-        clip_norm: float | None,
-        clip_shared_norm: float | None,
-        then: tuple[int, Optimizer] | None,
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer | None, update: Update) -> None:
         self.optimizer = self.first = optimizer
-        self.scheduler = self._scheduler = scheduler
-        self.interval = interval
+        self.scheduler = self._scheduler = update.scheduler
+        self.interval = update.interval
         self.num_taken = 0
         self.moving = False
         self.training = False
         self._parameters = parameters
-        self._clip_norm = clip_norm
-        self._clip_shared_norm = clip_shared_norm
-        self._after = then[0] if then else 0
-        self._then = then[1] if then else None
+        self._update = update
+        self._after = update.then[0] if update.then else 0
+        self._then = update.then[1] if update.then else None
         for each in self.optimizers:
             each.register_step_post_hook(self._count)
 
@@ -172,13 +159,13 @@ class Descent:
 
     def _clip(self, shared: Sequence[nn.Parameter]) -> Tensor | None:
         """Clips the shared part of the gradient, then all of it; gives the norm that all of it had before."""
-        norm = None if self._clip_norm is None else total_norm(self._parameters.values())
+        norm = None if self._update.clip_norm is None else total_norm(self._parameters.values())
         rest = norm
-        if self._clip_shared_norm is not None and shared:
-            clip_grads_with_norm_(shared, self._clip_shared_norm, total_norm(shared))
+        if self._update.clip_shared_norm is not None and shared:
+            clip_grads_with_norm_(shared, self._update.clip_shared_norm, total_norm(shared))
             rest = None if norm is None else total_norm(self._parameters.values())
-        if self._clip_norm is not None and rest is not None:
-            clip_grads_with_norm_(self._parameters.values(), self._clip_norm, rest)
+        if self._update.clip_norm is not None and rest is not None:
+            clip_grads_with_norm_(self._parameters.values(), self._update.clip_norm, rest)
         return norm
 
     @property
@@ -194,14 +181,26 @@ class Descent:
         """Called by the optimizer when it has stepped; a scaler doesn't say that it skipped a step."""
         self.num_taken += 1
 
-    def parts(self) -> dict[str, Any]:
-        """What has a state, by name."""
-        parts = {"optimizer": self.first, "then": self._then, "scheduler": self._scheduler}
-        return {name: part for name, part in parts.items() if part is not None}
+    def param_groups(self, *, first: bool = False) -> list[dict[str, Any]]:
+        """Those of the optimizer at work, or of the first one."""
+        optimizer = self.first if first else self.optimizer
+        return [] if optimizer is None else optimizer.param_groups
 
-    def resume(self, num_taken: int) -> None:
-        """Goes on after so many steps, with the optimizer whose turn it is then."""
-        self.num_taken = num_taken
+    def components(self) -> dict[str, Any]:
+        """Optimizers and scheduler, by name."""
+        components = {"optimizer": self.first, "then": self._then, "scheduler": self._scheduler}
+        return {name: component for name, component in components.items() if component is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps taken, and the states of optimizers and scheduler."""
+        states = {name: component.state_dict() for name, component in self.components().items()}
+        return {"num_taken": self.num_taken, **states}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The counterpart of `state_dict`; the optimizer whose turn it is goes on."""
+        for name, component in self.components().items():
+            component.load_state_dict(state[name])
+        self.num_taken = state["num_taken"]
         if self._is_over:
             self._take_over()
 

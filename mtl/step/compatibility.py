@@ -1,0 +1,88 @@
+"""Arguments, and combinations of them, that a step refuses, since the numbers would be wrong."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.optim import LBFGS
+
+from mtl.balancers import Balancer
+from mtl.choices import ON_NONFINITE
+from mtl.errors import UserError
+from mtl.model import MultiTaskModel
+from mtl.step.balancing import Balancing
+from mtl.step.descent import Descent
+from mtl.step.lazy import check_not_lazy
+from mtl.task import Task
+
+
+def check_arguments(
+    model: MultiTaskModel,
+    tasks: Sequence[Task],
+    balancer: Balancer | None,
+    micro_batch_size: int | None,
+    num_micro_batches: int | None,
+    on_nonfinite: str,
+) -> None:
+    """Raises a UserError for an argument of `mtl.Step` that can't be right."""
+    if not tasks:
+        raise UserError("a step needs at least one task")
+    strangers = [task.name for task in tasks if task.name not in model.heads]
+    if strangers:
+        raise UserError(f"the model has no task '{strangers[0]}'; it has: {', '.join(model.heads)}")
+    check_not_lazy(model)
+    if balancer is not None and not isinstance(balancer, Balancer):
+        raise UserError(f"balancer is {balancer!r}; it must be an instance of a class in mtl.balancers")
+    for name, number in (("micro_batch_size", micro_batch_size), ("num_micro_batches", num_micro_batches)):
+        if number is not None and (type(number) is not int or number < 1):
+            raise UserError(f"{name} is {number!r}; it must be a whole number of at least 1")
+    if micro_batch_size is not None and num_micro_batches is not None:
+        raise UserError("trainer.micro_batch_size and trainer.num_micro_batches: give one of the two")
+    if on_nonfinite not in ON_NONFINITE:
+        raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
+
+
+def check_optimizers(
+    descent: Descent, balancing: Balancing, learned: Sequence[nn.Parameter], *, precision: str, clips_shared: bool
+) -> None:
+    """Checks what optimizers ask of the rest.
+
+    Args:
+        descent: has the optimizers.
+        balancing: has the balancer.
+        learned: parameters of the balancer's own, which the model's optimizer moves.
+        precision: of the forward passes.
+        clips_shared: whether the gradient over the shared parameters is clipped by itself.
+
+    Raises:
+        UserError: for a combination that can't be right.
+    """
+    name = type(balancing.balancer).__name__
+    for each in descent.optimizers:
+        kind = type(each).__name__
+        if isinstance(each, LBFGS):
+            _check_line_search(kind, name, balancing, precision, clips_shared and each is descent.first)
+            if learned:
+                raise UserError(
+                    f"balancer.optimizer: LBFGS searches along a loss that has no parameters of {name}; take own"
+                )
+        moved = {parameter for group in each.param_groups for parameter in group["params"]}
+        if not moved.issuperset(learned):
+            raise UserError(
+                f"the balancer {name} has optimizer='model', and its parameters are not in {kind}; "
+                f"give it [*model.parameters(), *balancer.parameters({balancing.num_tasks})]"
+            )
+
+
+def _check_line_search(kind: str, balancer: str, balancing: Balancing, precision: str, clips_shared: bool) -> None:
+    if clips_shared:
+        raise UserError(
+            f"trainer.clip_shared_norm: {kind} searches along the loss by its gradient as it "
+            "is, and nothing would be clipped; leave it at null"
+        )
+    if balancing.needs == "rows":
+        raise UserError(
+            f"optimizer: {kind} searches along the weighted loss, and the balancer {balancer} "
+            "works on the gradients themselves; take one that gives weights"
+        )
+    if precision == "fp16":
+        raise UserError(f"precision: fp16 scales gradients, and {kind} can't be told; take bf16")

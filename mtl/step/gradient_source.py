@@ -1,0 +1,67 @@
+"""Where a balancer's Gramian comes from: what was asked for, checked against the balancer and the passes."""
+
+from mtl.balancers import Balancer
+from mtl.errors import UserError
+from mtl.step.settings import Gradients
+
+NEEDS = ("nothing", "past", "losses", "gramian", "rows")
+COLLECTING = ("gramian", "rows")  # needs for which the tasks' gradients are collected
+
+
+def choose_source(balancer: Balancer, needs: str, gradients: Gradients, passes: str, *, at_once: bool) -> str:
+    """The source, `rows`, `layerwise` or `representation`.
+
+    Args:
+        balancer: who gets the Gramian.
+        needs: what it needs; `nothing` with one task.
+        gradients: what was asked for.
+        passes: the kind of passes, chosen.
+        at_once: whether a batch is never cut into micro-batches.
+
+    Raises:
+        UserError: for a balancer that can't be served, and a source that can't be used with it.
+    """
+    name, collects = type(balancer).__name__, needs in COLLECTING
+    if balancer.needs not in NEEDS:
+        raise UserError(f"balancer {name}: needs is '{balancer.needs}', not one of {', '.join(NEEDS)}")
+    if balancer.over == "all" and collects and (needs, balancer.scope) != ("gramian", "all"):
+        raise UserError(
+            f"balancer {name}: over is 'all', which goes with needs 'gramian' and scope 'all'; here they "
+            f"are '{needs}' and '{balancer.scope}'"
+        )
+    if gradients.every > 1 and needs == "rows":
+        raise UserError(
+            f"gradients.every: the balancer {name} works on the gradients themselves, in every step; set it to 1"
+        )
+    source = gradients.source
+    if source == "auto":
+        return "layerwise" if passes == "shared" and needs == "gramian" and at_once else "rows"
+    if source != "rows" and needs == "rows":
+        raise UserError(f"gradients.source: the balancer {name} needs the gradients themselves; take rows or auto")
+    if source == "representation" and balancer.over == "all" and collects:
+        raise UserError(
+            "gradients.source: 'representation' has products of the gradients at the features, to which the norms "
+            "of the heads' gradients can't be added, as balancer.over=all asks for; take layerwise, rows or auto"
+        )
+    if not at_once:
+        return source_in_micro_batches(gradients)
+    if source != "rows" and passes != "shared":
+        raise UserError(
+            f"gradients.source: '{source}' needs one trunk forward for all tasks, passes=shared, and passes is "
+            f"'{passes}' here; take rows or auto"
+        )
+    return source
+
+
+def source_in_micro_batches(gradients: Gradients) -> str:
+    """The source for a batch that came in micro-batches.
+
+    Raises:
+        UserError: where another was asked for: its products would lack those between micro-batches.
+    """
+    if gradients.source in ("layerwise", "representation"):
+        raise UserError(
+            f"gradients.source: '{gradients.source}' needs the whole batch's graph, and the batch is cut into "
+            "micro-batches; take rows or auto"
+        )
+    return "rows"
