@@ -135,7 +135,7 @@ class Trainer:
         self.memory_per_step: int | None = None
         self.weighed = 0
         # Steps aren't alike where weights serve on, or tasks come by turns.
-        self._to_weigh = max(step.balancing.gradients.every, len(step.tasks))
+        self._to_weigh = max(step.balancing.settings.every, len(step.tasks))
         self.monitor: Monitor | None = None
         self._monitor_terms = monitor
         self._saved = dict(saved or {})
