@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtl import architectures, balancers, data, heads, losses, optimizers, trunks
+    from mtl import architectures, balancers, data, heads, loggers, losses, optimizers, schedulers, trunks
     from mtl.errors import UserError
     from mtl.model import MultiTaskModel
     from mtl.runs.loading import load
@@ -29,8 +29,10 @@ __all__ = [
     "data",
     "heads",
     "load",
+    "loggers",
     "losses",
     "optimizers",
+    "schedulers",
     "trunks",
 ]
 __version__ = "0.1.0"

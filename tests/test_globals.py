@@ -1,13 +1,18 @@
 """What a process that trains with `mtl` has set for all of torch stays as it was; and compiled modules all the same."""
 
+import logging
 import os
+import random
 import shutil
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.config
@@ -17,6 +22,8 @@ from conftest import Ended
 from torch import nn
 
 import mtl
+import mtl.loggers
+from mtl.training.trainer import Trainer
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 CONFIGS = [torch._functorch.config, torch._dynamo.config, torch._inductor.config]
@@ -78,6 +85,36 @@ def test_a_step_changes_no_setting_of_torch(compiled: str | None) -> None:
         step({"x": batch["x"]})
     assert settings() == before
     assert torch.equal(torch.get_rng_state(), draws)
+
+
+def test_constructing_objects_changes_no_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the process, random states and the path of modules included."""
+
+    def state() -> dict[str, Any]:
+        seen = {
+            **settings(),
+            "path": list(sys.path),
+            "python": random.getstate(),
+            "torch": torch.get_rng_state().tolist(),
+        }
+        seen["numpy"] = [part.tolist() if hasattr(part, "tolist") else part for part in np.random.get_state()]
+        return seen | {"handlers": list(logging.getLogger().handlers), "level": logging.getLogger().level}
+
+    monkeypatch.chdir(tmp_path)
+    model, tasks, batch = built()
+    optimizer = torch.optim.SGD(model.parameters())
+    data = mtl.data.Fields(batch)
+    before = state()
+    kinds = [getattr(mtl.balancers, name) for name in mtl.balancers.__all__]
+    for kind in [kind for kind in kinds if kind not in (mtl.balancers.Balancer, mtl.balancers.TorchJD)]:
+        mtl.Step(model, tasks, optimizer, balancer=kind())
+        assert state() == before, kind
+    loader = mtl.data.Loader(data, batch_size=4, shuffle=True)
+    loggers = [kind(tmp_path, ["a"]) for kind in (mtl.loggers.CsvLogger, mtl.loggers.TensorBoardLogger)]
+    Trainer(mtl.Step(model, tasks, optimizer), loader, max_epochs=1, checkpoints=tmp_path / "checkpoints")
+    assert state() == before
+    for logger in loggers:
+        logger.close()
 
 
 def test_loading_a_model_changes_no_setting_of_torch(trained: Ended) -> None:

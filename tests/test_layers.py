@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import mtl
+
 PACKAGE = Path(__file__).parents[1] / "mtl"
 
 # A package, or a module on top, may import those of the levels below its own.
@@ -92,3 +94,19 @@ def test_heavy_modules_come_when_they_are_needed(code: str, heavy: list[str]) ->
     look = f"{code}\nimport sys\nprint([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert done.stdout.strip() == "[]"
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert dir(mtl) == sorted([*mtl.__all__, "__version__"])
+    assert all(hasattr(mtl, name) for name in dir(mtl))
+    assert {"Gradients", "MultiTaskModel", "Step", "Task", "Update", "balancers", "load", "loggers"} <= set(dir(mtl))
+
+
+@pytest.mark.parametrize("path", [path for _, path in files()], ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= (150 if path == PACKAGE / "train.py" else 300)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 60, node.name
