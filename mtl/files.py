@@ -252,15 +252,15 @@ class Folder:
         try:
             now = os.stat(self.path)
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{self.path} is gone: {_LOST}") from None
+            raise UserError(f"{self.path} is gone: it {_LOST}") from None
         except OSError:  # a disk that can't be asked; whoever writes there is told why
             return
         if self._handle is not None and not os.path.samestat(os.fstat(self._handle), now):
-            raise UserError(f"{self.path} isn't the run's folder any more: {_LOST}")
+            raise UserError(f"{self.path} isn't the run's folder any more: that one {_LOST}")
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:
             os.close(self._handle)  # type: ignore[arg-type]
 
 
-_LOST = "the run's own was deleted or moved while it trained, so nothing more can be saved in it"
+_LOST = "was deleted or moved while the run trained, so nothing more can be saved in it"

@@ -61,10 +61,10 @@ class Task:
             also have one value for each position, (N, …) or (N, 1, …).
         count: where the batch is cut into micro-batches: from a target to the number that the loss's mean divides by.
             Needed for losses that average over something that `mtl.labels.denominator` doesn't know, and for objectives
-            of which it can't be proven that they are means over samples, see loss_checks.py.
+            of which it can't be proven that they are means over samples, see step/loss_checks.py.
         whole_batch: the loss is no mean over samples (RMSE, dice, contrastive losses), but is to be taken of the
             predictions for all of a step's batch. Where that is cut into micro-batches, each of these goes forward
-            twice: see accumulation.py. An objective takes the whole batch in one graph instead.
+            twice: see step/whole_batch.py. An objective takes the whole batch in one graph instead.
         weight: multiplies the task's loss before a balancer sees it: a number of at least 0, or a function from the
             optimizer steps taken to one, such as `mtl.Schedule`. While that gives 0 the task takes no part in a step.
         objective: `objective(model, batch)` gives the loss, a 0-dim tensor, for what isn't loss(head(trunk(inputs)),

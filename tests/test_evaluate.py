@@ -415,6 +415,19 @@ def test_a_group_keeps_the_draw_and_the_pictures_scale(change: dict[str, Any], m
         with_other_data({"data": node}, {**node, **change}, ["data"], {})
 
 
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ([], "error: run: a value is needed here; none is given: run=outputs/…\n"),
+        (["my run"], "error: 'my run' can't be read; values are written key=value, as run=outputs/…\n"),
+    ],
+)
+def test_a_command_line_without_a_run(here: Path, typed: list[str], message: str) -> None:
+    ended = command("evaluate", *typed)
+    assert ended.code == 1
+    assert ended.err.startswith(message)
+
+
 def test_the_documentation_names_what_is_refused() -> None:
     text = (ROOT / "docs/howto/evaluate.md").read_text().split("## Evaluation on other data")[1].split("\n## ")[0]
     for word in ("data.path=new.csv", "data.labels=new.csv", "trained_on", "data.seed", "data.split", "data.inputs"):

@@ -196,10 +196,10 @@ def test_a_folder_is_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir("/")
     folder.check()
     path.rename(tmp_path / "elsewhere")
-    with pytest.raises(mtl.UserError, match=r"run is gone: the run's own was deleted or moved"):
+    with pytest.raises(mtl.UserError, match=r"run is gone: it was deleted or moved while the run trained"):
         folder.check()
     path.mkdir()
-    with pytest.raises(mtl.UserError, match=r"run isn't the run's folder any more"):
+    with pytest.raises(mtl.UserError, match=r"run isn't the run's folder any more: that one was deleted or moved"):
         folder.check()
     path.rmdir()
     (tmp_path / "elsewhere").rename(path)

@@ -4,7 +4,7 @@ import re
 import sys
 
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mtl.cli.folders import TRAININGS
 from mtl.cli.unknown import key_of, why_no_group, why_not
@@ -48,6 +48,9 @@ def _sentence(error: Exception, config_name: str) -> str:
     unknown = key_of(error)
     if isinstance(error, OverrideParseException):
         return _unread(error, "task=mnist_two_head" if config_name in TRAININGS else "run=outputs/…")
+    if isinstance(error, MissingMandatoryValue) and error.full_key:
+        example = "run=outputs/…" if error.full_key == "run" else f"{error.full_key}=…"
+        return f"{error.full_key}: a value is needed here; none is given: {example}"
     if plugin := re.match(r"In 'hydra/config': Could not find 'hydra/(?:launcher|sweeper)/(\w+)'", text):
         extra = EXTRAS.get(plugin[1])
         return text + (f'\nInstall it: pip install "mtl-train[{extra}]"' if extra else "")
@@ -89,4 +92,6 @@ def _unread(error: OverrideParseException, example: str) -> str:
         )
     lines = (error.message or "").splitlines()
     reason = next((line for line in lines if not line.startswith("Error parsing override")), "")
+    if re.match(r"\w+Exception: ", reason):  # of the parser's own affairs
+        return f"'{error.override}' can't be read; values are written key=value, as {example}"
     return f"'{error.override}' can't be read: {reason}; values are written key=value, as {example}"

@@ -16,7 +16,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from mtl.cli.exchanged import History, Origin, decided, exchanged
+from mtl.cli.exchanged import History, Origin, decided, exchanged, unused
 from mtl.cli.folders import CONFIG_DIR, TRAININGS
 from mtl.cli.overrides import as_typed
 from mtl.config.targets import Unfit, add_code_folders
@@ -103,6 +103,9 @@ class Composer(ConfigLoaderImpl):
             return node
 
         add_code_folders([os.getcwd(), *(source.path for source in self.get_sources() if _is_own(source))])
+        composed.notes += self._without_effect(composed, choices)
+        if "vars" in composed.root.inner:
+            composed.notes += unused(composed.root.inner["vars"], typed, OmegaConf.to_yaml(config))
         for path, keys in exchanged(composed.root, chosen, lambda path: OmegaConf.to_container(at(path))):
             self._drop(composed, at(path), path, keys)
 
@@ -120,6 +123,22 @@ class Composer(ConfigLoaderImpl):
             f"{where} is now {target}, without those arguments of the class before that it doesn't take: {_list(keys)} "
             f"(from {_list(of)})"
         )
+
+    def _without_effect(self, composed: Composed, choices: dict[str, History]) -> Iterator[str]:
+        """A line for each option that was typed, but whose class isn't used: a file that comes later names one."""
+        for number, (default, loaded, _) in enumerate(self._read):
+            group, _, option = str(default.config_path).rpartition("/")
+            key = _key(group, default, loaded)
+            node = composed.root.at((default.package or "").split("."))
+            own = [name for source, name in node.targets if source == number] if node is not None else []
+            if node is None or not own or choices.get(key, [])[-1:] != [(len(self._read), option)]:
+                continue
+            by, target = node.targets[-1]
+            if by not in (number, len(self._read)) and target != own[0]:
+                yield (
+                    f"{key}={option} doesn't exchange the class, since {composed.names[by]} names {target}; with "
+                    f"{default.package}._target_={own[0]} besides, it does"
+                )
 
     def _choices(self) -> dict[str, History]:
         """By group, the options that files choose, and by which file."""

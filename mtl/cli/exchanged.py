@@ -1,7 +1,9 @@
 """Where each key of a config comes from, and which of them belonged to a class that another one took the place of."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from mtl import schema
@@ -126,6 +128,21 @@ def exchanged(root: Origin, chosen: Mapping[int, int], config: Any) -> Iterator[
         others = {key: value for key, value in node.items() if key not in keys}
         if gone := unfit(target, keys, others):
             yield path, gone
+
+
+def unused(variables: Origin, typed: int, config: str) -> Iterator[str]:
+    """A line for each variable that was typed, named nearly like one of a file, and that nothing refers to.
+
+    Args:
+        variables: `vars`.
+        typed: the number of the command line.
+        config: as YAML, unresolved.
+    """
+    of_files = [key for key, each in variables.inner.items() if each.givers[0] != typed]
+    for key in variables.inner.keys() - of_files:
+        near = get_close_matches(key, of_files, n=1)
+        if near and not re.search(rf"\$\{{[^}}]*\bvars\.{re.escape(key)}\b", config):
+            yield f"nothing refers to vars.{key}; did you mean vars.{near[0]}?"
 
 
 def _is_ours(path: tuple[str, ...], key: str) -> bool:

@@ -52,6 +52,10 @@ def make(node: Any, where: str, /, *args: Any, **kwargs: Any) -> Any:
     return call(target, node["_target_"], where, *args, **{**built, **kwargs})
 
 
+class Absent(UserError):
+    """There is no module of this name where modules are looked for."""
+
+
 class Unfit(UserError):
     """What a config gives a target doesn't fit it.
 
@@ -119,7 +123,10 @@ def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwa
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             names = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-            raise Unfit(f"{where}: {name} {error}; it takes: {', '.join(names) or 'nothing'}", where) from error
+            text = f"{where}: {name} {error}; it takes: {', '.join(names) or 'nothing'}"
+            if inspect.isroutine(target) and not args and str(error).startswith("missing"):
+                text += "; a function that is called later, with what is missing, has _partial_: true beside _target_"
+            raise Unfit(text, where) from error
         if tensors := _as_tensors(target, bound.arguments, where):
             bound.arguments.update(tensors)
             args, kwargs = bound.args, bound.kwargs
@@ -195,7 +202,7 @@ def _import(module: str, where: str, name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != module:
             raise UserError(f"{where}._target_: '{module}' can't be imported: {first_line(error)}") from error
-        raise UserError(
+        raise Absent(
             f"{where}._target_: '{name}' can't be imported: there is no module '{module}'; a module of one's own is "
             "looked for in the current folder and in the folder of --config-dir"
         ) from None

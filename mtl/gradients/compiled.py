@@ -1,28 +1,13 @@
 """What `torch.compile` compiles goes backward several times, as measuring and balancing do.
 
 A compiled backward pass may give up the memory of what its forward pass saved ("donated buffers"). Whether it does is
-decided where the forward pass is compiled, by a setting of the process; a second backward pass of such a graph then
-works on memory that was written over.
+decided where the forward pass is compiled, by a setting of the process, see `reusable_graphs` in step/step.py; a second
+backward pass of such a graph would work on memory that was written over.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch._functorch.config as functorch
-
 from mtl.errors import UserError
-
-
-@contextmanager
-def reusable_graphs() -> Iterator[None]:
-    """What is compiled within gives up nothing; afterwards the setting is the process's own again."""
-    before = functorch.donated_buffer
-    functorch.donated_buffer = False
-    try:
-        yield
-    finally:
-        functorch.donated_buffer = before
 
 
 def check_reusable(node: Any) -> None:

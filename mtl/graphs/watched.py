@@ -139,11 +139,11 @@ def backward(step: Step, batch: Any, watcher: Watcher, *, measure: bool = False)
         What the step says of itself, see `mtl.StepResult`.
     """
     own = step.passes
-    step.passes = watched = Watched(own, watcher)
+    step.computation.passes = watched = Watched(own, watcher)
     try:
         result = step.backward(batch, measure=measure)
         watched.finish()
     finally:
-        step.passes = own
+        step.computation.passes = own
         step.undo()
     return result

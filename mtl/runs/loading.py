@@ -10,7 +10,7 @@ from torch import nn
 
 from mtl import schema
 from mtl.config.model import build_model
-from mtl.config.targets import add_code_folders
+from mtl.config.targets import Absent, add_code_folders
 from mtl.config.tasks import build_tasks
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
@@ -96,8 +96,9 @@ def trusted_folders(
         UserError: where the config names code that isn't trusted.
     """
     config, theirs = state["config"], state.get("code_folders")
+    theirs = [each for each in theirs if isinstance(each, str)] if type(theirs) is list else []
     own = Own(Path(run), project(), [Path(folder) for folder in named])
-    hints = list(theirs or []) if trust is True else own.hints(theirs)
+    hints = theirs if trust is True else own.hints(theirs)
     folders = [str(Path(folder).resolve()) for folder in (*own.project, *own.named, *hints)]
     unbuilt = {"model", "tasks", "data", *schema.UNBUILT}
     path = list(sys.path)
@@ -106,6 +107,15 @@ def trusted_folders(
         check({key: value for key, value in config.items() if key in parts or key not in unbuilt}, own=own, trust=trust)
         for part in parts:
             loads_nothing(config.get(part))
+    except Absent as error:
+        others = [repr(each) for each in theirs if each not in folders]
+        if not others:
+            raise
+        raise UserError(
+            f"{error}. The run's own code was in {' or '.join(others[:3])}. A folder with code for it is named by "
+            "--config-dir, or in Python added to sys.path and the modules named in trust=[…]; trust=true, in Python "
+            "trust=True, searches the run's folders, and allows whatever it names"
+        ) from error
     finally:
         sys.path[:] = path
     return folders

@@ -74,6 +74,11 @@ def _keys(node: Any, where: str = "") -> Iterator[str]:
         yield from _keys(value, f"{where}{key}.")
 
 
+def _shown(value: Any, key: str, config: Any) -> str:
+    """A value of the config as it is shown: a key that isn't there is told from one that is null."""
+    return repr(value) if value is not None or key in _keys(config) else "nothing"
+
+
 def _is_fixed(key: str, *, whole: bool = False) -> bool:
     """Whether a difference in this key can't be allowed, or not by allowing the whole of what it is in."""
     return key == "balancer.optimizer" or key.startswith("optimizer.then") or (whole and key.endswith("_target_"))
@@ -96,7 +101,9 @@ def check(theirs: Any, ours: dict[str, Any], name: str) -> None:
     found = forbidden(theirs, ours)
     if not found:
         return
-    lines = "".join(f"\n  {key}: {there!r} there, {here!r} here" for key, there, here in found)
+    lines = "".join(
+        f"\n  {key}: {_shown(there, key, theirs)} there, {_shown(here, key, ours)} here" for key, there, here in found
+    )
     horizon = any(key == "trainer.max_epochs" for key, *_ in found)
     reason = "\nThe learning rate's schedule is laid out for that number of epochs." if horizon else ""
     others = [key for key, *_ in found if not _is_fixed(key)]

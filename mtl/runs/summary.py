@@ -181,7 +181,7 @@ def summarise(console: Console, run: Run) -> None:
     say(f"Passes: {OWN if own else f'{trainer.step.passes.kind}, {cost}'}{taken}.")
     balancing = trainer.step.balancing
     if balancing.collects:
-        each = f"every {balancing.gradients.every} steps" if balancing.gradients.every > 1 else "each step"
+        each = f"every {balancing.settings.every} steps" if balancing.settings.every > 1 else "each step"
         say(f"{type(balancing.balancer).__name__} takes every task's gradient {each} ({balancing.source}).")
     say(f"Trainable parameters that no task reached: {', '.join(run.unreached()) or 'none'}.")
     if trainer.tried > trainer.global_step:

@@ -29,7 +29,7 @@ class Balancing:
     Attributes:
         needs: what the balancer needs, `nothing` with one task.
         collects: whether it is to be given the tasks' gradients.
-        gradients: as above.
+        settings: where its Gramian comes from, and how often.
         source: `rows`, `layerwise` or `representation`.
         answered: whether the balancer has been asked in the step that is under way.
 
@@ -43,7 +43,7 @@ class Balancing:
         self.balancer = balancer
         self.needs = balancer.needs if len(tasks) > 1 else "nothing"
         self.collects = self.needs in COLLECTING
-        self.gradients = gradients
+        self.settings = gradients
         self.source = choose_source(balancer, self.needs, gradients, passes, at_once=at_once)
         self._all_names = [task.name for task in tasks]
         self._tasks = list(tasks)
@@ -73,12 +73,12 @@ class Balancing:
         return torch.tensor([task.weight_at(step) for task in self._tasks], dtype=torch.float64)
 
     def begin(
-        self, present: Sequence[int], step: int, device: torch.device
+        self, present: Sequence[str], step: int, device: torch.device
     ) -> Sequence[float | Tensor] | Callable[..., Sequence[Tensor]]:
         """Begins a step in which some tasks take part. The others' weights and state stay as they are.
 
         Args:
-            present: the tasks' numbers.
+            present: the tasks' names.
             step: optimizer steps taken; tasks' own weights may depend on it.
             device: where the losses are.
 
@@ -93,11 +93,11 @@ class Balancing:
             self._on_device = None
             self._give_preference()
         everyone = len(present) == len(self._all_names)
-        self._present = None if everyone else list(present)
+        self._present = None if everyone else [n for n, name in enumerate(self._all_names) if name in present]
         self._applied = None
         self.answered = False
         self.balancer.num_tasks = len(self._all_names)
-        self.balancer.present = None if everyone else torch.tensor(present)
+        self.balancer.present = None if self._present is None else torch.tensor(self._present)
         if self.needs == "losses":
             return self._weigh
         if self.needs == "past":
@@ -140,7 +140,7 @@ class Balancing:
     @property
     def fresh(self) -> bool:
         """Whether this step is one that asks for new weights."""
-        return self._age % self.gradients.every == 0 or bool(self._last[self._present or slice(None)].isnan().any())
+        return self._age % self.settings.every == 0 or bool(self._last[self._present or slice(None)].isnan().any())
 
     def _weigh(self, losses: Sequence[Tensor]) -> Sequence[Tensor]:
         at_hand = torch.stack(list(losses)).detach().double()
@@ -190,7 +190,9 @@ class Balancing:
         except FOREIGN as error:
             raise UserError(f"balancer {type(self.balancer).__name__} failed: {told(error)}") from error
 
-    def balance(self, rows: Rows, losses: Sequence[Tensor], *, may_overflow: bool, alone_for_now: bool = False) -> None:
+    def balance(
+        self, rows: Rows, losses: Sequence[Tensor], *, may_overflow: bool, alone_for_now: bool = False
+    ) -> dict[str, Tensor]:
         """Asks the balancer for weights, if it is time, and leaves the combination of the rows in `.grad`.
 
         Args:
@@ -199,9 +201,16 @@ class Balancing:
             may_overflow: gradients that aren't finite are left to a scaler, which will skip the step.
             alone_for_now: whether it is no mistake if the tasks share no parameter: what they share is still frozen.
 
+        Returns:
+            The weights by task, see `applied`.
+
         Raises:
             NotFinite: for gradients that aren't.
         """
+        self._balance(rows, losses, may_overflow, alone_for_now)
+        return self.applied(losses[0].device)
+
+    def _balance(self, rows: Rows, losses: Sequence[Tensor], may_overflow: bool, alone_for_now: bool) -> None:
         at_hand = torch.stack(list(losses)).double()
         by_itself = len(self._names) == 1 and len(self._all_names) > 1
         if by_itself or (alone_for_now and not rows.shared()):  # a gradient stays as it is
@@ -265,17 +274,15 @@ class Balancing:
         with self._told():
             self.balancer.learn(self._own.to(known.device) * known if self.balancer.preference == "scale" else known)
 
-    def after(self, losses: Sequence[Tensor], look: Callable[[], Sequence[Tensor]]) -> None:
-        """Tells the balancer that the parameters have moved.
+    def after(self, losses: Sequence[Tensor], losses_now: Sequence[Tensor] | None) -> None:
+        """Called when the parameters have moved.
 
         Args:
             losses: the step's.
-            look: gives the same losses as they are now.
+            losses_now: the same with the new parameters, for a balancer that compares them.
         """
         self._age += 1
-        if self.needs == "nothing":
-            return
-        again = torch.stack(list(look())).double() if self.balancer.looks_back else None
+        again = None if losses_now is None else torch.stack(list(losses_now)).double()
         known = torch.stack(list(losses)).double()
         own = self._own.to(known.device) if self.balancer.preference == "scale" else 1.0
         self.balancer.after(own * known, None if again is None else own * again)

@@ -27,7 +27,7 @@ class Costs:
         self.memory_per_step: int | None = None
         self.weighed = 0
         # Steps differ where a step's weights serve the following ones, or where tasks come by turns.
-        self._to_weigh = max(step.balancing.gradients.every, len(step.tasks))
+        self._to_weigh = max(step.balancing.settings.every, len(step.tasks))
 
     @property
     def wants_memory(self) -> bool:

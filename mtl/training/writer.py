@@ -180,7 +180,7 @@ class Writer:
         former = self.failed.get(job.name)
         if former is None or job.better is None or job.better(job.state.get("value"), former.state.get("value")):
             self.failed[job.name] = job
-        if reason != self.reason:
+        if reason != self.reason and self.is_there():  # else training ends at the next save, and says why
             with suppress(Exception):  # the screen may be gone as well
                 self.report(
                     f"error    the checkpoint {self.folder / job.name}.pt could not be written: {reason}. Training "

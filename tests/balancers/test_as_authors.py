@@ -171,7 +171,7 @@ SURGERIES = {
 
 @pytest.mark.parametrize("name", list(SURGERIES))
 @pytest.mark.parametrize("kind", list(PASSES))
-@pytest.mark.parametrize("options", [{}, {"source": "rows"}, {"num_micro_batches": 3}])
+@pytest.mark.parametrize("options", [{}, {"gradients": mtl.Gradients(source="rows")}, {"num_micro_batches": 3}])
 def test_over_all_parameters(name: str, kind: str, options: dict) -> None:
     make, reference = SURGERIES[name]
     theirs = by_hand(reference(lambda loop: loop.parameters), sgd)
@@ -219,8 +219,10 @@ def famo(limit: float) -> Callable[[Loop, list[Tensor]], None]:
 def test_famo_with_the_shared_gradient_clipped(kind: str, cut: dict) -> None:
     """With targets so large that the gradient over the shared parameters is longer than 1."""
     theirs = by_hand(famo(1.0), sgd, scale=5.0)
-    agree(ours(mtl.balancers.FAMO(), sgd, scale=5.0, passes=kind, clip_shared_norm=1.0, **cut), theirs)
-    differ(ours(mtl.balancers.FAMO(), sgd, scale=5.0, clip_norm=1.0), theirs)
+    agree(
+        ours(mtl.balancers.FAMO(), sgd, scale=5.0, passes=kind, update=mtl.Update(clip_shared_norm=1.0), **cut), theirs
+    )
+    differ(ours(mtl.balancers.FAMO(), sgd, scale=5.0, update=mtl.Update(clip_norm=1.0)), theirs)
     differ(ours(mtl.balancers.FAMO(), sgd, scale=5.0), theirs)
 
 
@@ -255,8 +257,8 @@ def fairgrad(alpha: float, limit: float) -> Callable[[Loop, list[Tensor]], None]
 def test_fairgrad_with_the_shared_gradient_clipped(alpha: float, limit: float) -> None:
     """T times as long doesn't matter to a gradient that is longer than the limit."""
     theirs = by_hand(fairgrad(alpha, limit), sgd)
-    agree(ours(mtl.balancers.FairGrad(alpha=alpha), sgd, clip_shared_norm=limit), theirs, 1e-6)
-    differ(ours(mtl.balancers.FairGrad(alpha=alpha), sgd, clip_norm=limit), theirs)
+    agree(ours(mtl.balancers.FairGrad(alpha=alpha), sgd, update=mtl.Update(clip_shared_norm=limit)), theirs, 1e-6)
+    differ(ours(mtl.balancers.FairGrad(alpha=alpha), sgd, update=mtl.Update(clip_norm=limit)), theirs)
 
 
 def nash(loop: Loop, losses: list[Tensor]) -> None:
@@ -268,7 +270,11 @@ def nash(loop: Loop, losses: list[Tensor]) -> None:
 
 def test_nash_mtl_with_heads_that_get_the_whole_alpha() -> None:
     theirs = by_hand(nash, sgd)
-    agree(ours(mtl.balancers.NashMTL(max_norm=None, scope="all"), sgd, clip_shared_norm=1.0), theirs, 1e-7)
+    agree(
+        ours(mtl.balancers.NashMTL(max_norm=None, scope="all"), sgd, update=mtl.Update(clip_shared_norm=1.0)),
+        theirs,
+        1e-7,
+    )
     differ(ours(mtl.balancers.NashMTL(scope="all"), sgd), theirs)
 
 

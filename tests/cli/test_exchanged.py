@@ -226,6 +226,27 @@ def test_such_a_run_goes_on_is_loaded_and_shown(here: Path) -> None:
     assert "note     tasks.digit.head is now torch.nn.Linear, without those arguments of the class before" in shown.out
 
 
+def test_an_option_whose_class_a_file_replaces_is_told_of(here: Path) -> None:
+    """The file of a problem comes after the options of groups, whoever chose them."""
+    flat = "# @package _global_\ndefaults: [mnist_two_head, _self_]\nmodel: {trunk: {_target_: flat.Flat}}\n"
+    code = "from torch import nn\nclass Flat(nn.Flatten):\n    num_features = 784\n"
+    mine = own("task/flat", flat, code)
+    Path("mine/flat.py").write_text(code)
+    run = [*mine, "task=flat", *FAST]
+    typed = "model/trunk=mlp", "model.trunk.in_features=784"
+    note = "model/trunk=mlp doesn't exchange the class, since mine/task/flat.yaml names flat.Flat; with"
+    without = command("train", *run)
+    assert "doesn't exchange" not in without.out
+    ignored = command("train", *run, typed[0])
+    assert f"note     {note} model.trunk._target_=mtl.trunks.MLP besides, it does" in ignored.out, ignored.err
+    assert config(*run, typed[0])["model"]["trunk"]["_target_"] == "flat.Flat"
+    besides = command("train", *run, *typed, "model.trunk._target_=mtl.trunks.MLP")
+    assert besides.code == 0, besides.err
+    assert "doesn't exchange" not in besides.out
+    assert isinstance(mtl.load(besides.run).trunk, mtl.trunks.MLP)
+    assert "doesn't exchange" not in command("train", TWO, *FAST, *typed).out  # no file is in its way
+
+
 def test_torch_is_imported_only_where_a_class_was_exchanged() -> None:
     code = (
         "import sys\n"

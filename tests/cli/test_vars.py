@@ -38,6 +38,8 @@ def test_a_variable_is_kept_with_the_run_and_compared_when_it_goes_on(here: Path
     other = command("train", *typed, "vars.fold=4", "seed=3", f"resume={run}")
     assert other.code == 1
     assert "vars.fold: 3 there, 4 here\nGive the same, or allow it: 'resume_allow=[vars.fold]'" in other.err
+    other = command("train", *typed[:-4], "seed=3", "optimizer.lr=1e-3", "vars.rate=null", f"resume={run}")
+    assert "\n  vars.fold: 3 there, nothing here\n  vars.rate: 0.001 there, None here\n" in other.err
     ended = command("train", *typed, "vars.fold=4", "seed=3", f"resume={run}", "resume_allow=[vars.fold]")
     assert ended.code == 0, ended.err
     assert OmegaConf.load(run / "config.yaml").vars.fold == 4
@@ -67,6 +69,23 @@ def test_a_sweep_over_a_variable(here: Path) -> None:
     runs = sorted(here.glob("outputs/multirun/*/*/config.yaml"))
     assert [run.parent.name for run in runs] == ["0_fold-0", "1_fold-1"]
     assert [OmegaConf.load(run).vars for run in runs] == [{"fold": fold, "note": "é"} for fold in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "is_told"),
+    [("vars.widht=3", True), ("vars.width=3", False), ("vars.fold=3", False), ("vars.widths=${vars.width}", True)],
+)
+def test_a_variable_that_is_misspelt_is_told_of(here: Path, typed: str, is_told: bool) -> None:
+    (here / "mine/task").mkdir(parents=True)
+    problem = "defaults: [mnist_two_head, _self_]\nvars: {width: 30}\nmodel: {trunk: {num_features: '${vars.width}'}}\n"
+    (here / "mine/task/wide.yaml").write_text(f"# @package _global_\n{problem}")
+    ended = command("train", "--config-dir", "mine", "task=wide", *FAST[1:], "logger=[]", typed)
+    assert ended.code == 0, ended.err
+    name = typed.split("=")[0]
+    assert (f"note     nothing refers to {name}; did you mean vars.width?\n" in ended.out) == is_told
+    assert ("nothing refers to" in ended.out) == is_told
+    more = [typed, f"seed=${{{name}}}"] if name != "vars.widths" else [typed, "vars.also=${vars.widths}"]
+    assert "nothing refers to" not in command("train", "--config-dir", "mine", "task=wide", *FAST[1:], *more).out
 
 
 def test_graph_takes_variables(here: Path) -> None:

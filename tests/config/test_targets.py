@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import mtl
@@ -65,6 +66,19 @@ def test_modules_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(mtl.UserError, match=message):
             make({"_target_": target}, "here")
     assert "is_broken" not in sys.modules
+
+
+def test_a_function_that_is_called_later_says_so() -> None:
+    node = {"_target_": "torch.nn.functional.l1_loss"}
+    advice = "has _partial_: true"
+    with pytest.raises(mtl.UserError, match="missing a required argument: 'input'.*" + advice):
+        make(node, "here")
+    later = make({**node, "_partial_": True}, "here")
+    assert later(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0])) == 1
+    for call in (lambda: later(torch.zeros(2)), lambda: make({"_target_": "torch.nn.Linear"}, "here")):
+        with pytest.raises(mtl.UserError, match="missing a required argument") as error:
+            call()
+        assert advice not in str(error.value)
 
 
 def test_arguments_of_any_name() -> None:

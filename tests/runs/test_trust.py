@@ -482,6 +482,29 @@ def test_trust(here: Path) -> None:
             mtl.load(run, trust=wrong)
 
 
+def test_where_the_code_of_a_run_was_is_told_and_how_to_name_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is given a run, and its code elsewhere, reads what to do; each piece of the advice works."""
+    theirs = here.parent / "their code, [1]"
+    theirs.mkdir()
+    (theirs / "given.py").write_text("import torch\nclass Head(torch.nn.Linear): pass\n")
+    config = changed("tasks.a.head", {"_target_": "given.Head", **HEAD})
+    run = written(here / "outputs" / "run", config, code_folders=[str(theirs), 3, str(here)])
+    for trust in ((), ["given"]):
+        with pytest.raises(mtl.UserError, match="there is no module 'given'") as error:
+            mtl.load(run, trust=trust)
+        assert f"The run's own code was in {str(theirs)!r}. A folder with code for it is named by" in str(error.value)
+    assert f"own code was in {str(theirs)!r}" in command("evaluate", f"run={run}").err
+    lost = written(here / "outputs" / "lost", config, code_folders=[])
+    with pytest.raises(mtl.UserError, match="there is no module 'given'") as error:
+        mtl.load(lost, trust=True)
+    assert "own code was in" not in str(error.value)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(theirs)])
+        assert type(mtl.load(run, trust=["given"]).heads["a"]).__name__ == "Head"
+    del sys.modules["given"]
+    assert type(mtl.load(run, trust=True).heads["a"]).__name__ == "Head"
+
+
 def test_a_trusted_module_is_no_way_into_another(here: Path) -> None:
     evil(here.parent / "lib", here.parent / "canary")
     sys.path.append(str(here.parent / "lib"))

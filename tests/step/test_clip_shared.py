@@ -199,7 +199,7 @@ def test_what_is_refused() -> None:
         mtl.Step(model, tasks, torch.optim.LBFGS(model.parameters()), update=mtl.Update(clip_shared_norm=1.0))
     for name in ("clip_norm", "clip_shared_norm"):
         with pytest.raises(mtl.UserError, match=rf"trainer.{name} is 0; it must be above 0"):
-            mtl.Step(model, tasks, torch.optim.SGD(model.parameters()), **{name: 0})
+            mtl.Update(**{name: 0})
 
 
 def test_from_the_config(here) -> None:

@@ -105,7 +105,9 @@ def test_a_step_that_is_skipped_moves_nothing(name: str) -> None:
 def test_clipping_is_of_the_models_gradient_alone() -> None:
     """The numbers move by their own gradient, ½(1 − L) at s = 0, as without clipping."""
     step, batch = stepping(
-        mtl.balancers.UW(optimizer="model"), optimizer=lambda p: torch.optim.SGD(p, lr=0.1), clip_norm=1e-3
+        mtl.balancers.UW(optimizer="model"),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        update=mtl.Update(clip_norm=1e-3),
     )
     losses = [loss.item() for loss in step(batch).losses.values()]
     assert numbers(step) == pytest.approx([0.1 * 0.5 * (loss - 1) for loss in losses])

@@ -70,7 +70,9 @@ def expected(model: nn.Module, tasks: list[mtl.Task], batch: dict[str, Tensor], 
 
 
 @pytest.mark.parametrize("kind", list(PASSES))
-@pytest.mark.parametrize("options", [{}, {"source": "rows"}, {"micro_batch_size": 5}, {"num_micro_batches": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"gradients": mtl.Gradients(source="rows")}, {"micro_batch_size": 5}, {"num_micro_batches": 2}]
+)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_products_of_whole_gradients(kind: str, options: dict, frozen: bool) -> None:
     """With a head whose gradient is sparse, a frozen head, tasks' own weights, and micro-batches."""

@@ -72,14 +72,16 @@ def test_sparse_and_dense_embeddings_come_to_the_same_parameters(balancer: str, 
 
 @pytest.mark.parametrize("source", ["rows", "layerwise", "representation"])
 def test_every_source_of_the_gramian(source: str) -> None:
-    dense, sparse = (trained(each, "UPGrad", "shared", source=source, every=2) for each in (False, True))
+    dense, sparse = (
+        trained(each, "UPGrad", "shared", gradients=mtl.Gradients(source=source, every=2)) for each in (False, True)
+    )
     torch.testing.assert_close(sparse, dense, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("balancer", ["Equal", "UPGrad"])
 @pytest.mark.parametrize("passes", PASSES)
 def test_clipping_and_skipping_look_at_sparse_gradients_too(passes: str, balancer: str) -> None:
-    options = {"clip_norm": 0.05, "on_nonfinite": "skip_task"}
+    options = {"update": mtl.Update(clip_norm=0.05), "on_nonfinite": "skip_task"}
     dense, sparse = (trained(each, balancer, passes, **options) for each in (False, True))
     torch.testing.assert_close(sparse, dense, rtol=1e-10, atol=1e-10)
 
@@ -173,7 +175,9 @@ def allocated(run: Callable[[], None]) -> tuple[int, int]:
     return peak, total
 
 
-@pytest.mark.parametrize("options", [{}, {"micro_batch_size": 20}, {"clip_norm": 0.1}, {"on_nonfinite": "skip_task"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"micro_batch_size": 20}, {"update": mtl.Update(clip_norm=0.1)}, {"on_nonfinite": "skip_task"}]
+)
 @pytest.mark.parametrize("passes", PASSES)
 def test_no_step_allocates_a_dense_row(passes: str, options: dict[str, object]) -> None:
     """And it allocates the same, to the byte, for a table with 10,000 rows: nothing in it knows of the unused ones."""
@@ -201,7 +205,7 @@ class Seen(TorchDispatchMode):
 @pytest.mark.parametrize("passes", PASSES)
 def test_no_operation_goes_over_the_whole_table(passes: str) -> None:
     """What is done with it is looking rows up and adding a sparse tensor to it, in time by the number of rows."""
-    run = step_on(1_000_000, sparse=True, passes=passes, clip_norm=0.1, on_nonfinite="skip_task")
+    run = step_on(1_000_000, sparse=True, passes=passes, update=mtl.Update(clip_norm=0.1), on_nonfinite="skip_task")
     with Seen() as seen:
         run()
     few = {

@@ -134,7 +134,9 @@ def test_what_goes_wrong_is_told_and_ends_nothing(here: Path, monkeypatch: pytes
 def trainer_of(model: nn.Module, tasks: list[mtl.Task], **more: Any) -> Any:
     """What a gallery looks at of a trainer, in the only epoch of a run."""
     parameters = dict(model.named_parameters())
-    step = SimpleNamespace(model=model, tasks=tasks, autocast=nullcontext, parameters=parameters)
+    step = SimpleNamespace(
+        model=model, tasks=tasks, passes=SimpleNamespace(autocast=nullcontext), parameters=parameters
+    )
     readings = Readings([], Faults(None, None, print))  # type: ignore[arg-type]
     return SimpleNamespace(step=step, readings=readings, epoch=1, global_step=1, goes_on=False, **more)
 

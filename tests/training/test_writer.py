@@ -18,7 +18,7 @@ import mtl
 from mtl.process.signals import Stopped
 from mtl.training import checkpoint
 from mtl.training.trainer import Trainer
-from mtl.training.writer import Writer
+from mtl.training.writer import Job, Writer
 
 
 class Killed(BaseException):
@@ -138,6 +138,21 @@ def write(folder: Path, values: list[float], best: int, *, after_epoch: int) -> 
             writer.save("best", state(epoch, value), higher)
         writer.save("last", state(epoch, value))
     return len(values)
+
+
+def test_a_write_into_a_folder_that_is_gone_promises_nothing(tmp_path: Path) -> None:
+    """The training ends at its next save, so it neither goes on nor is what was saved still there."""
+    lines: list[str] = []
+    writer = Writer(tmp_path / "run" / "checkpoints", keep=1, tell=lines.append)
+    writer.save("last", state(1, 0.5))
+    writer.wait()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    writer._begin(Job("last", state(2, 0.5)))  # what was found to be there when it was saved, and is gone by now
+    writer.wait()
+    assert "last" in writer.failed
+    assert lines == []
+    with pytest.raises(mtl.UserError, match=r"run is gone: it was deleted or moved while the run trained"):
+        writer.check()
 
 
 def test_a_better_one_that_could_not_be_written_comes_when_there_is_room(

@@ -1,0 +1,209 @@
+"""From a step's micro-batches to the weighted sum of the tasks' gradients in `.grad`."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl.errors import NotFinite
+from mtl.gradients.at_features import AtFeatures
+from mtl.gradients.reach import Reach
+from mtl.gradients.rows import Rows, total_norm
+from mtl.model import MultiTaskModel
+from mtl.snapshots import Snapshot, preserved_buffers, preserved_random_state
+from mtl.step.accumulation import accumulate
+from mtl.step.balancing import Balancing
+from mtl.step.gradient_source import source_in_micro_batches
+from mtl.step.loss_checks import LossChecks
+from mtl.step.micro_batches import MicroBatches
+from mtl.step.passes import Passes, Weigh, Weights
+from mtl.step.result import StepResult
+from mtl.step.whole_batch import Preview
+from mtl.task import Task
+
+
+class Computation:
+    """Makes the passes of a step and balances the tasks; the optimizer isn't its concern.
+
+    Args:
+        model: trunk and heads.
+        parameters: all of the model's, by name.
+        passes: forward and backward on one micro-batch.
+        balancing: the balancer at work.
+        reach: records which parameters the tasks reach, if that is needed.
+
+    Attributes:
+        checks: tests the losses that are taken in micro-batches.
+        learned: parameters of the balancer's own, which the model's optimizer moves.
+        losses: of the last step, by the tasks that were in it.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        parameters: Mapping[str, nn.Parameter],
+        passes: Passes,
+        balancing: Balancing,
+        reach: Reach | None,
+    ) -> None:
+        self.passes = passes
+        self.checks = LossChecks(model)
+        self.learned = balancing.parameters(next(iter(parameters.values())))
+        self._model = model
+        self._parameters = parameters
+        self._balancing = balancing
+        self._reach = reach
+        self._before: Snapshot | None = None
+        self.losses: list[Tensor] = []
+        self._tasks: list[Task] = []  # of the last step,
+        self._shares: list[list[float]] = []  # and how much of each loss was in each micro-batch
+
+    def __call__(
+        self, micro_batches: MicroBatches, step: int, *, measure: bool, on_nonfinite: str = "error"
+    ) -> StepResult:
+        """Leaves the weighted sum of the tasks' gradients in `.grad`.
+
+        Args:
+            micro_batches: of the step.
+            step: optimizer steps taken.
+            measure: also measure gradient norms, cosines and reach.
+            on_nonfinite: see `mtl.Step`.
+        """
+        others: list[Any] = [self.checks] if len(micro_batches.batches) > 1 else []
+        if self._balancing.needs not in ("nothing", "rows"):  # the state of one on rows is as large as the rows
+            others.append(self._balancing)
+        self._before = Snapshot(self._model, others=others)
+        if on_nonfinite == "error":
+            return self._take(micro_batches, step, measure)
+        nonfinite: dict[str, str] = {}
+        while True:  # until all tasks that are left are finite
+            try:
+                result = self._take(micro_batches, step, measure)
+                more = self._not_finite(result, micro_batches)
+            except NotFinite as error:
+                more = error.found
+            if not more:
+                result.nonfinite = nonfinite
+                return result
+            self.undo()
+            nonfinite |= more
+            micro_batches = micro_batches.without(nonfinite)
+            if on_nonfinite == "skip_step":
+                return StepResult({}, {}, nonfinite=nonfinite, taken=False)
+
+    def _take(self, micro_batches: MicroBatches, step: int, measure: bool) -> StepResult:
+        """The passes of the tasks that are in the micro-batches, and their balance."""
+        self._clear()
+        tasks, names, balancing, scaler = micro_batches.tasks, micro_batches.names, self._balancing, self.passes.scaler
+        if not tasks:
+            return StepResult({}, {}, taken=False)
+        weights = balancing.begin(names, step, next(iter(self._parameters.values())).device)
+        scale = scaler.get_scale() if scaler and (measure or balancing.collects) else 1.0
+        collect: Any = self._collector(micro_batches, scale) if balancing.collects else None
+        beside = None
+        if measure and (collect is None or not balancing.fresh or balancing.source == "representation"):
+            # Beside the training's own passes, which the scaler looks after, a smaller factor leaves half losses room.
+            beside = Rows(self._parameters, names, scale=min(scale, 2.0**12))
+        if self._reach is not None:
+            self._reach.begin()
+        losses = self._run(micro_batches, weights, measure=beside, collect=collect, reach=self._reach)
+        self.losses, self._tasks, self._shares = losses, tasks, micro_batches.shares
+        result = StepResult(dict(zip(names, losses, strict=True)), {})
+        if measure:
+            rows = beside or collect
+            result.grad_norms, result.cosines, result.reach = rows.norms(), rows.cosines(), rows.reach()
+        if collect is not None:
+            alone_for_now = bool(self._model.frozen_until)
+            result.weights = balancing.balance(
+                collect, losses, may_overflow=scaler is not None, alone_for_now=alone_for_now
+            )
+        else:
+            result.weights = balancing.applied(losses[0].device)
+        if self.learned:
+            balancing.learn(losses)
+            for parameter in self.learned:
+                if parameter.grad is not None and scaler:
+                    parameter.grad = scaler.scale(parameter.grad)
+        if measure:
+            result.total_norm = total_norm(self._parameters.values()) / scale
+        return result
+
+    def _run(self, micro_batches: MicroBatches, weights: Weights | Weigh, **recorders: Any) -> list[Tensor]:
+        """Takes the micro-batches forward and backward."""
+        if len(micro_batches.batches) > 1:
+            return accumulate(self.passes, self.checks, micro_batches, weights, **recorders)
+        return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, **recorders)
+
+    def _collector(self, micro_batches: MicroBatches, scale: float) -> Rows:
+        if self.passes.kind != "shared":
+            return Rows(self._parameters, micro_batches.names, scale=scale)
+        source, several = self._balancing.source, len(micro_batches.batches) > 1
+        if several:  # a batch may come as several
+            source = source_in_micro_batches(self._balancing.settings)
+        waits = not several and self._balancing.needs == "gramian"
+        return AtFeatures(self._model, micro_batches.names, source=source, waits=waits, scale=scale)
+
+    def _not_finite(self, result: StepResult, micro_batches: MicroBatches) -> dict[str, str]:
+        """By task, what isn't finite in the step; gradients that overflow in fp16 are the scaler's business."""
+        if not result.losses:
+            return {}
+        *losses, norm = _read([*result.losses.values(), total_norm(self._parameters.values())])
+        named = zip(result.losses, losses, strict=True)
+        nonfinite = {name: f"its loss is {loss}" for name, loss in named if not math.isfinite(loss)}
+        if nonfinite or self.passes.scaler or math.isfinite(norm):
+            return nonfinite
+        self.undo()
+        rows = Rows(self._parameters, list(result.losses))
+        self._run(micro_batches, [1.0] * len(micro_batches.tasks), measure=rows)
+        norms = dict(zip(result.losses, _read(rows.norms().values()), strict=True))
+        names = [name for name, norm in norms.items() if not math.isfinite(norm)] or list(norms)
+        return dict.fromkeys(names, "its gradient is not finite")
+
+    def undo(self) -> bool:
+        """Clears the gradients, and restores what the last step changed before the parameters were to move.
+
+        Returns:
+            Whether everything is now as it was before the step: not where a balancer that works on rows has taken
+            these in.
+        """
+        self._clear()
+        if self._before is None:
+            return False
+        self._before.restore()
+        return not (self._balancing.needs == "rows" and self._balancing.answered)
+
+    def _clear(self) -> None:
+        for parameter in (*self._parameters.values(), *self.learned):
+            parameter.grad = None
+
+    def losses_now(self, micro_batches: MicroBatches) -> list[Tensor]:
+        """The losses of the last step's tasks as the parameters are now.
+
+        They are taken with the random numbers that the step began with, so that they change by the step alone.
+
+        Args:
+            micro_batches: the step's batch, cut as it was in the step.
+        """
+        assert self._before is not None
+        with preserved_random_state(self._model):
+            self._before.restore_random_state()
+            again = MicroBatches(self._tasks, micro_batches.batches, self._shares)
+            return Preview(self._model, again, self.passes.autocast).losses
+
+    def search(self, micro_batches: MicroBatches, weights: Sequence[float]) -> Tensor:
+        """The weighted loss as the parameters are now, with its gradient in `.grad`; a line search asks for both."""
+        assert self._before is not None
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        self._before.restore_random_state()
+        with preserved_buffers(self._model):
+            losses = self._run(micro_batches, list(weights))
+        return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+
+
+def _read(tensors: Iterable[Tensor]) -> list[float]:
+    """The values of 0-dim tensors, read from the device at once."""
+    values: list[float] = torch.stack([tensor.double() for tensor in tensors]).tolist()
+    return values
