@@ -54,7 +54,7 @@ def build(
     code_folders: Sequence[str],
     trained_on: Mapping[str, Any] | None = None,
     loaded: bool = False,
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> Built:
     """Seeds the generators and builds the problem.
 
@@ -64,7 +64,7 @@ def build(
         trained_on: the facts of the data that parameters are to go on with, or to be measured on.
         loaded: whether the model's parameters will be loaded, with the shapes that lazy modules wait for. Else the
             training's first batch gives these.
-        tell: is given a line for each part of `init_from`.
+        report: is given a line for each part of `init_from`.
 
     Raises:
         UserError: for whatever can't be built, with its place in the config.
@@ -89,5 +89,5 @@ def build(
         materialise(model, tasks, loaders["train"])
     if config["init_from"] is not None:
         for line in runs.start_from(model, config["init_from"]):
-            tell(f"init     {line}")
+            report(f"init     {line}")
     return Built(config, splits, loaders, tasks, model, device)

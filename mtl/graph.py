@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mtl import cli, schema
-from mtl.cli.record import folder_name, tell
+from mtl.cli.record import folder_name, report
 from mtl.errors import UserError, first_line, is_out_of_memory
 from mtl.quoting import looking
 
@@ -75,9 +75,9 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
         write_events(lives, "\n\n".join(whole), folder)
     written = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
     shown = folder_name(folder)
-    tell(console, f"Written to {shown}: {text.listed(written, 2 * text.MODULES)}")
+    report(console, f"Written to {shown}: {text.listed(written, 2 * text.MODULES)}")
     if options["tensorboard"]:
-        tell(console, f"look     {looking(shown)}")
+        report(console, f"look     {looking(shown)}")
     if chosen in refused:
         raise refused[chosen]
 
@@ -87,16 +87,16 @@ def built(config: dict[str, Any], console: "Console") -> "tuple[Built, Any]":
     from mtl.build import build
 
     for line in cli.shadowed():
-        tell(console, f"warning  {line}")
+        report(console, f"warning  {line}")
     for line in cli.left_out():
-        tell(console, f"note     {line}")
-    problem = build(config, code_folders=cli.code_folders(), tell=lambda line: tell(console, line))
+        report(console, f"note     {line}")
+    problem = build(config, code_folders=cli.code_folders(), report=lambda line: report(console, line))
     problem.model.train()
     batches: Any = problem.loaders["train"].batches(1)
     with closing(batches):  # worker processes end with it
         batch = next(batches)
-    tell(console, f"data     {problem.splits.summary()}")
-    tell(
+    report(console, f"data     {problem.splits.summary()}")
+    report(
         console, f"batch    {next(problem.loaders['train'].sizes(1)):,} samples, the first of epoch 1; no step is taken"
     )
     return problem, batch
@@ -167,7 +167,7 @@ class Pictures:
             try:
                 self._taken[task] = pictures.of_task(task, loss, self.named)
             except Exception as error:  # it is given whatever graph there is
-                tell(self._console, f"warning  torchviz can't draw the graph of {task}: {first_line(error)}")
+                report(self._console, f"warning  torchviz can't draw the graph of {task}: {first_line(error)}")
 
     def draw(self, walk: "Walk", lives: "Mapping[str, Life]", folder: Path) -> None:
         """Draws whatever can be drawn, and says what can't."""
@@ -176,7 +176,7 @@ class Pictures:
         if lives:
             plot.plot(lives, folder / "life.svg")
         if self._missing is not None:
-            tell(self._console, f"warning  {self._missing}")
+            report(self._console, f"warning  {self._missing}")
             return
         everything = {"graph": pictures.of_all(walk)} | {f"graph_{task}": each for task, each in self._taken.items()}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -185,7 +185,7 @@ class Pictures:
             try:
                 job.result()
             except OSError as error:
-                tell(self._console, f"warning  no picture {name}: {first_line(error)}")
+                report(self._console, f"warning  no picture {name}: {first_line(error)}")
 
 
 def write_events(lives: "Mapping[str, Life]", report: str, folder: Path) -> None:
@@ -211,7 +211,7 @@ def show(console: "Console", grid: "Grid", lines: "Sequence[str]", where: str) -
     """Prints a table and what there is to say of it."""
     console.print(grid.rich())
     if grid.left_out:
-        tell(console, f"  … and {grid.left_out} rows more, in {where}")
+        report(console, f"  … and {grid.left_out} rows more, in {where}")
     for line in lines:
         console.print(line, highlight=False, markup=False)
     console.print()

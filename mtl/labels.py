@@ -6,7 +6,6 @@ loss is: a `where` would let their NaN into the gradient.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,8 +40,8 @@ def label_fields(task: Task, batch: Batch) -> dict[str, Any]:
     return {name: batch[name] for name in (task.target, task.mask) if name}
 
 
-def _may_miss(task: Task, target: Any) -> bool:
-    """Whether labels are looked for and counted in each step, which waits for the device, see `Task.missing`."""
+def may_miss(task: Task, target: Any) -> bool:
+    """Whether labels of this target may be missing, see `Task.missing`; finding them waits for the device in each step."""
     if task.missing is not None or not isinstance(target, Tensor):
         return bool(task.missing)
     return task.objective is None and (target.is_floating_point() or _is_yes_or_no(task, target))
@@ -119,7 +118,7 @@ def select(task: Task, prediction: Any, batch: Batch) -> tuple[Any, Any]:
         UserError: as `there`, and where a loss of another kind would be given samples with half of a label.
     """
     target = target_of(task, batch)
-    found = there(task, batch) if _may_miss(task, target) else None
+    found = there(task, batch) if may_miss(task, target) else None
     if _by_position(task):
         return _positions(task, prediction, target, found)
     if found is None or (task.mask is None and _ignores(task, target)) or found.all():
@@ -159,7 +158,7 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
         number: Tensor | int = task.count(batch) if task.count else num_samples(batch, [task.target])
         return number
     target = target_of(task, batch)
-    found = there(task, batch) if _may_miss(task, target) or _ignores(task, target) else None
+    found = there(task, batch) if may_miss(task, target) or _ignores(task, target) else None
     if task.count is not None:
         if found is not None and not found.all():
             target = _picked(target, _rows(task, found))
@@ -189,35 +188,6 @@ def num_labelled(task: Task, batch: Batch) -> Tensor | int:
     if found is None:
         return num_samples(batch, [task.target])
     return found.flatten(1).any(1).sum() if found.ndim > 1 else found.sum()
-
-
-def shares(tasks: Sequence[Task], parts: Sequence[Batch], members: Sequence[Sequence[int]]) -> list[list[float]]:
-    """By part and task, D of the part over D of the whole step; 0 where the task has nothing there.
-
-    Args:
-        tasks: all of the step's.
-        parts: its batches, or micro-batches of them.
-        members: by part, which tasks it is for. Those that have one part only are counted if labels may be missing.
-    """
-    parts_of = [sum(index in each for each in members) for index in range(len(tasks))]
-    counted: list[list[Tensor | int]] = [
-        [
-            0 if index not in here else denominator(task, part) if parts_of[index] > 1 or _counts(task, part) else 1
-            for index, task in enumerate(tasks)
-        ]
-        for part, here in zip(parts, members, strict=True)
-    ]
-    on_device = [value.double() for row in counted for value in row if isinstance(value, Tensor)]
-    read = iter(torch.stack(on_device).tolist() if on_device else ())  # one wait for the device
-    rows = [[next(read) if isinstance(value, Tensor) else float(value) for value in row] for row in counted]
-    totals = [sum(column) for column in zip(*rows, strict=True)]
-    found = [[value / total if total else 0.0 for value, total in zip(row, totals, strict=True)] for row in rows]
-    # A loss that is taken of the whole batch counts fully in each of its parts, see step/whole_batch.py.
-    return [[float(x > 0) if task.whole_batch else x for task, x in zip(tasks, row, strict=True)] for row in found]
-
-
-def _counts(task: Task, batch: Batch) -> bool:
-    return task.objective is None and _may_miss(task, batch.get(task.target))
 
 
 def _ignores(task: Task, target: Any) -> bool:

@@ -134,6 +134,10 @@ class MultiTaskModel(nn.Module):
         self._keep_in_eval_mode()
         return names
 
+    def thaws(self, step: int) -> bool:
+        """Whether parameters wait to be taken into the training after so many optimizer steps."""
+        return any(until <= step for until in self.frozen_until.values())
+
     def thaw(self, step: int) -> None:
         """Takes those parameters into the training that were frozen until so many optimizer steps had been taken."""
         due = [name for name, until in self.frozen_until.items() if until <= step]

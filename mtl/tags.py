@@ -1,5 +1,7 @@
 """The tags under which a run's figures and pictures are logged, built in one place."""
 
+from collections.abc import Mapping
+
 LOSS, METRIC, GRAD_NORM, WEIGHT, COSINE = "loss", "metric", "grad_norm", "weight", "cosine"  # what tags begin with
 SPEED = "speed/samples_per_second"
 TOTAL_GRAD_NORM = f"{GRAD_NORM}/total"
@@ -21,6 +23,11 @@ def metric(task: str, name: str, split: str) -> str:
 def figure(task: str, name: str, split: str) -> str:
     """Of a task's loss, whose name is `loss`, or of one of its metrics."""
     return loss(task, split) if name == LOSS else metric(task, name, split)
+
+
+def by_tag(figures: Mapping[str, Mapping[str, float]], split: str) -> dict[str, float]:
+    """The figures of a split, by task and name, under their tags."""
+    return {figure(task, name, split): value for task, named in figures.items() for name, value in named.items()}
 
 
 def grad_norm(task: str) -> str:

@@ -24,6 +24,7 @@ from torch import nn
 import mtl
 from mtl.data import Fields, Loader
 from mtl.loggers import CsvLogger, Loggers, TensorBoardLogger
+from mtl.training.options import Checkpoints, Logs
 from mtl.training.trainer import Trainer
 
 
@@ -50,8 +51,8 @@ def ours(passes: str, num_tasks: int, data: Fields, batch_size: int) -> float:
             mtl.Step(model, tasks, optimizer, passes=passes),
             Loader(data, batch_size=batch_size, shuffle=True),
             max_epochs=1,
-            checkpoints=Path(folder),
-            loggers=loggers,
+            checkpoints=Checkpoints(Path(folder)),
+            logs=Logs(loggers),
         )
         trainer.fit()
         loggers.close()

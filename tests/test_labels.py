@@ -13,8 +13,9 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 import mtl
 from mtl.choices import PASSES
 from mtl.data import Fields, Loader
-from mtl.labels import denominator, select, shares, there
+from mtl.labels import denominator, select, there
 from mtl.step.forward import loss_of
+from mtl.step.micro_batches import shares
 from mtl.training.validation import Validation
 
 nan = math.nan

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 def measured(problem: "Built", trainer: "Trainer", folder: Path) -> "Run":
     """Measures the best parameters on the test split, and gives the loggers the final figures."""
     from mtl.runs.summary import Run
-    from mtl.training.trainer import by_tag
     from mtl.training.validation import Validation
 
     validation = Validation(problem.model, problem.tasks, trainer.step.passes.autocast)
@@ -27,8 +26,8 @@ def measured(problem: "Built", trainer: "Trainer", folder: Path) -> "Run":
     if "test" in problem.loaders:
         problem.model.load_state_dict(best(trainer, folder))
         test = validation(problem.loaders["test"])
-    monitored = {tags.BEST: trainer.best} if trainer.best is not None else {}
-    final = {**by_tag(trainer.figures, "best"), **by_tag(test, "test"), **monitored}
+    monitored = {tags.BEST: trainer.selection.best} if trainer.selection.best is not None else {}
+    final = {**tags.by_tag(trainer.selection.figures, "best"), **tags.by_tag(test, "test"), **monitored}
     trainer.loggers.log(trainer.global_step, trainer.epoch, final)
     labelled = validation.labelled if test else {}
     kinds, name = validation.kinds(), folder_name(folder)
@@ -68,6 +67,6 @@ def best(trainer: "Trainer", folder: Path) -> Any:
     from mtl.training import checkpoint
 
     unwritten = trainer.writer.failed.get("best")
-    if unwritten is not None and unwritten.state["epoch"] == trainer.best_epoch:
+    if unwritten is not None and unwritten.state["epoch"] == trainer.selection.best_epoch:
         return unwritten.state["model"]
     return checkpoint.load(folder / "checkpoints" / "best.pt")["model"]

@@ -20,6 +20,8 @@ from mtl.text import log
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mtl.build import Built
+    from mtl.step import Step
     from mtl.training.trainer import Trainer
 
 ROOM = 2**14  # bytes
@@ -32,7 +34,7 @@ def terminal() -> "Console":
     return Screen(quiet=cli.beside_others())
 
 
-def tell(console: Any, line: str) -> None:
+def report(console: Any, line: str) -> None:
     """Prints a line whole, whatever the terminal's width, and puts it into the run's log."""
     console.print(line, soft_wrap=True, highlight=False, markup=False)
     log.info("%s", line)
@@ -112,6 +114,25 @@ def versions() -> dict[str, Any]:
     }
 
 
+def announce(console: Any, problem: "Built", step: "Step", folder: Path) -> None:
+    """Reports what is about to be trained, and which options of the config have no effect."""
+    from mtl.config.training import without_effect
+
+    config, model = problem.config, problem.model
+    count = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = "" if trained == count else f", {count - trained:,} of them frozen"
+    report(console, f"data     {problem.splits.summary()}")
+    for line in problem.splits.warnings:
+        report(console, f"warning  {line}")
+    report(console, f"model    {count:,} parameters{frozen}; tasks: {', '.join(t.name for t in problem.tasks)}")
+    for line in without_effect(config, step, problem.loaders["train"], problem.total_steps):
+        report(console, f"warning  {line}")
+    threads = f" with {config['threads']} thread{'s'[: config['threads'] > 1]}" if problem.device.type == "cpu" else ""
+    how = f"seed {config['seed']}, {problem.device}{threads}, {config['precision']}"
+    report(console, f"run      {folder_name(folder)}  ({how})")
+
+
 def stopped(console: Any, trainer: "Trainer", home: Folder, code: int) -> NoReturn:
     """Says after Ctrl-C or SIGTERM what was saved and how to go on; ends the process, or the job in it."""
     saved = folder_name(home.path)
@@ -121,10 +142,10 @@ def stopped(console: Any, trainer: "Trainer", home: Folder, code: int) -> NoRetu
         write_status(home, "stopped", **place)
     at = f"at step {trainer.global_step}, in epoch {trainer.epoch}"
     older = "" if trainer.saved_step == trainer.global_step else f" (of step {trainer.saved_step})"
-    tell(console, f"Stopped {at}. Saved: {', '.join(there) or 'nothing yet'}{older if there else ''}")
+    report(console, f"Stopped {at}. Saved: {', '.join(there) or 'nothing yet'}{older if there else ''}")
     if there and HydraConfig.get().mode == RunMode.RUN:
-        tell(console, f"go on     {quoting.resuming(cli.arguments(), saved)}")
+        report(console, f"go on     {quoting.resuming(cli.arguments(), saved)}")
     if there:
-        tell(console, f"look      {quoting.looking(saved)}")
-        tell(console, f"evaluate  {quoting.evaluating(saved, cli.arguments(), 'checkpoint=last')}")
+        report(console, f"look      {quoting.looking(saved)}")
+        report(console, f"evaluate  {quoting.evaluating(saved, cli.arguments(), 'checkpoint=last')}")
     raise Ended(code)

@@ -14,7 +14,7 @@ from mtl.data import Loader, Mix
 from mtl.errors import UserError, first_line
 from mtl.model import MultiTaskModel, match
 from mtl.step import Gradients, Step, Update
-from mtl.step.balancing import parameters_of
+from mtl.step.learned import parameters_of
 from mtl.task import Task
 
 

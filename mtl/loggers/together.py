@@ -29,7 +29,7 @@ class Loggers:
                 name = type(logger).__name__
                 raise UserError(f"logger: {name} is not a subclass of mtl.loggers.Logger, whose methods do nothing")
         self._loggers = loggers
-        self._report = report
+        self.report = report
         self._failed: set[int] = set()
 
     def begin(self, config: str, options: Mapping[str, Any], swept: Sequence[str], finals: Sequence[str]) -> None:
@@ -90,10 +90,10 @@ class Loggers:
             with kept_random_state():
                 return getattr(logger, method)(*arguments)
         except Refusal as refusal:
-            self._report(f"warning  {type(logger).__name__} leaves out {first_line(refusal)}")
+            self.report(f"warning  {type(logger).__name__} leaves out {first_line(refusal)}")
         except OSError as error:
             if id(logger) not in self._failed or method == "close":
                 more = ", and some is lost" if method == "close" else ". Training goes on, and it is tried again"
-                self._report(f"error    {type(logger).__name__} can't write: {first_line(error)}{more}")
+                self.report(f"error    {type(logger).__name__} can't write: {first_line(error)}{more}")
             self._failed.add(id(logger))
         return None

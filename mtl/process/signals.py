@@ -17,6 +17,18 @@ class Ended(SystemExit):
     """A run that Ctrl-C or SIGTERM ended, in the way that it should."""
 
 
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM came; the step was finished and the state saved.
+
+    Attributes:
+        signal: the number of the signal.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
 @contextmanager
 def no_exit() -> Iterator[None]:
     """Raises a UserError where code within calls sys.exit, which would pass for the end of a run."""

@@ -200,11 +200,11 @@ def locked(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def changed_versions(before: dict[str, Any], now: dict[str, Any], tell: Callable[[str], None]) -> None:
-    """Tells what the numbers may depend on and has changed."""
+def changed_versions(before: dict[str, Any], now: dict[str, Any], report: Callable[[str], None]) -> None:
+    """Reports which of the versions that the numbers may depend on have changed since."""
     for name in now:
         if before.get(name) != now[name]:
-            tell(
+            report(
                 f"warning  {name} was {before.get(name)} and is {now[name]}: the numbers may differ in the last digits"
             )
 

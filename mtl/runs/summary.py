@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mtl.training.trainer import Trainer
     from mtl.training.validation import Figures, Kind
 
-MOST_PAIRS = 5  # of tasks that are told of
+MOST_PAIRS = 5  # of tasks that the summary describes
 FEW = 8  # measured steps that say nothing yet about how two tasks get on
 COSTS = {
     "joint": "one trunk forward and backward a step, all graphs alive at once",
@@ -109,19 +109,19 @@ class Run:
             "epochs": trainer.epoch,
             "seconds_per_step": trainer.seconds_per_step,
             "passes": trainer.step.passes.kind,
-            "memory_per_step": trainer.memory_per_step,
+            "memory_per_step": trainer.costs.memory_per_step,
             "best": {
-                "epoch": trainer.best_epoch,
-                "monitor": str(trainer.monitor),
-                "value": trainer.best,
-                "mode": trainer.monitor.mode if trainer.monitor else None,
+                "epoch": trainer.selection.best_epoch,
+                "monitor": str(trainer.selection.monitor),
+                "value": trainer.selection.best,
+                "mode": trainer.selection.monitor.mode if trainer.selection.monitor else None,
             },
             "kinds": {name: kind.mode for name, kind in self.kinds.items()},
             "samples": self.samples(),
             "labelled": self.labelled,
             "fingerprints": fingerprints(self.splits.items()),
             "train": {task: {"loss": loss} for task, loss in trainer.readings.epoch_losses.items()},
-            "val": trainer.figures,
+            "val": trainer.selection.figures,
             "test": self.test,
             "grad_norm": {task: self.mean(tags.grad_norm(task)) for task in [*self.tasks, "total"]},
             "weight": {task: self.mean(tags.weight(task)) for task in self.tasks},
@@ -141,10 +141,10 @@ def summarise(console: Console, run: Run) -> None:
         console.print(text, highlight=False, markup=False)
 
     trainer = run.trainer
-    best = f"best.pt is from epoch {trainer.best_epoch} of {trainer.epoch}"
-    decided = f", by the validation's {decision(trainer)}" if trainer.best is not None else ""
+    best = f"best.pt is from epoch {trainer.selection.best_epoch} of {trainer.epoch}"
+    decided = f", by the validation's {decision(trainer)}" if trainer.selection.best is not None else ""
     say(f"{best}{decided}.")
-    measured = {f"{split}, best.pt": f for split, f in (("val", trainer.figures), ("test", run.test)) if f}
+    measured = {f"{split}, best.pt": f for split, f in (("val", trainer.selection.figures), ("test", run.test)) if f}
     console.print(
         table_of(
             {f"train, epoch {trainer.epoch}": {t: {"loss": x} for t, x in trainer.readings.epoch_losses.items()}}
@@ -194,9 +194,9 @@ def summarise(console: Console, run: Run) -> None:
 
 def decision(trainer: "Trainer") -> str:
     """What was monitored, its best value, and where it has scales, what that value is made of."""
-    assert trainer.monitor is not None
-    text = f"{trainer.monitor}: {trainer.best:.4f}"
-    terms = trainer.monitor.terms(trainer.figures)
+    assert trainer.selection.monitor is not None
+    text = f"{trainer.selection.monitor}: {trainer.selection.best:.4f}"
+    terms = trainer.selection.monitor.terms(trainer.selection.figures)
     return f"{text} = {terms}" if terms else text
 
 

@@ -1,17 +1,18 @@
 """What a step does with its balancer: what it is asked, when, and what its weights multiply."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtl.balancers import Balancer
-from mtl.errors import FOREIGN, NotFinite, UserError, text_of, told
+from mtl.errors import NotFinite
 from mtl.gradients.rows import Rows
+from mtl.step import balancer_errors
 from mtl.step.gradient_source import COLLECTING, choose_source
+from mtl.step.learned import parameters_of
 from mtl.step.settings import Gradients
 from mtl.task import Task
 
@@ -129,11 +130,7 @@ class Balancing:
         if self.needs == "nothing":
             return
         if self.balancer.preference == "none" and not (self._own == 1).all():
-            given = ", ".join(f"{name} {weight:g}" for name, weight in zip(self._names, self._own, strict=True))
-            raise UserError(
-                f"balancer {type(self.balancer).__name__} can't follow the tasks' weights ({given}): it doesn't see "
-                "the scale of the losses. Set tasks.*.weight to 1, or take another balancer"
-            )
+            raise balancer_errors.cannot_follow(self.balancer, self._names, self._own)
         if self.balancer.preference == "steer":
             self.balancer.own = self._own
 
@@ -154,20 +151,16 @@ class Balancing:
             self._check_losses(losses)
         own = self._own.to(losses.device)
         steered = self.balancer.preference == "steer"
-        with self._told():
+        with balancer_errors.naming(self.balancer):
             if steered:
                 weights = self.balancer.weights(losses, gramian)
             else:
                 given = None if gramian is None else gramian * own.outer(own)
                 weights = self.balancer.weights(own * losses, given)
-        name = type(self.balancer).__name__
         if not isinstance(weights, Tensor) or weights.shape != own.shape:
-            shown = f"of shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"a {type(weights).__name__}"
-            raise UserError(f"balancer {name}: its weights are {shown}; they must be a tensor of shape ({len(own)},)")
+            raise balancer_errors.wrong_shape(self.balancer, weights, len(own))
         if weights.device.type == "cpu" and not weights.isfinite().all():  # elsewhere it would wait for the device
-            named = ", ".join(f"{name} {loss:.4g}" for name, loss in zip(self._names, losses.tolist(), strict=True))
-            hint = ". Methods that take logarithms or inverses of losses need them above 0" if gramian is None else ""
-            raise UserError(f"balancer {name} has no finite weights for these losses: {named}{hint}")
+            raise balancer_errors.not_finite(self.balancer, self._names, losses, by_losses=gramian is None)
         weights = weights.detach().to(own)
         return weights if steered else own * weights
 
@@ -177,18 +170,6 @@ class Balancing:
             return
         named = zip(self._names, losses.tolist(), strict=True)
         raise NotFinite({name: f"its loss is {loss}" for name, loss in named if not math.isfinite(loss)})
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Says whose failure it is when a balancer can't give an answer."""
-        try:
-            yield
-        except UserError:
-            raise
-        except ArithmeticError as error:
-            raise UserError(f"balancer {type(self.balancer).__name__}: {text_of(error)}") from error
-        except FOREIGN as error:
-            raise UserError(f"balancer {type(self.balancer).__name__} failed: {told(error)}") from error
 
     def balance(
         self, rows: Rows, losses: Sequence[Tensor], *, may_overflow: bool, alone_for_now: bool = False
@@ -244,7 +225,7 @@ class Balancing:
         steered = self.balancer.preference == "steer"
         alone = self._alone(losses)
         self.answered = True
-        with self._told():
+        with balancer_errors.naming(self.balancer):
             weights, direction = self.balancer.combine(
                 losses if steered else own * losses, rows.stacked([1.0] * len(own) if steered else own.tolist())
             )
@@ -265,13 +246,13 @@ class Balancing:
 
     def parameters(self, like: Tensor) -> list[nn.Parameter]:
         """What the model's optimizer is to move of the balancer; they are made on the device of `like`."""
-        with self._told():
+        with balancer_errors.naming(self.balancer):
             return parameters_of(self.balancer, len(self._all_names), like)
 
     def learn(self, losses: Sequence[Tensor]) -> None:
         """Lets the balancer give its parameters gradients from the losses of the step at hand."""
         known = torch.stack(list(losses)).double()
-        with self._told():
+        with balancer_errors.naming(self.balancer):
             self.balancer.learn(self._own.to(known.device) * known if self.balancer.preference == "scale" else known)
 
     def after(self, losses: Sequence[Tensor], losses_now: Sequence[Tensor] | None) -> None:
@@ -311,10 +292,3 @@ class Balancing:
         """The counterpart of `state_dict`."""
         self.balancer.load_state_dict(state["balancer"])
         self._last, self._age = state["weights"], state["age"]
-
-
-def parameters_of(balancer: Balancer, num_tasks: int, like: Tensor) -> list[nn.Parameter]:
-    """What the model's optimizer is to move of a balancer, on the device of `like`; nothing with one task alone."""
-    if num_tasks == 1:  # it isn't asked
-        return []
-    return balancer.parameters(num_tasks, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))

@@ -16,12 +16,12 @@ from mtl.labels import denominator, label_fields
 from mtl.model import MultiTaskModel
 from mtl.snapshots import preserved_buffers, preserved_random_state
 from mtl.step.forward import loss_of, without_gradients
+from mtl.step.mean_comparison import compare
 from mtl.step.mean_tests import (
     TOLERANCE,
     as_dtype,
     check_loss,
     check_objective,
-    compare,
     in_float64,
     is_known,
     ways_out,

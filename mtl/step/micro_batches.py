@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
+from torch import Tensor
+
 from mtl.batch import Batch, cut, joined, num_samples
 from mtl.errors import UserError
-from mtl.labels import shares
+from mtl.labels import denominator, may_miss
 from mtl.task import Task
 
 StepBatch = Batch | list[Batch]
@@ -105,3 +108,38 @@ def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int
             fields = batch[task.name] if own else batch
             groups.setdefault((id(fields), index if task.objective else None), (fields, []))[1].append(index)
     return list(groups.values())
+
+
+def shares(tasks: Sequence[Task], batches: Sequence[Batch], members: Sequence[Sequence[int]]) -> list[list[float]]:
+    """By micro-batch and task, the share of the task's loss: what its mean divides by there, over that in the step.
+
+    Args:
+        tasks: all tasks of the step.
+        batches: its micro-batches.
+        members: by micro-batch, the numbers of its tasks. A task in a single one is counted only if labels may be
+            missing.
+    """
+    occurrences = [sum(index in each for each in members) for index in range(len(tasks))]
+    counted: list[list[Tensor | int]] = [
+        [
+            0
+            if index not in numbers
+            else denominator(task, batch)
+            if occurrences[index] > 1 or _may_miss(task, batch)
+            else 1
+            for index, task in enumerate(tasks)
+        ]
+        for batch, numbers in zip(batches, members, strict=True)
+    ]
+    on_device = [value.double() for row in counted for value in row if isinstance(value, Tensor)]
+    read = iter(torch.stack(on_device).tolist() if on_device else ())  # one wait for the device
+    rows = [[next(read) if isinstance(value, Tensor) else float(value) for value in row] for row in counted]
+    totals = [sum(column) for column in zip(*rows, strict=True)]
+    of_step = [[value / total if total else 0.0 for value, total in zip(row, totals, strict=True)] for row in rows]
+    # A loss that is taken of the whole batch counts fully in each micro-batch, see whole_batch.py.
+    return [[float(x > 0) if task.whole_batch else x for task, x in zip(tasks, row, strict=True)] for row in of_step]
+
+
+def _may_miss(task: Task, batch: Batch) -> bool:
+    """Whether labels of the task may be missing in the batch."""
+    return task.objective is None and may_miss(task, batch.get(task.target))

@@ -70,8 +70,8 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def newest(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
-    """The state of the newest last.pt that can be read; `tell` is given a line for each that can't.
+def newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """The state of the newest last.pt that can be read; `report` is given a line for each that can't.
 
     Raises:
         UserError: where there is none.
@@ -82,7 +82,7 @@ def newest(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
             return load(path)
         except UserError as error:
             problems.append(str(error))
-            tell(f"warning  {error}")
+            report(f"warning  {error}")
     raise UserError(f"there is no checkpoint to go on from in {folder}: {'; '.join(problems)}")
 
 

@@ -23,18 +23,18 @@ class Place(NamedTuple):
 
 
 class Faults:
-    """Writes down and tells what wasn't finite.
+    """Writes down and reports what wasn't finite.
 
     Args:
         path: of the file that has a line of JSON for each case; None for no file.
         train: whose batches they are.
-        tell: is given a line for each step that was skipped, as a whole or in a part.
+        report: is given a line for each step that was skipped, as a whole or in a part.
     """
 
-    def __init__(self, path: Path | None, train: Loader | Mix, tell: Callable[[str], None]) -> None:
+    def __init__(self, path: Path | None, train: Loader | Mix, report: Callable[[str], None]) -> None:
         self.path = path
         self._train = train
-        self._tell = tell
+        self._report = report
         self._in_a_row = 0  # steps with something that wasn't finite
         self._overflows = 0  # steps that fp16 overflow kept from being taken
 
@@ -54,7 +54,7 @@ class Faults:
                 with open(self.path, "a", encoding="utf-8", opener=regular) as file:
                     file.write(json.dumps(line) + "\n")
             except OSError as error:
-                self._tell(f"error    {self.path} can't be written: {first_line(error)}")
+                self._report(f"error    {self.path} can't be written: {first_line(error)}")
         where = f" at step {place.step} (epoch {place.epoch}, samples {_shortened(samples)})"
         if all_at_once and place.batch > 0:  # one batch's data seldom spoil all tasks
             before = _shortened(self._train.samples(place.epoch, place.batch - 1))
@@ -80,7 +80,7 @@ class Faults:
         error = self.note(place, result.nonfinite, done)
         if self._in_a_row >= TOO_MANY:
             raise UserError(f"{TOO_MANY} steps in a row: {error}")
-        self._tell(f"warning  {error.told}; {done}")
+        self._report(f"warning  {error.told}; {done}")
 
     def state_dict(self) -> dict[str, Any]:
         """How far it has come, the length of the file included."""

@@ -56,7 +56,7 @@ class Gallery:
             try:
                 found = self.pictures(trainer)
             except FOREIGN as error:  # odd data; training is worth more than its pictures
-                trainer.tell(f"warning  no more pictures: {told(error)}")
+                trainer.report(f"warning  no more pictures: {told(error)}")
                 self.pictures_every = None
                 return
             for tag, picture in found.items():

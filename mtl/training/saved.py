@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from types import UnionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -83,6 +84,14 @@ def load_into(model: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
     raise UserError(
         f"{where} doesn't fit this model: {'; '.join(parts) or reason}. The model's code or config has changed since"
     )
+
+
+def check_finite(parameters: Mapping[str, Tensor], step: int) -> None:
+    """Raises a UserError that names the parameters which aren't finite after the step of this number, if any."""
+    finite = torch.stack([parameter.detach().isfinite().all() for parameter in parameters.values()])
+    if not finite.all():
+        broken = ", ".join(name for name, right in zip(parameters, finite.tolist(), strict=True) if not right)
+        raise UserError(f"parameters aren't finite after step {step}, and are not saved: {broken}")
 
 
 def unusable(tensors: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

@@ -42,7 +42,7 @@ class Writer:
         folder: for the checkpoints, in that of the run.
         keep: how many of the newest `last.pt` there are to be: last.pt, last-1.pt, …; None for all.
         best: how many of the best: best.pt, best-1.pt, …, the best one first.
-        tell: is given a line when a write fails, and none for the next ones that fail for the same reason.
+        report: is given a line when a write fails, and none for the next ones that fail for the same reason.
 
     Attributes:
         failed: by name, the newest state if it couldn't be written; of those that are ranked, the best one.
@@ -51,12 +51,12 @@ class Writer:
         ranked: of best.pt, best-1.pt, …, value and epoch.
     """
 
-    def __init__(self, folder: Path, *, keep: int | None, best: int = 1, tell: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, *, keep: int | None, best: int = 1, report: Callable[[str], None]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.keep = keep
         self.best = best
-        self.tell = tell
+        self.report = report
         self.failed: dict[str, Job] = {}
         self.reason = ""
         self.written: dict[str, int] = {}
@@ -121,7 +121,7 @@ class Writer:
             try:
                 state = checkpoint.load(file)
             except UserError as error:
-                self.tell(f"warning  {error}")
+                self.report(f"warning  {error}")
                 continue
             epoch = state.get("epoch")
             if isinstance(epoch, int) and epoch <= epochs and epoch not in ranked and len(ranked) < self.best:
@@ -182,7 +182,7 @@ class Writer:
             self.failed[job.name] = job
         if reason != self.reason and self.is_there():  # else training ends at the next save, and says why
             with suppress(Exception):  # the screen may be gone as well
-                self.tell(
+                self.report(
                     f"error    the checkpoint {self.folder / job.name}.pt could not be written: {reason}. Training "
                     "goes on, and later ones are tried; what was saved before is still there"
                 )

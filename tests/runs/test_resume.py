@@ -25,9 +25,11 @@ import mtl
 from mtl.data import Loader
 from mtl.files import Folder
 from mtl.loggers import Loggers
+from mtl.process.signals import Stopped
 from mtl.runs.resume import differences, locked
 from mtl.training import checkpoint
-from mtl.training.trainer import Stopped, Trainer
+from mtl.training.hooks import Hooks
+from mtl.training.trainer import Trainer
 from mtl.training.writer import Writer
 
 SMALL = ["task=mnist_two_head", "trainer.max_epochs=3", "data.batch_size=500", "log.every=3"]  # 8 steps an epoch
@@ -55,7 +57,7 @@ def ended(trainer: Trainer, logger: Lasting) -> dict[str, Any]:
         "optimizer": trainer.step.optimizer.state_dict(),
         "balancing": trainer.step.balancing.state_dict(),
         "lines": logger.without_speed(),
-        "best": (trainer.best, trainer.best_epoch, trainer.figures),
+        "best": (trainer.selection.best, trainer.selection.best_epoch, trainer.selection.figures),
         "losses": trainer.readings.epoch_losses,
         "readings": trainer.readings.state_dict(),
         "draws": torch.get_rng_state(),
@@ -100,7 +102,7 @@ def built(folder: Path, balancer: str, **options: Any) -> tuple[Trainer, Lasting
 )
 def test_stopping_at_any_step_and_going_on_is_never_having_stopped(tmp_path: Path, balancer: str) -> None:
     """Three epochs of four steps, with dropout, a scheduler and patience; in micro-batches with a ragged last batch."""
-    whole = built(tmp_path / "whole", balancer, patience=2, log_every=5)
+    whole = built(tmp_path / "whole", balancer, patience=2, every=5)
     whole[0].fit()
     expected = ended(*whole)
     for stop in range(1, expected["steps"]):
@@ -110,12 +112,12 @@ def test_stopping_at_any_step_and_going_on_is_never_having_stopped(tmp_path: Pat
             if trainer.global_step == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        first, logger = built(folder, balancer, patience=2, log_every=5, callbacks=[interrupt])
+        first, logger = built(folder, balancer, patience=2, every=5, callbacks=[interrupt])
         with pytest.raises(Stopped) as stopped:
             first.fit()
         assert stopped.value.signal == signal.SIGTERM
         torch.manual_seed(123)
-        second, other = built(folder, balancer, patience=2, log_every=5, seed=7)
+        second, other = built(folder, balancer, patience=2, every=5, seed=7)
         other.lines = logger.lines  # as a file would be there
         second.load_state_dict(checkpoint.load(folder / "last.pt"))
         second.fit()
@@ -392,7 +394,7 @@ def test_memory_that_runs_out_in_the_optimizer(tmp_path: Path, balancer: str, wh
     """What is saved then is a whole step's state, or nothing."""
     whole = built(tmp_path / "whole", balancer)
     whole[0].fit()
-    trainer, logger = built(tmp_path / "cut", balancer, save_every_steps=2)
+    trainer, logger = built(tmp_path / "cut", balancer, every_steps=2)
     move = trainer.step.balancing.after if where == "after" else trainer.step.optimizer.step
 
     def out(*given: Any, **options: Any) -> None:
@@ -459,7 +461,7 @@ def test_two_processes_on_one_run(here: Path) -> None:
 
 def test_a_full_disk_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    trainer, _ = make(tmp_path, tell=told.append)
+    trainer, _ = make(tmp_path, report=told.append)
     fsync, calls = os.fsync, []
 
     def full(handle: int) -> None:
@@ -486,18 +488,18 @@ def test_what_could_not_be_written_is_tried_again(tmp_path: Path, monkeypatch: p
         original(path, state, **options)
 
     monkeypatch.setattr(checkpoint, "save", full)
-    trainer, _ = make(tmp_path, max_epochs=5, tell=lambda line: None)
+    trainer, _ = make(tmp_path, max_epochs=5, report=lambda line: None)
     trainer.fit()
     assert failing
     assert not trainer.writer.failed
-    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == trainer.best_epoch
+    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == trainer.selection.best_epoch
     assert trainer.saved_step == trainer.global_step
 
     def always(path: Path, state: dict[str, Any], **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save", always)
-    trainer, _ = make(tmp_path / "never", tell=lambda line: None)
+    trainer, _ = make(tmp_path / "never", report=lambda line: None)
     trainer.fit()
     assert set(trainer.writer.failed) == {"best", "last"}
     assert trainer.saved_step == 0
@@ -509,7 +511,7 @@ def test_a_screen_that_is_gone_does_not_hang_the_writer(tmp_path: Path, monkeypa
 
     (tmp_path / "last.pt").mkdir()
     (tmp_path / "last.pt" / "in the way").touch()
-    writer = Writer(tmp_path, keep=1, tell=gone)
+    writer = Writer(tmp_path, keep=1, report=gone)
     writer.save("last", {"global_step": 1})
     done = threading.Thread(target=writer.wait, daemon=True)
     done.start()
@@ -522,8 +524,8 @@ def test_saving_by_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     clock = [0.0]
     monkeypatch.setattr("mtl.training.trainer.time.monotonic", lambda: clock[0])
     saved: list[int] = []
-    trainer, _ = make(tmp_path, max_epochs=1, count=80, save_every_minutes=1.0)
-    trainer.callbacks = [lambda t, r: clock.__setitem__(0, clock[0] + 25)]  # a step takes 25 seconds
+    trainer, _ = make(tmp_path, max_epochs=1, count=80, every_minutes=1.0)
+    trainer.hooks = Hooks(callbacks=[lambda t, r: clock.__setitem__(0, clock[0] + 25)])  # a step takes 25 seconds
     save = trainer._save
     monkeypatch.setattr(trainer, "_save", lambda name: (saved.append(trainer.global_step), save(name))[1])
     trainer.fit()
@@ -539,7 +541,7 @@ def test_saving_holds_training_up_for_a_copy_only(tmp_path: Path, monkeypatch: p
         original(*given, **options)
 
     monkeypatch.setattr(checkpoint, "save", slow)
-    writer = Writer(tmp_path, keep=1, tell=print)
+    writer = Writer(tmp_path, keep=1, report=print)
     value = torch.zeros(3)
     writer.save("last", {"value": value, "nested": [{"value": value}]})
     value += 1
@@ -563,7 +565,7 @@ def test_saves_that_come_faster_than_the_disk_hold_nothing_up(tmp_path: Path, mo
         written.append((path.stem, state["number"]))
 
     monkeypatch.setattr(checkpoint, "save", slow)
-    writer = Writer(tmp_path, keep=2, tell=print)
+    writer = Writer(tmp_path, keep=2, report=print)
     writer.save("last", {"number": 0})
     assert began.wait(HANGS)
     for number in range(1, 6):

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 import mtl
 from mtl.batch import cut
 from mtl.choices import PASSES
-from mtl.labels import denominator, shares
+from mtl.labels import denominator
+from mtl.step.micro_batches import shares
 
 
 class Plain(nn.Module):

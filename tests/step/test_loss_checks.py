@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import mtl
 from mtl.batch import cut, num_samples
-from mtl.step.mean_tests import judge
+from mtl.step.mean_comparison import judge
 from mtl.step.uneven import uneven_values
 
 

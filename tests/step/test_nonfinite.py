@@ -16,6 +16,7 @@ from test_trainer import make
 import mtl
 from mtl.choices import PASSES
 from mtl.training import checkpoint
+from mtl.training.hooks import Hooks
 
 
 class Infinite(torch.autograd.Function):
@@ -138,11 +139,11 @@ def spoilt(trainer: Any, *, steps: set[int]) -> None:
 @pytest.mark.parametrize("mode", ["skip_task", "skip_step"])
 def test_what_was_skipped_is_told_and_written_down(tmp_path: Path, mode: str) -> None:
     told: list[str] = []
-    trainer, logger = make(tmp_path, tell=told.append, faults=tmp_path / "nonfinite.jsonl")
+    trainer, logger = make(tmp_path, report=told.append, nonfinite=tmp_path / "nonfinite.jsonl")
     trainer.step.on_nonfinite = mode
     spoilt(trainer, steps={2, 7})
     seen: list[list[float]] = []
-    trainer.callbacks = [lambda t, r: seen.append(sorted(r.losses))]
+    trainer.hooks = Hooks(callbacks=[lambda t, r: seen.append(sorted(r.losses))])
     trainer.fit()
     done = "left out of the step" if mode == "skip_task" else "the step was skipped"
     lines = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
@@ -165,7 +166,7 @@ def test_what_was_skipped_is_told_and_written_down(tmp_path: Path, mode: str) ->
 
 
 def test_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:
-    trainer, _ = make(tmp_path, max_epochs=10, tell=lambda line: None)
+    trainer, _ = make(tmp_path, max_epochs=10, report=lambda line: None)
     trainer.step.on_nonfinite = "skip_step"
     spoilt(trainer, steps=set(range(6, 100)))
     with pytest.raises(mtl.UserError, match="10 steps in a row: task 'b': its loss is nan at step 6"):
@@ -174,7 +175,7 @@ def test_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:
 
 
 def test_in_a_run_that_ends_the_batch_is_named_too(tmp_path: Path) -> None:
-    trainer, _ = make(tmp_path, faults=tmp_path / "nonfinite.jsonl")
+    trainer, _ = make(tmp_path, nonfinite=tmp_path / "nonfinite.jsonl")
     spoilt(trainer, steps={6})
     with pytest.raises(mtl.UserError, match=r"task 'b': its loss is nan at step 6 \(epoch 2, samples \d+, \d+"):
         trainer.fit()
@@ -186,7 +187,7 @@ def test_in_a_run_that_ends_the_batch_is_named_too(tmp_path: Path) -> None:
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     """A finite loss with an infinite gradient: it shows in the next loss, and a save may come first."""
-    trainer, _ = make(tmp_path, save_every_steps=1)
+    trainer, _ = make(tmp_path, every_steps=1)
     trainer.step.model.trunk.register_forward_hook(
         lambda module, inputs, output: Infinite.apply(output) if trainer.tried == 5 and output.requires_grad else output
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import command, stopping
-from test_trainer import Remembers
+from test_trainer import Remembers, grouped
 from torch import nn
 
 import mtl
@@ -15,6 +15,7 @@ from mtl.data import Fields, Loader
 from mtl.loggers import Loggers
 from mtl.runs import loading as runs
 from mtl.training import checkpoint
+from mtl.training.hooks import Hooks
 from mtl.training.trainer import Trainer
 
 CODE = '''
@@ -83,10 +84,10 @@ def trainer_of(folder: Path, **options: Any) -> tuple[Trainer, Remembers]:
     model = mtl.MultiTaskModel(net[:2], [task], inputs=["x"])
     step = mtl.Step(model, [task], ScheduleFreeSGD(model.parameters(), lr=0.5), **options.pop("step", {}))
     logger = Remembers()
-    defaults = {"max_epochs": 3, "checkpoints": folder, "loggers": Loggers([logger]), "monitor": {"a/loss": "min"}}
+    defaults = {"max_epochs": 3, "loggers": Loggers([logger]), "monitor": {"a/loss": "min"}}
     train = Loader(Fields({"x": X[:30], "y": Y[:30]}), batch_size=8, shuffle=True)
     val = Loader(Fields({"x": X[30:], "y": Y[30:]}), batch_size=20)
-    return Trainer(step, train, val, **{**defaults, **options}), logger
+    return Trainer(step, train, val, **grouped(folder, **{**defaults, **options})), logger
 
 
 def by_hand(epochs: int) -> tuple[list[dict[str, torch.Tensor]], list[float]]:
@@ -124,7 +125,7 @@ def test_a_run_is_the_loop_by_hand_to_the_last_bit(tmp_path: Path) -> None:
     assert [value for _, value in logger.of("loss/a/val")] == losses
     assert same(trainer.step.model.state_dict(), parameters[-1])
     best = min(range(4), key=lambda i: losses[i])
-    assert trainer.best_epoch == best + 1
+    assert trainer.selection.best_epoch == best + 1
     assert same(checkpoint.load(tmp_path / "best.pt")["model"], parameters[best])
     assert same(checkpoint.load(tmp_path / "last.pt")["model"], parameters[-1])
     z = trainer.step.optimizer.state[next(trainer.step.model.parameters())]["z"]
@@ -137,7 +138,7 @@ def test_a_run_that_goes_on_has_the_same_bits(tmp_path: Path, at: int) -> None:
         if trainer.global_step == at:
             raise KeyboardInterrupt
 
-    stopped, _ = trainer_of(tmp_path, save_every_steps=1, callbacks=[stop])
+    stopped, _ = trainer_of(tmp_path, every_steps=1, callbacks=[stop])
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
     stopped._save("last")
@@ -152,7 +153,7 @@ def test_a_run_that_goes_on_has_the_same_bits(tmp_path: Path, at: int) -> None:
 
 
 def test_saving_in_an_epoch_changes_no_bit_and_holds_what_is_to_be_evaluated(tmp_path: Path) -> None:
-    trainer, _ = trainer_of(tmp_path, save_every_steps=1, max_epochs=1)
+    trainer, _ = trainer_of(tmp_path, every_steps=1, max_epochs=1)
     seen = []
 
     def look(trainer: Trainer, _: Any) -> None:
@@ -162,7 +163,7 @@ def test_saving_in_an_epoch_changes_no_bit_and_holds_what_is_to_be_evaluated(tmp
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(state["evaluated"].values(), x, strict=True))
         seen.append(not same(state["evaluated"], state["model"]))
 
-    trainer.callbacks = [look]
+    trainer.hooks = Hooks(callbacks=[look])
     trainer.fit()
     assert seen == [False, True, True, True]  # all iterates are one after the first step
     assert same(trainer.step.model.state_dict(), by_hand(1)[0][0])

@@ -137,13 +137,14 @@ def test_it_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coun
         trainer.step.model.trunk.append(Counts())
         for task in trainer.step.tasks:
             task.metrics = {"share": Draws}
-        trainer.test = Loader(trainer.val.dataset, batch_size=3)
-        trainer.val.batch_size = 7
+        trainer.selection.test = Loader(trainer.selection.val.dataset, batch_size=3)
+        trainer.selection.val.batch_size = 7
         if name == "without":
-            monkeypatch.setattr(trainer, "_rehearse", lambda: None)
+            monkeypatch.setattr(trainer.selection, "rehearse", lambda *_: None)
         trainer.fit()
         lines = [(s, e, {k: v for k, v in f.items() if "speed" not in k}) for s, e, f in logger.lines]
-        ended.append((trainer.step.model.state_dict(), torch.get_rng_state(), lines, trainer.best, trainer.figures))
+        best = trainer.selection.state_dict()
+        ended.append((trainer.step.model.state_dict(), torch.get_rng_state(), lines, best))
     (mine, drawn, lines, *rest), (its, drawn_there, lines_there, *rest_there) = ended
     assert all(torch.equal(mine[key], its[key]) for key in its)
     assert mine["trunk.3.passes"] > 10
@@ -165,13 +166,13 @@ def test_it_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coun
 )
 def test_each_split_is_tried(tmp_path: Path, split: str, fields: Any, metric: Any, message: str) -> None:
     trainer, _ = make(tmp_path, monitor={"a/loss": "min"})
-    whole = {**trainer.val.dataset.fields, **fields}
+    whole = {**trainer.selection.val.dataset.fields, **fields}
     if split == "test":
         trainer, _ = make(tmp_path, val=False)
     task = trainer.step.tasks[0]
     task.metrics = metric or task.metrics
     broken = Loader(Fields({name: value for name, value in whole.items() if value is not None}), batch_size=8)
-    setattr(trainer, split, broken)
+    setattr(trainer.selection, split, broken)
     named = {"val": "validation", "test": "the test split"}[split]
     with pytest.raises(
         mtl.UserError, match=rf"{re.escape(message)}.* \(on one batch of {named}, tried before the first step"
@@ -190,10 +191,10 @@ def test_a_metric_that_has_too_little_in_one_batch_is_no_mistake(tmp_path: Path)
     task.head.register_forward_hook(lambda head, inputs, output: output[:, 0])
     values = {"x": x, "a": torch.randn(6), "b": torch.zeros(6, dtype=torch.long)}
     trainer.train = Loader(Fields(values), batch_size=3)
-    trainer.val = Loader(Fields(values), batch_size=1)
+    trainer.selection.val = Loader(Fields(values), batch_size=1)
     trainer.fit()
-    assert trainer.figures["a"]["r2"] == trainer.figures["a"]["r2"]  # a number
-    trainer.val = Loader(Fields({name: value[:1] for name, value in values.items()}), batch_size=1)
+    assert trainer.selection.figures["a"]["r2"] == trainer.selection.figures["a"]["r2"]  # a number
+    trainer.selection.val = Loader(Fields({name: value[:1] for name, value in values.items()}), batch_size=1)
     trainer.max_epochs = 2
     with pytest.raises(
         mtl.UserError, match="its metric 'r2' failed on what it had taken in: ValueError: Needs at least two"

@@ -132,7 +132,7 @@ def test_what_schedulers_of_schedulers_refuse() -> None:
 
 
 def test_a_scheduler_that_counts_epochs(tmp_path: Path) -> None:
-    trainer, logger = make(tmp_path, max_epochs=5, log_every=1)
+    trainer, logger = make(tmp_path, max_epochs=5, every=1)
     step = trainer.step
     step.descent.scheduler = lr_scheduler.StepLR(step.optimizer, 2, 0.1)
     step.descent.interval = "epoch"

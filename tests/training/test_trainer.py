@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Mapping
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ from torchmetrics.classification import MulticlassAccuracy
 import mtl
 from mtl.data import Fields, Loader
 from mtl.loggers import Logger, Loggers
+from mtl.process.signals import Stopped
 from mtl.training import checkpoint
-from mtl.training.trainer import Stopped, Trainer
+from mtl.training.hooks import Hooks
+from mtl.training.options import Checkpoints, Logs
+from mtl.training.selection import Criterion
+from mtl.training.trainer import Trainer
 
 
 class Remembers(Logger):
@@ -33,6 +38,16 @@ class Remembers(Logger):
 
     def of(self, tag: str) -> list[tuple[int, float]]:
         return [(step, scalars[tag]) for step, _, scalars in self.lines if tag in scalars]
+
+
+def grouped(folder: Path, **options: Any) -> dict[str, Any]:
+    """The arguments of a trainer that saves into the folder, each option in the group that has a field of its name."""
+    kinds = {"checkpoints": partial(Checkpoints, folder), "criterion": Criterion, "hooks": Hooks, "logs": Logs}
+    arguments = {}
+    for name, kind in kinds.items():
+        names = signature(kind).parameters
+        arguments[name] = kind(**{key: options.pop(key) for key in list(options) if key in names})
+    return {**options, **arguments}
 
 
 def make(
@@ -58,12 +73,12 @@ def make(
     scheduler = torch.optim.lr_scheduler.ExponentialLR(chosen, 0.9)
     step = mtl.Step(model, tasks, chosen, update=mtl.Update(scheduler=scheduler), precision=precision)
     logger = Remembers()
-    defaults = {"max_epochs": 3, "log_every": 4, "checkpoints": folder, "loggers": Loggers([logger])}
+    defaults = {"max_epochs": 3, "every": 4, "loggers": Loggers([logger])}
     trainer = Trainer(
         step,
         Loader(Fields(train), batch_size=8, shuffle=True),
         Loader(Fields(held_out), batch_size=100) if val else None,
-        **{**defaults, **options},
+        **grouped(folder, **{**defaults, **options}),
     )
     return trainer, logger
 
@@ -85,20 +100,20 @@ def test_a_run(tmp_path: Path) -> None:
     assert dict(logger.of("lr/default")) == {n: pytest.approx(0.05 * 0.9 ** (n - 1)) for n in (1, 4, 8, 12)}
     assert all(speed > 0 for _, speed in logger.of("speed/samples_per_second"))
     values = [value for _, value in logger.of("monitor/val")]
-    assert trainer.best == max(values)
-    assert trainer.best_epoch == values.index(max(values)) + 1
+    assert trainer.selection.best == max(values)
+    assert trainer.selection.best_epoch == values.index(max(values)) + 1
 
     state = checkpoint.load(tmp_path / "last.pt")
-    assert (state["global_step"], state["epoch"], state["best_epoch"]) == (12, 3, trainer.best_epoch)
+    assert (state["global_step"], state["epoch"], state["best_epoch"]) == (12, 3, trainer.selection.best_epoch)
     for name, value in trainer.step.model.state_dict().items():
         assert torch.equal(state["model"][name], value)
-    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == trainer.best_epoch
+    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == trainer.selection.best_epoch
 
 
 def test_what_is_logged_changes_nothing(tmp_path: Path) -> None:
     ends = []
     for log_every in (1, 5, 1000):
-        trainer, _ = make(tmp_path, log_every=log_every)
+        trainer, _ = make(tmp_path, every=log_every)
         trainer.fit()
         ends.append(torch.cat([p.detach().flatten() for p in trainer.step.model.parameters()]))
     assert torch.equal(ends[0], ends[1])
@@ -108,7 +123,7 @@ def test_what_is_logged_changes_nothing(tmp_path: Path) -> None:
 def test_without_validation_the_last_parameters_are_the_best(tmp_path: Path) -> None:
     trainer, _ = make(tmp_path, val=False)
     trainer.fit()
-    assert trainer.best is None
+    assert trainer.selection.best is None
     assert trainer.epoch == 3
     assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 3
     for option in ({"patience": 1}, {"monitor": {"a/accuracy": "max"}}):
@@ -121,8 +136,9 @@ def test_patience(tmp_path: Path) -> None:
     trainer.fit()
     values = [value for _, value in logger.of("monitor/val")]
     assert trainer.epoch < 50
-    assert trainer.epoch == trainer.best_epoch + 2
-    assert max(values[: trainer.best_epoch]) == trainer.best >= max(values[trainer.best_epoch :])
+    best_epoch = trainer.selection.best_epoch
+    assert trainer.epoch == best_epoch + 2
+    assert max(values[:best_epoch]) == trainer.selection.best >= max(values[best_epoch:])
 
 
 def test_nan_is_named_with_task_and_step(tmp_path: Path) -> None:
@@ -166,7 +182,7 @@ def test_no_tensor_is_read_between_logging_steps(tmp_path: Path, monkeypatch: py
     """Reading one would make the CPU wait for a GPU."""
     reads: list[int] = []
     # SGD, since AdamW reads step counters of its own, which are on the CPU.
-    trainer, _ = make(tmp_path, log_every=10, val=False, max_epochs=4, optimizer=torch.optim.SGD)
+    trainer, _ = make(tmp_path, every=10, val=False, max_epochs=4, optimizer=torch.optim.SGD)
     for name in ("item", "tolist", "__float__", "__bool__", "__int__", "numpy", "cpu"):
         original = getattr(torch.Tensor, name)
 
@@ -233,7 +249,7 @@ def test_time_per_step_is_within_that_of_the_run(tmp_path: Path) -> None:
     trainer.fit()
     elapsed = time.perf_counter() - start
     assert trainer.tried == 12
-    counted = 12 - 1 - trainer.weighed  # those left out may have been faster: only the sum is bounded
+    counted = 12 - 1 - trainer.costs.weighed  # those left out may have been faster: only the sum is bounded
     assert counted > 0
     assert 0.01 < trainer.seconds_per_step < elapsed / counted
     once, _ = make(tmp_path, count=5, max_epochs=1)
@@ -244,17 +260,18 @@ def test_time_per_step_is_within_that_of_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("during", ["last epoch's validation", "first step"])
 def test_ctrl_c_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: str) -> None:
     trainer, _ = make(tmp_path, max_epochs=2)
-    validate = trainer._validate
+    validate = trainer.selection.validate
 
-    def interrupted() -> None:
-        validate()
+    def interrupted(*arguments: Any) -> dict[str, float]:
+        figures = validate(*arguments)
         if trainer.epoch == 2:
             os.kill(os.getpid(), signal.SIGINT)
+        return figures
 
     if during == "first step":
-        trainer.callbacks = [lambda *_: os.kill(os.getpid(), signal.SIGINT)]
+        trainer.hooks = Hooks(callbacks=[lambda *_: os.kill(os.getpid(), signal.SIGINT)])
     else:
-        monkeypatch.setattr(trainer, "_validate", interrupted)
+        monkeypatch.setattr(trainer.selection, "validate", interrupted)
     with pytest.raises(Stopped):
         trainer.fit()
     assert checkpoint.load(tmp_path / "last.pt")["global_step"] == (1 if during == "first step" else 8)
@@ -331,13 +348,13 @@ def test_other_peoples_code_changes_no_bit_of_the_training(tmp_path: Path, what:
             options["loggers"] = Loggers([Draws()])
         if own and what == "eval mode":
             options |= {"callbacks": [into_eval_mode], "after_epoch": [into_eval_mode]}
-        trainer, _ = make(tmp_path, log_every=2, **options)
+        trainer, _ = make(tmp_path, every=2, **options)
         if own and what == "metric":
             for task in trainer.step.tasks:
                 task.metrics = {"accuracy": partial(Bootstrapped, num_classes=2, average="micro")}
         trainer.fit()
         ends.append(torch.cat([p.detach().flatten() for p in trainer.step.model.parameters()]))
-        generators.append((torch.rand(1).item(), trainer.best))
+        generators.append((torch.rand(1).item(), trainer.selection.best))
         assert trainer.step.model.training
     assert torch.equal(*ends)
     assert generators[0] == generators[1]
@@ -355,7 +372,7 @@ def test_a_callback_of_ones_own_that_fails_is_named(tmp_path: Path) -> None:
 
 def test_parameters_that_thaw_are_not_said_to_be_unreached(tmp_path: Path) -> None:
     """Only the first step would be measured, and the trunk is frozen in it; it is trained and shared afterwards."""
-    trainer, logger = make(tmp_path, log_every=1000)
+    trainer, logger = make(tmp_path, every=1000)
     trainer.step.model.freeze(["trunk"], until=2)
     before = trainer.step.model.trunk[0].weight.detach().clone()
     trainer.fit()
@@ -379,16 +396,16 @@ def test_a_parameter_that_had_a_gradient_in_an_unmeasured_step_was_reached(tmp_p
             self.calls += self.training
             return self.linear(x) + (self.extra(x) if self.calls == 2 else 0)
 
-    trainer, _ = make(tmp_path, max_epochs=1, log_every=1000)
+    trainer, _ = make(tmp_path, max_epochs=1, every=1000)
     trunk = Trunk()
     tasks = trainer.step.tasks
     model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
-    trainer, _ = make(tmp_path, max_epochs=1, log_every=1000)
+    trainer, _ = make(tmp_path, max_epochs=1, every=1000)
     step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1))
-    trainer = Trainer(step, trainer.train, trainer.val, max_epochs=1, log_every=1000, checkpoints=tmp_path)
+    trainer = Trainer(step, trainer.train, trainer.selection.val, **grouped(tmp_path, max_epochs=1, every=1000))
     trainer.fit()
     if resumed:
-        other = Trainer(step, trainer.train, trainer.val, max_epochs=1, log_every=1000, checkpoints=tmp_path)
+        other = Trainer(step, trainer.train, trainer.selection.val, **grouped(tmp_path, max_epochs=1, every=1000))
         other.load_state_dict(checkpoint.load(tmp_path / "last.pt"))
         trainer = other
     assert trainer.readings.reach["trunk.extra.weight"] == set()  # as far as was measured
@@ -403,8 +420,9 @@ def test_a_run_taken_up_after_its_last_step_knows_its_monitor(tmp_path: Path) ->
     assert not again.goes_on
     again.fit()
     assert again.global_step == whole.global_step
-    assert str(again.monitor) == str(whole.monitor) == "mean of a/accuracy, b/accuracy (max)"
-    assert (again.monitor.mode, again.best, again.figures) == ("max", whole.best, whole.figures)
+    mine, its = again.selection, whole.selection
+    assert str(mine.monitor) == str(its.monitor) == "mean of a/accuracy, b/accuracy (max)"
+    assert (mine.monitor.mode, mine.best, mine.figures) == ("max", its.best, its.figures)
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
@@ -414,7 +432,7 @@ def test_a_run_stopped_around_a_thaw_measures_the_steps_that_it_would_have(tmp_p
             os.kill(os.getpid(), signal.SIGTERM)
 
     def built(**options: Any) -> tuple[Trainer, Remembers]:
-        trainer, logger = make(tmp_path, log_every=1000, **options)
+        trainer, logger = make(tmp_path, every=1000, **options)
         trainer.step.model.freeze(["trunk"], until=2)
         return trainer, logger
 

@@ -15,6 +15,7 @@ from conftest import Ended, command, stopping
 from test_trainer import make
 
 import mtl
+from mtl.process.signals import Stopped
 from mtl.training import checkpoint
 from mtl.training.trainer import Trainer
 from mtl.training.writer import Job, Writer
@@ -48,7 +49,7 @@ def after(values: list[float], best: int) -> list[int]:
 @pytest.mark.parametrize("best", [2, 3, 5])
 def test_the_best_in_the_order_of_their_values(tmp_path: Path, best: int) -> None:
     draws = random.Random(best)
-    writer = Writer(tmp_path / "checkpoints", keep=1, best=best, tell=pytest.fail)
+    writer = Writer(tmp_path / "checkpoints", keep=1, best=best, report=pytest.fail)
     values: list[float] = []
     for epoch in range(1, 25):
         values.append(draws.choice([math.nan, *(n / 8 for n in range(9))]))
@@ -61,12 +62,12 @@ def test_the_best_in_the_order_of_their_values(tmp_path: Path, best: int) -> Non
 
 
 def test_values_of_which_less_is_better_and_none(tmp_path: Path) -> None:
-    writer = Writer(tmp_path / "checkpoints", keep=1, best=2, tell=pytest.fail)
+    writer = Writer(tmp_path / "checkpoints", keep=1, best=2, report=pytest.fail)
     for epoch, value in enumerate([0.5, 0.2, 0.9, 0.3], start=1):
         writer.save("best", state(epoch, value), lambda value, other: value < other)
     writer.wait()
     assert kept(writer.folder, "best") == [2, 4]
-    writer = Writer(tmp_path / "others", keep=1, best=2, tell=pytest.fail)
+    writer = Writer(tmp_path / "others", keep=1, best=2, report=pytest.fail)
     for epoch in range(1, 5):  # without validation a later one is better
         writer.save("best", {"epoch": epoch, "value": None}, lambda *_: True)
     writer.wait()
@@ -128,7 +129,7 @@ def test_killed_at_any_moment_and_taken_up_the_ranking_is_the_same(
 
 def write(folder: Path, values: list[float], best: int, *, after_epoch: int) -> int:
     """Saves as a training does, in this thread, from one epoch on."""
-    writer = Writer(folder, keep=3, best=best, tell=pytest.fail)
+    writer = Writer(folder, keep=3, best=best, report=pytest.fail)
     writer._begin = lambda job: writer._write(job)  # type: ignore[method-assign]
     if after_epoch:
         writer.resume(after_epoch)
@@ -158,7 +159,7 @@ def test_a_better_one_that_could_not_be_written_comes_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
-    writer = Writer(tmp_path / "checkpoints", keep=1, best=2, tell=lines.append)
+    writer = Writer(tmp_path / "checkpoints", keep=1, best=2, report=lines.append)
     original = checkpoint.save
     full = True
 
@@ -220,23 +221,23 @@ def test_the_manifest_knows_what_is_there_and_little_more(tmp_path: Path, keep: 
 
 def run(folder: Path, values: list[float], **options: Any) -> Trainer:
     """A training whose validations come out as given."""
-    trainer, _ = make(folder / "checkpoints", tell=lambda line: None, max_epochs=len(values), keep_best=3, **options)
-    prepare = trainer._prepare_validation
+    trainer, _ = make(folder / "checkpoints", report=lambda line: None, max_epochs=len(values), best=3, **options)
+    prepare = trainer.selection.prepare
 
-    def prepared() -> None:
-        prepare()
-        if trainer.val is not None:
-            trainer.monitor.__class__ = type("Given", (type(trainer.monitor),), {})
-            type(trainer.monitor).__call__ = lambda self, figures: values[trainer.epoch - 1]
+    def prepared(step: mtl.Step) -> None:
+        prepare(step)
+        if trainer.selection.val is not None:
+            trainer.selection.monitor.__class__ = type("Given", (type(trainer.selection.monitor),), {})
+            type(trainer.selection.monitor).__call__ = lambda self, figures: values[trainer.epoch - 1]
 
-    trainer._prepare_validation = prepared  # type: ignore[method-assign]
+    trainer.selection.prepare = prepared  # type: ignore[method-assign]
     return trainer
 
 
 @pytest.mark.parametrize("every", [None, 3])
 def test_a_training_that_goes_on_keeps_the_same_ranking(tmp_path: Path, every: int | None) -> None:
     values = [0.3, 0.7, 0.5, 0.6, 0.7, 0.65, 0.1]
-    whole = run(tmp_path / "whole", values, save_every_steps=every)
+    whole = run(tmp_path / "whole", values, every_steps=every)
     whole.fit()
     assert kept(tmp_path / "whole/checkpoints", "best") == [2, 5, 6]
 
@@ -244,11 +245,11 @@ def test_a_training_that_goes_on_keeps_the_same_ranking(tmp_path: Path, every: i
         if trainer.global_step == 14:
             trainer._stop.signal = 15
 
-    first = run(tmp_path / "first", values, save_every_steps=every, callbacks=[stops])
-    with pytest.raises(mtl.training.trainer.Stopped):
+    first = run(tmp_path / "first", values, every_steps=every, callbacks=[stops])
+    with pytest.raises(Stopped):
         first.fit()
     assert kept(tmp_path / "first/checkpoints", "best") == [2, 3, 1]
-    second = run(tmp_path / "first", values, save_every_steps=every)
+    second = run(tmp_path / "first", values, every_steps=every)
     second.load_state_dict(checkpoint.load(tmp_path / "first/checkpoints/last.pt"))
     second.fit()
     assert kept(tmp_path / "first/checkpoints", "best") == [2, 5, 6]
@@ -328,7 +329,7 @@ def test_a_run_with_several_that_is_stopped_goes_on(here: Path) -> None:
 
 def test_what_is_written_meanwhile_does_not_disturb_the_check(tmp_path: Path) -> None:
     """The training asks what is there while the other thread adds to what was written."""
-    writer = Writer(tmp_path / "checkpoints", keep=1, tell=print)
+    writer = Writer(tmp_path / "checkpoints", keep=1, report=print)
     names = [f"name{number}" for number in range(50)]
     (tmp_path / "checkpoints").mkdir()
     for name in names:

@@ -1,0 +1,64 @@
+"""The training itself, and what can end it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from mtl.cli.record import folder_name, report
+from mtl.errors import UserError, dead_worker, first_line, is_of_backward, is_out_of_memory, text_of, told
+from mtl.quoting import as_path, command, override
+
+if TYPE_CHECKING:
+    from mtl.step import StepResult
+    from mtl.training.trainer import Trainer
+
+
+def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
+    """Trains. What ends the training early is explained in a sentence, with the command that resumes the run.
+
+    Raises:
+        UserError: for a mistake of the user, memory that runs out, a data loading process that died, an operation
+            that isn't deterministic, and a backward pass that fails.
+    """
+    try:
+        trainer.fit()
+    except (UserError, RuntimeError, MemoryError) as error:
+        if trainer.saved_step and trainer.writer.is_there():
+            again = command(override("resume", as_path(folder_name(folder))))
+            report(console, f"saved    step {trainer.saved_step}; when it is mended, go on with {again}")
+        at = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"
+        place = at if trainer.epoch else "before the first step"
+        if is_out_of_memory(error):
+            line = f"out of memory {place}: {first_line(error)}. Cut the batch with trainer.micro_batch_size"
+            raise UserError(line) from error
+        if died := dead_worker(error):
+            memory = "" if "exit code" in died else "It may have run out of memory; "
+            line = f"data: a process that loads samples died {place}: {died}"
+            raise UserError(f"{line}. {memory}data.num_workers=0 loads without") from error
+        if "deterministic" in text_of(error) and not isinstance(error, UserError):
+            raise UserError(f"deterministic=true {place}: {first_line(error)}") from error
+        if is_of_backward(error):
+            raise UserError(
+                f"the backward pass {place} failed: {told(error)}. Look at the losses, and what the model does to its "
+                "tensors"
+            ) from error
+        raise
+
+
+def check_direction(trainer: "Trainer", result: "StepResult") -> None:
+    """Checks, after the first step, when the monitor exists, that Optuna searches in the monitor's direction.
+
+    Raises:
+        UserError: where it searches in the other direction.
+    """
+    monitor = trainer.selection.monitor
+    if trainer.global_step > 1 or monitor is None:
+        return
+    sweeper = HydraConfig.get().sweeper
+    if "optuna" not in str(sweeper.get("_target_")):
+        return
+    direction = getattr(sweeper.direction, "name", sweeper.direction)
+    right = {"max": "maximize", "min": "minimize"}[monitor.mode]
+    if direction != right:
+        raise UserError(f"the sweep would {direction} {monitor}; give hydra.sweeper.direction={right}")

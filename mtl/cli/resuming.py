@@ -1,0 +1,85 @@
+"""A run that resumes: its newest state is read, checked against the config, and loaded."""
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtl.cli.record import folder_name, report, versions
+from mtl.errors import UserError, told
+from mtl.files import why
+from mtl.runs import resume
+from mtl.runs.resume import Refused
+
+if TYPE_CHECKING:
+    from mtl.training.trainer import Trainer
+
+
+def newest_state(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    """The newest state of the run that is to resume; None for a new run, or one without a checkpoint.
+
+    Raises:
+        Refused: where there is no state that can be used, or the config differs from that of the run in options that
+            must not change.
+    """
+    from mtl.training import checkpoint, saved
+
+    if config["resume"] is None or not (folder / "config.yaml").is_file():
+        return None
+    if not list(folder.glob("checkpoints/last*.pt")):
+        report(console, f"resume   {folder_name(folder)} has no checkpoint yet: it begins anew")
+        for name in ("metrics.csv", "nonfinite.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        for events in folder.glob("events.out.tfevents.*"):
+            events.unlink()
+        return None
+    try:
+        state = checkpoint.newest(folder / "checkpoints", lambda line: report(console, line))
+        saved.check(state, f"the newest checkpoint in {folder_name(folder)}", saved.RUN)
+    except UserError as error:
+        raise Refused(str(error)) from error
+    known = {"threads": state["versions"].get("threads")}  # for a run that is older than the key
+    resume.check(known | state["composed"], config, folder_name(folder))
+    resume.changed_versions(state["versions"], versions(), lambda line: report(console, line))
+    return state
+
+
+def load_state(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -> None:
+    """Loads a saved state into the trainer, and gives the optimizer those options that were changed on purpose.
+
+    Args:
+        trainer: built from the config.
+        state: of a checkpoint.
+        config: of the run that resumes.
+
+    Raises:
+        Refused: where the state doesn't fit.
+    """
+    from mtl.runs import exchanged
+    from mtl.training.saved import check_kinds, load_into
+
+    optimizer = trainer.step.optimizer
+    assert optimizer is not None
+    takes = {*inspect.signature(type(optimizer)).parameters, "name", "initial_lr"}  # some groups also hold a state
+    fresh = [
+        {key: value for key, value in group.items() if key in takes - {"params"}} for group in optimizer.param_groups
+    ]
+    saved = [group if isinstance(group, dict) else {} for group in state["step"]["optimizer"]["param_groups"]]
+    before, now = ([group.get("name") for group in groups] for groups in (saved, fresh))
+    if before != now:  # the optimizer's state is by position
+        raise Refused(
+            f"resume: optimizer.groups were {', '.join(map(str, before))} and are {', '.join(map(str, now))}; their "
+            "values may change, and neither their patterns nor the order of these"
+        )
+    try:
+        load_into(trainer.step.model, state["model"], "the state that was saved")
+        exchanged.check(trainer.step, state, config)
+        check_kinds({key: value for key, value in state.items() if key != "model"}, trainer.state_dict())
+        trainer.load_state_dict(state)
+    except UserError as error:
+        raise Refused(f"resume: {error}") from error
+    except OSError as error:
+        raise Refused(f"resume: what was logged can't be taken up: {why(error)}") from error
+    except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise Refused(f"resume: the state that was saved doesn't fit this config: {told(error)}") from error
+    allowed = config["resume_allow"] + exchanged.options(trainer.step, state, config)
+    resume.reset_options(trainer.step.descent.param_groups(first=True), fresh, allowed)

@@ -1,0 +1,78 @@
+"""The config's trainer, with its callbacks and loggers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtl.config.targets import make
+from mtl.loggers import Loggers
+from mtl.process.seeding import kept_random_state
+from mtl.step import Step
+from mtl.training.gallery import Gallery
+from mtl.training.hooks import Hooks
+from mtl.training.options import Checkpoints, Logs
+from mtl.training.selection import Criterion
+from mtl.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from mtl.build import Built
+
+
+def build_callbacks(config: Mapping[str, Any]) -> list[Any]:
+    """The config's callbacks. Random numbers that one draws when it is built change no draw of the training."""
+    with kept_random_state():
+        return [make(node, f"callbacks.{key}") for key, node in (config["callbacks"] or {}).items()]
+
+
+def build_loggers(config: Mapping[str, Any], folder: Path, names: Sequence[str]) -> list[Any]:
+    """The config's loggers, each protected as in `build_callbacks`.
+
+    Args:
+        config: of the run.
+        folder: where they write.
+        names: of the tasks.
+    """
+    with kept_random_state():
+        return [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
+
+
+def build_trainer(
+    problem: "Built", step: Step, hooks: Hooks, loggers: Loggers, folder: Path, more: Mapping[str, Any]
+) -> Trainer:
+    """The trainer that the config describes.
+
+    Args:
+        problem: the config, with its data, tasks and model.
+        step: of the training.
+        hooks: called after each step; pictures and histograms after each epoch are added.
+        loggers: get all figures; they report what goes wrong, as the trainer does.
+        folder: of the run.
+        more: plain data for each checkpoint, besides the trainer's state.
+    """
+    config, loaders = problem.config, problem.loaders
+    log, checkpoint = config["log"], config["checkpoint"]
+    gallery = Gallery(
+        loaders.get("val", loaders.get("test")),
+        pictures_every=log["pictures"],
+        histograms_every=log["histograms"],
+        facts=problem.splits.facts,
+    )
+    return Trainer(
+        step,
+        loaders["train"],
+        loaders.get("val"),
+        test=loaders.get("test"),
+        max_epochs=config["trainer"]["max_epochs"],
+        checkpoints=Checkpoints(
+            folder / "checkpoints",
+            every_steps=checkpoint["every_steps"],
+            every_minutes=checkpoint["every_minutes"],
+            keep=None if checkpoint["keep"] == "all" else checkpoint["keep"],
+            best=checkpoint["best"],
+            more=more,
+        ),
+        criterion=Criterion(config["trainer"]["monitor"], config["trainer"]["patience"]),
+        hooks=replace(hooks, after_epoch=[*hooks.after_epoch, gallery]),
+        logs=Logs(loggers, every=log["every"], report=loggers.report, nonfinite=folder / "nonfinite.jsonl"),
+    )

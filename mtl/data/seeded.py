@@ -1,0 +1,112 @@
+"""Data sets whose random draws depend on seed, epoch and sample alone."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from mtl.data.alike import Alike
+from mtl.errors import FOREIGN, UserError, text_of, told
+from mtl.process.seeding import cpu_states, seed_cpu, set_cpu_states
+
+
+class Seeded(Dataset[Any]):
+    """A data set whose samples are drawn from generators seeded for each of them.
+
+    So augmentations are the same whatever the number of worker processes, and wherever a run was taken up again.
+    """
+
+    def __init__(self, dataset: Dataset[Any], seed: int, epoch: int, *, readable: bool = False) -> None:
+        self.dataset = dataset
+        self.readable = readable  # whether PyTorch's own collate follows, and lists of numbers become tensors
+        self.alike = Alike()
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        before = cpu_states()
+        try:
+            seed_cpu(seed_of(self.seed, self.epoch, index))
+            sample = self.dataset[index]
+            return self.alike(_readable(sample), index) if self.readable else sample
+        except FOREIGN as error:
+            raise _of_sample(index, error) from error
+        finally:
+            set_cpu_states(before)
+
+
+class SeededStream(IterableDataset[Any]):
+    """An iterable data set from one sample on to another, that draws from generators seeded for the epoch."""
+
+    def __init__(
+        self, dataset: IterableDataset[Any], seed: int, epoch: int, start: int, stop: int, *, alike: bool = False
+    ) -> None:
+        self.dataset = dataset
+        self.alike = Alike() if alike else None
+        self.seed = seed
+        self.epoch = epoch
+        self.start = start
+        self.stop = stop
+
+    def __iter__(self) -> Iterator[Any]:
+        inside = None  # the generators' states as the data set left them
+        for index in range(self.stop):
+            before = cpu_states()
+            try:
+                if inside is None:
+                    seed_cpu(seed_of(self.seed, self.epoch))
+                    samples = iter(self.dataset)
+                else:
+                    set_cpu_states(inside)
+                sample = next(samples)
+            except StopIteration:
+                name = type(self.dataset).__name__
+                raise UserError(f"{name} ends after {index} samples; its length is said to be {self.stop}") from None
+            except FOREIGN as error:
+                raise _of_sample(index, error) from error
+            finally:
+                inside = cpu_states()
+                set_cpu_states(before)
+            if index >= self.start:  # a run that goes on draws what it drew before, and leaves it
+                yield self._checked(sample, index)
+
+    def _checked(self, sample: Any, index: int) -> Any:
+        try:
+            return sample if self.alike is None else self.alike(sample, index)
+        except UserError as error:
+            raise UserError(f"sample {index}: {error}") from None
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed of several numbers; SeedSequence by itself takes [5, 1] and [5, 1, 0] for the same."""
+    if len(numbers) == 2:
+        return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    words = [number >> shift & 2**32 - 1 for number in numbers for shift in (0, 32, 64)]
+    return int(np.random.SeedSequence([len(numbers), *words]).generate_state(1)[0])
+
+
+def _of_sample(index: int, error: BaseException) -> UserError:
+    return UserError(f"sample {index}: {text_of(error) if isinstance(error, UserError) else told(error)}")
+
+
+def _readable(sample: Any) -> Any:
+    """A dict's lists of numbers as tensors, which torch's collate would take apart, and NaN where there is None."""
+    if not isinstance(sample, Mapping):
+        return sample
+    return {
+        key: _number_list(value) if isinstance(value, list) else math.nan if value is None else value
+        for key, value in sample.items()
+    }
+
+
+def _number_list(value: list[Any]) -> Any:
+    try:
+        return torch.tensor(value) if value else value
+    except (TypeError, ValueError, RuntimeError):  # texts, tensors, rows of unlike lengths: for a collate of one's own
+        return value

@@ -1,0 +1,150 @@
+"""Which parameters of a training are the best, and when no better ones are waited for."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mtl import tags
+from mtl.data import Loader, Mix
+from mtl.errors import UserError
+from mtl.step import Step
+
+if TYPE_CHECKING:
+    from mtl.training.monitor import Monitor
+    from mtl.training.validation import Figures, Validation
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What makes parameters the best, and how long a training waits for better ones.
+
+    Attributes:
+        monitor: the figures that decide, see `mtl.training.monitor.Monitor`; None for each task's first one.
+        patience: the number of validations in a row without a better value after which the training stops; None for
+            no limit.
+    """
+
+    monitor: Mapping[str, Any] | None = None
+    patience: int | None = None
+
+
+class Selection:
+    """Validates after each epoch, and records which epoch's parameters are the best.
+
+    Args:
+        val: the validation data. Without any, the last parameters are the best.
+        test: the test data, of which one batch is tried before the training.
+        criterion: what decides.
+
+    Attributes:
+        monitor: computes the value that decides; None before `prepare`, and without validation data.
+        best, best_epoch, figures: the monitored value, the epoch and all of validation's figures when it was best.
+        value: the monitored value of the last validation.
+
+    Raises:
+        UserError: for a criterion that needs validation data where there are none.
+    """
+
+    def __init__(self, val: Loader | Mix | None, test: Loader | Mix | None, criterion: Criterion) -> None:
+        if val is None and criterion != Criterion():
+            raise UserError("trainer.monitor and trainer.patience need validation data, and data.val is null")
+        self.val = val
+        self.test = test
+        self.criterion = criterion
+        self.monitor: Monitor | None = None
+        self.best: float | None = None
+        self.best_epoch = 0
+        self.figures: Figures = {}
+        self.value: float | None = None
+        self._validation: Validation | None = None
+
+    def prepare(self, step: Step) -> None:
+        """Builds the metrics and the monitor, without validation data too, since a metric may not suit its task.
+
+        Raises:
+            UserError: for a metric or a monitor that can't be used.
+        """
+        from mtl.training.monitor import Monitor
+        from mtl.training.validation import Validation
+
+        if self._validation is not None:
+            return
+        named = [names for _, names in self.val.parts()] if self.val is not None else [None]
+        tasks = [task for task in step.tasks if any(names is None or task.name in names for names in named)]
+        self._validation = Validation(step.model, tasks, step.passes.autocast)
+        if self.val is not None:
+            self.monitor = Monitor(self.criterion.monitor, self._validation.kinds())
+            _check_plateau(step, self.monitor)
+
+    def rehearse(self, step: Step, train: Loader | Mix) -> None:
+        """Tries what would otherwise fail only after an epoch or at the end: a batch of each split, and one sample.
+
+        Raises:
+            UserError: for whatever fails.
+        """
+        from mtl.training.rehearsal import try_one_sample, try_split
+        from mtl.training.validation import Validation
+
+        assert self._validation is not None
+        try_one_sample(step, train)
+        if self.val is not None:
+            try_split(self._validation, self.val, "validation")
+        if self.test is not None:
+            same = len(self._validation.tasks) == len(step.tasks)
+            of_all = self._validation if same else Validation(step.model, step.tasks, step.passes.autocast)
+            try_split(of_all, self.test, "the test split")
+
+    def validate(self, step: Step, epoch: int, report: Callable[[str], None]) -> dict[str, float]:
+        """Measures the validation data after an epoch, and remembers the epoch if it is the best so far.
+
+        Args:
+            step: the step that trains; a scheduler that follows the monitored value gets it.
+            epoch: the number of the epoch.
+            report: is given a warning as a line.
+
+        Returns:
+            The figures by tag; none without validation data.
+        """
+        self.prepare(step)
+        if self.val is None or self._validation is None or self.monitor is None:
+            self.best_epoch = epoch
+            return {}
+        figures = self._validation(self.val)
+        if epoch == 1 and (line := self._validation.caveat()):
+            report(line)
+        value = self.value = self.monitor(figures)
+        step.validated(value)
+        if self.monitor.better(value, self.best) or not self.best_epoch:
+            self.best, self.best_epoch, self.figures = value, epoch, figures
+        nans = [f"{task}/{name}" for task, named in figures.items() for name, v in named.items() if math.isnan(v)]
+        if nans:
+            report(f"warning  on validation {', '.join(nans)} is nan: a prediction is, or there are no labels")
+        return tags.by_tag(figures, "val") | {tags.MONITOR: value}
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether one value is better than another; without validation data a later epoch is."""
+        return self.monitor is None or self.monitor.better(value, other)
+
+    def waits_after(self, epoch: int) -> bool:
+        """Whether the patience lasts beyond this epoch."""
+        patience = self.criterion.patience
+        return patience is None or not epoch or epoch - self.best_epoch < patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was best so far, as plain data."""
+        return {"best": self.best, "best_epoch": self.best_epoch, "figures": self.figures}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The counterpart of `state_dict`; other keys are ignored."""
+        self.best, self.best_epoch, self.figures = state["best"], state["best_epoch"], state["figures"]
+
+
+def _check_plateau(step: Step, monitor: "Monitor") -> None:
+    """Raises a UserError for ReduceLROnPlateau in the wrong direction."""
+    mode = getattr(step.descent.scheduler, "mode", None)
+    if step.descent.waits_for_validation and mode != monitor.mode:
+        raise UserError(
+            f"scheduler.mode is '{mode}', and what ReduceLROnPlateau follows, the monitored {monitor}, is better "
+            f"the other way; set scheduler.mode={monitor.mode}"
+        )
