@@ -5,10 +5,15 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mtl.errors import UserError
 from mtl.safety.regular import make_folder
 from mtl.text import plain
+
+if TYPE_CHECKING:
+    from mtl.reporting.comparison import Comparison
+    from mtl.reporting.document import Block
 
 
 def report(
@@ -31,14 +36,11 @@ def report(
     Raises:
         UserError: where there is nothing to compare, or nothing can be written or printed.
     """
-    from mtl.files import write_whole
     from mtl.process.screen import Screen
-    from mtl.reporting import html, markdown, pages, reading, terminal, tidy
+    from mtl.reporting import pages, reading, terminal
     from mtl.reporting.comparison import Comparison, check_names
-    from mtl.reporting.document import Block, Picture
     from mtl.reporting.grouping import sections
     from mtl.reporting.packages import check_packages
-    from mtl.reporting.svg import alone
 
     check_packages()
     runs = reading.find(folders)
@@ -50,14 +52,41 @@ def report(
     parts = sections(runs, split)
     check_names(parts, reference, pairs)
     comparisons = [Comparison(part, reference) for part in parts]
-    blocks: list[Block] = pages.introduction(runs, [str(folder) for folder in folders])
+    blocks = pages.introduction(runs, [str(folder) for folder in folders])
     for number, comparison in enumerate(comparisons, 1):
         blocks += pages.page(comparison, pairs, number)
     blocks += pages.explanation()
 
     place = out or folders[0] / "report"
+    _write(place, blocks, comparisons, beside_runs=out is None)
+    written = f"Written to {place}: report.html, report.md, report.csv"
+    console = Screen()
     try:
-        if out is None:  # beside the runs, which may be anybody's
+        terminal.show(console, blocks)
+        console.print(f"\n{plain(written)}", soft_wrap=True)
+    except OSError as error:
+        raise UserError(f"it can't be printed: {error.strerror or error}. {written}") from error
+
+
+def _write(place: Path, blocks: "Sequence[Block]", comparisons: "Sequence[Comparison]", *, beside_runs: bool) -> None:
+    """Writes the report's files.
+
+    Args:
+        place: their folder.
+        blocks: of the report.
+        comparisons: for the table.
+        beside_runs: whether the folder is in that of runs, which may be anybody's.
+
+    Raises:
+        UserError: where nothing can be written.
+    """
+    from mtl.files import write_whole
+    from mtl.reporting import html, markdown, tidy
+    from mtl.reporting.document import Picture
+    from mtl.reporting.svg import alone
+
+    try:
+        if beside_runs:
             make_folder(place)
         make_folder(place / markdown.FIGURES)
         for block in blocks:
@@ -70,13 +99,6 @@ def report(
         raise UserError(f"{place} can't be written: {error.strerror or error}; --out names another folder") from error
     except UserError as error:
         raise UserError(f"the report isn't written: {error}; --out names another folder") from error
-    written = f"Written to {place}: report.html, report.md, report.csv"
-    console = Screen()
-    try:
-        terminal.show(console, blocks)
-        console.print(f"\n{plain(written)}", soft_wrap=True)
-    except OSError as error:
-        raise UserError(f"it can't be printed: {error.strerror or error}. {written}") from error
 
 
 def main() -> None:
