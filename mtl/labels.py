@@ -41,7 +41,7 @@ def label_fields(task: Task, batch: Batch) -> dict[str, Any]:
 
 
 def may_miss(task: Task, target: Any) -> bool:
-    """Whether labels of this target may be missing, see `Task.missing`; to find them, each step waits for the device."""
+    """Whether labels of this target may be missing, see `Task.missing`: finding them waits for the device."""
     if task.missing is not None or not isinstance(target, Tensor):
         return bool(task.missing)
     return task.objective is None and (target.is_floating_point() or _is_yes_or_no(task, target))
