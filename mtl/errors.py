@@ -113,6 +113,6 @@ def _others() -> list[str]:
 def suggest(word: str, possible: Iterable[str]) -> str:
     """The tail of a message about an unknown word: the nearest known one, if any, and all that is possible."""
     known = sorted(possible)
-    near = get_close_matches(word, known, n=1)
+    near = get_close_matches(word, [each for each in known if each != word], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     return f"{hint} (possible: {', '.join(known) or 'nothing'})"

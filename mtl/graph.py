@@ -14,6 +14,7 @@ from mtl import cli, schema
 from mtl.errors import UserError, first_line, is_out_of_memory
 from mtl.quoting import looking
 from mtl.record import folder_name, tell
+from mtl.regular import check_folder
 
 if TYPE_CHECKING:
     from graphviz import Digraph
@@ -37,7 +38,9 @@ def graph(composed: DictConfig) -> None:
 
     try:
         with cli.naming_origins(), num_threads(config["threads"]):
-            _graph(config, options, Path(HydraConfig.get().runtime.output_dir))
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            check_folder(folder)
+            _graph(config, options, folder)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -4,7 +4,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType, NoneType
 from typing import Any, get_args, get_type_hints
@@ -25,8 +25,8 @@ def make(node: Any, where: str, /, *args: Any, **kwargs: Any) -> Any:
 
     The keys are those of Hydra's instantiate: `_target_` is a dotted name, `_args_` a list of positional arguments,
     and with `_partial_: true` the result is a callable that still has to be called. Whatever has no `_target_` is
-    given back with the nodes inside it built. Where a class of torch.nn or mtl.losses takes a tensor, such as the
-    weights of a loss, a number or a list of numbers becomes one.
+    given back with the nodes inside it built. Where a class of torch.nn or mtl.losses, or a function of
+    torch.nn.functional, takes a tensor, such as the weights of a loss, a number or a list of numbers becomes one.
 
     Args:
         node: plain dicts, lists and values.
@@ -170,19 +170,28 @@ _OF_METRICS = (  # what torchmetrics.Metric takes from its keyword arguments
 )
 
 
+_hints = cache(get_type_hints)  # a function may be called in every step
+
+
 def _as_tensors(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Those of the arguments that are numbers where a class of torch.nn or mtl.losses takes a tensor, as tensors.
+    """Those of the arguments that are numbers where torch.nn or mtl.losses takes a tensor, as tensors.
+
+    A class's tensors are its own, and go where the model goes; a function's are put where its other tensors are.
 
     Raises:
         UserError: for a list that isn't of numbers.
     """
     plain = {name: value for name, value in arguments.items() if isinstance(value, int | float | list)}
-    made_in = str(getattr(getattr(target, "__init__", None), "__module__", ""))
-    if not plain or not isinstance(target, type) or not made_in.startswith(("torch.nn.", "mtl.losses.")):
+    function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    made_in = str(getattr(function, "__module__", ""))
+    if not plain or not inspect.isfunction(function) or not made_in.startswith(("torch.nn.", "mtl.losses.")):
         return {}
     import torch
 
-    hints = get_type_hints(target.__init__)  # type: ignore[misc]
+    hints = _hints(function)
+    others = [each for each in arguments.values() if isinstance(each, torch.Tensor) and each.is_floating_point()]
+    kind = torch.promote_types(torch.get_default_dtype(), others[0].dtype) if others else torch.get_default_dtype()
+    device = others[0].device if others else None
     found = {}
     for name, value in plain.items():
         if hints.get(name) is not torch.Tensor and torch.Tensor not in get_args(hints.get(name)):
@@ -190,7 +199,7 @@ def _as_tensors(target: Any, arguments: Mapping[str, Any], where: str) -> dict[s
         try:
             if isinstance(value, bool):
                 raise TypeError
-            found[name] = torch.tensor(value, dtype=torch.get_default_dtype())
+            found[name] = torch.tensor(value, dtype=kind, device=device)
         except (TypeError, ValueError, RuntimeError):
             raise UserError(f"{where}.{name} is {value!r}; it must be a number, or a list of numbers") from None
     return found

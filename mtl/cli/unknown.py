@@ -18,7 +18,7 @@ from mtl import schema
 from mtl.cli.folders import CONFIG_DIR
 from mtl.cli.overrides import config_folders, parted
 from mtl.errors import UserError, suggest
-from mtl.quoting import as_value
+from mtl.quoting import as_value, command
 
 NOT_OVERRIDDEN = re.compile(r"Could not (?:override '|delete from config\. ')([^']+)'")
 GIVEN = {"optimizer": 1, "scheduler": 1, "logger": 2}  # how many of a target's first arguments no config gives
@@ -127,8 +127,8 @@ def why_no_group(key: str, given: Sequence[str], typed: str = "") -> str:
         return "a task's objective is chosen with its place: " + typed.replace("objective", "+objective@tasks.NAME", 1)
     inside = [other for other in groups if key.startswith(f"{other}/")]
     first = f", or an option of {inside[0]} that has one is chosen first" if inside else ""
-    plus = f"one is added with a plus: +{typed}" if typed else f"one is added without `override`: /{key}: …"
-    return f"no option of this group is in the config so far; {plus}{first}"
+    how = f"with a plus: {_for_a_shell(f'+{typed}')}" if typed else f"without `override`: /{key}: …"
+    return f"no option of this group is in the config so far; one is added {how}{first}"
 
 
 def _groups(given: Sequence[str]) -> set[str]:
@@ -162,16 +162,22 @@ def _of_node(
         return f"there is no task '{word}'" + suggest(word, names)
     known = below(where, config_name)
     target = node.get("_target_")
+    plus = _for_a_shell(f"+{typed}")
     taken, anything = _takes(where, target, given) if target else ([], False)
     if typed.startswith("~"):
         return f"there is no key '{key}' to be taken away" + _possible(word, where, [str(name) for name in node])
     if word in (*known, *taken, *(OWN if target else ())):
-        return f"'{key}' isn't in the config so far, though {target or where} can have it; add it with a plus: +{typed}"
+        return f"'{key}' isn't in the config so far, though {target or where} can have it; add it with a plus: {plus}"
     of = f": {where} is {target}" if target else ""
     text = f"there is no key '{key}'{of}" + _possible(word, where, list(dict.fromkeys([*names, *known, *taken])))
     if not where and config_name != "evaluate":
-        return f"{text}; {schema.VARIABLE}: vars.{typed}"
-    return text if not anything and (target or known or is_fixed) else f"{text}; others are added with a plus: +{typed}"
+        return f"{text}; {schema.VARIABLE}: {_for_a_shell(f'vars.{typed}')}"
+    return text if not anything and (target or known or is_fixed) else f"{text}; others are added with a plus: {plus}"
+
+
+def _for_a_shell(override: str) -> str:
+    """The override as one would type it; … stands for a value that wasn't typed."""
+    return override if override.endswith("=…") else command(override)
 
 
 def below(where: str, config_name: str) -> list[str]:
@@ -193,7 +199,7 @@ def below(where: str, config_name: str) -> list[str]:
 
 def _possible(word: str, where: str, names: Sequence[str]) -> str:
     """Like `suggest`, with the nearest name written as one would type it."""
-    near = get_close_matches(word, names, n=1)
+    near = get_close_matches(word, [name for name in names if name != word], n=1)
     hint = f"; did you mean '{where}{'.' if where else ''}{near[0]}'?" if near else ""
     return f"{hint} (possible{f' in {where}' if where else ''}: {', '.join(sorted(names)) or 'nothing'})"
 

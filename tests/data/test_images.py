@@ -1,6 +1,7 @@
 """Pictures of every mode and orientation: pixel values that are known, or a refusal that names the file."""
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 import mtl
-from mtl.data.images import Images, Transform, open_image
+from mtl.data.images import FORMATS, Images, Transform, open_image
 
 PLAIN: dict[str, Any] = {"mean": [0, 0, 0], "std": [1, 1, 1]}
 
@@ -165,3 +166,50 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
         open_image(tmp_path / "a.png")
     with pytest.raises(mtl.UserError, match=r"there is no picture .*b\.png"):
         open_image(tmp_path / "b.png")
+
+
+def saved_in_every_format(folder: Path) -> dict[str, Path]:
+    """A picture in each format that Pillow writes as well as reads."""
+    Image.init()
+    found = {}
+    for name in sorted(set(Image.SAVE) & set(Image.OPEN)):
+        path = folder / f"picture.{name.lower()}"
+        for mode in ("RGB", "L", "1", "F"):
+            try:
+                Image.fromarray(np.full((16, 16), 200, np.uint8)).convert(mode).save(path, name)
+                with Image.open(path, formats=[name]) as picture:
+                    picture.verify()
+                found[name] = path
+                break
+            except Exception:  # this one needs another mode, or a library that isn't there
+                path.unlink(missing_ok=True)
+    return found
+
+
+def test_pictures_of_other_formats_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the file is called; for some of them Pillow would start another program."""
+    (tmp_path / "bin").mkdir()
+    for program in ("gs", "ghostscript", "xv", "magick"):
+        (tmp_path / "bin" / program).write_text(f"#!/bin/sh\ntouch {tmp_path}/canary\n")
+        (tmp_path / "bin" / program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # or it isn't looked for again
+    files = saved_in_every_format(tmp_path)
+    plain = {"BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF"}
+    assert plain | {"EPS", "IM", "SPIDER"} <= set(files)
+    with Image.open(files["EPS"]) as picture, suppress(OSError):
+        picture.load()
+    assert (tmp_path / "canary").exists()  # so the refusal below is what keeps it away
+    (tmp_path / "canary").unlink()
+    for name, path in files.items():
+        for renamed in (path, path.rename(tmp_path / f"{name}.png")):
+            if not renamed.exists():
+                continue
+            if name in plain:
+                assert open_image(renamed).size == (16, 16), name
+            elif name not in FORMATS:
+                with pytest.raises(mtl.UserError, match=rf"the picture {renamed} is damaged: UnidentifiedImageError"):
+                    open_image(renamed)
+    assert not (tmp_path / "canary").exists()
+    risky = {"EPS", "WMF", "FITS", "PDF", "PSD", "FPX", "MIC", "MPEG", "BUFR", "GRIB", "HDF5", "ICNS"}
+    assert not risky & set(FORMATS)

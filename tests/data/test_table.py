@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mtl
-from mtl.data import table
+from mtl.data import cells, table
 
 PEOPLE = """\
 age,city,zip,income,smoker,stage
@@ -337,3 +337,26 @@ def test_a_target_of_words_for_empty_cells_alone_is_empty(tmp_path: Path, word: 
     path = write(tmp_path, f"x,y\n1,{word}\n2,\n3,{word}\n", "a.csv")
     with pytest.raises(mtl.UserError, match=r"all cells of 'y' in the training split of a\.csv are empty; label some"):
         table(path, inputs=["x"], targets=["y"], split=[1, 0, 0], **options)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("name", ["http://localhost:9/x", "s3://bucket/x", "file://localhost/x", "~/x", "~root/x"])
+def test_a_name_like_an_address_is_that_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ending: str
+) -> None:
+    """pandas would ask the network, or look in somebody's home folder."""
+
+    def connect(*_: Any) -> None:
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.chdir(tmp_path)
+    path = Path(f"{name}.{ending}")
+    path.parent.mkdir(parents=True)
+    frame = pandas.DataFrame({"age": [1, 2, 3], "income": [4.0, 5.0, 6.0]})
+    frame.to_csv(path.resolve(), index=False) if ending == "csv" else frame.to_parquet(path.resolve())
+    part = cells.read(f"{name}.{ending}", {"inputs": ["age"], "targets": ["income"]})
+    assert cells.numbers(part, "income", "targets").tolist() == [4.0, 5.0, 6.0]
+    path.unlink()
+    with pytest.raises(mtl.UserError, match="there is no file"):
+        cells.read(f"{name}.{ending}", {"inputs": ["age"]})
