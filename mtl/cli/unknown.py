@@ -127,10 +127,8 @@ def why_no_group(key: str, given: Sequence[str], typed: str = "") -> str:
         return "a task's objective is chosen with its place: " + typed.replace("objective", "+objective@tasks.NAME", 1)
     inside = [other for other in groups if key.startswith(f"{other}/")]
     first = f", or an option of {inside[0]} that has one is chosen first" if inside else ""
-    plus = f"one is added without `override`: /{key}: …"
-    if typed:
-        plus = f"one is added with a plus: {_for_a_shell(f'+{typed}')}"
-    return f"no option of this group is in the config so far; {plus}{first}"
+    how = f"with a plus: {_for_a_shell(f'+{typed}')}" if typed else f"without `override`: /{key}: …"
+    return f"no option of this group is in the config so far; one is added {how}{first}"
 
 
 def _groups(given: Sequence[str]) -> set[str]:

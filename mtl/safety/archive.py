@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import os
 import pickle
 from collections.abc import Iterator
@@ -11,12 +12,13 @@ from typing import Any, BinaryIO
 from zipfile import ZIP_STORED, ZipFile
 
 from mtl.errors import UserError, first_line
-from mtl.safety.bounded import LARGEST, read_json
+from mtl.safety.bounded import LARGEST, leaves, read_json
 from mtl.safety.regular import regular
 
 FORMAT = 7
 MANIFEST = "manifest.json"
 PLAIN = 8 * LARGEST  # bytes of what isn't numbers of tensors; in memory it may take sixty times as many
+ROOM, LEAST_ROOM = 16, 2**28  # bytes of all tensors, for each byte of the file and besides; they may share storages
 SAVED_AS = "saved_as"  # the key of the state for the name under which it was saved
 
 # What PyTorch's own reader takes of a pickle's instructions and functions, without those that set memory aside for as
@@ -97,6 +99,11 @@ def name_of(path: Path) -> str:
     return stem if stem and number.isdecimal() else path.stem
 
 
+def room(size: int) -> int:
+    """The bytes that the tensors may take of a file of that size."""
+    return ROOM * size + LEAST_ROOM
+
+
 def _check(file: BinaryIO, path: Path) -> None:
     size = os.fstat(file.fileno()).st_size
     if size > _memory():
@@ -116,12 +123,17 @@ def _check(file: BinaryIO, path: Path) -> None:
             root = archive.namelist()[0].split("/")[0]
             if members[f"{root}/data.pkl"] > PLAIN:
                 raise ValueError(f"it holds more than {PLAIN:,} bytes beside the numbers of its tensors")
-            state = _Skimmed(archive.read(f"{root}/data.pkl"), root, members).load()
+            skimmed = _Skimmed(archive.read(f"{root}/data.pkl"), root, members)
+            state = skimmed.load()
     except KeyError as error:  # a part of the archive, or an instruction of the pickle
         raise ValueError(f"there is no {error.args[0]} in it, or none is known") from error
     found_format = state.get("format") if isinstance(state, dict) else None
     if found_format != FORMAT:
         raise UserError(f"the checkpoint {path} has format {found_format}; this version of mtl reads format {FORMAT}")
+    for _ in leaves(state, f"the checkpoint {path}", most=size):  # each takes a byte at least
+        pass
+    if skimmed.taken > room(size):
+        raise UserError(f"the checkpoint {path} holds tensors of far more numbers than it has bytes")
     if isinstance(name := state.get(SAVED_AS), str):
         _check_name(path, name)
 
@@ -172,6 +184,7 @@ class _Skimmed(pickle._Unpickler):
         super().__init__(io.BytesIO(content))
         self._root = root
         self._members = members
+        self.taken = 0  # bytes that the tensors would take, if each had its own
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands for the function or class of that name."""
@@ -180,7 +193,13 @@ class _Skimmed(pickle._Unpickler):
         module = module.replace("__builtin__", "builtins")  # its name in the protocol that PyTorch writes
         if f"{module}.{name}" not in FUNCTIONS and not (module == "torch" and name in DTYPES):
             raise ValueError(f"it asks for {module}.{name}, which no checkpoint of mtl needs")
-        return _Anything
+        return self._tensor if name.startswith("_rebuild_tensor_") else _Anything
+
+    def _tensor(self, storage: Any, _: Any, shape: Any, *more: Any) -> Any:
+        if not isinstance(storage, _Storage) or not all(type(each) is int and each >= 0 for each in shape):
+            raise ValueError("a tensor in it has no storage, or no shape")
+        self.taken += math.prod(shape) * storage
+        return _Anything()
 
     def persistent_load(self, pid: Any) -> Any:
         """What stands for a storage: PyTorch would believe the size that is told here, and read beyond the memory."""
@@ -190,7 +209,7 @@ class _Skimmed(pickle._Unpickler):
             raise ValueError("a tensor in it has no storage")
         if not 0 <= count * storage <= own:
             raise ValueError(f"a tensor in it is of {count * storage:,} bytes, of which there are {own:,}")
-        return _Anything()
+        return storage
 
 
 class _Storage(int):

@@ -18,7 +18,6 @@ from mtl.safety.archive import FORMAT, MANIFEST
 from mtl.safety.bounded import leaves
 from mtl.safety.plain_types import plain_types
 
-ROOM, LEAST_ROOM = 16, 2**28  # bytes of all tensors, for each byte of the file and besides; they may share storages
 SPARE = 50  # checksums that are kept beside those of the files: a process that was killed noted one without a file
 
 
@@ -59,7 +58,7 @@ def load(path: Path) -> dict[str, Any]:
     with archive.opened(path) as file:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         size = os.fstat(file.fileno()).st_size
-        room = ROOM * size + LEAST_ROOM
+        room = archive.room(size)
         for value in leaves(state, f"the checkpoint {path}", most=size):  # each takes a byte at least
             if isinstance(value, Tensor):
                 room -= value.numel() * value.element_size() if value.layout is torch.strided else 0

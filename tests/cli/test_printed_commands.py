@@ -38,6 +38,10 @@ def run(typed: list[str]) -> Ended:
     return ended
 
 
+def compare_folder(ended: Ended) -> str:
+    return printed(ended, "compare")[2]
+
+
 @pytest.fixture
 def stopping(here: Path, name: str) -> list[str]:
     """Arguments for runs in a folder of this name, with code from another such one. The first stops after a step."""
@@ -77,6 +81,12 @@ def test_what_a_multirun_prints(here: Path, stopping: list[str], name: str) -> N
     resumed = run(printed(interrupted, "go on"))
     assert "2 jobs in" in resumed.out
     assert "tasks: parity\n" in run(printed(resumed, "parity alone")).out
+    assert "digit" in run(printed(resumed, "evaluate")).out
+    other = command("train", "-m", *stopping, "seed=0,2", override("resume", compare_folder(resumed)))
+    told = re.search(r"was begun with other arguments: (.+)$", other.err, re.M)[1]
+    assert (
+        "2 jobs in" in run(["-m", "mtl.train", *words(f"show {told}"), override("resume", compare_folder(resumed))]).out
+    )
     compare, look = printed(resumed, "compare"), printed(resumed, "look")
     assert compare[:2] == ["-m", "mtl.report"]
     assert Path(compare[2]).resolve() == Path(look[1]).resolve()
@@ -102,6 +112,22 @@ def test_what_a_run_that_fails_prints(here: Path, name: str) -> None:
     found = re.search(r"go on with (.+)$", failed.out, re.M)
     assert found, failed.out
     assert "resume   from step 2" in run(["-m", "mtl.train", *typed, *words(f"show {found[1]}")]).out
+
+
+@pytest.mark.parametrize("name", [EVERYTHING])
+def test_what_is_printed_of_a_run_that_has_another_config(here: Path, name: str) -> None:
+    """How to allow it, also where a pattern, and not a name, is what differs."""
+    groups = "optimizer.groups={{*.bias: {{weight_decay: {}}}, trunk.*: {{lr: 1e-4}}}}"
+    typed = [*FAST, "trainer.max_epochs=1", "scheduler=none", override("output_root", name)]
+    first = command("train", *typed, groups.format(0), override("vars.note", name))
+    assert first.code == 0, first.err
+    (folder,) = Path(name).glob("mnist_two_head/*")
+    again = [*typed, "trainer.max_epochs=2", groups.format(0.1), "vars.note=x", override("resume", str(folder))]
+    refused = command("train", *again)
+    assert refused.code == 1
+    allow = re.search(r"or allow it: (.+)$", refused.err, re.M)[1]
+    assert "*.bias" in allow
+    assert "resume   from step" in run(["-m", "mtl.train", *again, *words(f"show {allow}")]).out
 
 
 @pytest.mark.parametrize("name", [EVERYTHING])

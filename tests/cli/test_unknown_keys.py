@@ -9,12 +9,15 @@ import pytest
 from conftest import command, slow_but
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from test_fuzz import BARE
 
 from mtl import cli, schema
 from mtl.cli.overrides import for_hydra
-from mtl.cli.unknown import why_not, with_plus
+from mtl.cli.unknown import _possible, why_not, with_plus
+from mtl.errors import suggest
 
 TASK = f"""{BARE}\
   b:
@@ -101,7 +104,7 @@ SAID = [
     ("balancer=upgrad balancer.lr=1", "balancer is mtl.balancers.UPGrad (possible in balancer: over)"),
     ("optimizer.momentum=0.9", "there is no key 'optimizer.momentum': optimizer is torch.optim.AdamW (possible in optimizer: amsgrad, betas,"),
     ("optimizer.beta=0.9", "did you mean 'optimizer.betas'?"),
-    ("optimizer.betas=[0.9,0.9]", "'optimizer.betas' isn't in the config so far, though torch.optim.AdamW can have it; add it with a plus: +optimizer.betas=[0.9,0.9]"),
+    ("optimizer.betas=[0.9,0.9]", "'optimizer.betas' isn't in the config so far, though torch.optim.AdamW can have it; add it with a plus: '+optimizer.betas=[0.9,0.9]'"),
     ("optimizer=sgd optimizer.nestrov=true", "optimizer is torch.optim.SGD; did you mean 'optimizer.nesterov'?"),
     ("model.trunk.widht=3", "model.trunk is mtl.trunks.LeNet (possible in model.trunk: dropout, num_features)"),
     ("model.frezee=[x]", "model is mtl.MultiTaskModel; did you mean 'model.freeze'? (possible in model: freeze, freeze_until, inputs, trunk)"),
@@ -168,6 +171,37 @@ def test_glob_of_a_group_is_hydras(bare: list[str]) -> None:
         "0_optimizer-adam",
         "1_optimizer-adamw",
     ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said", "key", "value"),
+    [
+        ("optimizer.betas=[0.9, 0.9]", "add it with a plus", "optimizer.betas", [0.9, 0.9]),
+        ("tasks.a.head.bias=false", "add it with a plus", "tasks.a.head.bias", False),
+        ("callbacks.x={_target_: \"it's\", a: '$HOME'}", "others are added with a plus", "callbacks.x.a", "$HOME"),
+        ("note=a  b", "a variable of one's own goes below vars", "vars.note", "a  b"),
+    ],
+)
+def test_what_is_to_be_added_is_written_for_a_shell(
+    bare: list[str], typed: str, said: str, key: str, value: object
+) -> None:
+    told = command("train", *bare, typed)
+    assert told.code == 1
+    word = re.search(rf"{said}: (.+)$", told.err, re.M)[1]
+    done = subprocess.run(["bash", "-c", rf"printf '%s\0' {word}"], capture_output=True, text=True, check=True)
+    (again,) = done.stdout.split("\0")[:-1]
+    shown = command("train", *bare, again, "--cfg", "job")
+    assert shown.code == 0, shown.err
+    assert OmegaConf.select(OmegaConf.create(shown.out), key) == value
+
+
+@settings(max_examples=30)
+@given(st.text(max_size=9), st.lists(st.text(max_size=9), max_size=5))
+def test_nothing_is_suggested_that_was_typed(word: str, others: list[str]) -> None:
+    """Even where it is among what is possible, and wrong for another reason."""
+    for text in (suggest(word, [word, *others]), _possible(word, "a", [word, *others])):
+        assert f"did you mean '{word}'" not in text
+        assert f"did you mean 'a.{word}'" not in text
 
 
 @pytest.mark.parametrize("module", ["graph", "evaluate"])

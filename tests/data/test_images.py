@@ -178,7 +178,7 @@ def saved_in_every_format(folder: Path) -> dict[str, Path]:
             try:
                 Image.fromarray(np.full((16, 16), 200, np.uint8)).convert(mode).save(path, name)
                 with Image.open(path, formats=[name]) as picture:
-                    picture.getbbox
+                    picture.verify()
                 found[name] = path
                 break
             except Exception:  # this one needs another mode, or a library that isn't there

@@ -63,6 +63,35 @@ def test_these_are_all_losses_of_torch_that_take_tensors() -> None:
     assert {f"torch.nn.{name}" for name in takes} == {name for name, *_ in LOSSES if name.startswith("torch.")}
 
 
+FUNCTIONS = {
+    **{"CrossEntropyLoss": "cross_entropy", "NLLLoss": "nll_loss", "MultiMarginLoss": "multi_margin_loss"},
+    **{"BCELoss": "binary_cross_entropy", "BCEWithLogitsLoss": "binary_cross_entropy_with_logits"},
+    "MultiLabelSoftMarginLoss": "multilabel_soft_margin_loss",
+}
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("name", "weights", "prediction", "target"), [case for case in LOSSES if "torch" in case[0]])
+def test_a_function_is_given_the_same(
+    name: str, weights: dict[str, Any], prediction: torch.Tensor, target: torch.Tensor, kind: torch.dtype
+) -> None:
+    by_class = make({"_target_": name, **weights}, "tasks.a.loss").to(kind)
+    function = FUNCTIONS[name.split(".")[-1]]
+    node = {"_target_": f"torch.nn.functional.{function}", "_partial_": True, **weights}
+    prediction, target = prediction.to(kind), target.to(kind) if target.is_floating_point() else target
+    assert torch.equal(make(node, "tasks.a.loss")(prediction, target), by_class(prediction, target))
+    on_another_device = make(node, "tasks.a.loss")(prediction.to("meta"), target.to("meta"))
+    assert on_another_device.device.type == "meta"
+
+
+def test_other_arguments_of_functions_stay_as_they_are() -> None:
+    node = {"_target_": "torch.nn.functional.cross_entropy", "_partial_": True, "label_smoothing": 0.1}
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    assert torch.equal(make(node, "x")(x, y), nn.functional.cross_entropy(x, y, label_smoothing=0.1))
+    with pytest.raises(mtl.UserError, match=r"x\.weight is \['a'\]; it must be a number, or a list of numbers"):
+        make({**node, "weight": ["a"]}, "x")(x, y)
+
+
 def test_positions_subclasses_and_tensors() -> None:
     class Own(nn.CrossEntropyLoss):
         pass

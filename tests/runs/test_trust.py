@@ -94,19 +94,46 @@ def changed(where: str, value: Any) -> dict[str, Any]:
 # What is listed.
 
 
+FUNCTIONS_OF_MTL = {
+    *(f"mtl.data.{name}" for name in ("celeba", "cifar100", "datasets", "image_table", "made_ctr", "mnist", "table")),
+    *(f"mtl.data.{name}" for name in ("multi_mnist", "office_domain", "pets")),
+    *(f"mtl.problems.burgers.{name}" for name in ("boundary", "exact", "initial", "residual")),
+    *(f"mtl.problems.burgers.{name}_points" for name in ("boundary", "initial", "interior")),
+    *("mtl.model.match", "mtl.schedulers.warmup", "mtl.schedulers.warmup_cosine", "mtl.schedulers.warmup_linear"),
+}
+
+
 def test_what_is_listed_is_of_the_packages_and_builds_or_computes() -> None:
     counts = {package: len(listed(package)) for package in PACKAGES}
     assert counts["mtl"] > 60
     assert min(counts["torch"], counts["torchvision"], counts["torchmetrics"]) > 150
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
+    from torch.utils.data import Dataset
+
+    from mtl.balancers import Balancer
 
     for package in PACKAGES:
         for name, value in listed(package).items():
             assert name.startswith(f"{package}.")
             home = value.__module__ or ""
             assert home.split(".")[0] in PACKAGES, name
-            if package == "mtl" or name in ("torchvision.transforms.Compose", "torchvision.transforms.PILToTensor"):
+            if package == "mtl":
+                what = (
+                    nn.Module
+                    | Optimizer
+                    | Balancer
+                    | Dataset
+                    | LRScheduler
+                    | mtl.Schedule
+                    | mtl.data.Splits
+                    | mtl.data.Sources
+                )
+                loaders = (mtl.data.Loader, mtl.data.Mix)
+                is_class = isinstance(value, type) and (issubclass(value, what) or value in loaders)
+                assert is_class or name in FUNCTIONS_OF_MTL, name
+                continue
+            if name in ("torchvision.transforms.Compose", "torchvision.transforms.PILToTensor"):
                 continue
             if isinstance(value, type):
                 assert issubclass(value, nn.Module | Optimizer | LRScheduler) or name.endswith("ToTensor"), name

@@ -218,6 +218,17 @@ def test_a_run_whose_folder_hydra_was_given_does_not_go_on_through_a_link(stoppe
     assert snapshot(Path()) == before
 
 
+@pytest.mark.parametrize("name", ["graph.md", "leaves.csv", "graph.svg", "life.png"])
+def test_a_graph_is_written_through_no_link(surroundings: Path, name: str) -> None:
+    Path("run").mkdir()
+    link_to_nothing(Path("run") / name)
+    before = snapshot(Path())
+    ended = command("graph", *SMALL, "hydra.run.dir=run")
+    assert ended.code == 1
+    assert f"run/{name} is a symbolic link" in ended.err
+    assert snapshot(Path()) == before
+
+
 def test_a_run_does_not_go_on_with_a_hard_link(stopped: Path) -> None:
     """What is written at the end of such a file is written to the file of the other name as well."""
     (stopped / "metrics.csv").unlink()
