@@ -1,5 +1,6 @@
 """python -m mtl.evaluate run=outputs/…: measures a trained model on one split of its data, or on other data."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,11 @@ def _measured(config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
     On another device operations may have no deterministic algorithm, and figures need none.
     """
     trainer = {**config["trainer"], "tail": "keep", "micro_batch_size": None, "num_micro_batches": None}
-    return {**config, "device": options["device"] or config["device"], "deterministic": False, "trainer": trainer}
+    data = config["data"]
+    if isinstance(data, dict) and type(data.get("num_workers")) is int:  # the run may be of a larger machine
+        data = {**data, "num_workers": min(data["num_workers"], os.cpu_count() or 1)}
+    device = options["device"] or config["device"]
+    return {**config, "data": data, "device": device, "deterministic": False, "trainer": trainer}
 
 
 if __name__ == "__main__":

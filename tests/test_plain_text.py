@@ -141,6 +141,9 @@ def test_cells_that_would_be_formulas(here: Path) -> None:
     for formula in ("=1+1", "+1", "-1", "@SUM(A1)", " =1", "\t=1", "\r=1", "\u3000=1", "＝1", "＋1", "－1", "＠x"):
         assert not re.match(r"\s*[=+\-@＝＋－＠]", str(_cell(formula))), formula
     assert _cell("=1+1") == "'=1+1"
+    # Where a comma parts digits, spreadsheets part cells at semicolons, and know nothing of the quotes of another list.
+    assert _cell("a;=1+1; @b;c") == "a;'=1+1;' @b;c"
+    assert _cell('"=1+1') == "'\"=1+1"
     assert [_cell(value) for value in (-0.5, 3, None, "a=b", "lr-1", "")] == [-0.5, 3, None, "a=b", "lr-1", ""]
     for seed in range(2):
         run(Path(f"runs/{seed}"), seed=seed, problem="=cmd|' /C calc'!A0", test=accuracies(a=-0.5 - seed, b=0.5))

@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mtl.bounded import leaves
 from mtl.errors import UserError
 from mtl.text import plain
 
 LARGEST = 1e40  # of a figure: beyond what float32 holds; squares of such numbers, and of their ratios, are finite
 LONGEST = 100_000  # characters of a text
 LONGEST_NAME = 200  # characters of a task's or a figure's name
-MOST_TASKS = 10_000
+MOST_TASKS = 1_000  # a report of as many takes a quarter of a minute
+MOST_FIGURES = 5_000  # of a split
+MOST_VALUES = 20_000  # of a config
 Check = Callable[[Any], bool]
 
 
@@ -80,7 +83,11 @@ def is_mode(value: Any) -> bool:
     return value in ("max", "min", None)
 
 
-FIGURES = of(mapping(is_number))
+def are_figures(value: Any) -> bool:
+    """Whether it is figures by task, and not more than a report can show, or not known."""
+    return of(mapping(is_number))(value) and sum(map(len, (value or {}).values())) <= MOST_FIGURES
+
+
 METRICS: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(["status", "problem", "error", "launcher"], (or_none(is_text), "a text")),
     "arguments": (is_list_of(is_text), "a list of texts"),
@@ -91,7 +98,10 @@ METRICS: dict[str, tuple[Check, str]] = {
         with_keys(epoch=is_count, monitor=is_scalar, value=is_number, mode=is_mode),
         "an epoch, what was monitored, its value and which way is better",
     ),
-    **dict.fromkeys(["val", "test"], (FIGURES, f"tasks, each with figures that are numbers up to {LARGEST:g}")),
+    **dict.fromkeys(
+        ["val", "test"],
+        (are_figures, f"tasks, each with figures that are numbers up to {LARGEST:g}, in all {MOST_FIGURES:,} at most"),
+    ),
     "kinds": (of(is_mode), "figures, each with max, min or null"),
     "samples": (of(is_count), "splits, each with a whole number"),
     "fingerprints": (of(or_none(is_text)), "splits, each with a text"),
@@ -142,6 +152,8 @@ def checked_config(found: Any) -> dict[str, Any]:
     tasks = config.get("tasks") if isinstance(config.get("tasks"), dict) else None
     if tasks is not None and len(tasks) > MOST_TASKS:
         raise UserError(f"config.yaml has {len(tasks):,} tasks; a report takes {MOST_TASKS:,}")
+    for _ in leaves(config, "config.yaml", most=MOST_VALUES) if tasks is not None else ():
+        pass  # it raises where there are more
     for name in tasks or ():
         if not (name.isascii() and name.isidentifier() and len(name) <= LONGEST_NAME):
             raise UserError(f"config.yaml has a task '{name[:LONGEST_NAME]}', which isn't a name that a task may have")

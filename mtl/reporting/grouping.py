@@ -141,7 +141,7 @@ def _with_floats(node: Any) -> Any:
 def _alone(config: dict[str, Any], task: str) -> dict[str, Any]:
     """What of a config has to do with one task that is trained by itself; its weight has not."""
     tasks = {task: {k: v for k, v in config["tasks"][task].items() if k != "weight"}}
-    return without(config, OF_SEVERAL) | {"tasks": tasks}
+    return without(config | {"tasks": tasks}, OF_SEVERAL)
 
 
 def _by_data(runs: Sequence[Run], split: str) -> list[list[Run]]:

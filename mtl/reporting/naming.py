@@ -1,6 +1,7 @@
 """Names for configs, made of what differs between them."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,13 +144,18 @@ def _value(value: Any) -> str:
 
 def _shorten(keys: Sequence[str]) -> dict[str, str]:
     """As few of a key's last parts as tell it from the others; a balancer's own keys say so."""
-    short = {}
-    for key in keys:
-        parts = key.split(".")
-        least = 2 if parts[0] in ("balancer", "tasks") and len(parts) > 1 else 1
-        tails = [".".join(parts[-count:]) for count in range(least, len(parts) + 1)]
-        clear = (t for t in tails if not any(other != key and f".{other}".endswith(f".{t}") for other in keys))
-        short[key] = next(clear, key)  # `device` isn't told from `data.device` by any of its parts
+    short: dict[str, str] = {}
+    left = {key: key.split(".") for key in keys}
+    count = 0
+    while left:
+        count += 1
+        times = Counter(".".join(parts[-count:]) for parts in left.values())
+        for key, parts in list(left.items()):
+            # `device` isn't told from `data.device` by any of its parts
+            if times[".".join(parts[-count:])] == 1 or len(parts) == count:
+                least = 2 if parts[0] in ("balancer", "tasks") else 1
+                short[key] = ".".join(parts[-max(count, least) :])
+                del left[key]
     return short
 
 

@@ -1,6 +1,6 @@
 """The tables of a section."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from mtl import tags
 from mtl.reporting.comparison import Comparison, Figure, conflict, cost, hardest, pairs_of, side_by_side
@@ -29,15 +29,23 @@ def figures(comparison: Comparison) -> list[Block]:
     """A table of all figures, or one for each task where they are many."""
     if len(comparison.figures) <= WIDE:
         return [_table(comparison, f"Figures on {comparison.split}", comparison.figures)]
+    by_task = _by_task(comparison.figures)
     return [
-        _table(comparison, f"Figures on {comparison.split}: {task}", figures)
+        _table(comparison, f"Figures on {comparison.split}: {task}", by_task[task])
         for task in comparison.tasks
-        if (figures := [figure for figure in comparison.figures if figure.task == task])
+        if task in by_task
     ]
 
 
+def _by_task(figures: Iterable[Figure]) -> dict[str, list[Figure]]:
+    found: dict[str, list[Figure]] = {}
+    for figure in figures:
+        found.setdefault(figure.task, []).append(figure)
+    return found
+
+
 def _table(comparison: Comparison, title: str, figures: Sequence[Figure]) -> Table:
-    def row(method: Method, shown: Sequence[Figure]) -> list[str]:
+    def row(method: Method, shown: Set[Figure]) -> list[str]:
         cells = []
         for figure in figures:
             found = comparison.estimate(method, figure) if figure in shown else None
@@ -45,10 +53,9 @@ def _table(comparison: Comparison, title: str, figures: Sequence[Figure]) -> Tab
             cells.append(f"{plus_minus(found)}{few}" if figure in shown else "")
         return [method.label, str(len(method.runs)), *cells]
 
-    rows = [row(method, figures) for method in comparison.methods]
-    for task in dict.fromkeys(figure.task for figure in figures):
-        of_task = [figure for figure in figures if figure.task == task]
-        rows += [row(single, of_task) for single in comparison.section.singles.get(task, [])]
+    rows = [row(method, frozenset(figures)) for method in comparison.methods]
+    for task, of_task in _by_task(figures).items():
+        rows += [row(single, frozenset(of_task)) for single in comparison.section.singles.get(task, [])]
     columns = ["method", "seeds", *(f"{figure}{figure.arrow}" for figure in figures)]
     chosen = {0} if comparison.choice.order and len(comparison.methods) > 1 else set[int]()
     note = "Bold: what validation would choose." if chosen else ""

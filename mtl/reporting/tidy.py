@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from mtl.reporting.grouping import Method
 from mtl.text import plain
 
 COLUMNS = ["problem", "method", "role", "split", "task", "figure", "mean", "low", "high", "n", "p", "p_holm"]
-FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # what may begin a formula
+# What may begin a formula; where lists have semicolons between their items, spreadsheets take them to part cells.
+FORMULA = re.compile(r"(^|;)(?=[\s\"']*[=+\-@＝＋－＠])")
 Line = dict[str, str | float | int | None]
 
 
@@ -33,8 +35,7 @@ def _cell(value: str | float | int | None) -> str | float | int | None:
     """The value so that no spreadsheet takes a text for a formula; a number stays one."""
     if not isinstance(value, str):
         return value
-    text = plain(value)
-    return f"'{text}" if text.lstrip().startswith(FORMULA) else text
+    return FORMULA.sub(r"\1'", plain(value))
 
 
 def _lines(comparison: Comparison) -> Iterator[Line]:

@@ -44,6 +44,7 @@ _NAMES = {
     "torch": ("relu", "sigmoid", "softmax", "tanh", "tensor"),
     "torchvision.transforms": ("Compose", "PILToTensor", "ToTensor"),
 }
+_OF_TENSORS = ("torch.nn.functional.", "torch.relu", "torch.sigmoid", "torch.softmax", "torch.tanh", "torchvision.ops.")
 _EXPORTED = tuple(  # all that these modules export
     f"mtl.{name}" for name in ("architectures", "balancers", "data", "heads", "losses", "trunks")
 )
@@ -170,9 +171,9 @@ def check(config: Mapping[str, Any], *, own: Own, trust: Trusted) -> None:
                 f"the config of the run '{own.run}' has {text!r} in {where}: runs write values, and no interpolations"
             )
     refused: dict[str, str] = {}
-    for where, target in _targets(config):
-        if not _is_allowed(target, where, names, own):
-            refused.setdefault(str(target), where)
+    for where, node in _calls(config):
+        if not _is_allowed(node, where, names, own):
+            refused.setdefault(str(node["_target_"]), where)
     if refused:
         raise _refusal(own.run, refused)
 
@@ -213,7 +214,7 @@ def loads_nothing(node: Any) -> None:
 
     The values are in the checkpoint, and their file may be gone; and a run doesn't decide what is written where.
     """
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+    for _, value in _children(node):
         loads_nothing(value)
     if not isinstance(node, dict) or "_target_" not in node:
         return
@@ -226,7 +227,8 @@ def loads_nothing(node: Any) -> None:
         node["download"] = False
 
 
-def _is_allowed(target: Any, where: str, names: Sequence[str], own: Own) -> bool:
+def _is_allowed(node: Mapping[Any, Any], where: str, names: Sequence[str], own: Own) -> bool:
+    target = node["_target_"]
     if type(target) is not str or not _is_plain(target):
         return False
     for name in names:
@@ -243,14 +245,27 @@ def _is_allowed(target: Any, where: str, names: Sequence[str], own: Own) -> bool
                 return True
     package = target.split(".")[0]
     if package in PACKAGES:
-        return target in _names(package)
+        return target in _names(package) and not _computes(_names(package)[target], node)
 
     def passes(value: Any) -> bool:
         home = sys.modules.get(_home(value))
         return home is not None and (own.has(getattr(home, "__file__", None)) or _is_namespace(home))
 
     found = _walked(target, where, imports=lambda _, file: own.has(file), passes=passes)
-    return found is not None and (passes(found) or _is_listed(found))
+    return found is not None and (passes(found) or (_is_listed(found) and not _computes(found, node)))
+
+
+def _computes(found: Any, node: Mapping[Any, Any]) -> bool:
+    """Whether a function of tensors would be called while a run is loaded, or later with tensors of the run's choice.
+
+    Some of these functions believe the numbers in a tensor, and read beyond the memory by them.
+    """
+    if not inspect.isroutine(found):
+        return False
+    both = [*listed("torch").items(), *listed("torchvision").items()]
+    if not any(found is value for name, value in both if name.startswith(_OF_TENSORS)):
+        return False
+    return node.get("_partial_") is not True or any(_calls({key: node[key] for key in node if key != "_target_"}))
 
 
 def _walked(
@@ -345,13 +360,14 @@ def _is_function_of(places: Sequence[str], value: Any) -> bool:
     )
 
 
-def _targets(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+def _calls(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """All nodes with a `_target_`, with their places."""
+    if isinstance(node, Mapping) and "_target_" in node:
+        yield where or "config", node
     for key, value in _children(node):
         inner = f"{where}.{key}" if where and isinstance(node, Mapping) else f"{where}[{key}]" if where else str(key)
-        if key == "_target_" and isinstance(node, Mapping):
-            yield where or "config", value
-        else:
-            yield from _targets(value, inner)
+        if key != "_target_" or not isinstance(node, Mapping):
+            yield from _calls(value, inner)
 
 
 def _texts(node: Any, where: str = "config") -> Iterator[tuple[str, str]]:

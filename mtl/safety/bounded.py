@@ -17,9 +17,12 @@ LARGEST = 32 * 2**20  # bytes of a text that is read as a whole
 DEEPEST = 100  # levels of lists and mappings within each other
 MOST = 1_000_000  # values in a file, and
 MOST_IN_YAML = 200_000  # in one whose reading takes ten times as long
-LONGEST = 2**16  # characters of a value in YAML: what PyYAML makes of longer numbers takes minutes
+LONGEST = 2**16  # characters of a value in YAML
+LONGEST_WHOLE = 20  # of a whole number of 64 bits
+LONGEST_NUMBER = 24  # of a number: what PyYAML makes of longer ones takes minutes, and so does a dict of such keys
 _parse: Any = yaml.parse
 _load: Any = yaml.load
+_Resolver: Any = yaml.resolver.Resolver
 
 
 def read_text(path: Path, largest: int = LARGEST) -> str:
@@ -95,6 +98,8 @@ def read_yaml(path: Path) -> Any:
         OSError: where there is no such file, or it can't be read.
     """
     text, where = read_text(path), plain(str(path))
+    if any(line.startswith("%") for line in text.splitlines()):
+        raise UserError(f"{where} holds a line that begins with %, which mtl never writes")
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # much faster than OmegaConf
     try:
         depth = 0
@@ -106,8 +111,14 @@ def read_yaml(path: Path) -> Any:
                 raise UserError(f"{where} is nested more than {DEEPEST} levels deep")
             if count > MOST_IN_YAML:
                 raise UserError(f"{where} holds more than {MOST_IN_YAML:,} values")
+            if getattr(event, "tag", None) is not None:
+                raise UserError(f"{where} holds a tag, {event.tag}, which mtl never writes")
             if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST:
                 raise UserError(f"{where} holds a value of more than {LONGEST} characters")
+            if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _is_long_number(event.value):
+                raise UserError(
+                    f"{where} holds a number of {len(event.value)} characters: {event.value[:LONGEST_NUMBER]}…"
+                )
         value = _load(text, Loader=loader)
     except UserError:
         raise
@@ -150,6 +161,14 @@ def leaves(value: Any, where: str, most: int = MOST) -> Iterator[Any]:
     raise UserError(f"{where} is nested more than {DEEPEST} levels deep")
 
 
+def _is_long_number(text: str) -> bool:
+    """Whether it is a number, by YAML's rules, that no run writes: 64 bits and repr(float) have so many digits."""
+    if len(text) <= LONGEST_WHOLE:
+        return False
+    kind = _Resolver().resolve(yaml.ScalarNode, text, (True, False)).rpartition(":")[2]
+    return kind == "int" or (kind == "float" and len(text) > LONGEST_NUMBER)
+
+
 def _check_plain(value: Any, where: str) -> None:
     for each in leaves(value, where):
         if type(each) is int and not -(2**63) <= each < 2**63:
@@ -166,6 +185,6 @@ def _float(text: str) -> float:
 
 
 def _int(text: str) -> int:
-    if len(text) > 20:
+    if len(text) > LONGEST_WHOLE:
         raise ValueError(f"a whole number that isn't of 64 bits: {text[:40]}…")
     return int(text)

@@ -19,6 +19,7 @@ from mtl.safety.bounded import leaves
 from mtl.safety.plain_types import plain_types
 
 SPARE = 50  # checksums that are kept beside those of the files: a process that was killed noted one without a file
+_checked_indices: Any = torch.sparse.check_sparse_tensor_invariants
 
 
 def save(path: Path, state: dict[str, Any], *, keep: int | None = 1, number: int = 0) -> None:
@@ -56,12 +57,13 @@ def load(path: Path) -> dict[str, Any]:
         UserError: where there is no such file, or it is damaged, of another format, or saved under another name.
     """
     with archive.opened(path) as file:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        with _checked_indices():  # or some versions of PyTorch believe what a sparse tensor says
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         size = os.fstat(file.fileno()).st_size
         room = archive.room(size)
         for value in leaves(state, f"the checkpoint {path}", most=size):  # each takes a byte at least
             if isinstance(value, Tensor):
-                room -= value.numel() * value.element_size() if value.layout is torch.strided else 0
+                room -= Tensor.numel(value) * value.dtype.itemsize if value.layout is torch.strided else 0
                 if value.is_meta or room < 0:
                     raise UserError(f"the checkpoint {path} holds tensors of far more numbers than it has bytes")
         state = plain_types(state, f"the checkpoint {path}")

@@ -836,6 +836,58 @@ def test_loading_downloads_and_writes_nothing(here: Path, monkeypatch: pytest.Mo
     assert model({"x": torch.ones(1, 3)})["a"].shape == (1, 2)
 
 
+def tensor(value: Any) -> dict[str, Any]:
+    return {"_target_": "torch.tensor", "data": value}
+
+
+BEYOND = {  # what of the tensors these functions take for granted leads beyond the memory: Python ends by a signal
+    "torchvision.ops.roi_align": {"input": tensor([[[[1.0]]]]), "boxes": tensor([[1e8, 0, 0, 1, 1]]), "output_size": 1},
+    "torch.nn.functional.ctc_loss": {
+        **{"log_probs": tensor([[[0.0, 0.0]]]), "targets": tensor([10**9])},
+        **{"input_lengths": tensor([1]), "target_lengths": tensor([1])},
+    },
+}
+
+
+@pytest.mark.parametrize("name", [*BEYOND, "mine.roi_align"])
+def test_functions_of_tensors_are_not_called_with_those_of_a_run(here: Path, name: str) -> None:
+    (here / "mine.py").write_text("from torchvision.ops import roi_align\n")
+    given = BEYOND.get(name, BEYOND["torchvision.ops.roi_align"])
+    called = {"_target_": name, **given}
+    partly = {**called, "_partial_": True}
+    by_another = {
+        "_target_": "torchvision.ops.MLP",
+        "in_channels": 1,
+        "hidden_channels": [1],
+        "activation_layer": partly,
+    }
+    for node in (called, partly, {**called, "_partial_": 1}, by_another):
+        with pytest.raises(mtl.UserError, match=rf"isn't trusted:\n  tasks.a.count.*: {name}"):
+            mtl.load(written(here / "outputs" / "run", changed("tasks.a.count", node)))
+    mtl.load(written(here / "outputs" / "run", changed("tasks.a.count", {"_target_": name, "_partial_": True})))
+
+
+def test_nothing_is_downloaded_for_what_is_in_a_tuple(
+    here: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data's config becomes lists, and is built, whatever the checkpoint had."""
+    asked = []
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", lambda *_, **__: asked.append(1))
+    model = {"_target_": "torchvision.models.squeezenet1_0", "weights": "DEFAULT"}
+    run = tampered(trained, here / "outputs" / "run", lambda config: config["data"].update(more=(model,)))
+    ended = command("evaluate", f"run={run}")
+    assert "more" in ended.err  # it has been built, and mtl.data.mnist doesn't take it
+    assert asked == []
+
+
+def test_a_run_does_not_say_how_many_processes_there_are(trained: Path) -> None:
+    from mtl.evaluate import _measured
+
+    config = torch.load(trained / "checkpoints" / "best.pt", weights_only=True)["config"]
+    config["data"]["num_workers"] = 100_000
+    assert _measured(config, {"device": None})["data"]["num_workers"] == os.cpu_count()
+
+
 def test_the_folder_of_a_program_is_ones_own(here: Path) -> None:
     evil(here / "code", here.parent / "canary")
     run = written(here.parent / "runs" / "run", changed("tasks.a.head", {"_target_": "evil_code.Head", **HEAD}))

@@ -12,6 +12,7 @@ from made_runs import run
 import mtl
 from mtl.report import report
 from mtl.reporting import curves, reading
+from mtl.reporting.naming import _shorten, names
 from mtl.reporting.reading import UNREADABLE
 from mtl.runs.resume import config_of, finished
 from mtl.safety.bounded import parse_json, read_json, read_lines, read_text, read_yaml
@@ -24,16 +25,22 @@ YAML = {
     "- " * 100_000: "is nested more than 100 levels deep",
     "a: " + "[" * 101 + "]" * 101: "is nested more than 100 levels deep",
     "a: " + "1:" * 40_000 + "1": "holds a value of more than 65536 characters",
-    "a: " + "9" * 10_000: "can't be read: Exceeds the limit",
-    "a: 0x" + "f" * 10_000: "holds a whole number that isn't of 64 bits",
+    "a: " + "9" * 10_000: "holds a number of 10000 characters: 999",
+    "a: 0x" + "f" * 10_000: "holds a number of 10002 characters: 0xfff",
+    "".join(
+        f"{(2**61 - 1) * n}: 1\n" for n in range(10**4, 8 * 10**4)
+    ): "holds a number of 23 characters",  # of one hash
+    "".join(f"k{n}: 1{':59' * 20_000}\n" for n in range(30)): "holds a number of 60001 characters",
+    "a: 1" + ":59" * 10_000 + ".5": "holds a number of 30003 characters",
+    "".join(f"%TAG !a{n}! x{n}:\n" for n in range(80_000)) + "---\na: 1\n": "holds a line that begins with %",
     "a: 99999999999999999999": "holds a whole number that isn't of 64 bits",
     "a: 2020-01-01": "holds a date, which mtl never writes",
-    "a: !!binary aGVsbG8=": "holds a bytes, which mtl never writes",
-    "a: !!set {b, c}": "holds a set, which mtl never writes",
-    "a: !!int ''": "can't be read",
-    "a: !!bool perhaps": "can't be read",
-    "a: !!timestamp never": "can't be read",
-    "a: !!python/object/apply:os.system ['touch canary']": "can't be read: could not determine a constructor",
+    "a: !!binary aGVsbG8=": "holds a tag, tag:yaml.org,2002:binary, which mtl never writes",
+    "a: !!set {b, c}": "holds a tag, tag:yaml.org,2002:set, which mtl never writes",
+    "a: !!int ''": "holds a tag, tag:yaml.org,2002:int, which mtl never writes",
+    "a: !!bool perhaps": "holds a tag, tag:yaml.org,2002:bool, which mtl never writes",
+    "a: !!timestamp never": "holds a tag, tag:yaml.org,2002:timestamp, which mtl never writes",
+    "a: !!python/object/apply:os.system ['touch canary']": "holds a tag, tag:yaml.org,2002:python/object/apply:os.system, which mtl never writes",
     "? [1, 2]\n: 3": "can't be read: while constructing a mapping",
     "a: *b": "holds an alias, *b",
     "a: \x1b": "can't be read",
@@ -265,3 +272,30 @@ def test_runs_and_multiruns_that_were_changed_beside_one_to_go_on_with(here: Pat
     for number in range(20 * FUZZ):
         what, wrong = one_resume(here / "x", number)
         assert wrong is None, (number, what, wrong)
+
+
+def test_what_a_report_has_no_room_for(here: Path) -> None:
+    """Far less than a file may hold; a table with a column for each, or a plot with a panel, would take minutes."""
+    figures = {f"f{n}": 0.5 for n in range(5_001)}
+    run(here / "figures", test={"a": figures, "b": {"accuracy": 0.5}})
+    check(here / "figures", "metrics.json", "in all 5,000 at most")
+    path = run(here / "tasks") / "config.yaml"
+    whole = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(whole | {"tasks": {f"t{n}": {} for n in range(1_001)}}))
+    check(here / "tasks", "config.yaml", "has 1,001 tasks; a report takes 1,000")
+    path = run(here / "config") / "config.yaml"
+    path.write_text(yaml.safe_dump(whole | {"vars": {f"k{n}": n for n in range(20_000)}}))
+    check(here / "config", "config.yaml", "holds more than 20,000 values")
+
+
+def test_names_of_configs_with_many_keys() -> None:
+    configs = [{"model": {f"{side}{n}": {"x": n} for n in range(10_000)}, "y": side} for side in "ab"]
+    with at_most(10):
+        one, other = names(configs, [{}, {}])
+    assert one.text != other.text
+    assert one.told["model.a7"] == "{'x': 7}"
+    short = _shorten(["lr", "a.lr", "b.lr", "b.c.lr", "tasks.t.weight", "balancer.c", "data.size", "model.d.x"])
+    assert short == {
+        **{"lr": "lr", "a.lr": "a.lr", "b.lr": "b.lr", "b.c.lr": "c.lr", "tasks.t.weight": "t.weight"},
+        **{"balancer.c": "balancer.c", "data.size": "size", "model.d.x": "x"},
+    }
