@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mtl.bounded import leaves
 from mtl.errors import UserError
+from mtl.safety.bounded import leaves
 from mtl.text import plain
 
 LARGEST = 1e40  # of a figure: beyond what float32 holds; squares of such numbers, and of their ratios, are finite
