@@ -32,8 +32,8 @@ def made_ctr(*, num_samples: int = 200_000, num_users: int = 2_000, num_items: i
     Raises:
         UserError: If one of the numbers is too small.
     """
-    sizes = {"num_samples": (num_samples, 10), "num_users": (num_users, 1), "num_items": (num_items, 1)}
-    for name, (value, least) in sizes.items():
+    minimums = {"num_samples": (num_samples, 10), "num_users": (num_users, 1), "num_items": (num_items, 1)}
+    for name, (value, least) in minimums.items():
         if type(value) is not int or value < least:
             raise UserError(f"data.{name} is {value!r}; it must be a whole number of at least {least}")
     generator = torch.Generator().manual_seed(seed)
