@@ -9,12 +9,12 @@ from mtl.cli.overrides import arguments, keys
 __all__ = [
     "CONFIG_DIR",
     "arguments",
-    "runs_in_parallel",
     "checked",
     "code_folders",
     "keys",
     "launch",
     "left_out",
     "naming_origins",
+    "runs_in_parallel",
     "shadowed",
 ]
