@@ -1,4 +1,4 @@
-"""Everything that a config describes, built in one order: whoever trains, evaluates or looks has the same."""
+"""Builds everything that a config describes, in a fixed order for training, evaluation and inspection."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ from mtl.task import Task
 
 @dataclass
 class Built:
-    """A problem that is there.
+    """A problem built from a config.
 
     Attributes:
-        config: with what only the data know in its place.
-        splits: the data.
-        loaders: by split.
-        tasks: in the config's order.
-        model: on the device, with the parameters of `init_from` where the config names a run.
-        device: where batches and model are.
+        config: The config, with values that depend on the data filled in.
+        splits: The data.
+        loaders: The data loaders, by split.
+        tasks: The tasks, in the order of the config.
+        model: The model on the device, with the parameters of `init_from` if the config names a run.
+        device: The device of model and batches.
     """
 
     config: dict[str, Any]
@@ -43,7 +43,7 @@ class Built:
 
     @property
     def total_steps(self) -> int:
-        """The optimizer steps of the whole training."""
+        """The number of optimizer steps in the whole training."""
         epochs: int = self.config["trainer"]["max_epochs"]
         return len(self.loaders["train"]) * epochs
 
@@ -56,19 +56,19 @@ def build(
     loaded: bool = False,
     report: Callable[[str], None] = print,
 ) -> Built:
-    """Seeds the generators and builds the problem.
+    """Seeds the random generators and builds the problem.
 
     Args:
-        config: checked.
-        code_folders: where the user's own modules are.
-        trained_on: the facts of the data that parameters are to go on with, or to be measured on.
-        loaded: whether the model's parameters will be loaded, with the shapes that lazy modules wait for. Else the
-            training's first batch gives these.
-        report: is given a line for each part of `init_from`.
+        config: The checked config.
+        code_folders: Folders with the user's own modules.
+        trained_on: The facts of the data on which the parameters to be loaded were trained.
+        loaded: Whether parameters will be loaded, which also determine the shapes of lazy modules. Otherwise the first
+            training batch determines these shapes.
+        report: A function that receives a line for each part of `init_from`.
 
     Raises:
-        UserError: for whatever can't be built, with its place in the config.
-        Refused: where the data aren't those that were trained on.
+        UserError: If something can't be built; the message names the place in the config.
+        Refused: If the data differ from those of the training.
     """
     add_code_folders(code_folders)
     use_deterministic_algorithms(config["deterministic"])
@@ -81,7 +81,7 @@ def build(
         except UserError as error:
             raise Refused(str(error)) from error
     config = fill_from_data(config, splits)
-    seed_all(config["seed"])  # what the data drew, validation's too, makes no other model
+    seed_all(config["seed"])  # so that random draws of the data don't affect the model
     loaders = build_loaders(config, splits, device)
     tasks = build_tasks(config, splits)
     model = build_model(config, tasks).to(device)

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""Exceptions with messages for users, and helpers for error messages."""
 
 import re
 import site
@@ -11,15 +11,15 @@ from traceback import extract_tb
 
 from mtl.text import plain
 
-FOREIGN = (Exception, SystemExit)  # what others' code may end in: a call of sys.exit in it is no success
-INSTALLED = re.compile(r"[/\\](python3[^/\\]*|lib)[/\\](site|dist)-packages[/\\]", re.I)  # by whichever Python
+FOREIGN = (Exception, SystemExit)  # what foreign code may raise, including calls of sys.exit
+INSTALLED = re.compile(r"[/\\](python3[^/\\]*|lib)[/\\](site|dist)-packages[/\\]", re.I)  # of any Python installation
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. Its message says what is wrong, where, and what is possible instead.
+    """A mistake that the user can correct. The message says what is wrong, where, and what is possible instead.
 
     Args:
-        message: it may quote anything; what a terminal would obey in it is written out.
+        message: The message, which may quote any text; control characters are escaped.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -27,15 +27,15 @@ class UserError(ValueError):
 
 
 class NotFinite(UserError):
-    """A loss or a gradient that isn't finite.
+    """Raised if a loss or gradient isn't finite.
 
     Args:
-        found: from the task's name to what was found, such as `its loss is nan`.
-        place: where, to be added to that.
+        found: A description of the problem by task name, such as `its loss is nan`.
+        place: The place, which is appended to the descriptions.
 
     Attributes:
-        found: as given.
-        told: what was found where, without advice.
+        found: The argument `found`.
+        told: The descriptions and the place, without advice.
     """
 
     def __init__(self, found: Mapping[str, str], place: str = "") -> None:
@@ -48,12 +48,12 @@ class NotFinite(UserError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device's or the machine's memory ran out."""
+    """Returns whether the memory of the device or of the machine is exhausted."""
     return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in text_of(error)
 
 
 def dead_worker(error: BaseException | None) -> str | None:
-    """What torch says of a process that loads data and has died, which it says wherever the training happens to be."""
+    """Returns torch's message about a dead data worker, which torch may raise anywhere, or None for other errors."""
     while error is not None:
         if isinstance(error, RuntimeError) and first_line(error).startswith("DataLoader worker (pid"):
             return first_line(error)
@@ -62,18 +62,18 @@ def dead_worker(error: BaseException | None) -> str | None:
 
 
 def is_elsewhere(error: BaseException) -> bool:
-    """Whether it has nothing to do with the code that it comes out of."""
+    """Returns whether the error is unrelated to the code that raised it."""
     return is_out_of_memory(error) or dead_worker(error) is not None
 
 
 def is_of_backward(error: BaseException) -> bool:
-    """Whether autograd raised it: a loss or a module has done what can't be differentiated."""
+    """Returns whether autograd raised the error, because a loss or module can't be differentiated."""
     frames = extract_tb(error.__traceback__)
     return not isinstance(error, UserError) and any(frame.name == "_engine_run_backward" for frame in frames)
 
 
 def text_of(error: BaseException) -> str:
-    """An exception's message, or that it has none that can be shown: its class may be anybody's."""
+    """Returns an exception's message, or a note that it has none; the exception's class may be faulty."""
     try:
         return str(error)
     except Exception as mistake:
@@ -81,20 +81,20 @@ def text_of(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message."""
+    """Returns the first line of an exception's message."""
     return (text_of(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def told(error: BaseException) -> str:
-    """An exception of somebody's code in one line: its type, its message, and the place in the code."""
-    own = [frame for frame in extract_tb(error.__traceback__) if is_users(frame.filename)]
-    place = f" ({basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
+    """Describes an exception of foreign code in one line: type, message, and the place in the user's code."""
+    frames = [frame for frame in extract_tb(error.__traceback__) if is_users(frame.filename)]
+    place = f" ({basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
     text = first_line(error)
     return f"{type(error).__name__}: {text}{place}" if text != type(error).__name__ else f"{text}{place}"
 
 
 def is_users(filename: str) -> bool:
-    """Whether a file of code is the user's own: none of mtl's, of Python's, or of an installed package."""
+    """Returns whether a code file is the user's, and not part of mtl, Python or an installed package."""
     path = normcase(realpath(filename))
     if filename.startswith("<frozen ") or INSTALLED.search(path):
         return False
@@ -103,7 +103,7 @@ def is_users(filename: str) -> bool:
 
 @cache
 def _others() -> list[str]:
-    """The folders of code that isn't the user's, where they really are."""
+    """Returns the folders of code that isn't the user's, with symbolic links resolved."""
     paths = sysconfig.get_paths()
     installed = [paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
     folders = [dirname(abspath(__file__)), *installed, *site.getsitepackages(), site.getusersitepackages()]
@@ -111,8 +111,8 @@ def _others() -> list[str]:
 
 
 def suggest(word: str, possible: Iterable[str]) -> str:
-    """The tail of a message about an unknown word: the nearest known one, if any, and all that is possible."""
-    known = sorted(possible)
-    near = get_close_matches(word, [each for each in known if each != word], n=1)
+    """Returns the end of a message about an unknown word: the most similar known word, if any, and all known words."""
+    names = sorted(possible)
+    near = get_close_matches(word, [each for each in names if each != word], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"{hint} (possible: {', '.join(known) or 'nothing'})"
+    return f"{hint} (possible: {', '.join(names) or 'nothing'})"

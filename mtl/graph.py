@@ -1,4 +1,4 @@
-"""python -m mtl.graph task=…: what autograd builds for one batch, and how long it lives. Nothing is trained."""
+"""python -m mtl.graph task=…: shows what autograd builds for one batch, and how long it lives, without training."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -29,9 +29,9 @@ def graph(composed: DictConfig) -> None:
     """Shows the graphs of the problem that the config describes; writes tables and pictures to Hydra's folder.
 
     Raises:
-        UserError: for whatever is wrong in the config, or would be in a training's first step.
+        UserError: If the config is invalid, or if the first training step would fail.
     """
-    config, options = schema.check_graph(composed)  # before torch is imported, which takes seconds
+    config, options = schema.check_graph(composed)  # check the config before the slow import of torch
     if config["resume"] is not None:
         raise UserError("resume: mtl.graph trains nothing, so there is nothing to go on with; init_from=… is possible")
     from mtl.process.seeding import num_threads
@@ -49,7 +49,7 @@ def graph(composed: DictConfig) -> None:
 
 
 def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> None:
-    """Builds everything as for a training, looks, writes, and says what there is to see."""
+    """Builds the problem as for training, inspects the graphs of one step, and writes and prints the results."""
     from mtl.graphs import text
     from mtl.process.screen import Screen
     from mtl.step.passes import choose
@@ -86,7 +86,7 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
 
 
 def built(config: dict[str, Any], console: "Console") -> "tuple[Built, Any]":
-    """The problem, and the first batch of its training."""
+    """Returns the problem and the first training batch."""
     from mtl.build import build
 
     for line in cli.shadowed():
@@ -96,7 +96,7 @@ def built(config: dict[str, Any], console: "Console") -> "tuple[Built, Any]":
     problem = build(config, code_folders=cli.code_folders(), report=lambda line: report(console, line))
     problem.model.train()
     batches: Any = problem.loaders["train"].batches(1)
-    with closing(batches):  # worker processes end with it
+    with closing(batches):  # ends the worker processes
         batch = next(batches)
     report(console, f"data     {problem.splits.summary()}")
     report(
@@ -106,7 +106,7 @@ def built(config: dict[str, Any], console: "Console") -> "tuple[Built, Any]":
 
 
 def look(problem: "Built", batch: Any, pictures: "Pictures") -> "tuple[Walk, Mapping[str, Sequence[str]]]":
-    """Looks at the graphs of one joint step; gives them, and by parameter the tasks that gave it a gradient."""
+    """Inspects the graphs of one joint step; returns the graphs, and for each parameter the tasks with a gradient."""
     from mtl.graphs import Walk, backward
     from mtl.step import Step
 
@@ -120,7 +120,7 @@ def look(problem: "Built", batch: Any, pictures: "Pictures") -> "tuple[Walk, Map
 
 
 def live(problem: "Built", batch: Any) -> "tuple[dict[str, Life], dict[str, UserError]]":
-    """The life of one step of the config by each kind of passes, and by kind why there is none."""
+    """Returns the life of one step for each kind of passes, and for kinds that fail the error."""
     from mtl.choices import PASSES
     from mtl.config.training import build_step
     from mtl.graphs import Life, backward, living_anyway
@@ -130,12 +130,12 @@ def live(problem: "Built", batch: Any) -> "tuple[dict[str, Life], dict[str, User
     lives: dict[str, Life] = {}
     refused: dict[str, UserError] = {}
     for kind in PASSES:
-        own = {**config, "passes": kind}
+        settings = {**config, "passes": kind}
         if kind != choose(config["passes"], model):
-            own["gradients"] = {**config["gradients"], "source": "auto"}  # the one asked for may not go with this kind
+            settings["gradients"] = {**config["gradients"], "source": "auto"}  # the kind may not support the source
         life = Life(living_anyway(model, batch))
         try:
-            step = build_step(own, model, problem.tasks, problem.total_steps)
+            step = build_step(settings, model, problem.tasks, problem.total_steps)
             with life.counting():
                 backward(step, batch, life)
             lives[kind] = life
@@ -145,13 +145,13 @@ def live(problem: "Built", batch: Any) -> "tuple[dict[str, Life], dict[str, User
 
 
 class Pictures:
-    """Pictures of graphs, as far as what draws them is there.
+    """Draws pictures of graphs, as far as the required packages are installed.
 
     Args:
-        console: is told what isn't.
+        console: The console on which missing packages are reported.
 
     Attributes:
-        named: the parameters, whose names the pictures show.
+        named: The parameters whose names the pictures show.
     """
 
     def __init__(self, console: "Console") -> None:
@@ -163,17 +163,17 @@ class Pictures:
         self.named: Mapping[str, Any] = {}
 
     def take(self, task: str, loss: Any) -> None:
-        """Lets torchviz look at the task's graph while it is alive."""
+        """Records the task's graph with torchviz while the graph is alive."""
         from mtl.graphs import pictures
 
         if self._missing is None:
             try:
                 self._taken[task] = pictures.of_task(task, loss, self.named)
-            except Exception as error:  # it is given whatever graph there is
+            except Exception as error:  # torchviz may fail on unusual graphs
                 report(self._console, f"warning  torchviz can't draw the graph of {task}: {first_line(error)}")
 
     def draw(self, walk: "Walk", lives: "Mapping[str, Life]", folder: Path) -> None:
-        """Draws whatever can be drawn, and says what can't."""
+        """Draws all pictures that can be drawn, and reports the others."""
         from mtl.graphs import pictures, plot
 
         if lives:
@@ -192,7 +192,7 @@ class Pictures:
 
 
 def write_events(lives: "Mapping[str, Life]", report: str, folder: Path) -> None:
-    """Pictures, report and numbers as TensorBoard's events."""
+    """Writes pictures, report and numbers as TensorBoard events."""
     import numpy as np
     from PIL import Image
 
@@ -211,7 +211,7 @@ def write_events(lives: "Mapping[str, Life]", report: str, folder: Path) -> None
 
 
 def show(console: "Console", grid: "Grid", lines: "Sequence[str]", where: str) -> None:
-    """Prints a table and what there is to say of it."""
+    """Prints a table and sentences about it."""
     console.print(grid.rich())
     if grid.left_out:
         report(console, f"  … and {grid.left_out} rows more, in {where}")

@@ -1,4 +1,4 @@
-"""python -m mtl.report outputs/… [more]: compares finished runs, on the terminal, in Markdown, CSV and HTML."""
+"""python -m mtl.report outputs/… [more]: compares finished runs on the terminal, in Markdown, CSV and HTML."""
 
 import argparse
 import io
@@ -24,17 +24,17 @@ def report(
     reference: str | None = None,
     pairs: Sequence[Sequence[str]] = (),
 ) -> None:
-    """Reads all runs in the folders and below, prints the comparison, and writes report.md, .csv and .html.
+    """Reads all runs in the folders and their subfolders, prints the comparison, and writes report.md, .csv and .html.
 
     Args:
-        folders: of runs and multiruns, or of many of these.
-        out: where the files are written; None: a folder `report` in the first folder.
-        split: whose figures are compared, `test` or `val`; None: the test split where a problem has one.
-        reference: the label of the method that the others are tested against; None: that of equal weights.
-        pairs: of tasks that are shown against each other; none: every pair, where the tasks are few.
+        folders: Folders of runs, of multiruns, or of several of these.
+        out: The folder to write to. Default: a folder `report` in the first folder.
+        split: The split to compare, `test` or `val`. Default: test if a problem has a test split.
+        reference: The label of the method that all others are tested against. Default: the method of equal weights.
+        pairs: The pairs of tasks to plot against each other. Default: all pairs if there are few tasks.
 
     Raises:
-        UserError: where there is nothing to compare, or nothing can be written or printed.
+        UserError: If there is nothing to compare, or if the report can't be written or printed.
     """
     from mtl.process.screen import Screen
     from mtl.reporting import pages, reading, terminal
@@ -69,16 +69,16 @@ def report(
 
 
 def _write(place: Path, blocks: "Sequence[Block]", comparisons: "Sequence[Comparison]", *, beside_runs: bool) -> None:
-    """Writes the report's files.
+    """Writes the files of the report.
 
     Args:
-        place: their folder.
-        blocks: of the report.
-        comparisons: for the table.
-        beside_runs: whether the folder is in that of runs, which may be anybody's.
+        place: The folder to write to.
+        blocks: The blocks of the report.
+        comparisons: The comparisons for the CSV table.
+        beside_runs: Whether the folder is inside a folder of runs, which may contain links of other users.
 
     Raises:
-        UserError: where nothing can be written.
+        UserError: If the files can't be written.
     """
     from mtl.files import write_whole
     from mtl.reporting import html, markdown, tidy
@@ -102,7 +102,7 @@ def _write(place: Path, blocks: "Sequence[Block]", comparisons: "Sequence[Compar
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Parses the command line and writes the report."""
     parser = argparse.ArgumentParser(
         prog="python -m mtl.report" if sys.argv[0].endswith(".py") else sys.argv[0],
         description="Compares finished runs: means with intervals over seeds, the gain over single-task runs, tests, "
@@ -123,19 +123,19 @@ def main() -> None:
         metavar="TASK",
         help="two tasks to be shown against each other; may be repeated (default: all pairs of up to 5 tasks)",
     )
-    given = parser.parse_args()
+    options = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # not every terminal knows ± and Δ
+        sys.stdout.reconfigure(errors="replace")  # some terminals can't display ± and Δ
     try:
-        report(given.folders, out=given.out, split=given.split, reference=given.reference, pairs=given.pairs)
+        report(options.folders, out=options.out, split=options.split, reference=options.reference, pairs=options.pairs)
     except UserError as error:
         try:
             sys.stdout.flush()
-        except OSError:  # what couldn't be printed would be tried again at the end
+        except OSError:  # or Python would try to print the rest at exit
             sys.stdout = io.StringIO()
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(130)  # what a shell says of a command that Ctrl-C ended
+        sys.exit(130)  # a shell's exit code for a command that Ctrl-C ended
 
 
 if __name__ == "__main__":

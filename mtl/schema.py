@@ -1,4 +1,4 @@
-"""What a config may hold: checked before torch is imported, so that a slip is answered at once."""
+"""The schema of configs. It is checked before torch is imported, so that mistakes are reported at once."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -11,7 +11,7 @@ from mtl.choices import INTERVALS, MEAN_OVER, ON_NONFINITE, OUTPUTS, PASSES, PRE
 from mtl.errors import UserError, first_line, suggest
 
 VARIABLE = "a variable of one's own goes below vars"
-Check = tuple[Callable[[Any], bool], str]  # whether a value is right, and what a right one is
+Check = tuple[Callable[[Any], bool], str]  # whether a value is valid, and a description of valid values
 
 
 def _whole(least: int) -> Check:
@@ -65,7 +65,7 @@ _PATTERNS: Check = (
     "a list of names",
 )
 
-# Below a node with a _target_ only the keys that are ours are known; the others are its arguments.
+# Below a node with a _target_, only mtl's keys are listed; all other keys are arguments of the target.
 SCHEMA: dict[str, Check] = {
     "seed": _whole(0),
     "threads": (lambda v: type(v) is int and 1 <= v <= 1024, "a whole number from 1 to 1024"),
@@ -159,10 +159,10 @@ OPTIONAL_IN_TASK = {
 
 
 def check(config: DictConfig) -> dict[str, Any]:
-    """The config as plain dicts and lists, everything in it resolved and looked over.
+    """Resolves and checks the config, and returns it as plain dicts and lists.
 
     Raises:
-        UserError: for the first thing that is wrong: where it is, what it is, what is possible.
+        UserError: For the first invalid value: the message names the key, the value and what is possible.
     """
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -199,28 +199,28 @@ def check(config: DictConfig) -> dict[str, Any]:
 
 
 def check_data(node: Any) -> None:
-    """Looks over the data of a config that was checked before, and has been given others.
+    """Checks the data of a config again, after they were replaced.
 
     Raises:
-        UserError: for the first thing that is wrong.
+        UserError: For the first invalid value.
     """
     _check_level({"data": node}, "", {"data": SCHEMA["data"]})
     _check_group(node, "data")
 
 
 def _check_group(node: Mapping[str, Any], group: str) -> None:
-    known = {key.split(".")[1]: c for key, c in SCHEMA.items() if key.startswith(f"{group}.")}
-    _check_level(node, group, known, open_ended="_target_" in node)
+    checks = {key.split(".")[1]: c for key, c in SCHEMA.items() if key.startswith(f"{group}.")}
+    _check_level(node, group, checks, open_ended="_target_" in node)
 
 
 GRAPH: dict[str, Check] = {"tensorboard": _FLAG}
 
 
 def check_graph(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config of a training, as `check` gives it, and the options of mtl.graph beside it.
+    """Checks the config of mtl.graph; returns the training config, as `check` does, and the options of mtl.graph.
 
     Raises:
-        UserError: see `check`.
+        UserError: See `check`.
     """
     training = check(OmegaConf.masked_copy(config, [str(key) for key in config if key != "graph"]))
     options: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, "graph"), resolve=True)
@@ -230,10 +230,10 @@ def check_graph(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def narrowed(plain: dict[str, Any]) -> dict[str, Any]:
-    """The config with those tasks alone that `only` names, and with what `trainer.monitor` says of them.
+    """Reduces the config to the tasks in `only`, including the terms of `trainer.monitor`.
 
     Raises:
-        UserError: for a task that isn't there.
+        UserError: If a task doesn't exist.
     """
     if plain.get("only") is None or not isinstance(plain.get("tasks"), Mapping):
         return plain
@@ -241,38 +241,38 @@ def narrowed(plain: dict[str, Any]) -> dict[str, Any]:
     trainer = dict(plain["trainer"])
     if isinstance(trainer.get("monitor"), Mapping):
         of_them = {name: term for name, term in trainer["monitor"].items() if str(name).split("/")[0] in names}
-        if len(of_them) == 1:  # a scale sets a figure against others
+        if len(of_them) == 1:  # a scale only matters relative to other terms
             of_them = {n: term.get("mode") if isinstance(term, Mapping) else term for n, term in of_them.items()}
         trainer["monitor"] = of_them or None
     return {**plain, "trainer": trainer, "tasks": {name: plain["tasks"][name] for name in names}}
 
 
 def trained(only: str | Sequence[str] | None, tasks: Iterable[Any]) -> list[str]:
-    """The names of the tasks that are trained, in the config's order.
+    """Returns the names of the trained tasks, in the order of the config.
 
     Raises:
-        UserError: for a task that isn't there, and where none is named.
+        UserError: If a task doesn't exist, or if `only` is empty.
     """
-    there = [str(name) for name in tasks]
+    names = [str(name) for name in tasks]
     wanted = [only] if isinstance(only, str) else only
     for name in wanted or ():
-        if name not in there:
-            raise UserError(f"only: there is no task '{name}'" + suggest(str(name), there))
+        if name not in names:
+            raise UserError(f"only: there is no task '{name}'" + suggest(str(name), names))
     if wanted is not None and not wanted:
         raise UserError("only: it is empty; name a task, or leave it out")
-    return [name for name in there if wanted is None or name in wanted]
+    return [name for name in names if wanted is None or name in wanted]
 
 
 def _check_level(
     node: Mapping[str, Any],
     where: str,
-    known: dict[str, Check],
+    checks: dict[str, Check],
     *,
     open_ended: bool = False,
     optional: Set[str] = frozenset(),
 ) -> None:
     prefix = f"{where}." if where else ""
-    names = [name for name in known if where or "." not in name]
+    names = [name for name in checks if where or "." not in name]
     for key in node:
         if key not in names and not open_ended:
             variable = "" if where else f"; {VARIABLE}: vars.{key}"
@@ -282,19 +282,19 @@ def _check_level(
             if prefix + name in OPTIONAL or name in optional:
                 continue
             raise UserError(f"{prefix}{name}: a value is needed here; none is given")
-        right, wanted = known[name]
+        right, wanted = checks[name]
         if not right(node[name]):
             group = f"; an option is chosen with model/trunk={node[name]}" if prefix + name == "model.trunk" else ""
             option = group if isinstance(node[name], str) else ""
             raise UserError(f"{prefix}{name} is {node[name]!r}; it must be {wanted}{option}")
 
 
-UNBUILT = ("balancer", "optimizer", "scheduler", "logger", "callbacks")  # what a trained model needs no more
+UNBUILT = ("balancer", "optimizer", "scheduler", "logger", "callbacks")  # not needed to use a trained model
 EVALUATE = ["run", "checkpoint", "split", "data", "device", "trust", "debug"]
 
 
 def is_known(key: str) -> bool:
-    """Whether a config may have this key, which has dots, though not every config does."""
+    """Returns whether configs may have this dotted key, even if not every config has it."""
     parts = key.split(".")
     of_task = len(parts) == 3 and parts[0] == "tasks" and parts[2] in TASK
     return len(parts) > 1 and (key in SCHEMA or of_task or parts[0] == "vars")

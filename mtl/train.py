@@ -1,4 +1,4 @@
-"""python -m mtl.train task=…: build, run, report."""
+"""python -m mtl.train task=…: trains a problem and reports the results."""
 
 import signal
 from functools import partial
@@ -26,16 +26,16 @@ def train(composed: DictConfig) -> float | None:
     """Trains the problem that the config describes, in Hydra's run folder; returns the best monitored value.
 
     Raises:
-        UserError: for whatever is wrong in the config or goes wrong in the run.
+        UserError: If the config is invalid or the run fails.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     home = Folder(folder)
-    began = [] if (folder / "config.yaml").exists() else [home]  # the runs whose end is this process's to write down
+    began = [] if (folder / "config.yaml").exists() else [home]  # the runs whose final status this process writes
     try:
         with no_exit(), cli.naming_origins():
-            return run(schema.check(composed), home, began)  # checked before torch is imported, which takes seconds
+            return run(schema.check(composed), home, began)  # check the config before the slow import of torch
     except Refused:
-        raise  # and leave the run as it is
+        raise  # and leave the run unchanged
     except UserError as error:
         log.error("%s", text_of(error))
         record.failed(began, text_of(error))
@@ -47,7 +47,7 @@ def train(composed: DictConfig) -> float | None:
 
 
 def run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | None:
-    """Trains in the folder, which no other process may use meanwhile."""
+    """Trains in the folder, which is locked against other processes."""
     folder = home.path
     cli.checked(folder)
     with locked(folder) as free:
@@ -68,14 +68,14 @@ def run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | No
 
 
 def _best_of(finished: dict[str, Any]) -> float | None:
-    """The best monitored value of a finished run."""
+    """Returns the best monitored value of a finished run."""
     best = finished.get("best")
     value = best.get("value") if isinstance(best, dict) else None
     return float(value) if isinstance(value, int | float) else None
 
 
 def _run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | None:
-    """Builds everything, trains, measures the best parameters on the test split, and writes and shows the results."""
+    """Builds the problem, trains, evaluates the best parameters on the test split, and reports the results."""
     with held():
         from mtl.build import build
         from mtl.config.trainer import build_callbacks, build_loggers, build_trainer
@@ -110,8 +110,8 @@ def _run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | N
         loggers.begin(text, *options(composed, record.choices(), record.swept(folder)), finals)
         facts = dict(problem.splits.facts)
         made_with = {"facts": facts, "code_folders": code, "versions": record.versions()}
-        more = {"config": config, "composed": composed, **made_with}
-        trainer = build_trainer(problem, step, hooks, loggers, folder, more)
+        checkpoint_data = {"config": config, "composed": composed, **made_with}
+        trainer = build_trainer(problem, step, hooks, loggers, folder, checkpoint_data)
         try:
             if state is not None:
                 load_state(trainer, state, config)

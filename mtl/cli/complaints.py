@@ -1,4 +1,4 @@
-"""Whatever goes wrong, Hydra's and OmegaConf's own complaints too, as a sentence for a person."""
+"""Turns errors, including those of Hydra and OmegaConf, into sentences for users."""
 
 import re
 import sys
@@ -11,36 +11,36 @@ from mtl.cli.unknown import key_of, why_no_group, why_not
 from mtl.errors import UserError, first_line, suggest, text_of
 from mtl.text import plain, with_traceback
 
-EXTRAS = {  # of mtl-train, by the launcher or sweeper of a plugin of Hydra's
+EXTRAS = {  # mtl-train's extra for each launcher or sweeper of a Hydra plugin
     **{"joblib": "joblib", "ray": "ray", "optuna": "optuna"},
     **{"submitit_slurm": "slurm", "submitit_local": "slurm"},
 }
-# What Hydra says of an option that a group hasn't.
+# Hydra's message for an option that a group doesn't have.
 NO_OPTION = r".*Could not find '([^']+)/([^/']+)'\s+Available options in '[^']+':\n(.*?)(?:\n\S|\Z)"
-RESOLVING = "UserError raised while resolving interpolation: "  # what OmegaConf says of our own errors
+RESOLVING = "UserError raised while resolving interpolation: "  # OmegaConf's prefix to errors of mtl's resolvers
 
 
 def show(error: Exception, full: bool, config_name: str, where: str = "") -> None:
-    """Prints what was wrong, without a traceback unless the mistake is none of the user's.
+    """Prints an error message; a traceback is printed only if the error is a bug in mtl, or if one is requested.
 
     Args:
-        error: what was raised.
-        full: whether a traceback is wanted all the same.
-        config_name: of the command that was called.
-        where: the job that it was raised in, as far as that has to be told.
+        error: The exception.
+        full: Whether to always print a traceback.
+        config_name: The config name of the command.
+        where: The job that raised the error, to be shown before the message; empty if that is clear.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, OmegaConfBaseException) and isinstance(cause, UserError):
-        error = cause  # raised by a resolver of ours
+        error = cause  # raised by one of mtl's resolvers
     elif isinstance(error, OmegaConfBaseException | HydraException) and RESOLVING in str(error):
         error = UserError(str(error).partition(RESOLVING)[2].partition("\n    full_key")[0])
     if full or not isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError):
         sys.stderr.write(with_traceback(error))
         return
     line = f"{where}error: {_sentence(error, config_name)}\n(debug=true or HYDRA_FULL_ERROR=1 shows the traceback)\n"
-    sys.stderr.write(plain(line, keep="\n\t"))  # at once: jobs side by side write there too
+    sys.stderr.write(plain(line, keep="\n\t"))  # in one call, because parallel jobs write to the same stream
 
 
 def _sentence(error: Exception, config_name: str) -> str:
@@ -58,7 +58,7 @@ def _sentence(error: Exception, config_name: str) -> str:
         return f"{text}\nThe task's file must begin with the line: # @package _global_"
     if unknown == "sweep":
         return "a sweep is added: " + next(
-            (f"+{given}" for given in sys.argv if given.startswith("sweep=")), "+sweep=…"
+            (f"+{argument}" for argument in sys.argv if argument.startswith("sweep=")), "+sweep=…"
         )
     if missing := re.match(NO_OPTION, text, re.S):
         return f"{missing[1]}: there is no '{missing[2]}'" + suggest(missing[2], missing[3].split())
@@ -68,7 +68,7 @@ def _sentence(error: Exception, config_name: str) -> str:
 
 
 def _with_reason(text: str, error: Exception) -> str:
-    """What Hydra says, with what it leaves out: the error behind it, or what to write instead."""
+    """Returns Hydra's message with what it leaves out: the cause of the error, or what to write instead."""
     if in_file := re.match(r"In '([^']+)': Could not override '([^']+)'\. No match", text):
         return f"{in_file[1]}: override /{in_file[2]}: {why_no_group(in_file[2], sys.argv[1:])}"
     if group := re.match(r"(\S+) appears more than once in the final defaults list", text):
@@ -92,6 +92,6 @@ def _unread(error: OverrideParseException, example: str) -> str:
         )
     lines = (error.message or "").splitlines()
     reason = next((line for line in lines if not line.startswith("Error parsing override")), "")
-    if re.match(r"\w+Exception: ", reason):  # of the parser's own affairs
+    if re.match(r"\w+Exception: ", reason):  # internals of the parser
         return f"'{error.override}' can't be read; values are written key=value, as {example}"
     return f"'{error.override}' can't be read: {reason}; values are written key=value, as {example}"

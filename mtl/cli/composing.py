@@ -1,4 +1,4 @@
-"""Hydra's composition of a config, which also knows where each key comes from."""
+"""Extends Hydra's composition of a config with the origin of each key."""
 
 import copy
 import os.path
@@ -26,12 +26,12 @@ TYPED = "the command line"
 
 
 class Composed:
-    """What the last config was composed of.
+    """The sources of the most recently composed config.
 
     Attributes:
-        names: of the sources, in the order in which they were put on one another.
-        root: the origins of the config's keys.
-        notes: a line for each node of which keys were left out.
+        names: The names of the sources, in the order in which they were merged.
+        root: The origins of the config's keys.
+        notes: A line for each node from which keys were left out.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ _last = Composed()
 
 
 class Composer(ConfigLoaderImpl):
-    """Composes as Hydra does, and leaves out keys of a node that were for another class than it has in the end."""
+    """Composes configs as Hydra does, and leaves out keys of a node that belong to a class that was replaced."""
 
     def load_configuration(
         self,
@@ -54,7 +54,7 @@ class Composer(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """The config; see Hydra's own."""
+        """Composes and returns the config; see the method of the base class."""
         self._read: list[tuple[ResultDefault, ConfigResult, Any]] = []
         config = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         if config_name in TRAININGS and run_mode == RunMode.RUN:
@@ -65,7 +65,9 @@ class Composer(ConfigLoaderImpl):
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
         loaded = super()._load_single_config(default, repo)
         if not str(default.config_path).startswith("hydra/"):
-            self._read.append((default, loaded, OmegaConf.to_container(loaded.config)))  # it is merged into others
+            self._read.append(
+                (default, loaded, OmegaConf.to_container(loaded.config))
+            )  # a copy, since merging changes it
         return loaded
 
     def _leave_out(self, config: DictConfig, overrides: list[str]) -> None:
@@ -125,35 +127,35 @@ class Composer(ConfigLoaderImpl):
         )
 
     def _without_effect(self, composed: Composed, choices: dict[str, History]) -> Iterator[str]:
-        """A line for each option that was typed, but whose class isn't used: a file that comes later names one."""
+        """Yields a line for each typed option whose class isn't used, because a later file names another class."""
         for number, (default, loaded, _) in enumerate(self._read):
             group, _, option = str(default.config_path).rpartition("/")
             key = _key(group, default, loaded)
             node = composed.root.at((default.package or "").split("."))
-            own = [name for source, name in node.targets if source == number] if node is not None else []
-            if node is None or not own or choices.get(key, [])[-1:] != [(len(self._read), option)]:
+            targets = [name for source, name in node.targets if source == number] if node is not None else []
+            if node is None or not targets or choices.get(key, [])[-1:] != [(len(self._read), option)]:
                 continue
             by, target = node.targets[-1]
-            if by not in (number, len(self._read)) and target != own[0]:
+            if by not in (number, len(self._read)) and target != targets[0]:
                 yield (
                     f"{key}={option} doesn't exchange the class, since {composed.names[by]} names {target}; with "
-                    f"{default.package}._target_={own[0]} besides, it does"
+                    f"{default.package}._target_={targets[0]} besides, it does"
                 )
 
     def _choices(self) -> dict[str, History]:
-        """By group, the options that files choose, and by which file."""
-        found: dict[str, History] = {}
+        """Returns, for each group, the options that files choose, with the number of the choosing file."""
+        choices: dict[str, History] = {}
         for number, (default, loaded, _) in enumerate(self._read):
             for each in loaded.defaults_list or []:
                 if isinstance(each, GroupDefault) and isinstance(each.value, str) and each.value != "???":
                     entry = copy.copy(each)
                     entry.update_parent(os.path.dirname(str(default.config_path)), default.package)
-                    found.setdefault(entry.get_override_key(), []).append((number, str(each.value)))
-        return found
+                    choices.setdefault(entry.get_override_key(), []).append((number, str(each.value)))
+        return choices
 
 
 def _key(group: str, default: ResultDefault, loaded: ConfigResult) -> str:
-    """How the choice of this file is overridden: its group, with its place where that is another."""
+    """Returns the key that overrides the choice of this file: the group, with the package if that differs."""
     if default.override_key is not None:
         return default.override_key
     package = default.package or ""
@@ -176,8 +178,8 @@ def _list(words: list[str]) -> str:
 
 @contextmanager
 def composing() -> Iterator[None]:
-    """Within, Hydra composes by `Composer`."""
-    internals: Any = hydra._internal.hydra  # where hydra.main takes it from
+    """Makes Hydra compose configs with `Composer` within the block."""
+    internals: Any = hydra._internal.hydra  # the module in which hydra.main looks up the class
     before = internals.ConfigLoaderImpl
     internals.ConfigLoaderImpl = Composer
     try:
@@ -187,13 +189,13 @@ def composing() -> Iterator[None]:
 
 
 def left_out() -> list[str]:
-    """A line for each node of the config of which keys were left out, since they were for another class."""
+    """Returns a line for each node from which keys were left out, because they belong to a class that was replaced."""
     return _last.notes
 
 
 @contextmanager
 def naming_origins() -> Iterator[None]:
-    """Adds to an error about what a class is given where the config has that from."""
+    """Adds the origins of the arguments in the config to an error about the arguments of a class."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What a run has come to: measured, shown, and written down."""
+"""The end of a run: evaluates the best parameters, and prints and writes the results."""
 
 from contextlib import suppress
 from io import StringIO
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def measured(problem: "Built", trainer: "Trainer", folder: Path) -> "Run":
-    """Measures the best parameters on the test split, and gives the loggers the final figures."""
+    """Evaluates the best parameters on the test split, and passes the final metrics to the loggers."""
     from mtl.runs.summary import Run
     from mtl.training.validation import Validation
 
@@ -35,10 +35,10 @@ def measured(problem: "Built", trainer: "Trainer", folder: Path) -> "Run":
 
 
 def conclude(console: Any, finished: "Run", home: Folder, began: list[Folder]) -> None:
-    """Shows what the run has come to, and writes it down.
+    """Prints the results of a finished run and writes them to the run's folder.
 
     Raises:
-        UserError: where something of it couldn't be written.
+        UserError: If some of the results couldn't be written.
     """
     from mtl.process.screen import Screen
     from mtl.runs.summary import summarise, written
@@ -63,7 +63,7 @@ def conclude(console: Any, finished: "Run", home: Folder, began: list[Folder]) -
 
 
 def best(trainer: "Trainer", folder: Path) -> Any:
-    """The best parameters, also where they couldn't be written."""
+    """Returns the best parameters, even if they couldn't be written to disk."""
     from mtl.training import checkpoint
 
     unwritten = trainer.writer.failed.get("best")

@@ -1,4 +1,4 @@
-"""Where each key of a config comes from, and which of them belonged to a class that another one took the place of."""
+"""The origins of a config's keys, and which keys belong to a class that was replaced by another one."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,17 +11,17 @@ from mtl.config.targets import find, takes
 from mtl.errors import UserError
 from mtl.process.signals import held
 
-History = list[tuple[int, Any]]  # what was decided by which source, in their order
+History = list[tuple[int, Any]]  # pairs of source number and decision, in order
 
 
 @dataclass
 class Origin:
-    """A key of the config: the sources that gave it, in their order, and what is below it.
+    """The origins of a key of the config: the sources that set it, in order, and the origins of inner keys.
 
     Attributes:
-        givers: sources, by number.
-        targets: the `_target_` of this node that each source gave.
-        inner: the keys below it, or the numbers of a list.
+        givers: The numbers of the sources.
+        targets: The `_target_` of this node that each source set.
+        inner: The origins of the keys below this one, or of the items of a list.
     """
 
     givers: list[int] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Origin:
     inner: "dict[str, Origin]" = field(default_factory=dict)
 
     def put(self, value: Any, source: int) -> None:
-        """Puts what a source gives on top of what is here, as configs are merged."""
+        """Merges the value from a source into this node, as configs are merged."""
         if value == "???" and self.givers:
             return
         self.givers.append(source)
@@ -42,20 +42,20 @@ class Origin:
             self.inner.setdefault(str(key), Origin()).put(each, source)
 
     def remove(self, path: Sequence[str]) -> None:
-        """Takes a key away."""
+        """Removes a key."""
         parent = self.at(path[:-1])
         if parent is not None:
             parent.inner.pop(path[-1], None)
 
     def at(self, path: Sequence[str]) -> "Origin | None":
-        """What is known of the key, None where it isn't there."""
-        found: Origin | None = self
+        """Returns the origins of the key at this path, or None if there is no such key."""
+        origin: Origin | None = self
         for key in path:
-            found = found.inner.get(key) if found is not None else None
-        return found
+            origin = origin.inner.get(key) if origin is not None else None
+        return origin
 
     def nodes(self, path: tuple[str, ...] = ()) -> "Iterator[tuple[tuple[str, ...], Origin]]":
-        """Everything below that has a `_target_`, with its place."""
+        """Yields path and origins of all inner nodes that have a `_target_`."""
         if self.targets:
             yield path, self
         for key, each in list(self.inner.items()):
@@ -63,7 +63,7 @@ class Origin:
 
 
 def decided(history: History) -> int | None:
-    """The source that first made the last decision, where there was another one before; else None."""
+    """Returns the source that first made the last decision, or None if there was no other decision before."""
     number = len(history) - 1
     while number > 0 and history[number - 1][1] == history[-1][1]:
         number -= 1
@@ -71,13 +71,13 @@ def decided(history: History) -> int | None:
 
 
 def leftovers(origin: Origin, chosen: Mapping[int, int]) -> list[str]:
-    """The keys of a node that were given for another class than it has: those from before the class was exchanged.
+    """Returns the keys of a node that were set for a class which was replaced later.
 
-    A key that a source gives beside the class itself isn't one of them.
+    A key that a source sets together with the class isn't one of them.
 
     Args:
-        origin: the node.
-        chosen: by a source that is a file of a group, the source that chose that file in the place of another.
+        origin: The node.
+        chosen: For each source that is a file of a group, the source that chose this file in place of another.
     """
     setter, target = origin.targets[-1]
     exchanges = [each for each in (decided(origin.targets), chosen.get(setter)) if each is not None]
@@ -91,29 +91,29 @@ def leftovers(origin: Origin, chosen: Mapping[int, int]) -> list[str]:
     ]
 
 
-def unfit(target: Callable[..., Any], keys: Sequence[str], others: Mapping[str, Any]) -> list[str]:
-    """Those of the keys that aren't for the target: it doesn't take them, or has them from a position already.
+def unfit(target: Callable[..., Any], keys: Sequence[str], remaining: Mapping[str, Any]) -> list[str]:
+    """Returns the keys that don't fit the target: it doesn't accept them, or they are given by position already.
 
     Args:
-        target: what is called.
-        keys: that were for another one.
-        others: the node's other keys.
+        target: The callable.
+        keys: Keys that were set for another target.
+        remaining: The other keys of the node.
     """
     names = takes(target)
-    args = others.get("_args_")
+    args = remaining.get("_args_")
     by_position = list(names or ())[: len(args)] if isinstance(args, list) else []
     return [key for key in keys if key == "_args_" or (names is not None and (key not in names or key in by_position))]
 
 
 def exchanged(root: Origin, chosen: Mapping[int, int], config: Any) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """The places of nodes whose class was exchanged, and their keys that were for the one before and don't fit.
+    """Yields the path of each node whose class was replaced, with the keys that don't fit the new class.
 
-    Only where there may be such keys is the class imported.
+    Classes are imported only for nodes that may have such keys.
 
     Args:
-        root: of the whole config.
-        chosen: see `leftovers`.
-        config: gives the plain node at a place.
+        root: The origins of the whole config.
+        chosen: See `leftovers`.
+        config: Returns the plain node at a path.
     """
     for path, origin in root.nodes():
         keys = [key for key in leftovers(origin, chosen) if not _is_ours(path, key)]
@@ -123,20 +123,20 @@ def exchanged(root: Origin, chosen: Mapping[int, int], config: Any) -> Iterator[
             with held():
                 target = find(origin.targets[-1][1], ".".join(path))
         except UserError:
-            continue  # whoever builds it says so
+            continue  # building the node reports the error
         node = config(path)
-        others = {key: value for key, value in node.items() if key not in keys}
-        if gone := unfit(target, keys, others):
+        remaining = {key: value for key, value in node.items() if key not in keys}
+        if gone := unfit(target, keys, remaining):
             yield path, gone
 
 
 def unused(variables: Origin, typed: int, config: str) -> Iterator[str]:
-    """A line for each variable that was typed, named nearly like one of a file, and that nothing refers to.
+    """Yields a line for each unused variable on the command line that is named similarly to a variable of a file.
 
     Args:
-        variables: `vars`.
-        typed: the number of the command line.
-        config: as YAML, unresolved.
+        variables: The origins of `vars`.
+        typed: The number of the command line among the sources.
+        config: The config as YAML, with unresolved interpolations.
     """
     of_files = [key for key, each in variables.inner.items() if each.givers[0] != typed]
     for key in variables.inner.keys() - of_files:
@@ -146,10 +146,10 @@ def unused(variables: Origin, typed: int, config: str) -> Iterator[str]:
 
 
 def _is_ours(path: tuple[str, ...], key: str) -> bool:
-    """Whether the key is no argument of the node's target."""
+    """Returns whether the key belongs to mtl and isn't an argument of the node's target."""
     if key.startswith("_"):
         return key != "_args_"
     if path == ("optimizer", "then"):
         return key == "after"
-    # A scheduler's numbers are of the steps or epochs that it was written for.
+    # The numbers of a scheduler are valid only for the interval (steps or epochs) that they were written for.
     return len(path) == 1 and f"{path[0]}.{key}" in schema.SCHEMA.keys() - {"optimizer.lr", "scheduler.interval"}

@@ -1,4 +1,4 @@
-"""The training itself, and what can end it."""
+"""Runs the training and explains what can end it early."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
-    """Trains. What ends the training early is explained in a sentence, with the command that resumes the run.
+    """Trains; explains in a sentence what ended the training early, with the command that resumes the run.
 
     Raises:
-        UserError: for a mistake of the user, memory that runs out, a data loading process that died, an operation
-            that isn't deterministic, and a backward pass that fails.
+        UserError: If a mistake of the user, exhausted memory, a dead worker process, a nondeterministic operation or a
+            failing backward pass ends the training.
     """
     try:
         trainer.fit()
@@ -47,10 +47,10 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
 
 
 def check_direction(trainer: "Trainer", result: "StepResult") -> None:
-    """Checks, after the first step, when the monitor exists, that Optuna searches in the monitor's direction.
+    """Checks that Optuna optimizes in the monitor's direction. Called after the first step, when the monitor exists.
 
     Raises:
-        UserError: where it searches in the other direction.
+        UserError: If Optuna optimizes in the other direction.
     """
     monitor = trainer.selection.monitor
     if trainer.global_step > 1 or monitor is None:

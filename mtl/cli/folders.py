@@ -1,4 +1,4 @@
-"""Where configs, code and runs are."""
+"""The folders of configs, user code and runs."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from mtl.errors import UserError
 from mtl.runs.resume import Refused, newest_unfinished
 from mtl.safety.regular import check_folder
 
-# In a wheel the configs are inside the package, in a checkout beside it.
+# In a wheel the configs are inside the package, in a checkout next to it.
 CONFIG_DIR = next(
     str(folder)
     for folder in (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
@@ -29,14 +29,14 @@ TRAININGS = ("train", "graph")  # configs that `task=` completes
 
 
 def code_folders() -> list[str]:
-    """Where modules of the user's own may be: the current folder, and that of --config-dir."""
+    """Returns the folders that may contain the user's modules: the current folder and that of --config-dir."""
     sources = HydraConfig.get().runtime.config_sources
-    own = [source.path for source in sources if source.schema == "file" and source.path != CONFIG_DIR]
-    return [os.getcwd(), *own]
+    folders = [source.path for source in sources if source.schema == "file" and source.path != CONFIG_DIR]
+    return [os.getcwd(), *folders]
 
 
 def shadowed() -> list[str]:
-    """A line for each file of --config-dir that isn't read."""
+    """Returns a line for each file of --config-dir that is shadowed by a file of mtl."""
     return [
         f"{path} is not read: mtl's own file of that name comes first; rename yours"
         for folder in code_folders()[1:]
@@ -47,15 +47,15 @@ def shadowed() -> list[str]:
 
 @cache
 def run_id() -> str:
-    """The name of a folder that no other process has."""
+    """Returns a folder name that no other process uses."""
     return time.strftime("%Y-%m-%d_%H-%M-%S-") + secrets.token_hex(2)
 
 
 def root(value: object) -> str:
-    """The folder for runs, looked over before Hydra makes it.
+    """Checks and returns the folder of runs, before Hydra creates it.
 
     Raises:
-        UserError: for what isn't the name of a folder.
+        UserError: If the value isn't the name of a folder.
     """
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"output_root is {value!r}; it must be the name of a folder")
@@ -64,21 +64,21 @@ def root(value: object) -> str:
 
 
 def check_name(folder: str, what: str) -> None:
-    """Raises a UserError for a folder that Hydra can't work in, by whatever quotes.
+    """Raises a UserError for a folder name that Hydra can't handle, however it is quoted.
 
     Args:
-        folder: its name.
-        what: the key or flag that gives it.
+        folder: The name of the folder.
+        what: The key or flag that sets the folder.
     """
     if "${" in folder:
         raise UserError(f"{what}: '{folder}' holds '${{', in whose place Hydra would put a value; give another name")
 
 
 def run_dir(folder: str, resume: str | None, *, _root_: DictConfig) -> str:
-    """The run's folder: a new one, or that of the run that is to go on.
+    """Returns the folder of a new run, or of the run to resume.
 
     Raises:
-        UserError: where there is no such run.
+        UserError: If there is no such run.
     """
     if resume is None:
         return f"{folder}/{run_id()}"
@@ -86,8 +86,8 @@ def run_dir(folder: str, resume: str | None, *, _root_: DictConfig) -> str:
         ours: Any = OmegaConf.to_container(
             OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"]), resolve=True
         )
-        found = newest_unfinished(Path(folder), schema.narrowed(ours))
-        return str(found) if found else f"{folder}/{run_id()}"
+        unfinished = newest_unfinished(Path(folder), schema.narrowed(ours))
+        return str(unfinished) if unfinished else f"{folder}/{run_id()}"
     if not os.path.lexists(Path(resume) / "config.yaml"):
         raise UserError(f"resume: '{resume}' is not the folder of a run; it would hold a config.yaml")
     checked(Path(resume))
@@ -96,10 +96,10 @@ def run_dir(folder: str, resume: str | None, *, _root_: DictConfig) -> str:
 
 
 def checked(folder: Path) -> None:
-    """Looks over a folder that is to go on, see `check_folder`.
+    """Checks the folder of a run that is to be resumed, see `check_folder`.
 
     Raises:
-        Refused: where there is something in it that would lead elsewhere.
+        Refused: If the folder contains links or other entries that lead elsewhere.
     """
     try:
         check_folder(folder)
@@ -108,7 +108,7 @@ def checked(folder: Path) -> None:
 
 
 def log_file(folder: str) -> str:
-    """The file of a run's log, which Hydra opens before the job begins; the job refuses a folder that isn't sound."""
+    """Returns the path of the run's log, which Hydra opens before the job begins and checks the folder."""
     try:
         check_folder(Path(folder))
     except UserError:
@@ -117,21 +117,21 @@ def log_file(folder: str) -> str:
 
 
 def forget_what_never_began(folder: Path) -> None:
-    """Removes the folder of a new run that failed before anything was trained; in a sweep it stays, to say so."""
+    """Removes the folder of a new run that failed before the training began; jobs of a sweep keep their folders."""
     hydra_config = HydraConfig.get()
-    if not folder.is_dir():  # somebody has removed it
+    if not folder.is_dir():  # already removed
         return
-    kept = {path.name for path in folder.iterdir()} - {"train.log", "metrics.json", "config.yaml"}
-    if hydra_config.mode == RunMode.RUN and hydra_config.job.config_name in TRAININGS and not kept:
+    written = {path.name for path in folder.iterdir()} - {"train.log", "metrics.json", "config.yaml"}
+    if hydra_config.mode == RunMode.RUN and hydra_config.job.config_name in TRAININGS and not written:
         forget(folder)
 
 
 def forget(folder: Path) -> None:
-    """Removes the folder, whose log is open, and the one that it is in, if that is then empty."""
+    """Removes the folder, closes its log, and removes the parent folder if it is empty afterwards."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         if isinstance(handler, logging.FileHandler):
-            root.removeHandler(handler)  # it would open its file again
+            root.removeHandler(handler)  # or the handler would open its file again
             handler.close()
     shutil.rmtree(folder)
     with suppress(OSError):

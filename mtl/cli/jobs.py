@@ -1,4 +1,4 @@
-"""The jobs of a command, one or those of a multirun, in this process or in others; and how they end."""
+"""Runs the jobs of a command or of a multirun, in this process or in others, and reports how they ended."""
 
 import json
 import os
@@ -29,25 +29,25 @@ DIED = "its process was killed; it may have run out of memory"
 
 
 class Jobs:
-    """What is called for each job. It goes into other processes, and what it notes there the multirun's journal has.
+    """Calls the job function for each job. Other processes get a pickled copy, and report in the multirun's journal.
 
     Args:
-        job: takes the config, and gives what it monitors.
-        config_name: of the command.
-        multirun: of which the jobs are, if they are of one.
-        tracebacks: whether errors are shown with theirs.
+        job: A function of the config that returns the monitored value.
+        config_name: The config name of the command.
+        multirun: The multirun, if the jobs belong to one.
+        tracebacks: Whether to print tracebacks of errors.
 
     Attributes:
-        failed: whether a job in this process did, or one's process was killed.
-        worked_here: whether this process has begun a job itself.
+        failed: Whether a job in this process failed, or the process of a job was killed.
+        worked_here: Whether this process has begun a job itself.
     """
 
     def __init__(
         self, job: Callable[[DictConfig], float | None], config_name: str, multirun: Sweep, *, tracebacks: bool
     ) -> None:
         self.failed = False
-        self._only: str | None = None  # the name of the one job that is to run
-        self._suspects: list[str] = []  # jobs that were under way when a process was killed
+        self._only: str | None = None  # the name of the only job to run
+        self._suspects: list[str] = []  # jobs that were running when a process was killed
         self._job = job
         self._config_name = config_name
         self._multirun = multirun
@@ -55,27 +55,27 @@ class Jobs:
         self._began_in = os.getpid()
         self.worked_here = False
         self._asked_to_stop = False
-        self._single = False  # whether the job is no multirun's, which a folder may have been chosen for all the same
+        self._single = False  # whether this is a single job, not one of a multirun
 
     @patient_screen()
     def __call__(self, config: DictConfig) -> float | None:
-        """Runs the job of Hydra's folder, unless it isn't to; what goes wrong is told and noted."""
+        """Runs the job of Hydra's current folder, unless it is to be skipped; reports and records errors."""
         folder = Path(HydraConfig.get().runtime.output_dir)
         self.worked_here = os.getpid() == self._began_in
         self._single = HydraConfig.get().mode == RunMode.RUN
-        there_before = any(os.path.lexists(folder / name) for name in ("config.yaml", "metrics.json"))
-        if self.worked_here and self._asked_to_stop:  # before it was known that there are no other processes
-            if not there_before:
+        existed_before = any(os.path.lexists(folder / name) for name in ("config.yaml", "metrics.json"))
+        if self.worked_here and self._asked_to_stop:  # set before it was known that there are no other processes
+            if not existed_before:
                 forget(folder)
             raise KeyboardInterrupt
-        # Hydra's plugin for Optuna stumbles over NaN, and takes None for a trial that failed.
+        # Hydra's Optuna plugin fails on NaN, and treats None as a failed trial.
         nothing = None if "optuna" in str(HydraConfig.get().sweeper.get("_target_")) else float("nan")
         if not self.worked_here:
             earlier = self._multirun.noted(folder.parent).get(folder.name)
             if earlier and earlier["outcome"] in ("done", "failed"):
                 return nothing if earlier["value"] is None else float(earlier["value"])
             if self._multirun.stopping(folder) or self._only not in (None, folder.name):
-                if not there_before:
+                if not existed_before:
                     forget(folder)
                 return nothing
         began = time.monotonic()
@@ -90,13 +90,13 @@ class Jobs:
                 raise
             return nothing
         except Exception as error:
-            where = f"{folder.name}: " if beside_others() else ""
+            where = f"{folder.name}: " if runs_in_parallel() else ""
             show(error, self._tracebacks or config.get("debug") is True, self._config_name, where)
             self.failed = True
             self._note(folder, began, "busy" if isinstance(error, Busy) else "failed")
             return nothing
         finally:
-            if not there_before:
+            if not existed_before:
                 forget_what_never_began(folder)
         self._note(folder, began, "done", value)
         return value
@@ -108,13 +108,13 @@ class Jobs:
 
     def _note(self, folder: Path, began: float, outcome: str, value: float | None = None) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            with suppress(OSError):  # a full disk: the job has said what went wrong
+            with suppress(OSError):  # a full disk; the job has reported the error already
                 self._multirun.note(folder, outcome, value)
-        if beside_others():
+        if runs_in_parallel():
             say(f"{_line(folder.name, outcome, value)}  ({time.monotonic() - began:.0f} s)")
 
     def ask_to_stop(self) -> bool:
-        """Asks jobs in other processes to save and end; gives whether there may be any."""
+        """Asks jobs in other processes to save and stop; returns whether there may be any such jobs."""
         if self.worked_here or self._multirun.folder is None or not self._multirun.folder.is_dir():
             return False
         self._asked_to_stop = True
@@ -123,13 +123,13 @@ class Jobs:
         return True
 
     def go_on(self, broken: BrokenProcessPool | None) -> bool:
-        """Called when Hydra has run the jobs; gives whether it is to run them again, those that have ended left out.
+        """Returns whether Hydra is to run the remaining jobs again. Called when Hydra has run the jobs.
 
-        Hydra's plugin for joblib ends all jobs with the first process that is killed. Those that were under way then
-        run once more, each by itself: if its process is killed again, it has failed. After them the others run.
+        Hydra's joblib plugin ends all jobs when one process is killed. The jobs that were running then run once more,
+        one at a time: a job whose process is killed again has failed. The remaining jobs run afterwards.
 
         Args:
-            broken: what was raised because a process was killed.
+            broken: The exception that reports a killed process, if there is one.
         """
         if self._asked_to_stop:
             return False
@@ -149,10 +149,10 @@ class Jobs:
         self._only = self._suspects.pop(0) if self._suspects else None
         return alone or self._only is not None
 
-    def had_none(self) -> bool:
-        """Whether no job has begun, here or elsewhere."""
+    def none_began(self) -> bool:
+        """Returns whether no job has begun, in this process or in another one."""
         folder = self._multirun.folder
-        elsewhere = folder is not None and (not folder.is_dir() or self._multirun.noted(folder))  # gone: it was made
+        elsewhere = folder is not None and (not folder.is_dir() or self._multirun.noted(folder))  # missing: removed
         return not self.worked_here and not elsewhere and not self._asked_to_stop
 
     def _give_up(self, folder: Path, name: str) -> None:
@@ -160,14 +160,14 @@ class Jobs:
         self._multirun.note(folder / name, "failed")
         say(f"{name}: error: {DIED}")
         about: dict[str, Any] = {}
-        with suppress(UserError, OSError):  # what it wrote may be of any kind
+        with suppress(UserError, OSError):  # the job may have written anything
             about = metrics_of(folder / name)
         with suppress(UserError, OSError):
             text = json.dumps({**about, "status": "failed", "error": DIED}, indent=2) + "\n"
             write_whole(folder / name / "metrics.json", text)
 
-    def say_how_they_ended(self, interrupted: bool) -> bool:
-        """Lists a multirun's jobs and says what one may do next; gives whether all of them are done."""
+    def report_outcomes(self, interrupted: bool) -> bool:
+        """Lists the jobs of a multirun and the commands for the next steps; returns whether all jobs have finished."""
         multirun = self._multirun
         jobs = multirun.ended()
         if len(jobs) > 1:
@@ -189,15 +189,15 @@ class Jobs:
 
 
 def _searches(folder: Path) -> bool:
-    """Whether the next jobs depend on how the last ones ended, as with other sweepers than Hydra's own."""
-    return not (folder / "multirun.yaml").is_file()  # which that one writes
+    """Returns whether the next jobs depend on the results of the last ones, as with all but Hydra's basic sweeper."""
+    return not (folder / "multirun.yaml").is_file()  # written by Hydra's basic sweeper
 
 
 def _line(job: str, outcome: str, value: float | None) -> str:
     return f"{job:<40} {outcome}" + ("" if value is None else f" {value:.4f}")
 
 
-def beside_others() -> bool:
-    """Whether this is a job of a multirun's that run side by side, whose lines would come between each other's."""
+def runs_in_parallel() -> bool:
+    """Returns whether this job runs in parallel with other jobs of a multirun, so that output lines would mix."""
     hydra_config = HydraConfig.get()
     return hydra_config.mode == RunMode.MULTIRUN and hydra_config.runtime.choices["hydra/launcher"] != "basic"

@@ -1,4 +1,4 @@
-"""From a command line to its jobs, and to the exit code."""
+"""Runs the jobs of a command line and returns the exit code."""
 
 import os
 import sys
@@ -29,14 +29,14 @@ from mtl.process.signals import handed_to
 from mtl.quoting import override
 
 SHOWING = ("--cfg", "-c", "--help", "-h", "--hydra-help", "--info", "-i", "--version", "--shell-completion", "-sc")
-INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
+INTERRUPTED = 130  # a shell's exit code for a command that Ctrl-C ended
 
 
 def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
-    """Composes the config from the command line, runs the job, or each job of a multirun, and exits.
+    """Composes the config from the command line, runs the job or each job of a multirun, and exits.
 
-    A job that fails is reported and doesn't stop the other jobs; the exit code is then 1. So it is where not all that
-    there was to print could be.
+    A job that fails is reported and doesn't stop the other jobs. The exit code is 1 if a job failed or if some output
+    couldn't be printed.
     """
     with patient_screen() as screen:
         code = _launch(job, config_name)
@@ -45,13 +45,13 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
 
 
 def _launch(job: Callable[[DictConfig], float | None], config_name: str) -> int | str | None:
-    """The same, without exiting; gives the exit code."""
+    """Does the same as `launch` without exiting; returns the exit code."""
     wanted = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are about the profiler's own affairs
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors, so that they are shown the same way as ours
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides warnings about internals of the profiler
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors, so that all errors are shown in the same way
     typed = flags_first(sys.argv[1:])
     if config_name in TRAININGS and {"-h", "--help"} & set(typed) and not gives(typed, "task"):
-        typed.append("task=mnist_two_head")  # Hydra composes a config even to show help, and `task` has no default
+        typed.append("task=mnist_two_head")  # Hydra composes a config even for help, and `task` has no default
     sys.argv[1:] = for_hydra(typed, config_name)
     multirun = Sweep(typed, run_id(), fixed(sys.argv[1:]))
     register_resolvers(multirun)
@@ -70,11 +70,11 @@ def _launch(job: Callable[[DictConfig], float | None], config_name: str) -> int 
         cut_short = True
         code = ended.code
     except Exception as error:
-        if not signals:  # else a sweeper may have taken offence at jobs that gave nothing
+        if not signals:  # otherwise a sweeper may have failed because stopped jobs returned nothing
             if str(error).startswith("Unable to configure ") and isinstance(error.__cause__, Exception):
-                error = error.__cause__  # what logging raises names only the handler or the formatter
+                error = error.__cause__  # logging's own error names only the handler or the formatter
             sentence = _for_a_person(error, config_name)
-            sentence.__cause__ = error.__cause__ if sentence is error else error  # for who wants the traceback
+            sentence.__cause__ = error.__cause__ if sentence is error else error  # for the full traceback
             show(sentence, wanted == "1", config_name)
             jobs.failed = True
             broken = isinstance(error.__cause__, BrokenProcessPool)
@@ -83,14 +83,14 @@ def _launch(job: Callable[[DictConfig], float | None], config_name: str) -> int 
         if wanted is not None:
             os.environ["HYDRA_FULL_ERROR"] = wanted
         multirun.tidy(keep_stop=cut_short and not jobs.worked_here)
-        all_done = jobs.say_how_they_ended(cut_short or broken or bool(signals))
+        all_done = jobs.report_outcomes(cut_short or broken or bool(signals))
     if cut_short:
         return code
     return 128 + signals[0] if signals else 1 if jobs.failed or not all_done else 0
 
 
 def _check_typed(typed: list[str], config_name: str) -> None:
-    """Raises a UserError for a multirun of a command that has none, and for folders that jobs wouldn't be found in."""
+    """Raises a UserError for commands that have no multirun, and for output folders in which jobs wouldn't be found."""
     check_name(os.getcwd(), "the current folder")
     for folder in config_folders(typed):
         check_name(folder, "--config-dir")
@@ -104,7 +104,7 @@ def _check_typed(typed: list[str], config_name: str) -> None:
 
 
 def _check_evaluation(typed: list[str]) -> None:
-    """Raises a UserError for what a model can't be measured with."""
+    """Raises a UserError for options with which a model can't be evaluated."""
     if gone := [argument for argument in typed if argument.startswith("~")]:
         raise UserError(f"{gone[0]}: nothing can be taken away here; name other data with data=…")
     for key in keys(typed):
@@ -138,18 +138,18 @@ def _run(jobs: Jobs, multirun: Sweep, config_name: str) -> None:
             continue
         if not jobs.go_on(broken):
             break
-        others = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
-        sys.argv[1:] = [*others, override("resume", str(multirun.folder))]
+        arguments = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
+        sys.argv[1:] = [*arguments, override("resume", str(multirun.folder))]
         multirun.fixed = fixed(sys.argv[1:])
-    if is_multirun(sys.argv[1:]) and jobs.had_none() and not set(SHOWING) & set(parted(sys.argv[1:])[0]):
+    if is_multirun(sys.argv[1:]) and jobs.none_began() and not set(SHOWING) & set(parted(sys.argv[1:])[0]):
         raise UserError(f"{without_a_job(sys.argv[1:])}: the sweep has no job")
 
 
 def _for_a_person(error: Exception, config_name: str) -> Exception:
-    """The error, or for some of Python's own a sentence."""
-    if isinstance(error, HydraException | OmegaConfBaseException):  # some of them are OSErrors or ValueErrors too
+    """Returns the error, or for some of Python's own errors a UserError with an explanation."""
+    if isinstance(error, HydraException | OmegaConfBaseException):  # some of these are also OSErrors or ValueErrors
         return error
-    if isinstance(error, OSError):  # Hydra makes the run's folder before the job begins
+    if isinstance(error, OSError):  # Hydra creates the run's folder before the job begins
         folder = f"{error.filename or 'the folder of the run'} can't be written: {error.strerror or error}"
         return UserError(f"{folder}; set output_root to a folder that can be")
     if keyless := [argument for argument in sys.argv[1:] if argument.startswith("=")]:
@@ -159,17 +159,17 @@ def _for_a_person(error: Exception, config_name: str) -> Exception:
         return UserError(f"{wrong}: an option of a group is chosen by its name, and ~ before the group chooses none")
     if isinstance(error, UserError):
         return error
-    if isinstance(error, ValueError | IndexError | TypeError) and (said := inside_a_list(sys.argv[1:], config_name)):
-        return UserError(said)
+    if isinstance(error, ValueError | IndexError | TypeError) and (message := inside_a_list(sys.argv[1:], config_name)):
+        return UserError(message)
     place = Path(extract_tb(error.__traceback__)[-1].filename)
     if isinstance(error, ValueError | YAMLError) or {"hydra", "omegaconf"} & set(place.parts):
-        said = "" if isinstance(error, AssertionError) else str(error).strip()
-        return UserError(said or f"Hydra fails on the command line: {type(error).__name__} in {place.name}")
+        message = "" if isinstance(error, AssertionError) else str(error).strip()
+        return UserError(message or f"Hydra fails on the command line: {type(error).__name__} in {place.name}")
     return error
 
 
 def register_resolvers(multirun: Sweep) -> None:
-    """What `${…}` in the configs may ask for."""
+    """Registers the resolvers for `${…}` in the configs."""
 
     def sweep_dir(root: str, resume: str | None) -> str:
         return multirun.choose_folder(root, resume)
@@ -180,7 +180,7 @@ def register_resolvers(multirun: Sweep) -> None:
     resolvers: list[Callable[..., Any]] = [root, run_dir, job_name, log_file]
     for resolver in resolvers:
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
-    # Its value goes with the config to jobs in other processes.
+    # The resolver's value is passed with the config to jobs in other processes.
     OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)
     for of_config in (search.task_names, search.weight_grid, search.direction):
         OmegaConf.register_new_resolver(of_config.__name__, _of_root(of_config), replace=True)

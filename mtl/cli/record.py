@@ -1,4 +1,4 @@
-"""What a run says and writes of itself: its status, what it was made with, how it goes on."""
+"""What a run prints and writes about itself: status, versions, log, and how to resume it."""
 
 import json
 import logging
@@ -24,34 +24,39 @@ if TYPE_CHECKING:
     from mtl.step import Step
     from mtl.training.trainer import Trainer
 
-ROOM = 2**14  # bytes
+ROOM = 2**14  # bytes reserved in metrics.json
 
 
 def terminal() -> "Console":
-    """The terminal, or for one of several jobs side by side nothing: their lines would come between each other's."""
+    """Returns the terminal; it is quiet in parallel jobs of a multirun, whose lines would mix."""
     from mtl.process.screen import Screen
 
-    return Screen(quiet=cli.beside_others())
+    return Screen(quiet=cli.runs_in_parallel())
 
 
 def report(console: Any, line: str) -> None:
-    """Prints a line whole, whatever the terminal's width, and puts it into the run's log."""
+    """Prints a line without wrapping it to the terminal's width, and adds it to the run's log."""
     console.print(line, soft_wrap=True, highlight=False, markup=False)
     log.info("%s", line)
 
 
 def folder_name(folder: Path) -> str:
-    """The folder as one would type it here."""
+    """Returns the folder as a user would type it in the current folder."""
     return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
 
 def write_status(folder: Folder, status: str, **more: Any) -> None:
-    """Writes the run's metrics.json: what it is of, how it stands, and what more there is to say.
+    """Writes the run's metrics.json with the run's options, the status, and further entries.
 
-    That of a run that is under way keeps room for how it ends, should the disk be full by then.
+    The file of a running run reserves space for the final status, in case that the disk is full by then.
+
+    Args:
+        folder: The folder of the run.
+        status: The status, such as running or finished.
+        more: Further entries of the file.
 
     Raises:
-        UserError: where the file can't be written, or the folder is gone.
+        UserError: If the file can't be written, or if the folder no longer exists.
     """
     folder.check()
     about = {
@@ -69,36 +74,36 @@ def write_status(folder: Folder, status: str, **more: Any) -> None:
 
 
 def failed(began: list[Folder], error: str) -> None:
-    """Writes down that the run failed, if it is this process's."""
+    """Writes the status `failed`, if this process began the run."""
     for folder in began:
-        with suppress(UserError):  # what went wrong is told all the same
+        with suppress(UserError):  # the original error is reported in any case
             write_status(folder, "failed", error=error)
 
 
 def add_to_log(text: str) -> None:
-    """Adds lines to the run's log, as they are."""
+    """Adds text to the run's log without changing it."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, LogFile):
             handler.add(text)
 
 
 def choices() -> dict[str, str]:
-    """By group of the config, the option that was chosen."""
+    """Returns the chosen option of each group of the config."""
     chosen = {str(group): option for group, option in HydraConfig.get().runtime.choices.items()}
     return {group: option for group, option in chosen.items() if "hydra" not in group and isinstance(option, str)}
 
 
 def swept(folder: Path) -> list[str]:
-    """The job's overrides that its multirun sweeps over."""
+    """Returns those overrides of the job that the multirun sweeps over."""
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return []
     fixed = sweep.fixed(folder.parent)
     overrides = [override for override in HydraConfig.get().overrides.task if override not in fixed]
-    return [o for o in overrides if not sweep.makes_no_difference(o)]  # which an interrupted one may go on with
+    return [o for o in overrides if not sweep.makes_no_difference(o)]  # may change when a multirun is resumed
 
 
 def versions() -> dict[str, Any]:
-    """What the numbers may depend on besides the config."""
+    """Returns the versions and settings besides the config on which results may depend."""
     import numpy
     import torch
 
@@ -134,18 +139,18 @@ def announce(console: Any, problem: "Built", step: "Step", folder: Path) -> None
 
 
 def stopped(console: Any, trainer: "Trainer", home: Folder, code: int) -> NoReturn:
-    """Says after Ctrl-C or SIGTERM what was saved and how to go on; ends the process, or the job in it."""
+    """Reports after Ctrl-C or SIGTERM what was saved and how to resume; ends the process or the job."""
     saved = folder_name(home.path)
-    there = sorted(str(path) for path in Path(saved).glob("checkpoints/*.pt"))
+    checkpoints = sorted(str(path) for path in Path(saved).glob("checkpoints/*.pt"))
     place = {"steps": trainer.global_step, "epochs": trainer.epoch}
     with suppress(UserError):
         write_status(home, "stopped", **place)
     at = f"at step {trainer.global_step}, in epoch {trainer.epoch}"
     older = "" if trainer.saved_step == trainer.global_step else f" (of step {trainer.saved_step})"
-    report(console, f"Stopped {at}. Saved: {', '.join(there) or 'nothing yet'}{older if there else ''}")
-    if there and HydraConfig.get().mode == RunMode.RUN:
+    report(console, f"Stopped {at}. Saved: {', '.join(checkpoints) or 'nothing yet'}{older if checkpoints else ''}")
+    if checkpoints and HydraConfig.get().mode == RunMode.RUN:
         report(console, f"go on     {quoting.resuming(cli.arguments(), saved)}")
-    if there:
+    if checkpoints:
         report(console, f"look      {quoting.looking(saved)}")
         report(console, f"evaluate  {quoting.evaluating(saved, cli.arguments(), 'checkpoint=last')}")
     raise Ended(code)

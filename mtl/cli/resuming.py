@@ -1,4 +1,4 @@
-"""A run that resumes: its newest state is read, checked against the config, and loaded."""
+"""Resumes a run: reads the newest state, checks it against the config, and loads it."""
 
 import inspect
 from pathlib import Path
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def newest_state(console: Any, config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    """The newest state of the run that is to resume; None for a new run, or one without a checkpoint.
+    """Returns the newest state of the run to resume; None for a new run, or for a run without checkpoints.
 
     Raises:
-        Refused: where there is no state that can be used, or the config differs from that of the run in options that
-            must not change.
+        Refused: If no state can be used, or if the config differs from the run's config in options that must not
+            change.
     """
     from mtl.training import checkpoint, saved
 
@@ -37,35 +37,35 @@ def newest_state(console: Any, config: dict[str, Any], folder: Path) -> dict[str
         saved.check(state, f"the newest checkpoint in {folder_name(folder)}", saved.RUN)
     except UserError as error:
         raise Refused(str(error)) from error
-    known = {"threads": state["versions"].get("threads")}  # for a run that is older than the key
-    resume.check(known | state["composed"], config, folder_name(folder))
+    settings = {"threads": state["versions"].get("threads")}  # for runs from before the config had this key
+    resume.check(settings | state["composed"], config, folder_name(folder))
     resume.changed_versions(state["versions"], versions(), lambda line: report(console, line))
     return state
 
 
 def load_state(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]) -> None:
-    """Loads a saved state into the trainer, and gives the optimizer those options that were changed on purpose.
+    """Loads a saved state into the trainer, and applies those options of the optimizer that were changed on purpose.
 
     Args:
-        trainer: built from the config.
-        state: of a checkpoint.
-        config: of the run that resumes.
+        trainer: The trainer, built from the config.
+        state: The state from a checkpoint.
+        config: The config of the resumed run.
 
     Raises:
-        Refused: where the state doesn't fit.
+        Refused: If the state doesn't fit the trainer.
     """
     from mtl.runs import exchanged
     from mtl.training.saved import check_kinds, load_into
 
     optimizer = trainer.step.optimizer
     assert optimizer is not None
-    takes = {*inspect.signature(type(optimizer)).parameters, "name", "initial_lr"}  # some groups also hold a state
+    takes = {*inspect.signature(type(optimizer)).parameters, "name", "initial_lr"}  # some groups also contain state
     fresh = [
         {key: value for key, value in group.items() if key in takes - {"params"}} for group in optimizer.param_groups
     ]
     saved = [group if isinstance(group, dict) else {} for group in state["step"]["optimizer"]["param_groups"]]
     before, now = ([group.get("name") for group in groups] for groups in (saved, fresh))
-    if before != now:  # the optimizer's state is by position
+    if before != now:  # the optimizer's state is ordered by position
         raise Refused(
             f"resume: optimizer.groups were {', '.join(map(str, before))} and are {', '.join(map(str, now))}; their "
             "values may change, and neither their patterns nor the order of these"

@@ -1,4 +1,4 @@
-"""What the sweeps of configs/sweep go over."""
+"""The values that the configs in configs/sweep sweep over."""
 
 import random
 import re
@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from mtl.errors import UserError
 from mtl.schema import trained
 
-MOST_POINTS = 12  # of weights, beside equal ones
-FINEST = 10  # parts that a grid cuts the weights' sum into
-LARGEST_GRID = 4  # tasks
+MOST_POINTS = 12  # the most sets of weights, not counting equal weights
+FINEST = 10  # the finest grid: the number of parts of the weights' sum
+LARGEST_GRID = 4  # the most tasks for which a grid is used
 
 
 def _tasks(config: Any) -> list[str]:
@@ -21,18 +21,18 @@ def _tasks(config: Any) -> list[str]:
 
 
 def task_names(config: Any) -> str:
-    """The tasks' names, to be swept over."""
+    """Returns the names of the tasks as values of a sweep."""
     return ",".join(_tasks(config))
 
 
 def weight_grid(config: Any) -> str:
-    """Sets of task weights that sum to the number of tasks, equal ones among them, to be swept over.
+    """Returns sets of task weights that sum to the number of tasks, including equal weights, as values of a sweep.
 
-    Of two to four tasks a grid on the simplex without its edges, on which a task has no weight. A grid that coarse
-    would weigh more tasks equally but for one, so of more they are drawn evenly from the simplex, the same ones always.
+    For two to four tasks, the sets are a grid on the interior of the simplex. For more tasks, a grid of the same size
+    would give equal weights to all tasks but one, so the sets are drawn uniformly from the simplex, with a fixed seed.
 
     Raises:
-        UserError: for a single task, and where the command line sets weights too.
+        UserError: If there is only one task, or if the command line sets weights as well.
     """
     names = _tasks(config)
     count = len(names)
@@ -64,30 +64,30 @@ def _drawn(count: int) -> list[list[float]]:
 
 
 def search_space(config: Any, trial: Any) -> None:
-    """What Optuna searches: the learning rate, and the weights of all tasks but the first.
+    """Defines Optuna's search space: the learning rate, and the weights of all tasks but the first.
 
-    They go from a tenth to ten times the config's own rate, and the first task's weight. What the command line
-    fixes, or searches itself, is left alone.
+    The ranges are from a tenth to ten times the learning rate of the config and the weight of the first task. Options
+    that the command line sets or searches are left out.
     """
     taken = {*trial.params, *trial.user_attrs}
     taken |= {name.lstrip("+") for name in taken}
     rate = config.optimizer.get("lr")
     ranges = {"optimizer.lr": (rate / 10, rate * 10)} if rate else {}
-    first, *others = _tasks(config)
+    first, *remaining = _tasks(config)
     weight = config.tasks[first].get("weight", 1.0)
     weight = weight if isinstance(weight, int | float) and weight > 0 else 1.0
-    ranges |= {f"++tasks.{name}.weight": (weight / 10, weight * 10) for name in others}
+    ranges |= {f"++tasks.{name}.weight": (weight / 10, weight * 10) for name in remaining}
     for name, (low, high) in ranges.items():
         if name.lstrip("+") not in taken:
             trial.suggest_float(name, low, high, log=True)
 
 
 def direction(config: Any) -> str:
-    """Which way Optuna is to go: that of `trainer.monitor`; up where it names no mode, which the jobs then check."""
+    """Returns Optuna's direction: that of `trainer.monitor`, and `maximize` if it has no mode, which the jobs check."""
     trainer: Any = OmegaConf.to_container(config.trainer)
     monitor = trainer.get("monitor") or {}
     terms = [term for name, term in monitor.items() if str(name).split("/")[0] in _tasks(config)]
     if len(terms) == 1 and isinstance(terms[0], dict):
-        terms = [terms[0].get("mode")]  # the scale of one figure alone counts for nothing
-    down = bool(terms) and all(term == "min" for term in terms)  # those with a scale make up the better way
+        terms = [terms[0].get("mode")]  # the scale of a single metric doesn't matter
+    down = bool(terms) and all(term == "min" for term in terms)  # scaled terms: higher is better
     return "minimize" if down else "maximize"

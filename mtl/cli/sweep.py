@@ -1,4 +1,4 @@
-"""A multirun: its folder, its jobs' names, and how its jobs ended."""
+"""A multirun: its folder, the names of its jobs, and a journal of how they ended."""
 
 import json
 import os
@@ -20,23 +20,21 @@ from mtl.safety.bounded import LARGEST, LONGEST, parse_json, read_json, read_lin
 from mtl.safety.regular import check_folder, regular
 from mtl.text import log, say
 
-STOP = "stop-"  # begins the names of files that ask jobs to
-ABOUT = "sweep.json"  # what was typed
-JOURNAL = "jobs.jsonl"  # how each job ended, a line of JSON each, by whichever process it ran in
+STOP = "stop-"  # prefix of the files that ask jobs to stop
+ABOUT = "sweep.json"  # the command line
+JOURNAL = "jobs.jsonl"  # one line of JSON per job event, from all processes
 
 
 class Sweep:
-    """One multirun, from its start or from where an earlier one was interrupted to its end.
-
-    It goes with the jobs into other processes.
+    """One multirun, new or resumed. It is pickled with the jobs into other processes.
 
     Args:
-        typed: the command line, without the program's name, its flags first.
-        new: the name of a new multirun's folder, which no other process has.
-        fixed: the overrides that are the same in all jobs, as they stand in a job's.
+        typed: The command line, without the program's name, with the flags first.
+        new: The folder name of a new multirun, which no other process uses.
+        fixed: The overrides that are the same in all jobs, as they are written in a job's overrides.
 
     Attributes:
-        folder: where the jobs' folders are, once it has been asked for.
+        folder: The folder that contains the jobs' folders, after `choose_folder`.
     """
 
     def __init__(self, typed: Sequence[str], new: str, fixed: Sequence[str] = ()) -> None:
@@ -47,14 +45,14 @@ class Sweep:
         self._empty = False
 
     def choose_folder(self, root: str, resume: str | None) -> str:
-        """The folder of the multirun: a new one, or that of the one that is to go on.
+        """Returns the folder of a new multirun, or of the multirun to resume.
 
         Args:
-            root: where multiruns are.
-            resume: null, `auto` for the newest that was started with the same arguments, if any, or its folder.
+            root: The folder of multiruns.
+            resume: null; `auto` for the newest multirun with the same arguments, if there is one; or a folder.
 
         Raises:
-            UserError: for a folder that isn't a multirun's, or one of other arguments.
+            UserError: If the folder isn't a multirun's, or is that of a multirun with other arguments.
         """
         folder = Path(root) / self.new
         if resume == "auto":
@@ -77,107 +75,108 @@ class Sweep:
         return str(folder)
 
     def begin(self, job: Path) -> None:
-        """Writes down, before a job of that folder begins, of which multirun it is."""
+        """Writes the multirun's command line to the multirun's folder, before the job of folder `job` begins."""
         if not (job.parent / ABOUT).exists():
             about = {"arguments": self.typed, "fixed": self.fixed}
             write_whole(job.parent / ABOUT, json.dumps(about) + "\n")
         self.note(job, "began")
 
     def job_name(self, number: int, overrides: Sequence[str]) -> str:
-        """`0_lr-0.001_seed-0` for a job whose optimizer.lr and seed are swept: short, and a valid name everywhere."""
+        """Returns a short, portable name, such as `0_lr-0.001_seed-0` for a sweep over optimizer.lr and seed."""
         swept = [override for override in overrides if override not in self.fixed]
         names = [name for override in swept if "=" in override for name in _names(*override.split("=", 1))]
         return "_".join([str(number), *names])[:100]
 
     def note(self, job: Path, outcome: str, value: float | None = None) -> None:
-        """Writes down how the job of that folder stands.
+        """Records the state of the job with this folder in the journal.
 
         Args:
-            outcome: began, done, failed, stopped, or busy: another process is at it.
-            value: what it monitors, of one that is done.
+            job: The folder of the job.
+            outcome: began, done, failed, stopped, or busy (another process is running the job).
+            value: The monitored value of a job that is done.
         """
         line = json.dumps({"by": self.new, "job": job.name, "outcome": outcome, "value": value}).encode()
         with open(job.parent / JOURNAL, "a+b", buffering=0, opener=regular) as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else b"\n" + line  # on a full disk one may have been cut off
+                line = line if file.read(1) == b"\n" else b"\n" + line  # a full disk may have truncated the last line
             file.write(line + b"\n")
 
     def noted(self, folder: Path) -> dict[str, dict[str, Any]]:
-        """By job, what this multirun's processes noted last."""
+        """Returns the last journal entry of each job of this multirun."""
         jobs = {}
-        with suppress(OSError, UserError):  # there is none, or nothing that could be of this multirun
+        with suppress(OSError, UserError):  # no journal, or not that of a multirun
             for line in read_lines(folder / JOURNAL, LARGEST, LONGEST):
-                with suppress(ValueError, LookupError, TypeError):  # a line that was cut off
+                with suppress(ValueError, LookupError, TypeError):  # a truncated line
                     noted = parse_json(line, JOURNAL)
                     if noted["by"] == self.new:
                         jobs[str(noted["job"])] = noted
         return dict(sorted(jobs.items(), key=lambda item: _number(item[0])))
 
     def is_lost(self) -> bool:
-        """Whether what was noted of the jobs is gone; where none began, nothing was."""
+        """Returns whether the journal is missing although jobs have begun."""
         return self.folder is not None and not self._empty and not (self.folder / JOURNAL).is_file()
 
     def under_way(self) -> list[str]:
-        """The jobs that began and haven't ended."""
+        """Returns the jobs that have begun and not ended."""
         jobs = self.noted(self.folder) if self.folder else {}
         return [name for name, noted in jobs.items() if noted["outcome"] == "began"]
 
     def ended(self) -> list[dict[str, Any]]:
-        """What was noted of the jobs that ended."""
+        """Returns the journal entries of the jobs that have ended."""
         jobs = self.noted(self.folder) if self.folder else {}
         return [noted for noted in jobs.values() if noted["outcome"] != "began"]
 
     def ask_to_stop(self) -> None:
-        """Asks the jobs, in whichever process, to save and end; those that haven't begun don't."""
+        """Asks the jobs in all processes to save and stop; jobs that haven't begun don't start."""
         assert self.folder is not None
         self._stop_of(self.folder).touch()
 
     def stopping(self, job: Path) -> bool:
-        """Whether the job of that folder was asked to."""
+        """Returns whether the job with this folder was asked to stop."""
         return self._stop_of(job.parent).exists()
 
     def tidy(self, *, keep_stop: bool = False) -> None:
-        """Removes what is of no use any more: the folder, where no job began in it, and what asked the jobs to stop.
+        """Removes files that are no longer needed: stop requests, and the folder if no job has begun.
 
         Args:
-            keep_stop: where jobs may still be queued elsewhere.
+            keep_stop: Whether to keep the stop requests, because jobs may still be queued in other processes.
         """
         if self.folder is None or not self.folder.is_dir():
             return
         if not keep_stop:
-            for path in self.folder.glob(f"{STOP}*"):  # also of those that didn't get to
+            for path in self.folder.glob(f"{STOP}*"):  # including those of processes that were killed before
                 path.unlink(missing_ok=True)
         if {path.name for path in self.folder.iterdir()} <= {"multirun.yaml"}:
             self._empty = True
             shutil.rmtree(self.folder)
 
     def _stop_of(self, folder: Path) -> Path:
-        return folder / f"{STOP}{self.new}"  # one that a process left that was killed means nobody else's jobs
+        return folder / f"{STOP}{self.new}"  # the name of the multirun, so that an old request stops no other jobs
 
 
 def arguments(folder: Path) -> list[str]:
-    """What the multirun of the folder was started with."""
+    """Returns the command line with which the multirun of the folder was started."""
     return _about(folder, "arguments")
 
 
 def fixed(folder: Path) -> list[str]:
-    """The overrides that are the same in all jobs of the multirun of the folder, as they stand in a job's."""
+    """Returns the overrides that are the same in all jobs of the folder's multirun, as written in a job's overrides."""
     return _about(folder, "fixed")
 
 
 def _about(folder: Path, key: str) -> list[str]:
-    """A list of texts that was written down when the multirun began.
+    """Reads a list of texts that was written when the multirun began.
 
     Raises:
-        UserError: where there is no such list.
-        OSError: where there is no such file.
+        UserError: If there is no such list.
+        OSError: If there is no such file.
     """
     about = read_json(folder / ABOUT)
-    found = about.get(key) if isinstance(about, dict) else None
-    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+    texts = about.get(key) if isinstance(about, dict) else None
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         raise UserError(f"{folder / ABOUT} holds no list of texts '{key}'")
-    return found
+    return texts
 
 
 def _number(job: str) -> float:
@@ -190,18 +189,18 @@ def _newest_first(root: str) -> Iterator[tuple[Path, list[str]]]:
         try:
             typed = arguments(path.parent)
             check_folder(path.parent)
-        except (OSError, UserError) as error:  # it may be anybody's
+        except (OSError, UserError) as error:  # the folder may belong to something else
             log.warning("%s is passed over: %s", path.parent, first_line(error))
             continue
         yield path.parent, typed
 
 
 def _same(theirs: Sequence[str], ours: Sequence[str]) -> bool:
-    """Whether both command lines mean the same jobs."""
-    return list(_telling(theirs)) == list(_telling(ours))
+    """Returns whether both command lines define the same jobs."""
+    return list(_relevant(theirs)) == list(_relevant(ours))
 
 
-def _telling(typed: Sequence[str]) -> Iterator[str]:
+def _relevant(typed: Sequence[str]) -> Iterator[str]:
     for argument in typed:
         key = argument.lstrip("+~").split("=")[0]
         elsewhere = key in ("-m", "--multirun", "hydra/launcher") or key.startswith("hydra.launcher.")
@@ -210,13 +209,13 @@ def _telling(typed: Sequence[str]) -> Iterator[str]:
 
 
 def makes_no_difference(override: str) -> bool:
-    """Whether the override's key has no bearing on a run's numbers."""
+    """Returns whether the override's key has no influence on a run's results."""
     key = override.lstrip("+~").split("=")[0]
     return any(key == name or key.startswith(f"{name}.") for name in IRRELEVANT)
 
 
 def _names(key: str, value: str) -> list[str]:
-    """What of a swept value is shown in the job's name; of a mapping what is in it, of a task's weight the task."""
+    """Returns the parts of a swept value for the job's name: for a mapping the values, for a task weight the task."""
     parts = key.lstrip("+").split(".")
     if value.startswith("{"):
         plain = OmegaConf.to_container(OmegaConf.create(re.sub(r":(?=\S)", ": ", value)))
@@ -226,7 +225,7 @@ def _names(key: str, value: str) -> list[str]:
 
 
 def _short(value: str) -> str:
-    """A number in few digits, if it isn't a whole one."""
+    """Shortens a number that isn't an integer to a few digits."""
     try:
         number = f"{float(value):.4g}".replace("e+", "e")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Values that were typed without the quotes that Hydra's grammar asks for."""
+"""Adds the quotes that Hydra's grammar requires to typed values."""
 
 import re
 
@@ -8,24 +8,32 @@ from hydra.errors import HydraException
 
 from mtl.quoting import in_quotes
 
-PATHS = ("run", "resume", "init_from", "output_root", "data.path", "data.root", "data.labels")  # whose values are texts
-_BETWEEN = r"(\s*[,\[\]{}():=]\s*)"  # what stands between the values of a list, a mapping or a sweep
+PATHS = (
+    "run",
+    "resume",
+    "init_from",
+    "output_root",
+    "data.path",
+    "data.root",
+    "data.labels",
+)  # keys whose values are texts
+_BETWEEN = r"(\s*[,\[\]{}():=]\s*)"  # separators of values in lists, mappings and sweeps
 
 
 def quoted(argument: str, *, multirun: bool) -> str:
-    """The override with the quotes that it needs to mean what it seems to.
+    """Adds the quotes to an override that Hydra needs to read the value as the user meant it.
 
-    A path may hold whatever a path can; in a multirun, commas between several paths are a sweep. Elsewhere letters
-    that aren't ASCII get quotes. What Hydra reads already isn't touched, unless it is a path and would be read as
-    something else than that text.
+    Paths may contain any characters; in a multirun, commas separate several paths of a sweep. In other values,
+    non-ASCII letters are quoted. Overrides that Hydra can read are left unchanged, except paths that Hydra would read
+    as another value than the text.
 
     Args:
         argument: `key=value`, with or without pluses.
-        multirun: whether sweeps are possible.
+        multirun: Whether the value may be a sweep.
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
-    is_path = name in PATHS and not (name.startswith("data.") and value[:1] in ("{", "["))  # a file for each split
+    is_path = name in PATHS and not (name.startswith("data.") and value[:1] in ("{", "["))  # one file per split
     if not equals or not value or (not is_path and value.isascii()):
         return argument
     read = _read(argument)
@@ -33,15 +41,15 @@ def quoted(argument: str, *, multirun: bool) -> str:
         return argument
     with_quotes = bool(set(value) & set("'\""))
     if is_path and not (multirun and "," in value):
-        found = in_quotes(value)
+        text = in_quotes(value)
     elif with_quotes:
-        return argument  # which of them mean themselves isn't known
+        return argument  # it is unknown which quotes are part of the value
     elif is_path or not set(value) & set("[]{}()"):
-        found = ",".join(map(_piece, value.split(",")))
+        text = ",".join(map(_piece, value.split(",")))
     else:
         pieces = re.split(_BETWEEN, value)
-        found = "".join(piece if index % 2 else _piece(piece) for index, piece in enumerate(pieces))
-    return f"{key}={found}" if _read(f"{key}={found}") is not None else argument
+        text = "".join(piece if index % 2 else _piece(piece) for index, piece in enumerate(pieces))
+    return f"{key}={text}" if _read(f"{key}={text}") is not None else argument
 
 
 def _piece(text: str) -> str:
@@ -49,13 +57,13 @@ def _piece(text: str) -> str:
 
 
 def _is_misread(read: Override, value: str, *, multirun: bool) -> bool:
-    """Whether Hydra takes a path for something else."""
+    """Returns whether Hydra reads a path as another value."""
     if read.is_sweep_override():
         return not multirun
-    found = read.value()
-    if found is None or isinstance(read._value, QuotedString) or "${" in value or "\\" in value:
+    parsed = read.value()
+    if parsed is None or isinstance(read._value, QuotedString) or "${" in value or "\\" in value:
         return False  # null, or written in Hydra's grammar on purpose
-    return found != value
+    return parsed != value
 
 
 def _read(argument: str) -> Override | None:

@@ -1,1 +1,1 @@
-"""From a checked config to objects, and every message for what can't be built."""
+"""Builds objects from a checked config, and explains what can't be built."""

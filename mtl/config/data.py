@@ -1,4 +1,4 @@
-"""The config's data: splits that have the fields which are asked for, what only they know, and loaders."""
+"""Builds the config's data: splits with the required fields, facts for the model, and data loaders."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,10 +19,10 @@ LOADER_KEYS = ("batch_size", "eval_batch_size", "num_workers", "collate")
 
 
 def build_splits(config: Config) -> Data:
-    """The data, whose samples have the fields that model and tasks ask for.
+    """Builds the data and checks that samples have the fields which the model and the tasks use.
 
     Raises:
-        UserError: where a field is missing, or the target doesn't give splits.
+        UserError: If a field is missing, or if the target doesn't return splits.
     """
     node = {key: value for key, value in config["data"].items() if key not in LOADER_KEYS}
     data = make(node, "data")
@@ -43,8 +43,8 @@ def build_splits(config: Config) -> Data:
             for where, field in asked if split == "train" else asked + measured:
                 if field not in fields[id(dataset)]:
                     named = "the dataset" if split == "train" else f"the {split} dataset"
-                    there = ", ".join(map(str, fields[id(dataset)]))
-                    raise UserError(f"{where} '{field}' not in batch; {named} gives: {there}")
+                    available = ", ".join(map(str, fields[id(dataset)]))
+                    raise UserError(f"{where} '{field}' not in batch; {named} gives: {available}")
     return data
 
 
@@ -61,10 +61,10 @@ def _collated(sample: Any, collate: Callable[[list[Any]], Any]) -> Mapping[str, 
 
 
 def _build_collate(config: Config) -> Callable[[list[Any]], Any] | None:
-    """What makes a batch of a list of samples, None for PyTorch's own.
+    """Builds the function that collates a list of samples into a batch; returns None for PyTorch's default.
 
     Raises:
-        UserError: where the target gives nothing that can be called.
+        UserError: If the target isn't callable.
     """
     node = config["data"].get("collate")
     collate = make(node, "data.collate")
@@ -75,10 +75,10 @@ def _build_collate(config: Config) -> Callable[[list[Any]], Any] | None:
 
 
 def fill_from_data(config: Config, splits: Data) -> Config:
-    """The config with each value `from_data` of model and tasks replaced by the fact of the data that its key names.
+    """Replaces each value `from_data` of model and tasks with the data's fact of the same key, and returns the config.
 
     Raises:
-        UserError: for a fact that the data don't have.
+        UserError: If the data don't have the fact.
     """
     tasks = {
         name: _filled(task, f"tasks.{name}", partial(splits.fact, source=task.get("source")))
@@ -92,23 +92,23 @@ def _filled(node: Any, where: str, fact: Callable[[str], Any]) -> Any:
         return [_filled(item, f"{where}[{index}]", fact) for index, item in enumerate(node)]
     if not isinstance(node, Mapping):
         return node
-    found = {}
+    values = {}
     for key, value in node.items():
         if value == "from_data":
             try:
-                found[key] = fact(key)
+                values[key] = fact(key)
             except UserError as error:
                 raise UserError(f"{where}.{key}: from_data, but {error}") from error
         else:
-            found[key] = _filled(value, f"{where}.{key}", fact)
-    return found
+            values[key] = _filled(value, f"{where}.{key}", fact)
+    return values
 
 
 def check_facts(splits: Data, trained_on: Mapping[str, Any]) -> None:
-    """Refuses data that aren't those a model was trained on: codes and classes would mean something else.
+    """Checks that data have the facts that a model was trained with; codes and classes would otherwise change meaning.
 
     Raises:
-        UserError: for the first fact that differs.
+        UserError: If a fact differs; the message names the first one.
     """
     different = _difference(trained_on, splits.facts)
     if different:
@@ -121,21 +121,21 @@ def check_facts(splits: Data, trained_on: Mapping[str, Any]) -> None:
 
 def _difference(before: Any, now: Any, where: str = "") -> tuple[str, Any, Any] | None:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        found = (
+        differences = (
             _difference(before.get(key), now.get(key), f"{where}.{key}" if where else str(key))
             for key in dict.fromkeys([*before, *now])
         )
-        return next(filter(None, found), None)
+        return next(filter(None, differences), None)
     numbers = isinstance(before, float) and isinstance(now, float)
     same = math.isclose(before, now, rel_tol=1e-6, abs_tol=1e-12) if numbers else before == now
-    return None if same else (where, before, now)  # sums differ in the last digits from machine to machine
+    return None if same else (where, before, now)  # the last digits of sums depend on the machine
 
 
 def build_loaders(config: Config, data: Data, device: torch.device) -> dict[str, Loader | Mix]:
-    """A loader for each split; the training's is shuffled."""
+    """Builds a data loader for each split; only the training loader shuffles."""
     if isinstance(data, Splits):
         return {split: _loader(config, split, dataset, device, None) for split, dataset in data.items()}
-    found: dict[str, Loader | Mix] = {}
+    loaders_by_split: dict[str, Loader | Mix] = {}
     sizes = config["data"]["batch_size"]
     for name in sizes if isinstance(sizes, Mapping) else ():
         if name not in data.sources:
@@ -148,19 +148,19 @@ def build_loaders(config: Config, data: Data, device: torch.device) -> dict[str,
             for kind, dataset in splits.items()
             if kind == split and name in tasks.values()
         }
-        its = {task: source for task, source in tasks.items() if source in loaders}
+        source_of_task = {task: source for task, source in tasks.items() if source in loaders}
         if split == "train":
-            found[split] = Mix(
+            loaders_by_split[split] = Mix(
                 loaders,
-                its,
+                source_of_task,
                 sampling=data.sampling,
                 temperature=data.temperature,
                 epoch=data.epoch,
                 seed=config["seed"],
             )
         elif loaders:
-            found[split] = Mix(loaders, its)
-    return found
+            loaders_by_split[split] = Mix(loaders, source_of_task)
+    return loaders_by_split
 
 
 def _loader(config: Config, split: str, dataset: Any, device: torch.device, source: str | None) -> Loader:
@@ -172,7 +172,7 @@ def _loader(config: Config, split: str, dataset: Any, device: torch.device, sour
         if source not in size:
             raise UserError(f"data.batch_size: it has {', '.join(size)}, and no number for the source '{source}'")
         size = size[source]
-    # Sources of one length would otherwise be gone through in one order.
+    # Sources of equal length would otherwise be read in the same order.
     seed = config["seed"] if source is None else (config["seed"] << 32) + crc32(source.encode())
     return Loader(
         dataset,

@@ -1,4 +1,4 @@
-"""The config's device."""
+"""Chooses the config's device."""
 
 import torch
 
@@ -6,10 +6,10 @@ from mtl.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that the config means; `auto` is the first GPU, or the CPU.
+    """Returns the device that the config names; `auto` is the first GPU if there is one, and the CPU otherwise.
 
     Raises:
-        UserError: for a GPU that isn't there.
+        UserError: If the named GPU doesn't exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""The config's model: a trunk, the tasks' heads, and what of them is frozen."""
+"""Builds the config's model: a trunk and the tasks' heads, some of which may be frozen."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -14,10 +14,10 @@ from mtl.task import Task
 
 
 def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:
-    """The model, with what is frozen frozen."""
+    """Builds the model and freezes the modules that the config names."""
     node = {key: value for key, value in config["model"].items() if key not in ("freeze", "freeze_until", "trunk")}
     trunk_node = config["model"]["trunk"]
-    # With partial, whoever makes several trunks gets several of the modules inside them too.
+    # With a partial node, an architecture that makes several trunks gets new inner modules for each of them.
     trunk = partial(build_trunk, trunk_node) if trunk_node.get("_partial_") else build_trunk(trunk_node)
     model = make(node, "model", trunk=trunk, tasks=tasks)
     if not isinstance(model, MultiTaskModel):
@@ -31,19 +31,19 @@ def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:
 
 
 def build_trunk(node: Mapping[str, Any]) -> nn.Module:
-    """The trunk of the node, one of them where it is partial.
+    """Builds the trunk that the node describes; builds one instance if the node is partial.
 
     Raises:
-        UserError: where the target gives no module.
+        UserError: If the target doesn't return a module.
     """
     return build_module({key: value for key, value in node.items() if key != "_partial_"}, "model.trunk")
 
 
 def build_module(node: Any, where: str) -> nn.Module:
-    """The module of the node at that place in the config.
+    """Builds the module that the node at this place in the config describes.
 
     Raises:
-        UserError: where the target gives no module.
+        UserError: If the target doesn't return a module.
     """
     module = make(node, where)
     if not isinstance(module, nn.Module):

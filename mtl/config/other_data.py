@@ -1,4 +1,4 @@
-"""A trained run's config with other data: which keys may differ, and how the data are encoded as in training."""
+"""Applies a trained run's config to other data: which keys may differ, and how to encode the data as in training."""
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,39 +15,39 @@ from mtl.config.targets import Ready, find
 from mtl.data import Sources, image_table, table
 from mtl.errors import UserError, first_line
 
-FILES = {table: "path", image_table: "labels"}  # the argument that names the rows' file
+FILES = {table: "path", image_table: "labels"}  # the argument that names the file of the rows
 AS_TRAINED = ("inputs", "targets", "categories", "classes", "standardize_targets", "mean", "std")
-SAME_SAMPLES = ("path", "labels", "root", "domain")  # arguments that name the samples
+SAME_SAMPLES = ("path", "labels", "root", "domain")  # arguments that select the samples
 DRAWN = ("split", "split_column", "seed", "validation")
 
 
 def with_other_data(
-    config: Config, given: Mapping[str, Any], typed: Iterable[str], facts: Mapping[str, Any]
+    config: Config, changes: Mapping[str, Any], typed: Iterable[str], facts: Mapping[str, Any]
 ) -> tuple[Config, bool]:
-    """The config with the data that are to be measured.
+    """Returns the run's config with the data to evaluate on.
 
-    What is given changes the keys of the run's data, or takes their place where a whole group was chosen. A function
-    that has an argument `trained_on` is given the training's facts, and encodes the data by them. Where another file is
-    named for `mtl.data.table` or `image_table`, all of its rows are measured.
+    `changes` overrides keys of the run's data, or replaces them if a whole group was chosen. A function with an
+    argument `trained_on` receives the facts of the training data and encodes the data with them. If another file is
+    named for `mtl.data.table` or `image_table`, all rows of the file are used.
 
     Args:
-        config: the run's.
-        given: what was composed below `data`, with interpolations.
-        typed: the keys that were typed, such as data or data.path.
-        facts: of the data that the run was trained on.
+        config: The run's config.
+        changes: The composed config below `data`, with interpolations.
+        typed: The keys on the command line, such as data or data.path.
+        facts: The facts of the data that the run was trained on.
 
     Returns:
-        The config, and whether its data differ from the run's.
+        The config, and whether the data differ from the run's data.
 
     Raises:
-        UserError: for a key that must be as it was in training.
+        UserError: If a key differs that must be the same as in training.
     """
     typed = [key for key in typed if key.split(".")[0] == "data"]
     base = {} if "data" in typed else config["data"]
     try:
-        merged = OmegaConf.merge({"data": base}, {"data": given})
-        others = {key: value for key, value in config.items() if key not in schema.UNBUILT}
-        full = OmegaConf.create({**others, "data": merged.data})
+        merged = OmegaConf.merge({"data": base}, {"data": changes})
+        remaining = {key: value for key, value in config.items() if key not in schema.UNBUILT}
+        full = OmegaConf.create({**remaining, "data": merged.data})
         data: Any = OmegaConf.to_container(full.data, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"data: {first_line(error)}") from error
@@ -67,7 +67,7 @@ def _without_loading(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tables(node: Any, where: str, facts: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The node, or those of its sources: its place in the config, itself, and the facts of the data it gives."""
+    """Yields place, node and facts of the data, or of each source if there are several."""
     if find(node["_target_"], where) is not Sources:
         yield where, node, facts
         return
@@ -77,7 +77,7 @@ def _tables(node: Any, where: str, facts: Any) -> Iterator[tuple[str, Any, Any]]
 
 
 def _at(config: Config, where: str) -> Any:
-    """What stands at that place of the config, None for nothing."""
+    """Returns the value at this place of the config, or None if there is none."""
     node: Any = config
     for key in where.split("."):
         node = node.get(key) if isinstance(node, Mapping) else None
@@ -85,23 +85,23 @@ def _at(config: Config, where: str) -> Any:
 
 
 def _check_file(where: str, node: dict[str, Any], of_run: Any) -> None:
-    """Gives the run's own file the name that the run's config has for it.
+    """Replaces the path of the run's own file by the spelling in the run's config.
 
     Raises:
-        UserError: for files of some splits that leave out the first.
+        UserError: If files are named for some splits, but not for the first one.
     """
     key = FILES.get(find(node["_target_"], where))
     if key is None:
         return
-    file, own = (each.get(key) if isinstance(each, Mapping) else None for each in (node, of_run))
+    file, run_file = (each.get(key) if isinstance(each, Mapping) else None for each in (node, of_run))
     if isinstance(file, Mapping) and not file.get("train"):
         raise UserError(f"{where}.{key}.train: a file is needed here; for all rows of one file: {where}.{key}=FILE")
-    if isinstance(file, str) and isinstance(own, str) and Path(file).resolve() == Path(own).resolve():
-        node[key] = own
+    if isinstance(file, str) and isinstance(run_file, str) and Path(file).resolve() == Path(run_file).resolve():
+        node[key] = run_file
 
 
 def _check_keys(where: str, node: Mapping[str, Any], typed: Iterable[str]) -> None:
-    """Raises a UserError for a key of a function of mtl's that would make the figures mean something else."""
+    """Raises a UserError if a changed argument of a function of mtl would change the meaning of the metrics."""
     if not str(node["_target_"]).startswith("mtl.data."):
         return
     for key in typed:
@@ -120,7 +120,7 @@ def _another_draw(key: str) -> UserError:
 
 
 def _check_group(where: str, node: Mapping[str, Any], of_run: Any) -> None:
-    """The same for what a whole group says: of the run's own samples, and of how pictures are standardised."""
+    """Raises a UserError if a chosen group draws the run's own samples anew or standardises pictures differently."""
     names = {f"mtl.data.{name}" for name in mtl.data.__all__}
     if not isinstance(of_run, Mapping) or not all(n.get("_target_") in names for n in (node, of_run)):
         return
@@ -138,7 +138,7 @@ def _check_group(where: str, node: Mapping[str, Any], of_run: Any) -> None:
 
 
 def _settings(where: str, node: Mapping[str, Any]) -> dict[str, Any]:
-    """A function's arguments, with its defaults."""
+    """Returns the arguments of a function, including defaults."""
     defaults = {
         name: each.default for name, each in inspect.signature(find(node["_target_"], where)).parameters.items()
     }
@@ -146,18 +146,18 @@ def _settings(where: str, node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _encoded(data: dict[str, Any], config: Config, facts: Mapping[str, Any], typed: Iterable[str]) -> dict[str, Any]:
-    """The data's config, in which functions that can are told to follow the training's facts."""
+    """Returns the data's config, with the training facts passed to all functions that accept them."""
     changed = {}
-    for where, node, known in _tables(data, "data", facts):
+    for where, node, known_facts in _tables(data, "data", facts):
         target = find(node["_target_"], where)
         try:
             takes = inspect.signature(target).parameters
-        except (TypeError, ValueError):  # some built-ins have none
+        except (TypeError, ValueError):  # some built-in functions have no signature
             takes = {}  # type: ignore[assignment]
-        changed[where] = {**node, "trained_on": Ready(dict(known))} if "trained_on" in takes else node
+        changed[where] = {**node, "trained_on": Ready(dict(known_facts))} if "trained_on" in takes else node
         key = FILES.get(target)
-        own = _at(config, where)
-        other = not (isinstance(own, Mapping) and own.get(key) == node.get(key))
+        run_node = _at(config, where)
+        other = not (isinstance(run_node, Mapping) and run_node.get(key) == node.get(key))
         if key is not None and other and f"{where}.{key}" in typed and isinstance(node[key], str):
             changed[where] |= dict.fromkeys(key for key in ("split", "split_column") if key in takes)
     if "data" in changed:

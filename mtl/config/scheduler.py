@@ -1,4 +1,4 @@
-"""The config's scheduler of the learning rate, and what it counts."""
+"""Builds the config's learning-rate scheduler, and determines whether it counts steps or epochs."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,15 +10,15 @@ from mtl.config.data import Config
 from mtl.config.targets import make
 from mtl.errors import UserError
 
-BY_STEP = ("OneCycleLR", "CyclicLR")  # which PyTorch itself documents as stepped once a batch
+BY_STEP = ("OneCycleLR", "CyclicLR")  # PyTorch documents that these are stepped once per batch
 TOTALS = ("total_steps", "total_epochs")
 
 
 def interval_of(node: Mapping[str, Any] | None) -> str:
-    """What the scheduler of this node counts: `step` or `epoch`.
+    """Returns what the scheduler of this node counts: `step` or `epoch`.
 
     Raises:
-        UserError: where the node doesn't say so, and nothing else does.
+        UserError: If the interval is neither set nor implied by the other values.
     """
     if node is None:
         return "step"
@@ -41,7 +41,7 @@ def interval_of(node: Mapping[str, Any] | None) -> str:
 
 
 def _values(node: Any) -> Iterator[str]:
-    """All texts among the values of a node."""
+    """Yields all texts among the values of a node."""
     if isinstance(node, str):
         yield node
     elif isinstance(node, Mapping | list):
@@ -50,16 +50,18 @@ def _values(node: Any) -> Iterator[str]:
 
 
 def build_scheduler(config: Config, optimizer: Optimizer, total_steps: int) -> LRScheduler | None:
-    """The learning-rate scheduler, or None.
+    """Builds the learning-rate scheduler; returns None if the config has none.
 
-    In its arguments the words `total_steps` and `total_epochs` stand for these numbers of the run. The schedulers that
-    a SequentialLR or a ChainedScheduler is made of are given the optimizer too.
+    In the scheduler's arguments, the words `total_steps` and `total_epochs` are replaced by the numbers of the run. The
+    optimizer is also passed to the inner schedulers of a SequentialLR or a ChainedScheduler.
 
     Args:
-        total_steps: the optimizer steps that it goes over.
+        config: The config of the run.
+        optimizer: The optimizer whose learning rates are scheduled.
+        total_steps: The number of optimizer steps in the schedule.
 
     Raises:
-        UserError: for what isn't a scheduler of PyTorch's kind.
+        UserError: If the target isn't a PyTorch scheduler.
     """
     node = config["scheduler"]
     if node is None:

@@ -1,4 +1,4 @@
-"""From a config node with a `_target_` to the object that it names."""
+"""Builds the object that a config node with a `_target_` describes."""
 
 import inspect
 import sys
@@ -15,26 +15,26 @@ from mtl.errors import FOREIGN, UserError, first_line, suggest, told
 
 @dataclass(frozen=True)
 class Ready:
-    """A value that `make` gives as it is, whatever is in it."""
+    """A finished value that `make` returns unchanged, whatever keys it contains."""
 
     value: Any
 
 
 def make(node: Any, where: str, /, *args: Any, **kwargs: Any) -> Any:
-    """Builds what the node describes: calls its `_target_` with its other keys, nodes inside it first.
+    """Builds the object that the node describes: builds inner nodes first, then calls `_target_` with the other keys.
 
-    The keys are those of Hydra's instantiate: `_target_` is a dotted name, `_args_` a list of positional arguments,
-    and with `_partial_: true` the result is a callable that still has to be called. Whatever has no `_target_` is
-    given back with the nodes inside it built. Where a class of torch.nn or mtl.losses, or a function of
-    torch.nn.functional, takes a tensor, such as the weights of a loss, a number or a list of numbers becomes one.
+    The special keys are those of Hydra's `instantiate`: `_target_` is a dotted name, `_args_` a list of positional
+    arguments, and with `_partial_: true` the result is a callable that still has to be called. A node without
+    `_target_` is returned with its inner nodes built. Where a class of torch.nn or mtl.losses, or a function of
+    torch.nn.functional, expects a tensor, such as the class weights of a loss, numbers are converted to tensors.
 
     Args:
-        node: plain dicts, lists and values.
-        where: the node's place in the config, for messages.
-        args, kwargs: further arguments of the call.
+        node: Plain dicts, lists and values.
+        where: The node's place in the config, for error messages.
+        args, kwargs: Further arguments of the call.
 
     Raises:
-        UserError: where the name can't be imported or the call fails, with what was possible.
+        UserError: If the name can't be imported, with similar names, or if the call fails.
     """
     if isinstance(node, Ready):
         return node.value
@@ -53,15 +53,15 @@ def make(node: Any, where: str, /, *args: Any, **kwargs: Any) -> Any:
 
 
 class Absent(UserError):
-    """There is no module of this name where modules are looked for."""
+    """Raised if no module of this name exists on the import path."""
 
 
 class Unfit(UserError):
-    """What a config gives a target doesn't fit it.
+    """Raised if the arguments in a config don't fit the target.
 
     Args:
-        message: what is wrong.
-        where: the node's place in the config.
+        message: The error message.
+        where: The node's place in the config.
     """
 
     def __init__(self, message: str, where: str = "") -> None:
@@ -69,54 +69,54 @@ class Unfit(UserError):
         self.where = where
 
 
-PLAIN = (str, int, float, bool, list, tuple, NoneType)  # what is short enough for a message
+PLAIN = (str, int, float, bool, list, tuple, NoneType)  # types whose values are short enough for a message
 _OWN_KEYS = ("_target_", "_args_", "_partial_")
 
 
 def find(name: Any, where: str) -> Callable[..., Any]:
-    """The callable with this dotted name.
+    """Returns the callable with this dotted name.
 
     Raises:
-        UserError: where it can't be imported or isn't callable.
+        UserError: If the name can't be imported or isn't callable.
     """
     if not isinstance(name, str) or "." not in name:
         raise UserError(f"{where}._target_: {name!r} is not a dotted name, such as torch.nn.Linear")
     parts = name.split(".")
-    found: Any = _import(parts[0], where, name)
+    target: Any = _import(parts[0], where, name)
     for depth, part in enumerate(parts[1:], start=1):
-        if not hasattr(found, part) and isinstance(found, ModuleType) and hasattr(found, "__path__"):
+        if not hasattr(target, part) and isinstance(target, ModuleType) and hasattr(target, "__path__"):
             path = ".".join(parts[: depth + 1])
             try:
-                found = import_module(path)
+                target = import_module(path)
                 continue
             except ModuleNotFoundError as error:
                 if error.name != path:
                     raise UserError(f"{where}._target_: '{path}' can't be imported: {first_line(error)}") from error
             except FOREIGN as error:
                 raise UserError(f"{where}._target_: importing '{path}' failed: {told(error)}") from error
-        if not hasattr(found, part):
-            public = [key for key in dir(found) if not key.startswith("_")]
+        if not hasattr(target, part):
+            public = [key for key in dir(target) if not key.startswith("_")]
             near = suggest(part, public).split(" (possible")[0] if len(public) > 20 else suggest(part, public)
             instead = shadowed(parts, defining=False)
             raise UserError(f"{where}._target_: '{'.'.join(parts[:depth])}' has no '{part}'{instead or near}")
-        found = getattr(found, part)
+        target = getattr(target, part)
     if instead := shadowed(parts, defining=True):
         raise UserError(f"{where}._target_: '{name}' may mean two things{instead}")
-    if not callable(found):
-        raise UserError(f"{where}._target_: '{name}' is a {type(found).__name__}, which can't be called")
-    result: Callable[..., Any] = found
+    if not callable(target):
+        raise UserError(f"{where}._target_: '{name}' is a {type(target).__name__}, which can't be called")
+    result: Callable[..., Any] = target
     return result
 
 
 def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwargs: Any) -> Any:
-    """Calls the target.
+    """Calls the target with the arguments.
 
     Raises:
-        UserError: where it doesn't take these arguments, or fails on them.
+        UserError: If the target doesn't accept the arguments, or if the call fails.
     """
     try:
         signature = inspect.signature(target)
-    except (TypeError, ValueError):  # some built-ins have none
+    except (TypeError, ValueError):  # some built-in functions have no signature
         signature = None
     if signature is not None:
         try:
@@ -135,14 +135,14 @@ def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwa
     except UserError:
         raise
     except FOREIGN as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if isinstance(value, PLAIN))
-        raise Unfit(f"{where}: {name}({given}) failed: {told(error)}", where) from error
+        arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if isinstance(value, PLAIN))
+        raise Unfit(f"{where}: {name}({arguments}) failed: {told(error)}", where) from error
 
 
 def takes(target: Callable[..., Any]) -> list[str] | None:
-    """The names of the arguments that the target takes, in their order; None where it may take any.
+    """Returns the names of the arguments that the target accepts, in order; None if it accepts arbitrary ones.
 
-    Classes of torch and torchmetrics hand what they don't name to the class that they are derived from.
+    Classes of torch and torchmetrics pass unnamed arguments to their base classes, so that these are inspected too.
     """
     try:
         parameters = inspect.signature(target).parameters.values()
@@ -164,22 +164,23 @@ def takes(target: Callable[..., Any]) -> list[str] | None:
     return names
 
 
-_OF_METRICS = (  # what torchmetrics.Metric takes from its keyword arguments
+_OF_METRICS = (  # the keyword arguments of torchmetrics.Metric
     *("compute_on_cpu", "dist_sync_on_step", "process_group", "dist_sync_fn", "distributed_available_fn"),
     *("sync_on_compute", "compute_with_cache"),
 )
 
 
-_hints = cache(get_type_hints)  # a function may be called in every step
+_hints = cache(get_type_hints)  # cached, because a function may be called in every step
 
 
 def _as_tensors(target: Any, arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Those of the arguments that are numbers where torch.nn or mtl.losses takes a tensor, as tensors.
+    """Converts numbers to tensors where torch.nn or mtl.losses expects a tensor, and returns the converted arguments.
 
-    A class's tensors are its own, and go where the model goes; a function's are put where its other tensors are.
+    The tensors of a class are buffers, which move with the model; those of a function are created on the device of the
+    other tensors in the call.
 
     Raises:
-        UserError: for a list that isn't of numbers.
+        UserError: If a list contains something else than numbers.
     """
     plain = {name: value for name, value in arguments.items() if isinstance(value, int | float | list)}
     function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
@@ -189,20 +190,20 @@ def _as_tensors(target: Any, arguments: Mapping[str, Any], where: str) -> dict[s
     import torch
 
     hints = _hints(function)
-    others = [each for each in arguments.values() if isinstance(each, torch.Tensor) and each.is_floating_point()]
-    kind = torch.promote_types(torch.get_default_dtype(), others[0].dtype) if others else torch.get_default_dtype()
-    device = others[0].device if others else None
-    found = {}
+    tensors = [each for each in arguments.values() if isinstance(each, torch.Tensor) and each.is_floating_point()]
+    kind = torch.promote_types(torch.get_default_dtype(), tensors[0].dtype) if tensors else torch.get_default_dtype()
+    device = tensors[0].device if tensors else None
+    converted = {}
     for name, value in plain.items():
         if hints.get(name) is not torch.Tensor and torch.Tensor not in get_args(hints.get(name)):
             continue
         try:
             if isinstance(value, bool):
                 raise TypeError
-            found[name] = torch.tensor(value, dtype=kind, device=device)
+            converted[name] = torch.tensor(value, dtype=kind, device=device)
         except (TypeError, ValueError, RuntimeError):
             raise UserError(f"{where}.{name} is {value!r}; it must be a number, or a list of numbers") from None
-    return found
+    return converted
 
 
 def _import(module: str, where: str, name: str) -> Any:
@@ -220,5 +221,5 @@ def _import(module: str, where: str, name: str) -> Any:
 
 
 def add_code_folders(folders: Iterable[str]) -> None:
-    """Makes modules in these folders importable, after all others."""
+    """Appends the folders to the import path, after all other folders."""
     sys.path.extend(folder for folder in folders if folder not in sys.path)

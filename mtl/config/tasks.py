@@ -1,4 +1,4 @@
-"""The config's tasks, with what only the trunk and the data know."""
+"""Builds the config's tasks, and fills in values that only the trunk and the data determine."""
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -18,14 +18,14 @@ from mtl.task import BY_ELEMENT, Task
 
 
 def build_tasks(config: Config, splits: Data | None = None) -> list[Task]:
-    """The tasks, in the config's order.
+    """Builds the tasks, in the order of the config.
 
-    In a task's head, loss and objective `from_trunk` stands for the width of the trunk's features: the number that the
-    trunk's config gives as `num_features`, or the attribute of that name of the trunk itself.
-    Where a task's `missing` is `auto`, labels may be missing unless the splits are in memory and all labels are there.
+    In a task's head, loss and objective, `from_trunk` is replaced by the number of the trunk's features, which is
+    `num_features` in the trunk's config or the attribute of that name of the trunk. If a task's `missing` is `auto`,
+    labels may be missing unless the splits are in memory and all labels are present.
 
     Raises:
-        UserError: for `from_trunk` where the trunk has neither.
+        UserError: If `from_trunk` is used and the trunk has no `num_features`.
     """
     tasks = []
     width = cache(partial(_trunk_width, config))
@@ -54,7 +54,7 @@ def build_tasks(config: Config, splits: Data | None = None) -> list[Task]:
 
 
 def _replaced(node: Any, word: str, value: Callable[[], Any]) -> Any:
-    """The node with the value in place of the word, which is asked for only where that stands."""
+    """Returns the node with `value()` in place of the word; `value` is called only if the word occurs."""
     if isinstance(node, Mapping):
         return {key: _replaced(each, word, value) for key, each in node.items()}
     if isinstance(node, list):
@@ -66,8 +66,8 @@ def _trunk_width(config: Config) -> int:
     node = config["model"]["trunk"]
     width = node.get("num_features")
     if width is None:
-        # A trunk for a look. The model's own is made after the heads, as ever, so that each gets the same first values
-        # wherever the width is known from.
+        # Build a temporary trunk. The model's trunk is built after the heads in any case, so that initial values don't
+        # depend on where the number of features comes from.
         with torch.random.fork_rng(devices=[]):
             width = getattr(build_trunk(node), "num_features", None)
     if type(width) is not int:
@@ -79,7 +79,7 @@ def _trunk_width(config: Config) -> int:
 
 
 def _own_parts(node: Config, where: str) -> dict[str, Any]:
-    """What a task has of head, loss, target and objective."""
+    """Returns those of head, loss, target and objective that the task sets."""
     parts: dict[str, Any] = {}
     if node.get("head"):
         parts["head"] = build_module(node["head"], f"{where}.head")
@@ -92,17 +92,17 @@ def _own_parts(node: Config, where: str) -> dict[str, Any]:
 
 
 def _check_kind(task: Task, splits: Splits) -> None:
-    """Raises a UserError for a loss of numbers on a column of classes, and for one of classes on numbers."""
-    known = splits.facts.get("targets", {}).get(task.target, {})
+    """Raises a UserError if a regression loss is used for a column of classes, or a classification loss for numbers."""
+    facts = splits.facts.get("targets", {}).get(task.target, {})
     numbers = isinstance(task.loss, BY_ELEMENT) and not isinstance(task.loss, nn.BCEWithLogitsLoss)
     loss = type(task.loss).__name__
-    if numbers and known.get("kind") == "class":
-        plain = "write plain numbers into the column, or " if written_otherwise(known["vocabulary"]) else ""
+    if numbers and facts.get("kind") == "class":
+        plain = "write plain numbers into the column, or " if written_otherwise(facts["vocabulary"]) else ""
         raise UserError(
-            f"task '{task.name}': its target '{task.target}' is of classes ({', '.join(known['vocabulary'][:5])}, …), "
+            f"task '{task.name}': its target '{task.target}' is of classes ({', '.join(facts['vocabulary'][:5])}, …), "
             f"and {loss} compares numbers; {plain}take /objective@tasks.{task.name}: classification"
         )
-    if isinstance(task.loss, nn.CrossEntropyLoss | nn.NLLLoss) and known.get("kind") == "number":
+    if isinstance(task.loss, nn.CrossEntropyLoss | nn.NLLLoss) and facts.get("kind") == "number":
         raise UserError(
             f"task '{task.name}': its target '{task.target}' is of numbers, and {loss} takes classes; list "
             f"'{task.target}' in data.classes, or take /objective@tasks.{task.name}: regression"
@@ -110,8 +110,8 @@ def _check_kind(task: Task, splits: Splits) -> None:
 
 
 def _complete(task: Task, splits: Splits) -> bool:
-    """Whether it is known that every label is there."""
+    """Returns whether all labels of the task are known to be present."""
     if task.mask is not None or not all(isinstance(dataset, Fields) for _, dataset in splits.items()):
         return False
-    found = [there(task, dataset.fields) for _, dataset in splits.items()]
-    return all(labels is None or bool(labels.all()) for labels in found)
+    masks = [there(task, dataset.fields) for _, dataset in splits.items()]
+    return all(labels is None or bool(labels.all()) for labels in masks)

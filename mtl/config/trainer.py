@@ -1,4 +1,4 @@
-"""The config's trainer, with its callbacks and loggers."""
+"""Builds the config's trainer, with its callbacks and loggers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 def build_callbacks(config: Mapping[str, Any]) -> list[Any]:
-    """The config's callbacks. Random numbers that one draws when it is built change no draw of the training."""
+    """Builds the config's callbacks. Random numbers that are drawn meanwhile don't affect the training."""
     with kept_random_state():
         return [make(node, f"callbacks.{key}") for key, node in (config["callbacks"] or {}).items()]
 
 
 def build_loggers(config: Mapping[str, Any], folder: Path, names: Sequence[str]) -> list[Any]:
-    """The config's loggers, each protected as in `build_callbacks`.
+    """Builds the config's loggers. Random numbers that are drawn meanwhile don't affect the training.
 
     Args:
-        config: of the run.
-        folder: where they write.
-        names: of the tasks.
+        config: The config of the run.
+        folder: The folder that the loggers write to.
+        names: The names of the tasks.
     """
     with kept_random_state():
         return [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
@@ -40,15 +40,15 @@ def build_loggers(config: Mapping[str, Any], folder: Path, names: Sequence[str])
 def build_trainer(
     problem: "Built", step: Step, hooks: Hooks, loggers: Loggers, folder: Path, more: Mapping[str, Any]
 ) -> Trainer:
-    """The trainer that the config describes.
+    """Builds the trainer that the config describes.
 
     Args:
-        problem: the config, with its data, tasks and model.
-        step: of the training.
-        hooks: called after each step; pictures and histograms after each epoch are added.
-        loggers: get all figures; they report what goes wrong, as the trainer does.
-        folder: of the run.
-        more: plain data for each checkpoint, besides the trainer's state.
+        problem: The config, with the data, tasks and model that were built from it.
+        step: The optimizer step of the training.
+        hooks: Callbacks after each step; callbacks for pictures and histograms after each epoch are added.
+        loggers: Loggers for all metrics, through which the trainer also reports problems.
+        folder: The folder of the run.
+        more: Plain data to be stored in each checkpoint, in addition to the trainer's state.
     """
     config, loaders = problem.config, problem.loaders
     log, checkpoint = config["log"], config["checkpoint"]

@@ -1,4 +1,4 @@
-"""The config's step: balancer, optimizer, scheduler."""
+"""Builds the config's optimizer step: balancer, optimizer and scheduler."""
 
 import inspect
 from typing import Any
@@ -19,10 +19,13 @@ from mtl.task import Task
 
 
 def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_steps: int) -> Step:
-    """The step, with balancer, optimizer and scheduler.
+    """Builds the step with balancer, optimizer and scheduler.
 
     Args:
-        total_steps: the optimizer steps of the run.
+        config: The config of the run.
+        model: The model to train.
+        tasks: The tasks of the model.
+        total_steps: The number of optimizer steps in the run.
     """
     balancer = make(config["balancer"], "balancer")
     if not isinstance(balancer, Balancer):
@@ -53,7 +56,7 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
 
 
 def _parameters_of(balancer: Balancer, model: nn.Module, tasks: list[Task]) -> list[nn.Parameter]:
-    """What the model's optimizer is to move of the balancer."""
+    """Returns the balancer's learned parameters that the model's optimizer updates."""
     try:
         return parameters_of(balancer, len(tasks), next(model.parameters()))
     except ValueError as error:
@@ -61,16 +64,16 @@ def _parameters_of(balancer: Balancer, model: nn.Module, tasks: list[Task]) -> l
 
 
 def _build_optimizer(config: Config, model: nn.Module, learned: list[nn.Parameter]) -> Optimizer:
-    """The optimizer over all of the model's parameters, with the config's groups, and over what a balancer learns.
+    """Builds the optimizer for all parameters of the model, in the config's groups, and for the balancer's parameters.
 
-    A parameter belongs to the first group, in the config's order, whose pattern matches it.
+    A parameter belongs to the first group, in the order of the config, whose pattern matches the parameter's name.
 
     Raises:
-        UserError: for a pattern that nothing matches, and for a group whose parameters all belong to earlier groups.
+        UserError: If a pattern matches nothing, or if all parameters of a group belong to earlier groups.
     """
     node = {key: value for key, value in config["optimizer"].items() if key not in ("groups", "then")}
     if node.get("lr", 0) is None:
-        del node["lr"]  # the optimizer's own
+        del node["lr"]  # use the optimizer's default
     named = dict(model.named_parameters())
     groups: list[dict[str, Any]] = []
     taken: dict[str, str] = {}
@@ -102,39 +105,39 @@ def _build_optimizer(config: Config, model: nn.Module, learned: list[nn.Paramete
 
 
 def _build_then(config: Config, parameters: list[nn.Parameter]) -> tuple[int, Optimizer] | None:
-    """From how many steps on which other optimizer is to take over, None for never."""
+    """Returns after how many steps which other optimizer takes over; None if the config has no second optimizer."""
     node = config["optimizer"].get("then")
     if node is None:
         return None
-    kept = {key: value for key, value in node.items() if key != "after"}
-    optimizer = make(kept, "optimizer.then", parameters)
+    arguments = {key: value for key, value in node.items() if key != "after"}
+    optimizer = make(arguments, "optimizer.then", parameters)
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer.then: {node['_target_']} gives a {type(optimizer).__name__}, not a torch Optimizer")
     return node["after"], optimizer
 
 
 def without_effect(config: Config, step: Step, train: Loader | Mix, total_steps: int) -> list[str]:
-    """What is set and changes nothing, a sentence each."""
-    found = []
+    """Returns a sentence for each option that is set but has no effect."""
+    sentences = []
     name = type(step.balancing.balancer).__name__
     if not step.balancing.collects and config["gradients"] != {"source": "auto", "every": 1}:
-        found.append(f"gradients.* has no effect with {name} and these tasks")
+        sentences.append(f"gradients.* has no effect with {name} and these tasks")
     if step.balancing.collects and isinstance(train, Mix) and train.sampling != "all":
         sources = list(train.tasks.values())
         if all(sources.count(source) == 1 for source in sources):
-            found.append(
+            sentences.append(
                 f"{name} has nothing to balance: with data.sampling={train.sampling} and a source for each task, every "
                 "step is of one task; take data.sampling=all"
             )
     if config["trainer"]["clip_shared_norm"] is not None and len(step.tasks) == 1:
-        found.append("trainer.clip_shared_norm has no effect with one task, which shares no parameter")
+        sentences.append("trainer.clip_shared_norm has no effect with one task, which shares no parameter")
     clips = [name for name in ("clip_norm", "clip_shared_norm") if config["trainer"][name] is not None]
     if clips and isinstance(step.descent.first, LBFGS):
-        found.append(f"trainer.{clips[0]} has no effect with LBFGS, whose line search takes the gradient as it is")
+        sentences.append(f"trainer.{clips[0]} has no effect with LBFGS, whose line search takes the gradient as it is")
     then = config["optimizer"].get("then")
     if then and then["after"] >= total_steps:
-        found.append(f"optimizer.then takes over after {then['after']} steps, and the run has {total_steps}")
+        sentences.append(f"optimizer.then takes over after {then['after']} steps, and the run has {total_steps}")
     for pattern, until in (config["model"].get("freeze_until") or {}).items():
         if until >= total_steps:
-            found.append(f"model.freeze_until.{pattern}: {until} steps, and the run has {total_steps}")
-    return found
+            sentences.append(f"model.freeze_until.{pattern}: {until} steps, and the run has {total_steps}")
+    return sentences

@@ -1,4 +1,4 @@
-"""Samples that are to make one batch have the same fields."""
+"""Checks that the samples of a batch have the same fields."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,16 +7,19 @@ from mtl.errors import UserError
 
 
 class Alike:
-    """Compares each sample's fields with those of the first one: PyTorch would fail on them, or leave some out."""
+    """Compares the fields of each sample with those of the first sample.
+
+    Without this check, PyTorch's collate function would fail on different fields, or silently leave some of them out.
+    """
 
     def __init__(self) -> None:
         self._first: tuple[int, frozenset[str]] | None = None
 
     def __call__(self, sample: Any, index: int) -> Any:
-        """The sample.
+        """Returns the sample unchanged.
 
         Raises:
-            UserError: for other fields than the first sample's.
+            UserError: If the sample has other fields than the first sample.
         """
         names = frozenset(_names(sample))
         first, fields = self._first = self._first or (index, names)
@@ -34,7 +37,7 @@ class Alike:
 
 
 def _names(sample: Any, before: str = "") -> Iterator[str]:
-    """The names of a sample's fields, with dots for those of dicts inside it."""
+    """Yields the names of a sample's fields; a field of a nested dict is named with dots, as in `outer.inner`."""
     if isinstance(sample, Mapping):
         for key, value in sample.items():
             yield f"{before}{key}"

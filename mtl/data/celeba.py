@@ -1,4 +1,4 @@
-"""CelebA, through torchvision: faces, and of each 40 attributes that it has or hasn't."""
+"""CelebA, loaded with torchvision: pictures of faces with 40 binary attributes each."""
 
 from pathlib import Path
 
@@ -17,18 +17,18 @@ FILES = (
 
 
 def celeba(*, root: str = "data", download: bool = False, size: int = 64, augment: bool = False) -> Splits:
-    """Faces with the field image (N, 3, size, size), standardised, and a field (N,) of 0 and 1 for each attribute.
+    """Returns faces with the field image (N, 3, size, size), standardised, and one field (N,) of 0 and 1 per attribute.
 
-    The attributes, as floats, have the names that the set gives them, 5_o_Clock_Shadow to Young. The splits are the
-    set's own.
+    The attributes are floats and keep the names that CelebA gives them, from 5_o_Clock_Shadow to Young. The splits are
+    the official ones.
 
     Args:
-        root: torchvision's folder, which holds `celeba`.
-        download: whether what isn't there is downloaded; torchvision needs the package gdown for that.
-        size, augment: see `mtl.data.images.Transform`; training pictures alone are augmented.
+        root: torchvision's data folder, which contains `celeba`.
+        download: Whether to download missing files; torchvision needs the package gdown for the download.
+        size, augment: See `mtl.data.images.Transform`; only training pictures are augmented.
 
     Raises:
-        UserError: for files that are missing or damaged.
+        UserError: If files are missing or damaged.
     """
     from torchvision.datasets import CelebA
 

@@ -1,4 +1,4 @@
-"""CIFAR-100, through torchvision: each picture has one of 100 fine classes, and one of 20 coarse ones."""
+"""CIFAR-100, loaded with torchvision: each picture has one of 100 fine classes and one of 20 coarse classes."""
 
 import pickle
 from pathlib import Path
@@ -13,26 +13,26 @@ from mtl.data.public import files_of
 from mtl.data.splitting import held_out
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
-MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)  # of the training images, pixels in [0, 1]
-PADDING = 4  # augmentation shifts a picture by up to this, in each direction
+MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)  # of the training images' pixels, scaled to [0, 1]
+PADDING = 4  # the largest shift in pixels by augmentation, in each direction
 
 
 def cifar100(
     *, root: str = "data", download: bool = False, augment: bool = False, validation: float = 0.1, seed: int = 0
 ) -> Splits:
-    """Pictures with the fields image (N, 3, 32, 32), standardised; fine (N,), of 100 classes; coarse (N,), of 20.
+    """Returns pictures with the fields image (N, 3, 32, 32), standardised, fine (N,) and coarse (N,).
 
-    The fact `targets` has the classes' names.
+    `fine` is one of 100 classes and `coarse` one of 20. The fact `targets` has the names of the classes.
 
     Args:
-        root: torchvision's folder, which holds `cifar-100-python`.
-        download: whether what isn't there is downloaded.
-        augment: whether training pictures are shifted by up to 4 pixels, and turned to their mirror image.
-        validation: the share of the training images that is held out for validation.
-        seed: of that draw.
+        root: torchvision's data folder, which contains `cifar-100-python`.
+        download: Whether to download missing files.
+        augment: Whether training pictures are randomly shifted by up to 4 pixels and mirrored.
+        validation: The share of the training images that is held out for validation.
+        seed: The seed for choosing the held-out images.
 
     Raises:
-        UserError: for files that are missing or damaged.
+        UserError: If files are missing or damaged.
     """
     from torchvision.datasets import CIFAR100
 
@@ -41,8 +41,8 @@ def cifar100(
         train = _fields(CIFAR100(root, train=True, download=download), folder / "train")
         test = _fields(CIFAR100(root, train=False), folder / "test")
         names = _names(folder / "meta")
-    kept, chosen = held_out(len(train), validation, seed)
-    training = Fields(train.take(kept))
+    remaining, chosen = held_out(len(train), validation, seed)
+    training = Fields(train.take(remaining))
     return Splits(
         Shifted(training) if augment else training,
         Fields(train.take(chosen)),
@@ -53,7 +53,7 @@ def cifar100(
 
 
 class Shifted(Dataset[dict[str, Tensor]]):
-    """Samples whose images are drawn anew each time: shifted by up to 4 pixels, zeros at the edges, and mirrored."""
+    """Samples with augmented images: randomly shifted by up to 4 pixels, padded with zeros, and randomly mirrored."""
 
     def __init__(self, data: Fields) -> None:
         self.data = data
@@ -71,7 +71,7 @@ class Shifted(Dataset[dict[str, Tensor]]):
 
 
 def _fields(dataset: Any, path: Path) -> Fields:
-    with path.open("rb") as file:  # torchvision leaves the coarse classes out; it has compared the file's checksum
+    with path.open("rb") as file:  # torchvision ignores the coarse classes, but has verified the file's checksum
         coarse: list[int] = pickle.load(file, encoding="latin1")["coarse_labels"]
     if len(set(zip(dataset.targets, coarse, strict=True))) != len(set(dataset.targets)):
         raise ValueError("a fine class has pictures of several coarse ones")

@@ -1,4 +1,4 @@
-"""From samples with their numbers to a batch, and what is said of samples that make none."""
+"""Collates numbered samples into batches, and explains why samples can't be collated."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from torch.utils.data import Dataset, IterableDataset, default_collate
 from mtl.batch import bounds
 from mtl.errors import FOREIGN, UserError, text_of, told
 
-Numbered = tuple[int, Any]  # a sample's number, and the sample
-SHOWN = 5  # numbers of samples in a message
+Numbered = tuple[int, Any]  # the number of a sample, and the sample
+SHOWN = 5  # the most sample numbers that a message lists
 
 
 class Numbers(Dataset[Numbered]):
-    """A data set whose samples come with their numbers."""
+    """A map-style data set that yields each sample together with the sample's number."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self._dataset = dataset
@@ -28,7 +28,7 @@ class Numbers(Dataset[Numbered]):
 
 
 class NumbersInStream(IterableDataset[Numbered]):
-    """An iterable data set whose samples come with their numbers, from `start` on."""
+    """An iterable data set that yields each sample together with the sample's number, beginning at `start`."""
 
     def __init__(self, dataset: IterableDataset[Any], start: int) -> None:
         self._dataset = dataset
@@ -39,11 +39,11 @@ class NumbersInStream(IterableDataset[Numbered]):
 
 
 class Collate:
-    """Makes a batch of samples, or a list of micro-batches; worker processes may have to pickle it.
+    """Collates samples into a batch or a list of micro-batches. Instances can be pickled for worker processes.
 
     Args:
-        collate: from a list of samples to a batch; None for PyTorch's own.
-        micro: how the samples are cut into micro-batches, see `mtl.batch.bounds`; None if they aren't.
+        collate: A function from a list of samples to a batch; None for PyTorch's default.
+        micro: How the samples are divided into micro-batches, see `mtl.batch.bounds`; None for whole batches.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any] | None, micro: Mapping[str, int | None] | None) -> None:
@@ -51,7 +51,7 @@ class Collate:
         self._micro = micro
 
     def __call__(self, samples: Sequence[Numbered]) -> Any:
-        """The batch, or its micro-batches."""
+        """Returns the batch, or the list of micro-batches."""
         if self._micro is None:
             return self._batch(samples)
         return [self._batch(samples[start:end]) for start, end in bounds(len(samples), **self._micro)]
@@ -69,24 +69,24 @@ class Collate:
 
 
 def unlike(samples: Sequence[Numbered]) -> str:
-    """In which fields the samples have other sizes or types than one another; the empty text for none."""
+    """Describes the fields whose sizes or types differ between the samples; returns an empty text if none differ."""
     fields: dict[str, dict[str, list[int]]] = {}
     for number, sample in samples:
         for name, kind in _leaves(sample):
             fields.setdefault(name, {}).setdefault(kind, []).append(number)
-    found = []
+    differences = []
     for name, kinds in fields.items():
         if len(kinds) > 1:
             often_first = sorted(kinds.items(), key=lambda item: -len(item[1]))
             each = ", ".join(f"{kind} in {_shortened(numbers)}" for kind, numbers in often_first[:3])
-            found.append(f"field '{name}' is {each}{', …' if len(kinds) > 3 else ''}")
-    if not found:
+            differences.append(f"field '{name}' is {each}{', …' if len(kinds) > 3 else ''}")
+    if not differences:
         return ""
-    return f"{'; '.join(found)}. Samples of unequal size need a data.collate that makes a batch of them"
+    return f"{'; '.join(differences)}. Samples of unequal size need a data.collate that makes a batch of them"
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """The names of a sample's fields, with what each is."""
+    """Yields the name of each field of a sample, with a description of the field's value."""
     if isinstance(value, Mapping):
         for key, each in value.items():
             yield from _leaves(each, f"{name}.{key}" if name else str(key))

@@ -1,4 +1,4 @@
-"""A table's cells as numbers and codes: one way for a data set's columns and for raw values given to a model."""
+"""Encodes the cells of a table as numbers and integer codes, for data sets and for raw values passed to a model."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from mtl.errors import UserError
 
-EMPTY = ("", "na", "n/a", "nan", "null", "none", "<na>")  # cells without a number, in any case of letters
+EMPTY = ("", "na", "n/a", "nan", "null", "none", "<na>")  # texts of empty cells, in lower case
 
 
 def number(cell: Any) -> float:
-    """The cell's number, NaN where it is empty.
+    """Returns the cell's number, or NaN if the cell is empty.
 
     Raises:
-        ValueError: where it is neither a finite number nor empty.
+        ValueError: If the cell is neither a finite number nor empty.
     """
     if cell is None or str(cell).strip().lower() in EMPTY:
         return math.nan
@@ -27,7 +27,10 @@ def number(cell: Any) -> float:
 
 
 def category(cell: Any) -> str:
-    """The cell's category: its text, `""` where it is empty; 3 and 3.0 are the text 3, as 3 is in a gappy column."""
+    """Returns the cell's category as text, or `""` if the cell is empty.
+
+    3 and 3.0 are the same category `3`, because pandas turns integers into floats in columns with empty cells.
+    """
     if cell is None or (not isinstance(cell, str) and str(cell) in ("nan", "<NA>")):
         return ""
     text = str(cell).strip()
@@ -36,10 +39,10 @@ def category(cell: Any) -> str:
 
 
 def numbers(cells: Iterable[Any], name: str) -> Tensor:
-    """A column's numbers, (N,) float64, NaN where a cell is empty.
+    """Returns a column's numbers, (N,) float64, with NaN for empty cells.
 
     Raises:
-        UserError: for a cell that is neither a finite number nor empty.
+        UserError: If a cell is neither a finite number nor empty.
     """
     values = []
     for cell in cells:
@@ -51,9 +54,10 @@ def numbers(cells: Iterable[Any], name: str) -> Tensor:
 
 
 def codes(cells: Iterable[Any], vocabulary: Sequence[str] | int) -> Tensor:
-    """A column's categories, (N,) int64: 1 for the vocabulary's first; 0 where a cell is empty or not in it.
+    """Returns a column's categories as codes, (N,) int64; 0 stands for empty cells and for unknown categories.
 
-    A number n stands for the vocabulary 1, 2, …, n, of ids that are codes already.
+    The code of a category is its position in the vocabulary, counted from 1. If the vocabulary is a number n, the cells
+    must be codes from 1 to n already.
     """
     if isinstance(vocabulary, int):
         texts = [category(cell) for cell in cells]

@@ -1,4 +1,4 @@
-"""Data that are drawn anew for every batch: points at which an equation is to hold."""
+"""Data that are drawn anew for every batch, such as the points at which an equation must hold."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +11,14 @@ from mtl.errors import UserError
 
 
 class Drawn(Dataset[dict[str, Tensor]]):
-    """Batches from a function, each with a random generator of its own, seeded by run, epoch and batch.
+    """Batches drawn by a function, which gets a random generator seeded by run, epoch and batch number.
 
     Args:
-        draw: `draw(generator, count)` gives a dict of fields, tensors with `count` samples.
-        num_samples: that count as an epoch.
+        draw: A function `draw(generator, count)` that returns a dict of fields with `count` samples each.
+        num_samples: The number of samples in an epoch.
 
     Raises:
-        UserError: for a number of samples below 1.
+        UserError: If `num_samples` isn't an integer of at least 1.
     """
 
     def __init__(self, draw: Callable[[torch.Generator, int], dict[str, Tensor]], *, num_samples: int) -> None:
@@ -31,5 +31,5 @@ class Drawn(Dataset[dict[str, Tensor]]):
         return self.num_samples
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One sample, to look at; batches are drawn by `Loader` at once."""
+        """Returns one sample, for inspection. In training, `Loader` draws whole batches instead."""
         return {name: value[0] for name, value in self.draw(torch.Generator().manual_seed(index), 1).items()}

@@ -1,4 +1,4 @@
-"""Data as named fields: in memory, and in splits."""
+"""Data sets as named fields, and the splits of a problem's data."""
 
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ from mtl.errors import FOREIGN, UserError, text_of, told
 
 
 class Fields(Dataset[dict[str, Tensor]]):
-    """A data set in memory: tensors by name, all with the sample as first dimension. Batches are indexed out of it.
+    """A data set in memory: tensors by name, with the sample as their first dimension.
 
     Raises:
-        UserError: without fields, or with fields of different lengths.
+        UserError: If there are no fields, or if fields have different lengths.
     """
 
     def __init__(self, fields: Mapping[str, Tensor]) -> None:
@@ -32,16 +32,16 @@ class Fields(Dataset[dict[str, Tensor]]):
         return {name: tensor[index] for name, tensor in self.fields.items()}
 
     def take(self, indices: Tensor) -> dict[str, Tensor]:
-        """The batch of the samples with these indices, shape (n,), on the fields' device."""
+        """Returns the batch of the samples with these indices, shape (n,), which must be on the fields' device."""
         return {name: tensor.index_select(0, indices) for name, tensor in self.fields.items()}
 
     def to(self, device: torch.device) -> "Fields":
-        """The same data on the device."""
+        """Returns the same data on another device."""
         return Fields({name: tensor.to(device) for name, tensor in self.fields.items()})
 
 
 def _plain(value: Any, where: str) -> Any:
-    """The value as a checkpoint can hold it."""
+    """Converts the value to plain types, which a checkpoint can store."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -56,23 +56,23 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def first(dataset: Any) -> Any:
-    """The data set's first sample."""
+    """Returns the first sample of the data set."""
     return next(iter(dataset)) if isinstance(dataset, IterableDataset) else dataset[0]
 
 
 @dataclass
 class Splits:
-    """The parts of a problem's data: training, and where there are any, validation and test.
+    """The splits of a problem's data: training, and optionally validation and test.
 
     Args:
-        train, val, test: map-style data sets whose samples are dicts of fields, or iterable ones that have a length.
-        name: what is said of the data at the start of a run.
-        facts: what a model may have to know of the data, as plain values: vocabularies, means, numbers of classes. A
-            value `from_data` in a model's config stands for the fact that its key names.
-        warnings: what may be wrong with the data, a sentence each; shown at the start of a training.
+        train, val, test: Map-style data sets whose samples are dicts of fields, or iterable data sets with a length.
+        name: A description of the data, which is logged at the start of a run.
+        facts: What a model may need to know about the data, as plain values: vocabularies, means, numbers of classes.
+            The value `from_data` in a model's config is replaced with the fact of the same key.
+        warnings: Possible problems of the data, one sentence each; they are logged at the start of training.
 
     Raises:
-        UserError: where a split has no length or no samples, or its samples aren't dicts.
+        UserError: If a split has no length or no samples, or if a sample isn't a dict.
     """
 
     train: Dataset[Any]
@@ -111,35 +111,35 @@ class Splits:
                 )
 
     def items(self) -> list[tuple[str, Any]]:
-        """The splits that there are, by name."""
+        """Returns the available splits as pairs of name and data set."""
         named = {"train": self.train, "val": self.val, "test": self.test}
         return [(split, dataset) for split, dataset in named.items() if dataset is not None]
 
     def fact(self, key: str, source: str | None) -> Any:
-        """What is known of the data under this key.
+        """Returns the fact about the data with the given key.
 
         Raises:
-            UserError: where nothing is.
+            UserError: If there is no such fact.
         """
         if key not in self.facts:
             raise UserError(f"the data have no fact '{key}'; they have: {', '.join(self.facts) or 'none'}")
         return self.facts[key]
 
     def of_task(self, task: str, source: str | None) -> "Splits":
-        """Itself: there is one source for all tasks.
+        """Returns the splits themselves, because all tasks share one source.
 
         Raises:
-            UserError: for a task that names another.
+            UserError: If the task names a source.
         """
         if source is not None:
             raise UserError(f"tasks.{task}.source: the data have one source; several are: override /data: sources")
         return self
 
     def fields(self) -> list[str]:
-        """The names of a training sample's fields."""
+        """Returns the names of the fields of a training sample."""
         return list(first(self.train))
 
     def summary(self, only: str | None = None) -> str:
-        """One line: what the data are, and how many samples each split has, or the one that is named."""
+        """Describes the data in one line: name, size of each split (or only of the split `only`), and fields."""
         sizes = ", ".join(f"{len(dataset):,} {split}" for split, dataset in self.items() if only in (None, split))
         return f"{self.name or type(self.train).__name__}: {sizes}; fields: {', '.join(self.fields())}"

@@ -1,4 +1,4 @@
-"""Pictures in a folder, and a table of what is on them."""
+"""Pictures in a folder, with a table of their labels."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,19 +31,19 @@ def image_table(
     seed: int = 0,
     trained_on: Mapping[str, Any] | None = None,
 ) -> Splits:
-    """Pictures with the field image (N, 3, height, width), standardised, and a field for each target column, (N,).
+    """Returns pictures with the field image (N, 3, height, width), standardised, and one field (N,) per target column.
 
     Args:
-        images: the pictures' folder.
-        labels: a CSV or Parquet file with a row for each picture.
-        targets, classes, standardize_targets: as for `mtl.data.table`, and so is the fact `targets`.
-        file: the column with the picture's file, as seen from the folder.
-        size, mean, std: see `mtl.data.images.Transform`.
-        split, seed, trained_on: as for `mtl.data.table`.
-        split_column: a column that says train, val or test; then nothing is drawn.
+        images: The folder of the pictures.
+        labels: A CSV or Parquet file with one row per picture.
+        targets, classes, standardize_targets: See `mtl.data.table`, which also describes the fact `targets`.
+        file: The column with the path of the picture, relative to the folder.
+        size, mean, std: See `mtl.data.images.Transform`.
+        split, seed, trained_on: See `mtl.data.table`.
+        split_column: A column with the values train, val and test. If it is set, no split is drawn at random.
 
     Raises:
-        UserError: for what is wrong in the table, and for pictures that aren't there or are damaged.
+        UserError: If the table is invalid, or if pictures are missing or damaged.
     """
     check_names({"targets": targets}, {"classes": classes, "standardize_targets": standardize_targets})
     check_split(split, trained_on)

@@ -1,4 +1,4 @@
-"""Pictures in files."""
+"""Reads and transforms pictures from files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,19 +14,19 @@ from mtl.errors import UserError, told
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = (  # Pillow knows more, for some of which it starts another program
+FORMATS = (  # Pillow supports more formats, but starts another program for some of them
     *("AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"),
 )
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Images(Dataset[dict[str, Tensor]]):
-    """Pictures, opened when they are asked for, with what is known of them: the field image, and others.
+    """A data set of pictures that are opened when they are indexed, with the field `image` and further fields.
 
     Args:
-        files: the pictures' paths.
-        fields: the others, each with the picture as first dimension.
-        transform: from a PIL image to the field image.
+        files: The paths of the pictures.
+        fields: The further fields, with the picture as their first dimension.
+        transform: A function from a PIL image to the field `image`.
     """
 
     def __init__(
@@ -44,28 +44,28 @@ class Images(Dataset[dict[str, Tensor]]):
         return {"image": image, **{name: field[index] for name, field in self.fields.items()}}
 
 
-EIGHT_BITS = ("1", "L", "P", "RGB", "CMYK", "YCbCr")  # Pillow's modes without transparency
+EIGHT_BITS = ("1", "L", "P", "RGB", "CMYK", "YCbCr")  # the modes of Pillow without transparency
 ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
-AS_SIXTEEN_BITS = ("PNG", "PPM")  # formats whose pixels of 16 bits some versions of Pillow give in the mode I
+AS_SIXTEEN_BITS = ("PNG", "PPM")  # formats whose 16-bit pixels some versions of Pillow read in mode I
 
 
 def open_image(path: str | Path, mode: str | None = "RGB") -> "Image":
-    """The picture in the file, whole and turned as its EXIF orientation says.
+    """Opens the picture in the file, fully decoded and rotated according to the EXIF orientation.
 
     Args:
-        path: of the file.
-        mode: `RGB` for colours: pixels of 8 bits a colour in the mode RGB; grey ones of 16 bits in the mode F, scaled
-            from their range to 0 … 255. None leaves the pixels, such as the class numbers of a mask.
+        path: The path of the file.
+        mode: With `RGB`, 8-bit pixels are converted to mode RGB, and 16-bit grey pixels to mode F, scaled from their
+            range to [0, 255]. None leaves the pixels as they are, as needed for the class numbers of a mask.
 
     Raises:
-        UserError: where there is no such picture, or it is damaged; for colours also where pixels have no known range,
-            or are transparent.
+        UserError: If the picture is missing or damaged, or, with mode `RGB`, if the range of the pixels is unknown or
+            some pixels are transparent.
     """
     from PIL import Image, ImageOps
 
     try:
-        Image.init()  # or Pillow doesn't know of all formats yet
+        Image.init()  # registers all formats of Pillow
         with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as file:
             image = ImageOps.exif_transpose(file)
             bits, dark = _tag(file, 258, 16), _tag(file, 262, 1) == 0
@@ -74,18 +74,18 @@ def open_image(path: str | Path, mode: str | None = "RGB") -> "Image":
         raise UserError(f"there is no picture {path}") from None
     except UserError:
         raise
-    except Exception as error:  # a decoder may fail in any way
+    except Exception as error:  # a decoder may raise any exception
         raise UserError(f"the picture {path} is damaged: {told(error)}") from error
 
 
 def _tag(image: Any, number: int, otherwise: int) -> int:
-    """A tag of a TIFF file, such as the bits of a pixel that it uses of 16; the other number for other files."""
+    """Returns a tag of a TIFF file, such as the number of bits per pixel; `otherwise` for files of other formats."""
     value = getattr(image, "tag_v2", {}).get(number, otherwise)
     return int(value[0] if isinstance(value, tuple) else value)
 
 
 def _colours(image: "Image", path: str | Path, kind: str, bits: int, *, most_is_black: bool) -> "Image":
-    """The picture as colours, see `open_image`; grey of 16 bits may be told to be black where its number is highest."""
+    """Converts the picture to colours, see `open_image`. `most_is_black` inverts 16-bit grey pixels."""
     from PIL import Image
 
     transparent = image.info.get("transparency")
@@ -94,7 +94,7 @@ def _colours(image: "Image", path: str | Path, kind: str, bits: int, *, most_is_
         if transparent is not None and (pixels == transparent).any():
             raise _transparent(path)
         grey = pixels * np.float32(255 / (2**bits - 1))
-        return Image.fromarray(255 - grey if most_is_black else grey)  # of 8 bits Pillow itself turns them round
+        return Image.fromarray(255 - grey if most_is_black else grey)  # Pillow itself inverts 8-bit pixels
     if image.mode not in (*EIGHT_BITS, *ALPHA):
         raise UserError(
             f"the picture {path} has pixels of Pillow's mode {image.mode}, whose range isn't known; save it with 8 "
@@ -115,17 +115,17 @@ def _transparent(path: str | Path) -> UserError:
 
 
 class Transform:
-    """Makes a standardised tensor (3, height, width) of a PIL image, and of its mask, if there is one, (height, width).
+    """Converts a PIL image to a standardised tensor (3, height, width), and optionally its mask to (height, width).
 
-    The image is of the mode RGB, or of the mode F with grey values in 0 … 255, as `open_image` gives it.
+    The image must have mode RGB, or mode F with grey values in [0, 255], as `open_image` returns it.
 
     Args:
-        size: of the result: one number for height and width, or both; a picture of another shape is stretched.
-        mean, std: of the three colours, for pixels in [0, 1].
-        augment: whether a part of the picture is drawn, at least half of it, and whether it is mirrored.
+        size: The height and width of the result, as one number or two; pictures of another shape are stretched.
+        mean, std: The means and standard deviations of the three colours, for pixels in [0, 1].
+        augment: Whether a random crop of at least half the picture's area is taken and randomly mirrored.
 
     Raises:
-        UserError: for a size that is none, and for other than three means or deviations.
+        UserError: If the size is invalid, or if there aren't three means and three positive standard deviations.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Transform:
         self.augment = augment
 
     def __call__(self, image: "Image", mask: "Image | None" = None) -> Any:
-        """The tensor, or two of them if there is a mask."""
+        """Returns the tensor of the image, or the tensors of image and mask if there is a mask."""
         from PIL.Image import Resampling
         from torchvision.transforms import RandomResizedCrop
 
@@ -157,7 +157,7 @@ class Transform:
             box, mirrored = (left, top, left + width, top + height), bool(torch.rand(()) < 0.5)
 
         def shaped(picture: "Image", resampling: Resampling) -> Tensor:
-            # By Pillow, for both alike: torch's nearest neighbours would be half a pixel off.
+            # Resize image and mask with Pillow: torch's nearest-neighbour interpolation would be half a pixel off.
             pixels = np.array(picture.resize((self.width, self.height), resampling, box))
             return torch.from_numpy(pixels[:, ::-1].copy() if mirrored else pixels)
 

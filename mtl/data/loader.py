@@ -1,4 +1,4 @@
-"""Batches of a data set, in an order that depends on seed and epoch alone."""
+"""Loads the batches of a data set, in an order that depends only on seed and epoch."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,25 +18,25 @@ from mtl.process.seeding import num_threads
 
 
 class Loader:
-    """Goes over a data set once an epoch, in batches on the device; the last one may be shorter.
+    """Iterates over a data set once per epoch, in batches on the device; the last batch may be smaller.
 
-    Data in memory (`Fields`) are moved to the device once and indexed there. Others go through PyTorch's `DataLoader`
-    and its worker processes. Iterable data sets give their samples in their own order, `len(dataset)` an epoch, and in
-    one worker process at most, since several would each give all of them.
+    Data in memory (`Fields`) are moved to the device once and indexed there. Other data sets are loaded by PyTorch's
+    `DataLoader` and its worker processes. Iterable data sets yield `len(dataset)` samples per epoch in their own order,
+    from at most one worker process, because each of several processes would yield all samples.
 
     Args:
-        dataset: map-style, or iterable with a length; its samples dicts of fields.
-        batch_size: samples in a batch.
-        seed: of the order, together with the epoch.
-        shuffle: whether the order is drawn, or the data set's own.
-        drop_last: whether an incomplete last batch is left out.
-        num_workers: processes that load samples, where the data aren't in memory.
-        device: where batches are put.
-        collate: from a list of samples to a batch, a dict of fields; by default what PyTorch does.
-        micro_batch_size: where it is given, each batch is a list of micro-batches of so many samples, collated each by
-            itself: flat fields, such as the ids of bags, are its own, and texts are padded to its own width.
-        num_micro_batches: the number of micro-batches, instead.
-        of: which split, and source if there are several, the data set is; for messages.
+        dataset: A map-style data set, or an iterable one with a length; samples are dicts of fields.
+        batch_size: The number of samples in a batch.
+        seed: The seed of the order, which also depends on the epoch.
+        shuffle: Whether the order is random; otherwise it is the order of the data set.
+        drop_last: Whether to leave out an incomplete last batch.
+        num_workers: The number of processes that load samples of data sets that aren't in memory.
+        device: The device of the batches.
+        collate: A function from a list of samples to a batch, a dict of fields. Default: PyTorch's function.
+        micro_batch_size: If set, each batch is a list of micro-batches of this size. Each micro-batch is collated
+            separately: it has flat fields of its own, such as the ids of bags, and texts padded to its own width.
+        num_micro_batches: The number of micro-batches, as an alternative to `micro_batch_size`.
+        of: The name of the split (and of the source, if there are several), for error messages.
     """
 
     def __init__(
@@ -70,41 +70,41 @@ class Loader:
         self.is_cut = any(self.micro.values())
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Returns the number of batches in an epoch."""
         return -(-self.num_samples // self.batch_size)
 
     def samples(self, epoch: int, position: int) -> list[int]:
-        """The numbers of the samples in the epoch's batch with this number."""
+        """Returns the numbers of the samples in the batch at this position of the epoch."""
         start = position * self.batch_size
         return self._order(epoch)[0][start : min(start + self.batch_size, self.num_samples)].tolist()
 
     def size_of(self, position: int) -> int:
-        """How many samples an epoch's batch with this number has."""
+        """Returns the number of samples in the batch at this position of an epoch."""
         return min(self.batch_size, self.num_samples - position * self.batch_size)
 
     def sizes(self, epoch: int = 0, *, start: int = 0) -> Iterator[int]:
-        """How many samples each of the epoch's batches has, from the one with number `start` on."""
+        """Returns the number of samples of each batch of the epoch, beginning with batch number `start`."""
         return (self.size_of(position) for position in range(start, len(self)))
 
     def progress(self, epoch: int, position: int) -> dict[str, Any]:
-        """How far the data have been gone through after so many batches of the epoch, in plain types."""
+        """Describes in plain types how much of the epoch's data has been used after `position` batches."""
         return {"epoch": epoch, "batches": position, "of samples": self.num_samples}
 
     def parts(self) -> list[tuple["Loader", list[str] | None]]:
-        """Itself, for all tasks: how validation goes over it."""
+        """Returns the loader itself, for all tasks; validation iterates over this list of loaders and task names."""
         return [(self, None)]
 
     def _order(self, epoch: int) -> tuple[Tensor, torch.Generator]:
-        """The epoch's order, and the generator that it was drawn from."""
+        """Returns the order of the samples in the epoch, and the random generator after drawing the order."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         total = len(self.dataset)  # type: ignore[arg-type]
         drawn = self.shuffle and not isinstance(self.dataset, IterableDataset | Drawn)
         return torch.randperm(total, generator=generator) if drawn else torch.arange(total), generator
 
     def batches(self, epoch: int = 0, *, start: int = 0) -> Iterator[Any]:
-        """The epoch's batches, dicts of fields or lists of micro-batches, from the one with number `start` on.
+        """Yields the epoch's batches, dicts of fields or lists of micro-batches, beginning with batch number `start`.
 
-        What a data set draws for a sample depends on seed, epoch and sample alone.
+        The random draws of the data set for a sample depend only on seed, epoch and sample.
         """
         if isinstance(self.dataset, Drawn):
             for number in range(start, len(self)):
@@ -141,20 +141,20 @@ class Loader:
             raise UserError(f"data: {type(self.dataset).__name__} can't draw a batch: {_in_process(error)}") from error
 
     def _loaded(self, samples: Dataset[Any], generator: torch.Generator, **options: Any) -> Iterator[Any]:
-        """Batches by PyTorch's DataLoader."""
+        """Yields the batches that PyTorch's DataLoader loads."""
         batches = iter(
             DataLoader(
                 samples,
                 self.batch_size,
                 collate_fn=Collate(self.collate, self.micro if self.is_cut else None),
                 pin_memory=self.device.type == "cuda",
-                generator=generator,  # without one of its own a DataLoader draws from the global one
+                generator=generator,  # without a generator, a DataLoader draws from the global one
                 **options,
             )
         )
         while True:
             try:
-                with num_threads(1):  # as PyTorch's worker processes have it
+                with num_threads(1):  # as in PyTorch's worker processes
                     batch = next(batches)
             except StopIteration:
                 return
@@ -177,7 +177,7 @@ class Loader:
 
 
 def _ended_worker(batches: Any) -> RuntimeError | None:
-    """How a worker process ended, if one did: torch doesn't always know, or misses what it had loaded first."""
+    """Returns an error for a worker process that ended unexpectedly, or None; torch doesn't always detect it."""
     for worker in getattr(batches, "_workers", ()):
         worker.join(0.5)
         if not worker.is_alive():
@@ -187,7 +187,7 @@ def _ended_worker(batches: Any) -> RuntimeError | None:
 
 
 def _in_process(error: BaseException) -> str:
-    """What went wrong, in this process or in a worker process, out of which the traceback comes as text."""
+    """Describes an error from this process, or from a worker process, which reports errors as formatted tracebacks."""
     text = text_of(error).strip()
     if text.startswith("Caught "):
         ours = text.rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")[2]
@@ -196,5 +196,5 @@ def _in_process(error: BaseException) -> str:
 
 
 def _as_dicts(value: Any) -> Any:
-    """The batch with plain dicts in the place of other mappings, which tokenizers give and torch doesn't look into."""
+    """Replaces mappings, such as the ones that tokenizers return, with dicts, because torch only traverses dicts."""
     return {key: _as_dicts(each) for key, each in value.items()} if isinstance(value, Mapping) else value

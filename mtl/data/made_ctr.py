@@ -1,4 +1,4 @@
-"""A made click log: users are shown items, some click, and some of those who clicked buy. The truth is known."""
+"""A synthetic click log: users are shown items, some click, and some of those buy. The true chances are known."""
 
 from collections.abc import Mapping
 
@@ -10,29 +10,30 @@ from mtl.errors import UserError
 
 HOURS = 24
 DEVICES = 4
-TASTES = 2  # dimensions of what a user likes and an item has
+TASTES = 2  # dimensions of users' tastes and items' traits
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
 def made_ctr(*, num_samples: int = 200_000, num_users: int = 2_000, num_items: int = 500, seed: int = 0) -> Splits:
-    """Impressions with the fields user, item, hour, device, (N,) int64 from 1 on; click, conversion, (N,) float32.
+    """Returns impressions with user, item, hour and device, (N,) int64 from 1 on; click and conversion, (N,) float32.
 
-    `click` is 0 or 1, `conversion` too, but NaN where there was no click: whether one would have bought isn't known.
-    Both are drawn with the chances of a `Truth`; users and items by Zipf's law, number k in proportion to 1/k.
+    `click` is 0 or 1. `conversion` is 0 or 1 where there was a click and NaN elsewhere, because it is unknown whether
+    the user would have bought. Both are drawn with the chances of a `Truth`. Users and items are drawn by Zipf's law:
+    number k has a probability proportional to 1/k.
 
-    The fact `columns` says how many categories each input has, and `best_auc` by target what a model that knew the
-    truth would reach, expected, on the test split.
+    The fact `columns` has the number of categories of each input. The fact `best_auc` has, for each target, the
+    expected AUC on the test split of a model that knows the true chances.
 
     Args:
-        num_samples: of all splits together: 0.8 for training, 0.1 for validation, 0.1 for test.
-        num_users, num_items: how many there are; not all need occur.
-        seed: of the truth and of the samples.
+        num_samples: The total number of samples; 80 % are for training, 10 % for validation, 10 % for test.
+        num_users, num_items: The numbers of users and items; not all of them need occur.
+        seed: The seed of the true chances and of the samples.
 
     Raises:
-        UserError: for too few of any.
+        UserError: If one of the numbers is too small.
     """
-    given = {"num_samples": (num_samples, 10), "num_users": (num_users, 1), "num_items": (num_items, 1)}
-    for name, (value, least) in given.items():
+    minimums = {"num_samples": (num_samples, 10), "num_users": (num_users, 1), "num_items": (num_items, 1)}
+    for name, (value, least) in minimums.items():
         if type(value) is not int or value < least:
             raise UserError(f"data.{name} is {value!r}; it must be a whole number of at least {least}")
     generator = torch.Generator().manual_seed(seed)
@@ -50,15 +51,15 @@ def made_ctr(*, num_samples: int = 200_000, num_users: int = 2_000, num_items: i
 
 
 class Truth:
-    """What each user likes and each item has, and with what chance a click and a purchase come of it.
+    """The true chances of a click and of a conversion, from the tastes of users and the traits of items.
 
     The log-odds of a click are −1.2 + openness_user + lure_item + hour + device + liking, with liking = tastes_user ·
-    traits_item; those of a purchase after it −0.7 + means_user + appeal_item − lure_item / 2 + liking / 2: what lures
-    sells less.
+    traits_item. The log-odds of a conversion after a click are −0.7 + means_user + appeal_item − lure_item / 2 +
+    liking / 2: items that attract clicks sell less.
 
     Args:
-        num_users, num_items: how many there are.
-        generator: of all these numbers, normally distributed.
+        num_users, num_items: The numbers of users and items.
+        generator: The random generator for all coefficients, which are normally distributed.
     """
 
     def __init__(self, num_users: int, num_items: int, generator: torch.Generator) -> None:
@@ -72,7 +73,7 @@ class Truth:
         self.tastes, self.traits = normal(num_users, TASTES, std=0.7), normal(num_items, TASTES, std=0.7)
 
     def chances(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of a click, and of a conversion if there was one, (N,) each."""
+        """Returns the chance of a click, and the chance of a conversion given a click, (N,) each."""
         user, item, hour, device = (fields[name] - 1 for name in ("user", "item", "hour", "device"))
         liking = (self.tastes[user] * self.traits[item]).sum(1)
         lure, appeal = self.items[item].unbind(1)
@@ -81,7 +82,7 @@ class Truth:
         return {"click": click.sigmoid(), "conversion": (-0.7 + means + appeal - lure / 2 + liking / 2).sigmoid()}
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """So many samples: all fields, (count,) each."""
+        """Draws `count` samples and returns all fields, (count,) each."""
 
         def which(number: int) -> Tensor:
             return torch.randint(1, number + 1, (count,), generator=generator)
@@ -96,21 +97,21 @@ class Truth:
 
 
 def zipf(number: int, count: int, generator: torch.Generator) -> Tensor:
-    """So many draws of 1 … number, k with a chance in proportion to 1/k: (count,) int64."""
+    """Draws `count` numbers from 1 to `number`, k with a probability proportional to 1/k: (count,) int64."""
     total = (1 / torch.arange(1, number + 1, dtype=torch.float64)).cumsum(0)
     draws = torch.rand(count, generator=generator, dtype=torch.float64) * total[-1]
     return torch.searchsorted(total, draws).clamp(max=number - 1) + 1
 
 
-def best_auc(chance: Tensor, there: Tensor | None = None) -> float:
-    """The AUC of the true chances, expected: Σ p_i (1 − p_j) over the pairs with p_i > p_j, over that of all pairs.
+def best_auc(chance: Tensor, present: Tensor | None = None) -> float:
+    """Returns the expected AUC of the true chances: Σ p_i (1 − p_j) over pairs with p_i > p_j, relative to all pairs.
 
     Args:
-        chance: of a yes, (N,); ties count half.
-        there: the chance with which each label is there, (N,).
+        chance: The chance of a positive label, (N,); ties count half.
+        present: The chance that each label is present, (N,). Default: all labels are present.
     """
     chance, order = chance.double().sort()
-    weight = torch.ones_like(chance) if there is None else there.double()[order]
+    weight = torch.ones_like(chance) if present is None else present.double()[order]
     yes, no = weight * chance, weight * (1 - chance)
     below = no.cumsum(0) - no / 2
     return float((yes * below).sum() / (yes.sum() * no.sum()))

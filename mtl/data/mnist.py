@@ -1,4 +1,4 @@
-"""MNIST: the 5,000 images that come with the package, or all 70,000 through torchvision."""
+"""MNIST: the 5,000 images bundled with the package, or all 70,000 images loaded with torchvision."""
 
 from pathlib import Path
 
@@ -10,25 +10,25 @@ from mtl.data.fields import Fields, Splits
 from mtl.errors import UserError, first_line
 
 BUNDLED = Path(__file__).with_name("mnist_5k.npz")
-VALIDATION = 5_000  # the last of torchvision's training images
-MEAN, STD = 0.1307, 0.3081  # of MNIST's 60,000 training images, pixels in [0, 1]
+VALIDATION = 5_000  # the number of training images used for validation, the last ones
+MEAN, STD = 0.1307, 0.3081  # of the pixels of MNIST's 60,000 training images, scaled to [0, 1]
 
 Part = tuple[Tensor, Tensor]  # uint8 images (N, 28, 28), digits (N,)
 
 
 def mnist(*, source: str = "bundled", root: str = "data", download: bool = True, disjoint: bool = False) -> Splits:
-    """Handwritten digits with the fields image (N, 1, 28, 28), standardised; digit (N,) and parity (N,), 1 if odd.
+    """Returns digits with the fields image (N, 1, 28, 28), standardised; digit (N,); parity (N,), 1 for odd digits.
 
     Args:
-        source: `bundled`, 4,000 / 500 / 500 images for training, validation and test, each stratified; or
-            `torchvision`, 55,000 / 5,000 / 10,000.
-        root: torchvision's folder, which holds `MNIST/raw` or is where that is downloaded to.
-        download: whether torchvision downloads what isn't there.
-        disjoint: every second training image has its digit but not its parity, the others the reverse; what isn't there
-            is -100. Validation and test images have both.
+        source: `bundled`: 4,000 / 500 / 500 stratified images for training, validation and test; or `torchvision`:
+            55,000 / 5,000 / 10,000 images.
+        root: torchvision's data folder, which contains `MNIST/raw` or receives the download.
+        download: Whether torchvision downloads missing files.
+        disjoint: Whether training images have alternately only a digit or only a parity; missing labels are -100.
+            Validation and test images have both labels.
 
     Raises:
-        UserError: for another source, or where torchvision can neither find nor download the files.
+        UserError: If the source is unknown, or if torchvision can neither find nor download the files.
     """
     parts, name = read(source, root, download)
     train, val, test = (fields(image, digit) for image, digit in parts)
@@ -39,10 +39,10 @@ def mnist(*, source: str = "bundled", root: str = "data", download: bool = True,
 
 
 def read(source: str, root: str, download: bool) -> tuple[list[Part], str]:
-    """The training, validation and test parts as they are in the files, and what is said of them; see `mnist`.
+    """Returns the raw training, validation and test images and digits, and a description of the data; see `mnist`.
 
     Raises:
-        UserError: for another source, or where torchvision can neither find nor download the files.
+        UserError: If the source is unknown, or if torchvision can neither find nor download the files.
     """
     if source == "bundled":
         return bundled()
@@ -52,7 +52,7 @@ def read(source: str, root: str, download: bool) -> tuple[list[Part], str]:
 
 
 def bundled() -> tuple[list[Part], str]:
-    """The images in the package; see mnist_5k.md beside them."""
+    """Reads the images bundled with the package; mnist_5k.md in the same folder describes them."""
     with np.load(BUNDLED) as arrays:
         image, digit, split = (torch.from_numpy(arrays[name]) for name in ("image", "digit", "split"))
     parts = [(image[split == part], digit[split == part]) for part in range(3)]
@@ -60,8 +60,8 @@ def bundled() -> tuple[list[Part], str]:
 
 
 def from_torchvision(root: str, download: bool) -> tuple[list[Part], str]:
-    """The whole set; the last 5,000 training images are for validation."""
-    from torchvision.datasets import MNIST  # takes seconds, and the bundled images don't need it
+    """Reads the whole of MNIST with torchvision; the last 5,000 training images are used for validation."""
+    from torchvision.datasets import MNIST  # a slow import that the bundled images don't need
 
     try:
         train, test = (MNIST(root, train=part, download=download) for part in (True, False))
@@ -83,6 +83,6 @@ def from_torchvision(root: str, download: bool) -> tuple[list[Part], str]:
 
 
 def fields(image: Tensor, digit: Tensor) -> Fields:
-    """The data set of uint8 images (N, 28, 28) and their digits (N,)."""
+    """Returns a data set of uint8 images (N, 28, 28) and their digits (N,)."""
     pixels = image[:, None].float().div_(255).sub_(MEAN).div_(STD)
     return Fields({"image": pixels, "digit": digit.long(), "parity": digit.long() % 2})

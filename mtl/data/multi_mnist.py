@@ -1,4 +1,4 @@
-"""Multi-MNIST: two digits laid over each other, and which one is the left, which the right?"""
+"""Multi-MNIST: pictures of two overlaid digits; the tasks are to recognise the left and the right digit."""
 
 import torch
 import torch.nn.functional as F
@@ -7,27 +7,27 @@ from torch import Tensor
 from mtl.data.fields import Fields, Splits
 from mtl.data.mnist import read
 
-CHUNK = 1_000  # images made at a time, so that beside the result only some MB are needed
+CHUNK = 1_000  # images made at a time, which limits the temporary memory to a few MB
 
 
 def multi_mnist(*, source: str = "bundled", root: str = "data", seed: int = 0, download: bool = True) -> Splits:
-    """Two overlaid handwritten digits with the fields image (N, 1, 28, 28), standardised; left (N,) and right (N,).
+    """Returns pairs of overlaid digits with the fields image (N, 1, 28, 28), standardised; left (N,); right (N,).
 
-    Each image of a split of MNIST is the left one in one pair and the right one in one pair of the same split. The
+    Each image of a split of MNIST is once the left and once the right image of a pair of the same split. The
     pixels are standardised by the mean and the standard deviation of the training pairs' pixels.
 
     Args:
-        source: of the single digits, as for `mtl.data.mnist`: `bundled`, 4,000 / 500 / 500 pairs for training,
-            validation and test; or `torchvision`, 55,000 / 5,000 / 10,000.
-        root: torchvision's folder, which holds `MNIST/raw` or is where that is downloaded to.
-        seed: of the pairs.
-        download: whether torchvision downloads what isn't there.
+        source: The source of the single digits, see `mtl.data.mnist`: `bundled`, 4,000 / 500 / 500 pairs for training,
+            validation and test; or `torchvision`, 55,000 / 5,000 / 10,000 pairs.
+        root: torchvision's data folder, which contains `MNIST/raw` or receives the download.
+        seed: The seed for drawing the pairs.
+        download: Whether torchvision downloads missing files.
 
     Raises:
-        UserError: for another source, or where torchvision can neither find nor download the files.
+        UserError: If the source is unknown, or if torchvision can neither find nor download the files.
 
     Source: Sener and Koltun, arXiv 1810.04650, after Sabour et al., arXiv 1710.09829. The layout is that of Sener and
-    Koltun's code, which differs in two things: it draws the right digits with replacement, and resizes to the nearest
+    Koltun's code, which differs in two details: it draws the right digits with replacement, and resizes by nearest
     neighbour.
     """
     parts, name = read(source, root, download)
@@ -40,7 +40,7 @@ def multi_mnist(*, source: str = "bundled", root: str = "data", seed: int = 0, d
 
 
 def pairs(image: Tensor, digit: Tensor, generator: torch.Generator) -> Fields:
-    """The pairs of uint8 images (N, 28, 28) with digits (N,), in [0, 1]: each image with a drawn one at its right."""
+    """Pairs each uint8 image (N, 28, 28) with a randomly drawn right image; returns pixels in [0, 1] and digits."""
     partner = torch.randperm(len(image), generator=generator)
     pixels = torch.empty(len(image), 1, 28, 28)
     for chunk in torch.split(torch.arange(len(image)), CHUNK):
@@ -49,10 +49,10 @@ def pairs(image: Tensor, digit: Tensor, generator: torch.Generator) -> Fields:
 
 
 def overlay(left: Tensor, right: Tensor) -> Tensor:
-    """Pairs of uint8 images (N, 28, 28) in one image each, (N, 1, 28, 28) in [0, 1].
+    """Overlays pairs of uint8 images (N, 28, 28) and returns one image per pair, (N, 1, 28, 28) in [0, 1].
 
-    The left one is at the upper left of a canvas of 36×36, the right one 6 pixels further right and down; the brighter
-    pixel of both is taken, and the canvas resized to 28×28.
+    The left image is at the upper left of a canvas of 36×36 pixels, the right image 6 pixels further right and down.
+    The brighter pixel of both images is used, and the canvas is resized to 28×28.
     """
     canvas = torch.maximum(F.pad(left, (0, 8, 0, 8)), F.pad(right, (6, 2, 6, 2)))
     return F.interpolate(canvas[:, None].float().div_(255), size=(28, 28), mode="bilinear", antialias=True)

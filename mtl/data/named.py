@@ -1,4 +1,4 @@
-"""Other people's data sets, their samples' values named."""
+"""Gives names to the values in the samples of existing data sets."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,15 +12,15 @@ Names = Sequence[str] | Mapping[str, Any]
 
 
 class Named(Dataset[dict[str, Any]]):
-    """A data set whose samples are dicts of fields, from one whose samples are tuples or dicts.
+    """A data set of dicts of fields, made from a data set of tuples or dicts.
 
     Args:
-        dataset: map-style.
-        fields: the names of a tuple's values, by position; or by the field's name a dict's key or a tuple's position,
-            and only what is named is taken.
+        dataset: A map-style data set.
+        fields: The names of a tuple's values, in order; or a mapping from field names to the keys of a dict or the
+            positions in a tuple, which selects only the named values.
 
     Raises:
-        UserError: for a sample that has other values.
+        UserError: If a sample doesn't have the named values.
     """
 
     def __init__(self, dataset: Any, fields: Names) -> None:
@@ -35,15 +35,15 @@ class Named(Dataset[dict[str, Any]]):
 
 
 class Stream(IterableDataset[Any]):
-    """An iterable data set that has a length.
+    """An iterable data set with a length.
 
     Args:
-        dataset: begins anew with each `iter`.
-        length: how many of its samples are an epoch.
-        fields: names for their values, where these aren't dicts of fields already; see `Named`.
+        dataset: An iterable that begins anew with each call of `iter`.
+        length: The number of samples in an epoch.
+        fields: The names of the samples' values, if the samples aren't dicts of fields already; see `Named`.
 
     Raises:
-        UserError: for a sample that has other values.
+        UserError: If a sample doesn't have the named values.
     """
 
     def __init__(self, dataset: Iterable[Any], length: int, fields: Names | None = None) -> None:
@@ -60,11 +60,11 @@ class Stream(IterableDataset[Any]):
 
 
 def datasets(train: Any, val: Any = None, test: Any = None, *, fields: Names | None = None) -> Splits:
-    """Splits of any data sets; see `Splits`.
+    """Returns the splits of existing data sets; see `Splits`.
 
     Args:
-        train, val, test: the data sets: map-style, or iterable with a length.
-        fields: names for their samples' values, where these aren't dicts of fields already; see `Named`.
+        train, val, test: The data sets: map-style, or iterable with a length.
+        fields: The names of the samples' values, if the samples aren't dicts of fields already; see `Named`.
     """
 
     def named(dataset: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Office-31 and Office-Home: pictures of the same kinds of things, from several domains."""
+"""Office-31 and Office-Home: pictures of the same classes of objects from several domains."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,35 +35,35 @@ def office_domain(
     split: Sequence[float] = (0.6, 0.2, 0.2),
     seed: int = 0,
 ) -> Splits:
-    """One domain's pictures with the fields image (N, 3, size, size), standardised, and label (N,).
+    """Returns one domain's pictures with the fields image (N, 3, size, size), standardised, and label (N,).
 
-    A class has the same number in every domain: that of its name among those of all domains in the folder. The fact
-    `targets` has the names.
+    A class has the same number in every domain: its position among the sorted names of all domains' classes. The fact
+    `targets` has the names of the classes.
 
     Args:
         kind: office31 or office_home.
         domain: amazon, dslr or webcam; or Art, Clipart, Product or Real World.
-        root: the folder with a folder for each domain, in which (or in whose `images`) is a folder for each class.
-        size, augment: see `mtl.data.images.Transform`; training pictures alone are augmented.
-        split, seed: shares of training, validation and test, and the seed of the draw; see `random_parts`.
+        root: The folder with one folder per domain, which has (directly or in `images`) one folder per class.
+        size, augment: See `mtl.data.images.Transform`; only training pictures are augmented.
+        split, seed: The shares of training, validation and test, and the seed of the random split; see `random_parts`.
 
     Raises:
-        UserError: for another kind or domain, and for folders that are missing or empty.
+        UserError: If kind or domain is unknown, or if folders are missing or empty.
     """
     if kind not in KINDS:
         raise UserError(f"data.kind: '{kind}' is not one of {', '.join(KINDS)}")
     name, domains, page = KINDS[kind]
     if domain not in domains:
         raise UserError(f"data.domain: '{domain}' is not one of {', '.join(domains)}")
-    found = {each: _pictures(Path(root) / each) for each in domains}
-    if not found[domain]:
+    pictures = {each: _pictures(Path(root) / each) for each in domains}
+    if not pictures[domain]:
         raise UserError(
             f"{name}: there are no pictures in {(Path(root) / domain).resolve()}. It must hold a folder for each "
             f"class: get the set from {page}, or name another folder with data.root=… (or data.sources.NAME.root=…)"
         )
-    classes = sorted({path.parent.name for paths in found.values() for path in paths})
-    files = [str(path) for path in found[domain]]
-    label = torch.tensor([classes.index(path.parent.name) for path in found[domain]])
+    classes = sorted({path.parent.name for paths in pictures.values() for path in paths})
+    files = [str(path) for path in pictures[domain]]
+    label = torch.tensor([classes.index(path.parent.name) for path in pictures[domain]])
     parts = {
         part: Images(
             [files[index] for index in chosen],
@@ -81,6 +81,6 @@ def office_domain(
 
 
 def _pictures(folder: Path) -> list[Path]:
-    inner = folder / "images"  # so in Office-31 as it is published
+    inner = folder / "images"  # the layout in which Office-31 is published
     paths = (inner if inner.is_dir() else folder).glob("*/*")
     return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)

@@ -1,4 +1,4 @@
-"""Oxford-IIIT Pet, through torchvision: cats and dogs, of which breed, and where in the picture."""
+"""Oxford-IIIT Pet, loaded with torchvision: cats and dogs with breed, species and segmentation mask."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from mtl.data.splitting import held_out
 
 PAGE = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
 FILES = "the folders images and annotations, the latter with trainval.txt, test.txt and the folder trimaps"
-MEANING = torch.full((256,), -100)  # of the numbers in a trimap
+MEANING = torch.full((256,), -100)  # from the numbers in a trimap to the classes of the mask
 MEANING[1], MEANING[2] = 1, 0
 
 
@@ -28,30 +28,31 @@ def pets(
     validation: float = 0.1,
     seed: int = 0,
 ) -> Splits:
-    """Pictures with the field image (N, 3, size, size), standardised, and what is on them.
+    """Returns pictures with the fields image (N, 3, size, size), standardised, breed, species and mask.
 
-    breed (N,) is one of 37, species (N,) is 0 for a cat and 1 for a dog, mask (N, size, size) is 1 where the animal is,
-    0 where it isn't, and -100 along its edge, which the set leaves open. The fact `targets` has the classes' names.
+    breed (N,) is one of 37 breeds; species (N,) is 0 for a cat and 1 for a dog; mask (N, size, size) is 1 on the
+    animal, 0 on the background, and -100 along the border, which has no label. The fact `targets` has the classes'
+    names.
 
     Args:
-        root: torchvision's folder, which holds `oxford-iiit-pet`.
-        download: whether what isn't there is downloaded.
-        size, augment: see `mtl.data.images.Transform`; training pictures alone are augmented, and masks with them.
-        validation: the share of the training images that is held out for validation.
-        seed: of that draw.
+        root: torchvision's data folder, which contains `oxford-iiit-pet`.
+        download: Whether to download missing files.
+        size, augment: See `mtl.data.images.Transform`; only training pictures are augmented, together with their masks.
+        validation: The share of the training images that is held out for validation.
+        seed: The seed for choosing the held-out images.
 
     Raises:
-        UserError: for files that are missing or damaged.
+        UserError: If files are missing or damaged.
     """
     from torchvision.datasets import OxfordIIITPet
 
     folder = Path(root) / "oxford-iiit-pet"
     with files_of("Oxford-IIIT Pet", folder, FILES, PAGE, download=download):
         train, test = (OxfordIIITPet(root, split=split, download=download) for split in ("trainval", "test"))
-    kept, chosen = held_out(len(train), validation, seed)
+    remaining, chosen = held_out(len(train), validation, seed)
     plain = Transform(size)
     return Splits(
-        Pets(train, kept, Transform(size, augment=augment)),
+        Pets(train, remaining, Transform(size, augment=augment)),
         Pets(train, chosen, plain),
         Pets(test, torch.arange(len(test)), plain),
         name=f"Oxford-IIIT Pet in {folder}",
@@ -66,12 +67,12 @@ def pets(
 
 
 class Pets(Dataset[dict[str, Tensor]]):
-    """Some of the pictures.
+    """A subset of the pictures, with breed, species and mask.
 
     Args:
-        dataset: torchvision's.
-        indices: which of its pictures.
-        transform: of picture and mask together.
+        dataset: torchvision's data set.
+        indices: The indices of the pictures to use.
+        transform: The transform of a picture together with its mask.
     """
 
     def __init__(self, dataset: Any, indices: Tensor, transform: Transform) -> None:

@@ -1,4 +1,4 @@
-"""What public data sets have in common: files that one has, or doesn't."""
+"""Error messages for the files of public data sets."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,16 +9,16 @@ from mtl.errors import UserError, told
 
 @contextmanager
 def files_of(name: str, folder: Path, files: str, page: str, *, download: bool) -> Iterator[None]:
-    """Says of any error in the block which files the data set needs, where, and where they are to be had.
+    """Turns any error in the block into a message about the files that the data set needs and where to get them.
 
     Raises:
-        UserError: for any other error.
+        UserError: If the block raises any other exception than a UserError, which passes unchanged.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # whatever torchvision and its readers make of a file that is missing or damaged
+    except Exception as error:  # torchvision and its readers raise many types for missing or damaged files
         other = "could be neither read nor downloaded" if download else "can't be read"
         way = "" if download else ", let them be downloaded with data.download=true,"
         raise UserError(

@@ -1,4 +1,4 @@
-"""Data sets whose random draws depend on seed, epoch and sample alone."""
+"""Data sets whose random draws depend only on seed, epoch and sample."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -14,14 +14,14 @@ from mtl.process.seeding import cpu_states, seed_cpu, set_cpu_states
 
 
 class Seeded(Dataset[Any]):
-    """A data set whose samples are drawn from generators seeded for each of them.
+    """A data set that seeds the random generators for each sample.
 
-    So augmentations are the same whatever the number of worker processes, and wherever a run was taken up again.
+    Augmentations are therefore independent of the number of worker processes and of where a run is resumed.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int, epoch: int, *, readable: bool = False) -> None:
         self.dataset = dataset
-        self.readable = readable  # whether PyTorch's own collate follows, and lists of numbers become tensors
+        self.readable = readable  # whether lists of numbers become tensors, for PyTorch's default collate
         self.alike = Alike()
         self.seed = seed
         self.epoch = epoch
@@ -42,7 +42,7 @@ class Seeded(Dataset[Any]):
 
 
 class SeededStream(IterableDataset[Any]):
-    """An iterable data set from one sample on to another, that draws from generators seeded for the epoch."""
+    """The samples `start` to `stop` of an iterable data set, with random generators seeded for the epoch."""
 
     def __init__(
         self, dataset: IterableDataset[Any], seed: int, epoch: int, start: int, stop: int, *, alike: bool = False
@@ -55,7 +55,7 @@ class SeededStream(IterableDataset[Any]):
         self.stop = stop
 
     def __iter__(self) -> Iterator[Any]:
-        inside = None  # the generators' states as the data set left them
+        inside = None  # the states of the generators after the data set's last draw
         for index in range(self.stop):
             before = cpu_states()
             try:
@@ -73,7 +73,7 @@ class SeededStream(IterableDataset[Any]):
             finally:
                 inside = cpu_states()
                 set_cpu_states(before)
-            if index >= self.start:  # a run that goes on draws what it drew before, and leaves it
+            if index >= self.start:  # a resumed run repeats the draws of earlier samples and discards them
                 yield self._checked(sample, index)
 
     def _checked(self, sample: Any, index: int) -> Any:
@@ -84,7 +84,7 @@ class SeededStream(IterableDataset[Any]):
 
 
 def seed_of(*numbers: int) -> int:
-    """One seed of several numbers; SeedSequence by itself takes [5, 1] and [5, 1, 0] for the same."""
+    """Derives one seed from several numbers. NumPy's SeedSequence alone treats [5, 1] and [5, 1, 0] as the same."""
     if len(numbers) == 2:
         return int(np.random.SeedSequence(numbers).generate_state(1)[0])
     words = [number >> shift & 2**32 - 1 for number in numbers for shift in (0, 32, 64)]
@@ -96,7 +96,7 @@ def _of_sample(index: int, error: BaseException) -> UserError:
 
 
 def _readable(sample: Any) -> Any:
-    """A dict's lists of numbers as tensors, which torch's collate would take apart, and NaN where there is None."""
+    """Converts a dict's lists of numbers to tensors, which torch's collate would transpose, and None to NaN."""
     if not isinstance(sample, Mapping):
         return sample
     return {
@@ -108,5 +108,5 @@ def _readable(sample: Any) -> Any:
 def _number_list(value: list[Any]) -> Any:
     try:
         return torch.tensor(value) if value else value
-    except (TypeError, ValueError, RuntimeError):  # texts, tensors, rows of unlike lengths: for a collate of one's own
+    except (TypeError, ValueError, RuntimeError):  # texts, tensors or ragged lists need a custom collate function
         return value

@@ -1,4 +1,4 @@
-"""Several data sets, each for some of the tasks: which of them gives a batch in which step."""
+"""Several data sources, each for some of the tasks, and which source provides a batch in which step."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,18 +14,19 @@ from mtl.errors import UserError
 
 
 class Sources:
-    """Data sets by name, of which each task names its own in `tasks.NAME.source`.
+    """Several data sources by name; each task names its source in `tasks.NAME.source`.
 
     Args:
-        sources: `Splits` by name.
-        sampling: which of them give a batch in a step: `all` of them; one after the other, `round_robin`; or one that
-            is drawn, `proportional` to its number of samples n, or to n^(1/temperature).
-        temperature: at least 1; the higher, the more alike.
-        epoch: the steps of an epoch: as many as the shortest (`min`) or longest (`max`) source has batches, as all have
-            together (`sum`), or a number. A source that is through begins again, in another order.
+        sources: The `Splits` of each source, by name.
+        sampling: Which sources provide a batch in a step. `all`: every source; `round_robin`: one after the other;
+            `proportional`: one drawn in proportion to its number of samples n; `temperature`: one drawn in proportion
+            to n^(1/temperature).
+        temperature: A number of at least 1; the higher, the more equal the probabilities of the sources.
+        epoch: The number of steps in an epoch: the number of batches of the shortest (`min`) or longest (`max`) source,
+            of all sources together (`sum`), or an integer. An exhausted source begins again, in another order.
 
     Raises:
-        UserError: for words that aren't known.
+        UserError: If an argument is invalid.
     """
 
     def __init__(
@@ -55,27 +56,27 @@ class Sources:
         self.warnings = [f"{name}: {warning}" for name, splits in sources.items() for warning in splits.warnings]
 
     def fact(self, key: str, source: str | None) -> Any:
-        """What is known of the source's data under this key; without a source what is known of all that know it.
+        """Returns the fact with the given key of a source, or the fact that all sources agree on if no source is named.
 
         Raises:
-            UserError: where nothing is, or without a source different things are.
+            UserError: If there is no such fact, or if no source is named and the facts of the sources differ.
         """
         if source is not None:
             return self.sources[source].fact(key, None)
-        known = {name: facts[key] for name, facts in self.facts.items() if key in facts}
-        values = list(known.values())
+        by_source = {name: facts[key] for name, facts in self.facts.items() if key in facts}
+        values = list(by_source.values())
         if not values:
-            there = sorted({name for facts in self.facts.values() for name in facts})
-            raise UserError(f"the data have no fact '{key}'; they have: {', '.join(there) or 'none'}")
+            available = sorted({name for facts in self.facts.values() for name in facts})
+            raise UserError(f"the data have no fact '{key}'; they have: {', '.join(available) or 'none'}")
         if any(value != values[0] for value in values):
-            raise UserError(f"the sources {', '.join(known)} have each a fact '{key}' of their own; write down one")
+            raise UserError(f"the sources {', '.join(by_source)} have each a fact '{key}' of their own; write down one")
         return values[0]
 
     def of_task(self, task: str, source: str | None) -> Splits:
-        """The data of the task.
+        """Returns the data of the task.
 
         Raises:
-            UserError: for a source that isn't there.
+            UserError: If the source is unknown.
         """
         if source not in self.sources:
             named = "names no source" if source is None else f"names the source '{source}'"
@@ -83,25 +84,25 @@ class Sources:
         return self.sources[source]
 
     def items(self) -> list[tuple[str, Any]]:
-        """All sources' splits, by what each is for."""
+        """Returns the splits of all sources as pairs of split name and data set."""
         return [pair for splits in self.sources.values() for pair in splits.items()]
 
     def summary(self, only: str | None = None) -> str:
-        """What each source is, or each that has the split that is named."""
+        """Describes each source, or each source that has the split `only`."""
         shown = {n: s for n, s in self.sources.items() if only is None or only in dict(s.items())}
         return "; ".join(f"{name}: {splits.summary(only)}" for name, splits in shown.items())
 
 
 class Mix:
-    """Goes over several loaders at once; a batch of it is a dict of batches by task name.
+    """Iterates over several loaders together; a batch is a dict of batches by task name.
 
-    What comes in which step depends on seed and epoch alone.
+    Which source provides a batch in which step depends only on seed and epoch.
 
     Args:
-        loaders: by source.
-        tasks: from each task's name to its source.
-        sampling, temperature, epoch: see `Sources`.
-        seed: of what is drawn.
+        loaders: The loaders, by source.
+        tasks: The source of each task, by task name.
+        sampling, temperature, epoch: See `Sources`.
+        seed: The seed for drawing the sources.
     """
 
     def __init__(
@@ -120,22 +121,22 @@ class Mix:
         self.temperature = temperature
         self.seed = seed
         lengths = [len(loader) for loader in self.loaders.values()]
-        known = {"min": min(lengths), "max": max(lengths), "sum": sum(lengths)}
-        self._length = epoch if isinstance(epoch, int) else known[epoch]
+        named = {"min": min(lengths), "max": max(lengths), "sum": sum(lengths)}
+        self._length = epoch if isinstance(epoch, int) else named[epoch]
 
     def __len__(self) -> int:
-        """Steps in an epoch."""
+        """Returns the number of steps in an epoch."""
         return self._length
 
     def parts(self) -> list[tuple[Loader, list[str] | None]]:
-        """Each loader with the tasks that it is for: how validation goes over them."""
+        """Returns each loader with the names of its tasks; validation iterates over this list."""
         of = {name: [task for task, source in self.tasks.items() if source == name] for name in self.loaders}
         return [(loader, of[name]) for name, loader in self.loaders.items()]
 
     def batches(self, epoch: int = 0, *, start: int = 0) -> Iterator[Any]:
-        """The epoch's batches by task name, from the one with number `start` on; tasks of one source share theirs.
+        """Yields the epoch's batches by task name, from batch number `start` on; tasks of one source share a batch.
 
-        Where the loaders give micro-batches, a batch is the list of all sources' micro-batches by task name.
+        If the loaders yield micro-batches, a batch is the list of the micro-batches of all sources, each by task name.
         """
         plan = self._plan(epoch)
         done = Counter(name for names in plan[:start] for name in names)
@@ -148,14 +149,14 @@ class Mix:
                 else:
                     yield self._by_task(drawn)
         finally:
-            for stream in streams.values():  # worker processes end with them
+            for stream in streams.values():  # ends the worker processes
                 stream.close()
 
     def _by_task(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         return {task: drawn[source] for task, source in self.tasks.items() if source in drawn}
 
     def sizes(self, epoch: int = 0, *, start: int = 0) -> Iterator[int]:
-        """How many samples each of these batches has; those of a source count once."""
+        """Yields the number of samples of each batch; the samples of a source count once, however many tasks it has."""
         plan = self._plan(epoch)
         done = Counter(name for names in plan[:start] for name in names)
         for names in plan[start:]:
@@ -163,23 +164,23 @@ class Mix:
             done.update(names)
 
     def samples(self, epoch: int, position: int) -> dict[str, list[int]]:
-        """By source, the numbers of the samples in the epoch's batch with this number."""
+        """Returns, by source, the numbers of the samples in the batch at this position of the epoch."""
         plan = self._plan(epoch)
         done = Counter(name for names in plan[:position] for name in names)
-        found = {}
+        numbers = {}
         for name in plan[position]:
             loader = self.loaders[name]
             again, batch = divmod(done[name], len(loader))
-            found[name] = loader.samples(_again(epoch, again), batch)
-        return found
+            numbers[name] = loader.samples(_again(epoch, again), batch)
+        return numbers
 
     def progress(self, epoch: int, position: int) -> dict[str, Any]:
-        """How far each task's data have been gone through after so many batches of the epoch, in plain types."""
+        """Describes in plain types how much of each task's data has been used after `position` batches of the epoch."""
         done = Counter(name for names in self._plan(epoch)[:position] for name in names)
         return {task: self.loaders[source].progress(epoch, done[source]) for task, source in self.tasks.items()}
 
     def _stream(self, name: str, epoch: int, done: int) -> Any:
-        """The source's batches of this epoch without end, when so many have been taken."""
+        """Yields the source's batches of this epoch without end, beginning after `done` batches."""
         loader = self.loaders[name]
         again, position = divmod(done, len(loader))
         while True:
@@ -187,7 +188,7 @@ class Mix:
             again, position = again + 1, 0
 
     def _plan(self, epoch: int) -> list[list[str]]:
-        """By step, the sources that give a batch."""
+        """Returns, for each step, the sources that provide a batch."""
         names = list(self.loaders)
         if self.sampling == "all":
             return [names] * len(self)
@@ -201,5 +202,5 @@ class Mix:
 
 
 def _again(epoch: int, again: int) -> int:
-    """A number for the epoch's further rounds of a source, which are in orders of their own."""
+    """Returns an epoch number for a repeated pass over a source within an epoch, so that its order differs."""
     return epoch + (again << 32)

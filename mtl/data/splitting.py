@@ -1,4 +1,4 @@
-"""Which samples are for training, which for validation and test."""
+"""Splits samples into training, validation and test."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,15 @@ NAMES = ("train", "val", "test")
 
 
 def random_parts(count: int, split: Sequence[float], seed: int) -> dict[str, Tensor]:
-    """The samples of each split, drawn at random, ascending; a split whose share is 0 isn't there.
+    """Draws the samples of each split at random, in ascending order; splits with a share of 0 are left out.
 
     Args:
-        count: how many samples there are.
-        split: the shares of training, validation and test, which sum to 1.
-        seed: of the draw, which depends on nothing else.
+        count: The number of samples.
+        split: The shares of training, validation and test, which must sum to 1.
+        seed: The seed of the random split.
 
     Raises:
-        UserError: for shares that aren't such, or so small that no sample is left for a split.
+        UserError: If the shares are invalid, or so small that a split would have no samples.
     """
     right = isinstance(split, list | tuple) and len(split) == len(NAMES) and all(type(s) in (int, float) for s in split)
     if not right or min(split) < 0 or split[0] == 0 or abs(sum(split) - 1) > 1e-6:
@@ -39,10 +39,10 @@ def random_parts(count: int, split: Sequence[float], seed: int) -> dict[str, Ten
 
 
 def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """The samples that stay for training and those held out for validation, drawn at random, ascending.
+    """Draws at random which samples remain for training and which are held out for validation, in ascending order.
 
     Raises:
-        UserError: for a share that isn't one, or leaves no sample for either.
+        UserError: If the share is invalid, or leaves no sample for training or validation.
     """
     if not 0 < share < 1:
         raise UserError(f"data.validation is {share!r}; it must be a share of the training images, such as 0.1")

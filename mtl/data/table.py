@@ -1,4 +1,4 @@
-"""Tables: one sample a row, from CSV or Parquet files."""
+"""Tables with one sample per row, from CSV or Parquet files."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +14,8 @@ from mtl.data.fields import Fields, Splits
 from mtl.data.splitting import NAMES, random_parts
 from mtl.errors import UserError, suggest
 
-Columns = dict[str, dict[str, Tensor]]  # by split, then by name
-Facts = dict[str, dict[str, Any]]  # by name
+Columns = dict[str, dict[str, Tensor]]  # by split, then by column name
+Facts = dict[str, dict[str, Any]]  # by column name
 KINDS = {"category": ("inputs", "categories", "categories"), "class": ("targets", "classes", "classes")}
 
 
@@ -31,33 +31,33 @@ def table(
     seed: int = 0,
     trained_on: Mapping[str, Any] | None = None,
 ) -> Splits:
-    """The rows of a table; each of its named columns is a field of that name, (N,).
+    """Returns the rows of a table; each column in `inputs` and `targets` becomes a field (N,) of the same name.
 
-    An input is of numbers, float64 as they are in the file, NaN where a cell is empty; or of categories, int64 from 1
-    on, 0 where a cell is empty or its category isn't in the training split. A target is of numbers, float32, NaN where
-    a cell is empty; or of classes, int64 from 0 on, -100 where a cell is empty. Columns of text are of categories or
-    classes. These are numbered in the order of the numbers they are, or of the alphabet.
+    Numeric inputs are float64 and unscaled, with NaN for empty cells. Categorical inputs are int64 from 1 on; 0 stands
+    for empty cells and for categories that the training split doesn't have. Numeric targets are float32, with NaN for
+    empty cells. Classes are int64 from 0 on, with -100 for empty cells. Columns of text are categories or classes,
+    which are numbered in numeric order if all of them are numbers, and in alphabetic order otherwise.
 
-    The fact `columns` of the splits says of each input its kind, and of numbers mean and std, of categories the
-    vocabulary; the fact `targets` says the same of the targets. All are of the training split.
+    The fact `columns` has, for each input, the kind, and the mean and std of numbers or the vocabulary of categories.
+    The fact `targets` has the same for the targets. Both are computed from the training split.
 
     Args:
-        path: one file, of which the splits are drawn; or a file for each: `{train: a.csv, val: b.csv, test: c.csv}`,
-            the last two where there are any. A name that ends in `.parquet` or `.pq` is of a Parquet file, any other
-            of a CSV file with a header.
-        inputs, targets: names of columns.
-        categories: inputs that are of categories though they look like numbers.
-        classes: targets that are of classes though they look like numbers.
-        standardize_targets: targets of numbers whose mean is taken away, and that are then divided by their std.
-        split: of one file, the shares of training, validation and test; see `random_parts`. With `trained_on` None is
-            possible: then nothing is drawn, and all rows are in each split.
-        seed: of the draw.
-        trained_on: the facts of the data that a model was trained on. Columns are then encoded by its vocabularies,
+        path: One file, which is split at random; or one file per split: `{train: a.csv, val: b.csv, test: c.csv}`,
+            where val and test are optional. Names that end in `.parquet` or `.pq` are Parquet files, all others CSV
+            files with a header.
+        inputs, targets: Names of columns.
+        categories: Inputs that are categories although they look like numbers.
+        classes: Targets that are classes although they look like numbers.
+        standardize_targets: Numeric targets from which the mean is subtracted, and which are then divided by the std.
+        split: The shares of training, validation and test of a single file; see `random_parts`. None is allowed only
+            with `trained_on`: then each split has all rows.
+        seed: The seed of the random split.
+        trained_on: The facts of the data that a model was trained on. Columns are then encoded with these vocabularies,
             means and deviations, and the splits have these facts; an unknown category is 0, an unknown class an error.
 
     Raises:
-        UserError: for a file that can't be read, a column that isn't there, a cell that isn't a number among numbers,
-            a class that the training split doesn't have, and for columns that aren't those of `trained_on`.
+        UserError: If a file can't be read, a column is missing, a cell of a numeric column isn't a number, a class
+            isn't in the training split, or the columns differ from those of `trained_on`.
     """
     check_names({"inputs": inputs, "targets": targets}, {"categories": categories, "classes": classes})
     check_split(split, trained_on)
@@ -65,9 +65,9 @@ def table(
         if name in inputs:
             raise UserError(f"data.targets: '{name}' is in data.inputs too")
     parts = read_parts(path, {"inputs": inputs, "targets": targets}, split, seed)
-    given, columns = input_columns(parts, inputs, categories, trained_on)
+    input_fields, columns = input_columns(parts, inputs, categories, trained_on)
     wanted, facts = target_columns(parts, targets, classes, standardize_targets, trained_on)
-    data = {name: Fields({**given[name], **wanted[name]}) for name in parts}
+    data = {name: Fields({**input_fields[name], **wanted[name]}) for name in parts}
     files = ", ".join(dict.fromkeys(part.file for part in parts.values()))
     drawn = "" if isinstance(path, Mapping) else how_split(split, seed)
     return Splits(
@@ -81,30 +81,30 @@ def table(
 
 
 def how_split(split: Sequence[float] | None, seed: int) -> str:
-    """What is said of the rows of one file."""
+    """Describes how the rows of one file are split."""
     return ", all of its rows" if split is None else f", split at random (data.seed={seed})"
 
 
 def doubts(parts: Mapping[str, Part], facts: Facts, chosen: Sequence[str]) -> list[str]:
-    """A sentence for each column that was taken for categories or classes, and may be meant as numbers."""
-    found = []
+    """Returns a warning for each column that is treated as categories or classes but may be meant as numbers."""
+    warnings = []
     for name, fact in facts.items():
         cell = None if name in chosen else cells.written_otherwise(fact.get("vocabulary", ()))
         if cell is not None:
             key, what, listed = KINDS[fact["kind"]]
-            found.append(
+            warnings.append(
                 f"data.{key}: the column '{name}' of {parts['train'].file} is taken for {what}, though all of its "
                 f"cells look like numbers, such as {cell!r}. Write plain numbers (1.5, without units and commas), or "
                 f"list '{name}' in data.{listed} if they are {what}"
             )
-    return found
+    return warnings
 
 
 def check_names(columns: Mapping[str, Sequence[str]], chosen: Mapping[str, Sequence[str]]) -> None:
-    """Looks over lists of columns, and lists of those chosen from them.
+    """Checks lists of columns, and lists of columns chosen from them.
 
     Raises:
-        UserError: for what isn't a list of names or names one twice, and for what is chosen from elsewhere.
+        UserError: If a list isn't a list of names, names a column twice, or chooses a column that isn't listed.
     """
     for key, names in {**columns, **chosen}.items():
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
@@ -125,7 +125,7 @@ def check_names(columns: Mapping[str, Sequence[str]], chosen: Mapping[str, Seque
 def read_parts(
     path: str | Mapping[str, str], wanted: Mapping[str, Sequence[str]], split: Sequence[float] | None, seed: int
 ) -> dict[str, Part]:
-    """The rows of each split, of one file drawn at random, or of a file for each; see `table`."""
+    """Reads the rows of each split, from one file that is split at random or from one file per split; see `table`."""
     if not isinstance(path, Mapping):
         return at_random(cells.read(path, wanted), split, seed)
     for name in path:
@@ -137,14 +137,14 @@ def read_parts(
 
 
 def at_random(whole: Part, split: Sequence[float] | None, seed: int) -> dict[str, Part]:
-    """The rows of each split, drawn, see `random_parts`; or all rows for each of them."""
+    """Splits the rows at random, see `random_parts`; without shares, each split has all rows."""
     if split is None:
         return dict.fromkeys(NAMES, whole)
     return {name: whole.take(indices) for name, indices in random_parts(len(whole.rows), split, seed).items()}
 
 
 def check_split(split: Sequence[float] | None, trained_on: Mapping[str, Any] | None) -> None:
-    """Raises a UserError for a training without a split: it would validate on what it was trained on."""
+    """Raises a UserError if training data aren't split, since validation would use the training samples."""
     if split is None and trained_on is None:
         raise UserError("data.split is null; a training needs three shares that sum to 1, such as [0.8, 0.1, 0.1]")
 
@@ -152,23 +152,23 @@ def check_split(split: Sequence[float] | None, trained_on: Mapping[str, Any] | N
 def input_columns(
     parts: dict[str, Part], names: Sequence[str], categories: Sequence[str], trained_on: Mapping[str, Any] | None = None
 ) -> tuple[Columns, Facts]:
-    """Input columns of each split as fields, and what is known of them; see `table`."""
+    """Converts the input columns of each split to fields, and returns fields and facts; see `table`."""
     columns: Columns = {part: {} for part in parts}
     facts: Facts = {}
     for name in names:
-        known = _known(trained_on, "columns", name, "inputs")
-        if _of_numbers(parts, name, "inputs", categories, known):
+        trained = _known(trained_on, "columns", name, "inputs")
+        if _of_numbers(parts, name, "inputs", categories, trained):
             values = {part: cells.numbers(rows, name, "inputs") for part, rows in parts.items()}
-            facts[name] = known or _statistics(parts, values["train"], name, "inputs")
-            found = {part: torch.from_numpy(each.astype(np.float64)) for part, each in values.items()}
+            facts[name] = trained or _statistics(parts, values["train"], name, "inputs")
+            tensors = {part: torch.from_numpy(each.astype(np.float64)) for part, each in values.items()}
         else:
             texts = {part: cells.texts(rows, name) for part, rows in parts.items()}
-            facts[name] = known or {
+            facts[name] = trained or {
                 "kind": "category",
                 "vocabulary": _vocabulary(parts, texts["train"], name, "inputs"),
             }
-            found = {part: codes(each, facts[name]["vocabulary"]) for part, each in texts.items()}
-        for part, tensor in found.items():
+            tensors = {part: codes(each, facts[name]["vocabulary"]) for part, each in texts.items()}
+        for part, tensor in tensors.items():
             columns[part][name] = tensor
     return columns, facts
 
@@ -180,60 +180,60 @@ def target_columns(
     standardize: Sequence[str],
     trained_on: Mapping[str, Any] | None = None,
 ) -> tuple[Columns, Facts]:
-    """Target columns of each split as fields, and what is known of them; see `table`."""
+    """Converts the target columns of each split to fields, and returns fields and facts; see `table`."""
     check_names({"targets": names}, {"classes": classes, "standardize_targets": standardize})
     columns: Columns = {part: {} for part in parts}
     facts: Facts = {}
     for name in names:
-        known = _known(trained_on, "targets", name, "targets")
-        if _of_numbers(parts, name, "targets", classes, known):
+        trained = _known(trained_on, "targets", name, "targets")
+        if _of_numbers(parts, name, "targets", classes, trained):
             values = {part: cells.numbers(rows, name, "targets") for part, rows in parts.items()}
-            if known is not None:
-                facts[name] = known
-                if ("mean" in known) != (name in standardize):
-                    raise _otherwise(f"standardize_targets: '{name}'", "mean" in known)
+            if trained is not None:
+                facts[name] = trained
+                if ("mean" in trained) != (name in standardize):
+                    raise _otherwise(f"standardize_targets: '{name}'", "mean" in trained)
             else:
                 statistics = _statistics(parts, values["train"], name, "targets")
                 facts[name] = statistics if name in standardize else {"kind": "number"}
             mean, std = facts[name].get("mean", 0.0), facts[name].get("std", 1.0)
-            found = {part: torch.from_numpy(((v - mean) / std).astype(np.float32)) for part, v in values.items()}
+            tensors = {part: torch.from_numpy(((v - mean) / std).astype(np.float32)) for part, v in values.items()}
         elif name in standardize:
             hint = _hint(_vocabulary(parts, cells.texts(parts["train"], name), name, "targets"))
             raise UserError(f"data.standardize_targets: '{name}' is of classes, which have no mean{hint}")
         else:
             texts = {part: cells.texts(rows, name) for part, rows in parts.items()}
-            facts[name] = known or {
+            facts[name] = trained or {
                 "kind": "class",
                 "vocabulary": _vocabulary(parts, texts["train"], name, "targets"),
             }
             for part, each in texts.items():
-                _check_classes(parts[part], each, name, facts[name]["vocabulary"], part, of_a_run=known is not None)
-            found = {part: _classes(each, facts[name]["vocabulary"]) for part, each in texts.items()}
-        for part, tensor in found.items():
+                _check_classes(parts[part], each, name, facts[name]["vocabulary"], part, of_a_run=trained is not None)
+            tensors = {part: _classes(each, facts[name]["vocabulary"]) for part, each in texts.items()}
+        for part, tensor in tensors.items():
             columns[part][name] = tensor
     return columns, facts
 
 
 def _known(trained_on: Mapping[str, Any] | None, fact: str, name: str, key: str) -> dict[str, Any] | None:
-    """What the training knew of the column; None where there was none."""
+    """Returns the column's fact from training; None if `trained_on` is None."""
     if trained_on is None:
         return None
-    known = trained_on.get(fact) or {}
-    if name not in known:
-        there = ", ".join(known) or "none"
-        raise UserError(f"data.{key}: the model was trained without the column '{name}'; its {key} are: {there}")
-    return dict(known[name])
+    columns = trained_on.get(fact) or {}
+    if name not in columns:
+        names = ", ".join(columns) or "none"
+        raise UserError(f"data.{key}: the model was trained without the column '{name}'; its {key} are: {names}")
+    return dict(columns[name])
 
 
 def _of_numbers(
-    parts: dict[str, Part], name: str, key: str, chosen: Sequence[str], known: Mapping[str, Any] | None
+    parts: dict[str, Part], name: str, key: str, chosen: Sequence[str], trained: Mapping[str, Any] | None
 ) -> bool:
-    """Whether the column is of numbers, as the training had it or as the training split's cells are."""
-    if known is None:
+    """Returns whether the column is numeric, according to training or to the cells of the training split."""
+    if trained is None:
         return name not in chosen and cells.is_numeric(parts["train"], name, key)
-    if known["kind"] == "number" and name in chosen:
+    if trained["kind"] == "number" and name in chosen:
         raise _otherwise(f"{'categories' if key == 'inputs' else 'classes'}: '{name}'", False)
-    return bool(known["kind"] == "number")
+    return bool(trained["kind"] == "number")
 
 
 def _otherwise(where: str, listed: bool) -> UserError:
@@ -242,18 +242,18 @@ def _otherwise(where: str, listed: bool) -> UserError:
 
 
 def _statistics(parts: dict[str, Part], numbers: Any, name: str, key: str) -> dict[str, Any]:
-    there = numbers[~np.isnan(numbers)]
-    if not len(there):
+    present = numbers[~np.isnan(numbers)]
+    if not len(present):
         raise _nothing(parts, name, key)
-    std = float(there.std()) if (there != there[0]).any() else 1.0  # what is constant is only shifted
-    return {"kind": "number", "mean": float(there.mean()), "std": std}
+    std = float(present.std()) if (present != present[0]).any() else 1.0  # a constant column is only shifted
+    return {"kind": "number", "mean": float(present.mean()), "std": std}
 
 
 def _vocabulary(parts: dict[str, Part], texts: list[str], name: str, key: str) -> list[str]:
-    found = cells.vocabulary(texts)
-    if all(text.lower() in EMPTY for text in found):
+    categories = cells.vocabulary(texts)
+    if all(text.lower() in EMPTY for text in categories):
         raise _nothing(parts, name, key)
-    return found
+    return categories
 
 
 def _nothing(parts: dict[str, Part], name: str, key: str) -> UserError:
@@ -265,16 +265,16 @@ def _nothing(parts: dict[str, Part], name: str, key: str) -> UserError:
 
 
 def _classes(texts: list[str], vocabulary: list[str]) -> Tensor:
-    known = codes(texts, vocabulary)
-    return torch.where(known > 0, known - 1, -100)
+    encoded = codes(texts, vocabulary)
+    return torch.where(encoded > 0, encoded - 1, -100)
 
 
 def _check_classes(
     part: Part, texts: list[str], name: str, vocabulary: list[str], split: str, *, of_a_run: bool
 ) -> None:
-    known = {"", *vocabulary}
+    allowed = {"", *vocabulary}
     for row, text in zip(part.rows.index, texts, strict=True):
-        if text not in known:
+        if text not in allowed:
             where = "" if of_a_run else f", in the {split} split,"
             who = "the model was not trained on" if of_a_run else "no row for training has"
             way = "" if of_a_run else ", or draw other splits with data.seed"
@@ -285,6 +285,6 @@ def _check_classes(
 
 
 def _hint(texts: Sequence[str]) -> str:
-    """What is added to a message about classes where they may be meant as numbers."""
+    """Returns an addition to an error message about classes that may be meant as numbers."""
     cell = cells.written_otherwise(cells.vocabulary(texts))
     return f". If {cell!r} is meant as a number, write plain numbers (1.5, without units and commas)" if cell else ""

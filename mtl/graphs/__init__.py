@@ -1,4 +1,4 @@
-"""What autograd builds in a step: its leaves and operations, how long it lives, and pictures of both."""
+"""Inspects what autograd builds in a step: leaves, operations, memory over time, and pictures of them."""
 
 from mtl.graphs.life import Life, living_anyway
 from mtl.graphs.walk import Walk

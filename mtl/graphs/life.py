@@ -1,9 +1,9 @@
-"""The life of a step: how many bytes autograd has saved for the backward passes, after each forward and backward.
+"""The memory over a step: how many bytes autograd has saved for backward passes after each forward and backward.
 
-What is counted: the memory of tensors that a graph has saved and not yet given up, each piece of memory once, however
-many tensors or graphs share it, and whole, also where a tensor is a part of it. What lives anyway is left out:
-parameters, buffers and the batch. Nor are gradients, a balancer's rows, the optimizer's state, what operations need
-while they run, and what activation checkpointing computes again in the backward; the inputs that this keeps are in.
+The count includes the memory of all tensors that a graph has saved and not yet released. Each storage counts once and
+in full, however many tensors or graphs share it, and even if a tensor uses only a part of it. Not included are
+parameters, buffers and the batch; gradients, a balancer's rows and the optimizer's state; temporary memory of
+operations; and what activation checkpointing recomputes in the backward, except the inputs that it saves.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,13 +20,13 @@ from mtl.graphs.watched import Phase, Watcher
 
 @dataclass(frozen=True)
 class Event:
-    """What was alive when a phase was over.
+    """The saved memory at the end of a phase.
 
     Attributes:
-        phase: which.
-        alive: bytes at its end.
-        peak: the most bytes within it.
-        start, end: where it is in `Life.ticks`: from the first tick after the start to the end's.
+        phase: The phase.
+        alive: The number of bytes at the end of the phase.
+        peak: The largest number of bytes within the phase.
+        start, end: The range of the phase in `Life.ticks`, from the first tick after the start to the tick at the end.
     """
 
     phase: Phase
@@ -37,44 +37,44 @@ class Event:
 
 
 class Life(Watcher):
-    """Counts what autograd saves, and gives up, in whatever is run within `counting`.
+    """Counts the memory that autograd saves and releases within the block `counting`.
 
     Args:
-        anyway: tensors that live anyway.
+        anyway: Tensors that aren't counted, because they live in any case.
 
     Attributes:
-        ticks: the bytes alive after each tensor that was saved or given up, from 0 on.
-        events: the phases that are over.
+        ticks: The number of bytes after each saved or released tensor, beginning with 0.
+        events: The finished phases.
     """
 
     def __init__(self, anyway: Iterable[Tensor]) -> None:
         self._anyway = {place for tensor in anyway for place, _ in storages(tensor)}
-        self._holders: dict[int, int] = {}  # how many saved tensors are in each piece of memory
+        self._holders: dict[int, int] = {}  # the number of saved tensors in each storage
         self._alive = 0
         self.ticks = [0]
         self.events: list[Event] = []
 
     @property
     def peak(self) -> int:
-        """The most bytes that were alive."""
+        """The largest number of bytes that were alive."""
         return max(self.ticks)
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Within this whatever autograd saves is counted."""
+        """Counts what autograd saves within the block."""
         with torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack):
             yield
 
     def begin(self, phase: Phase) -> None:
-        """Notes what came before the phase, if anything did."""
+        """Records an event for what happened since the last phase, if anything did."""
         self._note(Phase(phase.part, "between", ()))
 
     def finish(self) -> None:
-        """Notes what came after the last phase, if anything did."""
+        """Records an event for what happened after the last phase, if anything did."""
         self._note(Phase(self.events[-1].phase.part if self.events else 1, "between", ()))
 
     def end(self, phase: Phase) -> None:
-        """Notes what is alive; a trunk's phase in which nothing happened is none."""
+        """Records the event of a phase; a phase of the trunk without any change is ignored."""
         self._note(phase, always=bool(phase.of))
 
     def _note(self, phase: Phase, *, always: bool = False) -> None:
@@ -83,10 +83,10 @@ class Life(Watcher):
             self.events.append(Event(phase, self._alive, max(self.ticks[start:]), start, end))
 
     def _pack(self, tensor: Tensor) -> "_Saved":
-        return _Saved(self, tensor.detach())  # one with its graph would keep that alive
+        return _Saved(self, tensor.detach())  # a tensor with a graph would keep the graph alive
 
     def change(self, tensor: Tensor, holders: int) -> None:
-        """One more saved tensor holds its memory, or one fewer."""
+        """Counts one more or one less saved tensor in the tensor's storage."""
         for place, size in storages(tensor):
             before = self._holders.get(place, 0)
             if place in self._anyway or not size:
@@ -100,7 +100,7 @@ class Life(Watcher):
 
 
 class _Saved:
-    """A tensor that autograd has saved; it goes when autograd lets go of it."""
+    """A tensor that autograd has saved; it is deleted when autograd releases it."""
 
     __slots__ = ("life", "tensor")
 
@@ -117,17 +117,17 @@ def _unpack(saved: _Saved) -> Tensor:
 
 
 def storages(tensor: Tensor) -> list[tuple[int, int]]:
-    """The pieces of memory that a tensor is in: where each is, and its bytes."""
+    """Returns address and size in bytes of each storage of the tensor."""
     if tensor.layout is torch.strided:
         parts = [tensor]
     elif tensor.layout is torch.sparse_coo:
         parts = [tensor._indices(), tensor._values()]
-    else:  # no other layout can be looked into the same way
+    else:  # other layouts can't be inspected in this way
         return [(id(tensor), tensor.numel() * tensor.element_size())]
     return [(part.untyped_storage().data_ptr(), part.untyped_storage().nbytes()) for part in parts]
 
 
 def living_anyway(model: nn.Module, batch: Any) -> list[Tensor]:
-    """Parameters, buffers, and whatever tensors are in the batch."""
+    """Returns the parameters, the buffers, and all tensors in the batch."""
     fields = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
     return [*model.parameters(), *model.buffers(), *fields]

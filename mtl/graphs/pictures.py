@@ -1,4 +1,4 @@
-"""Pictures of what autograd built: torchviz's of each task's graph, and one of all tasks by colour."""
+"""Pictures of autograd's graphs: torchviz's picture of each task's graph, and one picture of all tasks by colour."""
 
 import math
 import re
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 EXTRA = 'pip install "mtl-train[graph]"'
 DOT = "apt install graphviz, brew install graphviz or conda install graphviz"
-SECONDS = 120  # for one picture, and as many for its PNG
-MOST_PIXELS, MOST_IN_A_ROW = 40e6, 30_000  # of a PNG; letters get smaller in larger graphs
-FEW = 4  # tasks whose colours stand side by side in one box
+SECONDS = 120  # the time limit for one picture, and for converting it to PNG
+MOST_PIXELS, MOST_IN_A_ROW = 40e6, 30_000  # limits of a PNG; larger graphs are scaled down
+FEW = 4  # the most tasks whose colours are striped in one box
 ON_THE_WAY = {f"{name}Backward0" for name in ("T", "ToCopy", "Transpose", "Permute", "View", "UnsafeView")}
 FONT = {"fontname": "Helvetica,Arial,sans-serif", "fontsize": "10"}
 
 
 def missing() -> str | None:
-    """What pictures of graphs need and isn't there, and how to install it; None where all is."""
+    """Returns which packages for pictures of graphs are missing and how to install them; None if none is missing."""
     try:
         with _quiet():
             import graphviz  # noqa: F401
@@ -43,25 +43,25 @@ def missing() -> str | None:
 
 
 def of_task(task: str, loss: Tensor, named: Mapping[str, Tensor]) -> "Digraph":
-    """torchviz's picture of a task's whole graph, in which each parameter has its name."""
+    """Returns torchviz's picture of a task's whole graph, with the names of the parameters."""
     with _quiet():
         from torchviz import make_dot
 
         before = sys.getrecursionlimit()
-        sys.setrecursionlimit(max(before, 100_000))  # it goes down the graph by calling itself
+        sys.setrecursionlimit(max(before, 100_000))  # torchviz traverses the graph recursively
         try:
             picture = make_dot(loss, params={f"loss of {task}": loss, **named})
         finally:
             sys.setrecursionlimit(before)
-    picture.graph_attr.pop("size", None)  # or dot would shrink the letters of a large graph
+    picture.graph_attr.pop("size", None)  # or dot would scale down large graphs
     return picture
 
 
 def of_all(walk: Walk) -> "Digraph":
-    """The graphs of all tasks in one, coloured by who reaches what.
+    """Returns a picture of the graphs of all tasks, coloured by the tasks that reach each node.
 
-    Operations that follow each other without a branch are in one box. The steps from a parameter to its operation that
-    change nothing but its layout or type are left out.
+    Operations in a chain without branches share a box. Operations between a parameter and the operation that uses it
+    are left out if they only change layout or type.
     """
     from graphviz import Digraph
 
@@ -73,11 +73,11 @@ def of_all(walk: Walk) -> "Digraph":
     )
     inputs = _without_ways(walk)
     users: dict[int | str, list[int]] = {}
-    for number, its in inputs.items():
-        for each in its:
+    for number, node_inputs in inputs.items():
+        for each in node_inputs:
             users.setdefault(each, []).append(number)
     boxes: dict[tuple[str, tuple[int, ...]], list[Leaf]] = {}
-    for name, leaf in walk.leaves.items():  # what one layer uses is one box
+    for name, leaf in walk.leaves.items():  # the parameters of one layer share a box
         if name in users:
             boxes.setdefault((name.rpartition(".")[0], tuple(sorted(set(users[name])))), []).append(leaf)
     chains = _chains(walk, inputs, users)
@@ -93,16 +93,16 @@ def of_all(walk: Walk) -> "Digraph":
         for task in end.ends:
             picture.node(f"loss {task}", f"loss of {task}", shape="ellipse", style="filled", fillcolor=palette[task])
             picture.edge(str(chain[-1]), f"loss {task}")
-    for index, ((_, its_users), its_leaves) in enumerate(boxes.items()):
-        picture.node(f"leaf {index}", _label(its_leaves), **_look(its_leaves[0].tasks, palette))
-        for number in its_users:
+    for index, ((_, box_users), box_leaves) in enumerate(boxes.items()):
+        picture.node(f"leaf {index}", _label(box_leaves), **_style(box_leaves[0].tasks, palette))
+        for number in box_users:
             picture.edge(f"leaf {index}", str(end_of[number]), color="#222222")
     _legend(picture, palette, walk)
     return picture
 
 
 def _without_ways(walk: Walk) -> dict[int, list[int | str]]:
-    """By number of an operation what it takes: operations and leaves, without what only lies on the way to a leaf."""
+    """Returns the inputs of each operation, without operations that only lie between a leaf and its first use."""
 
     def source(each: int | str) -> int | str:
         end = each
@@ -123,13 +123,18 @@ def _without_ways(walk: Walk) -> dict[int, list[int | str]]:
 def _chains(
     walk: Walk, inputs: Mapping[int, Sequence[int | str]], users: Mapping[int | str, Sequence[int]]
 ) -> list[list[int]]:
-    """The operations in runs, in which each takes nothing but what the one before gives to it alone."""
+    """Returns chains of operations in which each operation's only input is used by that operation alone."""
 
     def before(number: int) -> int | None:
-        its = inputs[number]
-        if len(its) != 1 or not isinstance(its[0], int) or len(users[its[0]]) > 1 or walk.operations[its[0]].ends:
+        node_inputs = inputs[number]
+        if (
+            len(node_inputs) != 1
+            or not isinstance(node_inputs[0], int)
+            or len(users[node_inputs[0]]) > 1
+            or walk.operations[node_inputs[0]].ends
+        ):
             return None
-        return its[0]
+        return node_inputs[0]
 
     following = {previous: number for number in inputs if (previous := before(number)) is not None}
     chains = []
@@ -151,8 +156,8 @@ def _label(leaves: Sequence[Leaf]) -> str:
     return "\n".join([leaves[0].name.rpartition(".")[0], *parts])
 
 
-def _look(tasks: Sequence[str], palette: Mapping[str, str]) -> dict[str, str]:
-    """Stripes and a thick line for what several tasks share."""
+def _style(tasks: Sequence[str], palette: Mapping[str, str]) -> dict[str, str]:
+    """Returns the style of a node: stripes and a thick line if several tasks share it."""
     if len(tasks) == 1:
         return {"style": "filled", "fillcolor": palette[tasks[0]]}
     if len(tasks) <= FEW:
@@ -167,8 +172,8 @@ def _legend(picture: "Digraph", palette: Mapping[str, str], walk: Walk) -> None:
         rows.append(f'<td bgcolor="{MANY}">several tasks</td>')
     rows += [f"<td>{name}: not in this batch</td>" for name in walk.names if name not in tasks]
     if frozen := list(walk.frozen()):
-        more = f" and {len(frozen) - FEW} more" if len(frozen) > FEW else ""
-        rows.append(f"<td>not in it, since frozen: parameters of {', '.join(frozen[:FEW])}{more}</td>")
+        suffix = f" and {len(frozen) - FEW} more" if len(frozen) > FEW else ""
+        rows.append(f"<td>not in it, since frozen: parameters of {', '.join(frozen[:FEW])}{suffix}</td>")
     lines = "".join(f"<tr>{''.join(rows[start : start + 8])}</tr>" for start in range(0, len(rows), 8))
     table = f'<table border="0" cellborder="1" cellspacing="0" cellpadding="5">{lines}</table>'
     picture.attr(label=f"<{table}>", labelloc="t")
@@ -178,15 +183,15 @@ def draw(picture: "Digraph", path: Path) -> list[Path]:
     """Writes the picture as SVG and PNG.
 
     Raises:
-        OSError: where dot can't.
+        OSError: If dot fails.
     """
     files = [path.with_suffix(".svg"), path.with_suffix(".png")]
     laid_out = _dot(picture.source.encode(), "-Tsvg", "-o", str(files[0]), "-Tdot")
-    found = re.search(r'<svg width="(\d+)pt" height="(\d+)pt"', files[0].read_text(encoding="utf-8"))
-    assert found is not None
-    width, height = (float(size) / 72 for size in found.groups())
+    size_match = re.search(r'<svg width="(\d+)pt" height="(\d+)pt"', files[0].read_text(encoding="utf-8"))
+    assert size_match is not None
+    width, height = (float(size) / 72 for size in size_match.groups())
     dpi = min(96.0, math.sqrt(MOST_PIXELS / (width * height)), MOST_IN_A_ROW / max(width, height))
-    files[1].write_bytes(_dot(laid_out, "-Kneato", "-n2", "-Tpng", f"-Gdpi={dpi:.1f}"))  # takes each place as it is
+    files[1].write_bytes(_dot(laid_out, "-Kneato", "-n2", "-Tpng", f"-Gdpi={dpi:.1f}"))  # keeps the positions
     return files
 
 
@@ -203,7 +208,7 @@ def _dot(source: bytes, *options: str) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torchviz asks distutils for torch's version, which warns of itself."""
+    """Hides a deprecation warning: torchviz uses distutils to compare torch's version."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""A plot of a step's life: the bytes alive, with the phases in their tasks' colours."""
+"""Plots the memory over a step, with the phases in their tasks' colours."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 from mtl.graphs.colours import MANY, colours
 from mtl.graphs.life import Event, Life
 
-LETTER = 0.0075  # of a panel, that a letter takes
-EXPLAINED = 12  # colours in the legend
+LETTER = 0.0075  # the width of a letter as a fraction of the panel
+EXPLAINED = 12  # the most colours in the legend
 
 
 def plot(lives: Mapping[str, Life], path: Path) -> list[Path]:
-    """The bytes alive over a step, a panel a kind of passes, as SVG and PNG."""
+    """Plots the saved bytes over a step, one panel per kind of passes, as SVG and PNG."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -46,7 +46,7 @@ def plot(lives: Mapping[str, Life], path: Path) -> list[Path]:
 
 
 def _shade(panel: Any, event: Event, palette: Mapping[str, str], top: float, *, room: float) -> None:
-    """A phase in its tasks' colours, one above the other, hatched where it is a backward."""
+    """Shades a phase with stripes in the tasks' colours; backward phases are hatched."""
     if event.phase.kind == "between":
         return
     of = event.phase.of or ("",)

@@ -1,4 +1,4 @@
-"""What there is to say of a step's graph: tables for a terminal, for Markdown and as CSV, and sentences."""
+"""Describes a step's graph: tables for the terminal, Markdown and CSV, and sentences."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,22 +14,22 @@ from rich.text import Text
 from mtl.graphs.life import Life
 from mtl.graphs.walk import Leaf, Walk
 
-MOST = 30  # rows that a terminal is given
-NAMES = 3  # of tasks that are named one by one
-MODULES = 8  # of modules
+MOST = 30  # the most rows on the terminal
+NAMES = 3  # the most tasks listed by name
+MODULES = 8  # the most modules listed by name
 LEAF_HEADS = ("leaf", "shape", "requires_grad", "tasks", "shared")
 LIFE_HEADS = ("passes", "after", "alive", "peak within")
 
 
 @dataclass
 class Grid:
-    """A table as texts.
+    """A table of texts.
 
     Attributes:
-        heads: of the columns.
-        rows: a text for each column.
-        numbers: which columns go to the right.
-        left_out: how many further rows there are.
+        heads: The column headings.
+        rows: The rows, with one text per column.
+        numbers: The columns that are aligned to the right.
+        left_out: The number of further rows that are left out.
     """
 
     heads: Sequence[str]
@@ -38,7 +38,7 @@ class Grid:
     left_out: int = 0
 
     def rich(self) -> Table:
-        """For the terminal."""
+        """Returns the table for the terminal."""
         table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
         for index, head in enumerate(self.heads):
             justify: Literal["left", "right"] = "right" if index in self.numbers else "left"
@@ -48,14 +48,14 @@ class Grid:
         return table
 
     def markdown(self) -> str:
-        """As text."""
+        """Returns the table as Markdown."""
         ends = ["---:" if index in self.numbers else "---" for index in range(len(self.heads))]
         lines = [list(self.heads), ends, *self.rows]
         return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines) + "\n"
 
 
 def leaves(walk: Walk, most: int | None = MOST) -> Grid:
-    """The leaves, a row each; where that makes too many rows, those of a module together if tasks treat them alike."""
+    """Lists the leaves, one per row; if there are too many, leaves of a module with the same tasks share a row."""
     every = list(walk.leaves.values())
     groups = [[leaf] for leaf in every]
     depth = max(leaf.name.count(".") for leaf in every)
@@ -69,13 +69,13 @@ def leaves(walk: Walk, most: int | None = MOST) -> Grid:
 
 
 def _grouped(every: Iterable[Leaf], depth: int, *, each: bool) -> list[list[Leaf]]:
-    """Those that tasks treat alike; with `each` also those of which every one is a single task's."""
-    found: dict[tuple[object, ...], list[Leaf]] = {}
+    """Groups leaves of a module with the same tasks; with `each` also leaves that each belong to a single task."""
+    groups: dict[tuple[object, ...], list[Leaf]] = {}
     for leaf in every:
         place = tuple(leaf.name.split(".")[:depth])
         tasks: object = "one each" if each and len(leaf.tasks) == 1 else tuple(leaf.tasks)
-        found.setdefault((place, leaf.kind, leaf.requires_grad, tasks), []).append(leaf)
-    return list(found.values())
+        groups.setdefault((place, leaf.kind, leaf.requires_grad, tasks), []).append(leaf)
+    return list(groups.values())
 
 
 def _row(group: Sequence[Leaf], names: Sequence[str]) -> list[str]:
@@ -95,7 +95,7 @@ def _row(group: Sequence[Leaf], names: Sequence[str]) -> list[str]:
 
 
 def life(lives: Mapping[str, Life], most: int | None = MOST) -> Grid:
-    """The bytes alive after each event, kind by kind; of many events a kind the first ones."""
+    """Lists the bytes alive after each event, by kind of passes; only the first of many events are listed."""
     rows, left_out = [], 0
     for kind, each in lives.items():
         shown = each.events[: None if most is None else most // len(lives)]
@@ -108,12 +108,12 @@ def life(lives: Mapping[str, Life], most: int | None = MOST) -> Grid:
 
 
 def notes(walk: Walk, reach: Mapping[str, Sequence[str]], until: Mapping[str, int]) -> list[str]:
-    """Sentences: what is frozen, and walked or not; where nothing was saved; what nobody reaches.
+    """Returns sentences about frozen parameters, modules that saved nothing, and parameters without a gradient.
 
     Args:
-        walk: the graph.
-        reach: from each parameter's name to the tasks from which it was given a gradient.
-        until: from frozen parameters' names to the steps until which they are.
+        walk: The graph.
+        reach: The tasks from which each parameter received a gradient, by the parameter's name.
+        until: The number of steps until which parameters are frozen, by the parameter's name.
     """
     lines = []
     absent = [name for name in walk.names if name not in walk.seen]
@@ -134,13 +134,13 @@ def notes(walk: Walk, reach: Mapping[str, Sequence[str]], until: Mapping[str, in
         lines.append("Frozen: nothing.")
     lines.append(f"Modules in which nothing was saved: {listed(walk.saved_nothing(), MODULES) or 'none'}.")
     lines.append(f"Trainable parameters that no task reaches: {listed(walk.unreached(), MODULES) or 'none'}.")
-    given = [
+    without_gradient = [
         leaf.name
         for leaf in walk.leaves.values()
         if leaf.kind == "parameter" and set(leaf.tasks) - set(reach.get(leaf.name, ()))
     ]
-    if given:
-        lines.append(f"In the graph, and yet given no gradient by some task: {listed(given, MODULES)}.")
+    if without_gradient:
+        lines.append(f"In the graph, and yet given no gradient by some task: {listed(without_gradient, MODULES)}.")
     return lines
 
 
@@ -155,25 +155,25 @@ def _state(walk: Walk, name: str, *, called: bool, walked: bool) -> str:
 
 
 def peaks(lives: Mapping[str, Life], chosen: str) -> str:
-    """One sentence on the kinds of passes."""
+    """Returns one sentence that compares the peaks of the kinds of passes."""
     each = [f"{kind} {size(life.peak)}{' (this config)' if kind == chosen else ''}" for kind, life in lives.items()]
     return f"At most alive: {', '.join(each)}."
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """Formats a number of bytes."""
     return decimal(count, precision=3)
 
 
 def listed(names: Sequence[str], most: int = NAMES) -> str:
-    """The names, or the first of many."""
+    """Joins the names, and shortens long lists to the first names and the number of the others."""
     if len(names) <= most + 1:
         return ", ".join(names)
     return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
 def write_leaves(walk: Walk, path: Path) -> None:
-    """All leaves as CSV; several names in one cell stand with a space between them."""
+    """Writes all leaves as CSV; several names in one cell are separated by spaces."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["leaf", "kind", "shape", "requires_grad", "tasks", "shared", "also"])
@@ -184,7 +184,7 @@ def write_leaves(walk: Walk, path: Path) -> None:
 
 
 def write_life(lives: Mapping[str, Life], path: Path) -> None:
-    """All events as CSV, in bytes."""
+    """Writes all events as CSV, in bytes."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["passes", "part", "after", "of", "alive", "peak"])

@@ -1,4 +1,4 @@
-"""What autograd built for one batch: its leaves, its operations, and the modules that it left out."""
+"""Traverses what autograd built for one batch: leaves, operations, and modules without a graph."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,15 +19,15 @@ from mtl.model import MultiTaskModel
 
 @dataclass
 class Leaf:
-    """A tensor where gradients end, or would if it weren't frozen.
+    """A tensor at which gradients end, or would end if it weren't frozen.
 
     Attributes:
-        name: a parameter's, a buffer's, or the batch's field it is or is a part of.
+        name: The name of the parameter, the buffer, or the field of the batch that the tensor belongs to.
         kind: `parameter`, `buffer`, `input` or `other`.
-        shape: its sizes.
-        requires_grad: whether it takes part.
-        tasks: whose losses reach it, in the tasks' order.
-        also: a tied parameter's other names.
+        shape: The shape of the tensor.
+        requires_grad: Whether the tensor requires a gradient.
+        tasks: The tasks whose losses reach the tensor, in the order of the tasks.
+        also: Further names of a tied parameter.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Leaf:
 
     @property
     def count(self) -> int:
-        """Numbers in it."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def shared(self) -> bool:
-        """Whether at least two tasks reach it."""
+        """Whether at least two tasks reach the tensor."""
         return len(self.tasks) > 1
 
 
@@ -53,10 +53,10 @@ class Operation:
     """A node of the graph.
 
     Attributes:
-        name: autograd's, such as `AddmmBackward0`.
-        inputs: what its gradients go to: numbers of operations, names of leaves.
-        tasks: whose losses it leads to, in the tasks' order.
-        ends: the tasks whose losses it gives.
+        name: Autograd's name, such as `AddmmBackward0`.
+        inputs: Where the node's gradients go: numbers of operations, and names of leaves.
+        tasks: The tasks whose losses depend on the operation, in the order of the tasks.
+        ends: The tasks whose losses are the operation's output.
     """
 
     name: str
@@ -70,9 +70,9 @@ class Visit:
     """What a module did in the forward passes.
 
     Attributes:
-        called: whether it was.
-        walked: whether a graph goes through it, since some output requires gradients.
-        saved: bytes of what was saved within it, whatever lives anyway left out.
+        called: Whether the module was called.
+        walked: Whether a graph goes through the module, because an output requires gradients.
+        saved: The number of bytes saved within the module, without tensors that live in any case.
     """
 
     called: bool = False
@@ -81,19 +81,19 @@ class Visit:
 
 
 class Walk(Watcher):
-    """Looks at the graphs of a step while they are there.
+    """Collects leaves, operations and modules from the graphs of a step while the graphs are alive.
 
     Args:
-        model: of which the step is.
-        names: the tasks', in their order.
-        batch: the step's.
-        draw: is given each task's name and its loss, while its graph is alive, once.
+        model: The model of the step.
+        names: The names of the tasks, in order.
+        batch: The batch of the step.
+        draw: A function that is called once per task with the task's name and loss, while the task's graph is alive.
 
     Attributes:
-        leaves: by name, the model's parameters and whatever else gradients end at.
-        operations: by number. Those of tasks that have batches of their own are in graphs of their own.
-        modules: by name, what each did.
-        without_graph: tasks whose losses need no gradient.
+        leaves: The model's parameters and all other leaves, by name.
+        operations: The operations, by number. Tasks with batches of their own have separate graphs.
+        modules: What each module did, by name.
+        without_graph: The tasks whose losses require no gradient.
     """
 
     def __init__(
@@ -125,14 +125,14 @@ class Walk(Watcher):
 
     @property
     def seen(self) -> list[str]:
-        """The tasks that took part in the step, in their order."""
-        there = {task for operation in self.operations.values() for task in operation.ends}
-        there |= {task for leaf in self.leaves.values() for task in leaf.tasks}
-        return [name for name in self.names if name in there or name in self.without_graph]
+        """Returns the tasks that took part in the step, in order."""
+        present = {task for operation in self.operations.values() for task in operation.ends}
+        present |= {task for leaf in self.leaves.values() for task in leaf.tasks}
+        return [name for name in self.names if name in present or name in self.without_graph]
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """Within this the model's modules say what they do."""
+        """Records within the block what the modules of the model do."""
         with ExitStack() as stack:
             for name, module in self._model.named_modules():
                 if name and not isinstance(module, torch.jit.ScriptModule):
@@ -156,11 +156,11 @@ class Walk(Watcher):
                 if (name, place) not in self._counted:
                     self._counted.add((name, place))
                     self.modules[name].saved += size
-        return tensor.detach()  # one with its graph would keep that alive
+        return tensor.detach()  # a tensor with a graph would keep the graph alive
 
     def see(self, names: Sequence[str], losses: Sequence[Tensor]) -> None:
-        """Goes over the graphs of these losses."""
-        numbers: dict[Any, int] = {}  # the graph's nodes stay themselves as long as somebody holds them
+        """Traverses the graphs of these losses."""
+        numbers: dict[Any, int] = {}  # nodes keep their identity as long as they are referenced
         for name, loss in zip(names, losses, strict=True):
             new = name not in self.seen
             for tensor in leaves([loss]):
@@ -169,13 +169,13 @@ class Walk(Watcher):
                     leaf.tasks = [each for each in self.names if each in leaf.tasks or each == name]
             if not loss.requires_grad:
                 self.without_graph.append(name)
-            elif new:  # micro-batches have the same graph again
+            elif new:  # micro-batches repeat the same graph
                 self._draw(name, loss)
                 if loss.grad_fn is not None:
                     self._go(name, loss.grad_fn, numbers)
 
     def _go(self, task: str, end: Any, numbers: dict[Any, int]) -> None:
-        """Writes down every operation that the node leads to."""
+        """Records all operations that can be reached from the node."""
         stack, seen = [end], {end}
         while stack:
             node = stack.pop()
@@ -216,28 +216,28 @@ class Walk(Watcher):
         return self.leaves.setdefault(name, Leaf(name, kind, tuple(tensor.shape), True))
 
     def named(self) -> dict[str, Tensor]:
-        """Parameters by name, for whoever draws."""
+        """Returns the parameters by name, for drawing."""
         return {name: parameter for parameter, name in self._first.items()}
 
     def unreached(self) -> list[str]:
-        """Trainable parameters that no task reached."""
+        """Returns the trainable parameters that no task reached."""
         return [leaf.name for leaf in self.leaves.values() if leaf.requires_grad and not leaf.tasks]
 
     def frozen(self) -> dict[str, tuple[list[Leaf], Visit]]:
-        """What is frozen, by the outermost modules that are as a whole, or by parameter: leaves, and what it did.
+        """Returns the frozen leaves by outermost frozen module or by parameter, each with what the module did.
 
-        A module that is never called by itself does what the one around it does.
+        For a module that is never called itself, the record of the enclosing module is used.
         """
-        found: dict[str, tuple[list[Leaf], Visit]] = {}
+        frozen: dict[str, tuple[list[Leaf], Visit]] = {}
         for leaf in self.leaves.values():
             if leaf.kind == "parameter" and not leaf.requires_grad:
                 around = [name for name in _around(leaf.name) if self._is_frozen(name)]
                 name = around[0] if around else leaf.name
-                found.setdefault(name, ([], self._visit(name)))[0].append(leaf)
-        return found
+                frozen.setdefault(name, ([], self._visit(name)))[0].append(leaf)
+        return frozen
 
     def _is_frozen(self, module: str) -> bool:
-        """Whether all of the module's parameters are."""
+        """Returns whether all parameters of the module are frozen."""
         inside = [leaf for leaf in self.leaves.values() if leaf.name.startswith(f"{module}.")]
         return not any(leaf.requires_grad for leaf in inside)
 
@@ -248,25 +248,25 @@ class Walk(Watcher):
         return Visit()
 
     def saved_nothing(self) -> list[str]:
-        """The outermost modules that were called and in which nothing was saved."""
+        """Returns the outermost modules that were called and saved nothing."""
         nothing = {name for name, visit in self.modules.items() if visit.called and not visit.saved}
         return [name for name in self.modules if name in nothing and not nothing & set(_around(name))]
 
 
 def _around(name: str) -> list[str]:
-    """The modules around what has this name, the outermost first."""
+    """Returns the modules that contain the named item, the outermost first."""
     parts = name.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _fields(batch: Any) -> Mapping[int, str]:
-    """From the batch's memory to the fields' names; of a field that several tasks have, the first one."""
-    found: dict[int, str] = {}
+    """Maps the batch's memory to the names of the fields; a field of several tasks has the first task's name."""
+    names: dict[int, str] = {}
     pairs = [
         pair for each in (batch if isinstance(batch, list) else [batch]) for pair in tree_flatten_with_path(each)[0]
     ]
     for path, value in pairs:
         if isinstance(value, Tensor):
             for place, _ in storages(value):
-                found.setdefault(place, ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path))
-    return found
+                names.setdefault(place, ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path))
+    return names

@@ -1,4 +1,4 @@
-"""A step's passes that somebody watches: what begins and ends, and the losses while their graphs are alive."""
+"""Observes the passes of a step: the beginning and end of each phase, and the losses while their graphs are alive."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,12 +16,12 @@ from mtl.task import Task
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a step.
+    """A phase of a step.
 
     Attributes:
-        part: of the step's batch, from 1: a micro-batch, or a batch of some tasks' own.
-        kind: `forward`, `backward`, or `between`, where something is looked at, or given up.
-        of: the tasks' names; none where it is of the shared trunk alone, and between the passes.
+        part: The number of the micro-batch, or of the batch of some tasks, counted from 1.
+        kind: `forward`, `backward`, or `between` for measurements and releases between passes.
+        of: The names of the tasks; empty for the shared trunk and between the passes.
     """
 
     part: int
@@ -36,27 +36,27 @@ class Phase:
 
 
 class Watcher:
-    """Is told how a step goes; this one does nothing about it."""
+    """The base class of observers of a step; all methods do nothing."""
 
     def begin(self, phase: Phase) -> None:
-        """The phase begins."""
+        """Called when the phase begins."""
 
     def end(self, phase: Phase) -> None:
-        """The phase is over."""
+        """Called when the phase ends."""
 
     def finish(self) -> None:
-        """The step's backward is over."""
+        """Called when the step's backward ends."""
 
     def see(self, names: Sequence[str], losses: Sequence[Tensor]) -> None:
-        """These tasks' losses are about to go backward; their graphs are whole."""
+        """Called before the backward of these tasks' losses, whose graphs are complete."""
 
 
 class Watched(Passes):
-    """Makes the same passes, and reports to a watcher.
+    """Makes the same passes as another `Passes`, and reports the phases to a watcher.
 
     Args:
-        passes: whose place it takes.
-        watcher: is called when a phase begins or ends.
+        passes: The passes to replace.
+        watcher: The watcher, which is called when a phase begins or ends.
     """
 
     def __init__(self, passes: Passes, watcher: Watcher) -> None:
@@ -65,9 +65,9 @@ class Watched(Passes):
         self._watcher = watcher
         self._part = 0
         self._phase: Phase | None = None
-        self._names: list[str] = []  # of the tasks in the part at hand
-        self._forward = 0  # how many of them have gone forward, or begun to,
-        self._backward_done = 0  # and backward
+        self._names: list[str] = []  # of the tasks in the current micro-batch
+        self._forward = 0  # the number of tasks whose forward has begun
+        self._backward_done = 0  # the number of tasks whose backward is done
         self._one_by_one = True
 
     def finish(self) -> None:
@@ -76,7 +76,7 @@ class Watched(Passes):
         self._watcher.finish()
 
     def __call__(self, tasks: Sequence[Task], batch: Batch, weights: Weights | Weigh, **recorders: Any) -> list[Tensor]:
-        """As `Passes`."""
+        """See `Passes`."""
         self._change(None)
         self._part += 1
         self._names = [task.name for task in tasks]
@@ -92,16 +92,16 @@ class Watched(Passes):
                     hook = module.register_forward_pre_hook(partial(self._begins, which))
                     hooks.callback(hook.remove)
             losses = super().__call__(tasks, batch, weights, **recorders)
-        if recorders.get("collect") is None:  # else the trunk's backward may be yet to come
+        if recorders.get("collect") is None:  # otherwise the trunk's backward may follow
             self._change(None)
         return losses
 
     def _beginnings(self) -> dict[nn.Module, list[int]]:
-        """The modules that begin a task's own part of the forward pass, each with the numbers of the tasks."""
-        found: dict[nn.Module, list[int]] = {}
+        """Returns the modules with which each task's own part of the forward begins, with the numbers of the tasks."""
+        beginnings: dict[nn.Module, list[int]] = {}
         for number, name in enumerate(self._names):
-            found.setdefault(self.model.own_part(name), []).append(number)
-        return found
+            beginnings.setdefault(self.model.own_part(name), []).append(number)
+        return beginnings
 
     def _begins(self, which: Sequence[int], *_: Any) -> None:
         if self._forward in which:
@@ -109,7 +109,7 @@ class Watched(Passes):
             self._forward += 1
 
     def backward(self, losses: Sequence[Tensor], weights: Weights, *, retain_graph: bool = False) -> None:
-        """As `Passes.backward`."""
+        """See `Passes.backward`."""
         names = self._names[self._backward_done : self._backward_done + len(losses)]
         self._backward_done += len(losses)
         self._watcher.see(names, losses)
@@ -124,7 +124,7 @@ class Watched(Passes):
             self._change(None)
 
     def _change(self, kind: str | None, of: Sequence[str] = ()) -> None:
-        """Ends the phase under way, and begins another."""
+        """Ends the current phase and begins another."""
         if self._phase is not None:
             self._watcher.end(self._phase)
         self._phase = None if kind is None else Phase(self._part, kind, tuple(of))
@@ -133,17 +133,17 @@ class Watched(Passes):
 
 
 def backward(step: Step, batch: Any, watcher: Watcher, *, measure: bool = False) -> Any:
-    """The step's backward, watched; random state, buffers and gradients are afterwards what they were before it.
+    """Runs the backward of a step with a watcher; restores random state, buffers and gradients afterwards.
 
     Returns:
-        What the step says of itself, see `mtl.StepResult`.
+        The step's result, see `mtl.StepResult`.
     """
-    own = step.passes
-    step.computation.passes = watched = Watched(own, watcher)
+    passes = step.passes
+    step.computation.passes = watched = Watched(passes, watcher)
     try:
         result = step.backward(batch, measure=measure)
         watched.finish()
     finally:
-        step.computation.passes = own
+        step.computation.passes = passes
         step.undo()
     return result

@@ -1,4 +1,4 @@
-"""Where a run's figures go."""
+"""Loggers, which record the metrics of a run."""
 
 from mtl.loggers.csv import CsvLogger
 from mtl.loggers.logger import Logger, Refusal

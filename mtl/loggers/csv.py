@@ -1,4 +1,4 @@
-"""All figures in one CSV file, a line each."""
+"""Logs all metrics to a CSV file with one row per value."""
 
 import csv
 import io
@@ -10,11 +10,11 @@ from mtl.loggers.logger import Logger
 
 
 class CsvLogger(Logger):
-    """Writes metrics.csv with the columns step, epoch, tag, value; what can't be written waits until it can.
+    """Writes metrics.csv with the columns step, epoch, tag, value; rows that can't be written are retried later.
 
     Args:
-        folder: the run's.
-        tasks: the tasks' names.
+        folder: The folder of the run.
+        tasks: The names of the tasks.
     """
 
     def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
@@ -24,19 +24,19 @@ class CsvLogger(Logger):
             self._file.hold(_lines([["step", "epoch", "tag", "value"]]))
 
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
-        """Writes a line for each scalar, in as many digits as it has."""
+        """Writes one row per scalar, with all digits of the value."""
         self._file.write(_lines([step, epoch, tag, repr(value)] for tag, value in scalars.items()))
 
     def flush(self) -> None:
-        """Writes what could not be written before."""
+        """Writes the rows that couldn't be written before."""
         self._file.flush()
 
     def state_dict(self) -> int:
-        """The length of the file so far, in bytes."""
+        """Returns the current length of the file in bytes."""
         return len(self._file)
 
     def load_state_dict(self, state: int) -> None:
-        """Forgets what was written after that state, and a line that the end of a process cut off."""
+        """Truncates the file to the length in the state, which also removes an incomplete last row."""
         self._file.shorten(min(state, self._path.read_bytes().rfind(b"\n") + 1))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written without a thread."""
+"""Writes TensorBoard's event files without a thread."""
 
 import io
 import itertools
@@ -17,12 +17,12 @@ _COUNT = itertools.count()
 
 
 class EventFile:
-    """An event file, in the place of torch's own, whose thread ends with a traceback on a full disk.
+    """An event file that replaces torch's own, whose thread ends with a traceback on a full disk.
 
-    What can't be written waits in memory until it can.
+    Events that can't be written stay in memory until they can be.
 
     Args:
-        folder: that the file is made in.
+        folder: The folder in which the file is created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,11 +34,11 @@ class EventFile:
         self.add_event(Event(file_version="brain.Event:2", source_metadata=SourceMetadata(writer="mtl.loggers")))
 
     def get_logdir(self) -> str:
-        """The file's folder."""
+        """Returns the folder of the file."""
         return str(self._folder)
 
     def add_event(self, event: Any, step: int | None = None, walltime: float | None = None) -> None:
-        """Takes an event, for the next `flush`."""
+        """Adds an event, which the next `flush` writes."""
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         event.wall_time = time.time() if walltime is None else walltime
@@ -49,30 +49,30 @@ class EventFile:
         self._file.hold(record.getvalue())
 
     def add_summary(self, summary: Any, global_step: int | None = None, walltime: float | None = None) -> None:
-        """Takes a summary, as an event."""
+        """Adds a summary as an event."""
         from tensorboard.compat.proto.event_pb2 import Event
 
         self.add_event(Event(summary=summary), global_step, walltime)
 
     def flush(self) -> None:
-        """Writes what was taken.
+        """Writes the events that were added.
 
         Raises:
-            OSError: where it can't be written; it is kept.
+            OSError: If the events can't be written; they stay in memory.
         """
         self._file.flush()
 
     def close(self) -> None:
-        """Writes what was taken, and closes the file.
+        """Writes the events that were added, and closes the file.
 
         Raises:
-            OSError: where something is left that can't be written.
+            OSError: If some events can't be written.
         """
         self._file.close()
 
 
 def summary_writer(folder: Path) -> "SummaryWriter":
-    """torch's writer of summaries, on such a file in the folder."""
+    """Returns torch's SummaryWriter with an `EventFile` in the folder."""
     from torch.utils.tensorboard import SummaryWriter
 
     class Writer(SummaryWriter):

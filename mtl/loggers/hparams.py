@@ -1,4 +1,4 @@
-"""What TensorBoard's HParams tab is told of a run."""
+"""Summaries for TensorBoard's HParams tab."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -7,12 +7,12 @@ Value = int | float | str
 
 
 def beginning(options: Mapping[str, Value], swept: Collection[str], finals: Sequence[str]) -> list[Any]:
-    """The summaries that a run begins with: which columns there are, and this run's values.
+    """Returns the summaries at the start of a run: the definition of the columns, and the values of the run.
 
     Args:
-        options: by name.
-        swept: the names of those that differ from run to run; TensorBoard shows these first.
-        finals: the tags of the figures that runs are compared by.
+        options: The options of the run, by name.
+        swept: The names of options that differ between runs; TensorBoard shows these first.
+        finals: The tags of the metrics by which runs are compared.
     """
     from tensorboard.plugins.hparams.api_pb2 import (
         DATA_TYPE_FLOAT64,
@@ -48,7 +48,7 @@ def beginning(options: Mapping[str, Value], swept: Collection[str], finals: Sequ
 
 
 def ending() -> Any:
-    """The summary of a run that is finished."""
+    """Returns the summary at the end of a finished run."""
     from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
     from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo

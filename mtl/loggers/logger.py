@@ -6,63 +6,63 @@ from typing import Any
 
 
 class Refusal(Exception):
-    """Raised where a logger's store never takes some of what it was given; the rest has been logged."""
+    """Raised if a logger's backend permanently rejects some of the values; the other values have been logged."""
 
 
 class Logger:
-    """Is given a run's figures. A logger overrides what it takes; all methods do nothing here.
+    """The base class of loggers. All methods do nothing; a logger overrides those that it needs.
 
-    A method that raises an `OSError` is reported once, and is called again later; the training goes on. Whatever a
-    logger draws from the random generators changes no draw of the training.
+    If a method raises an `OSError`, the error is reported once, the training goes on, and the method is called again
+    later. Random numbers that a logger draws don't affect the training.
 
     Args:
-        folder: the run's.
-        tasks: the tasks' names.
+        folder: The folder of the run.
+        tasks: The names of the tasks.
     """
 
     def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
         pass
 
     def begin(self, config: str, options: Mapping[str, Any], swept: Sequence[str], finals: Sequence[str]) -> None:
-        """Takes what describes the run, before its first step.
+        """Logs the description of the run, before the first step.
 
         Args:
-            config: the whole config as YAML.
-            options: what distinguishes the run from others, by key.
-            swept: the keys that the sweep goes over.
-            finals: the tags of the run's results.
+            config: The whole config as YAML.
+            options: The options that distinguish the run from others, by key.
+            swept: The keys that the sweep varies.
+            finals: The tags of the run's results.
         """
 
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
-        """Takes scalars.
+        """Logs scalars.
 
         Args:
-            step: optimizer steps so far.
-            epoch: from 1.
-            scalars: by tag, see `mtl.tags`.
+            step: The number of optimizer steps so far.
+            epoch: The epoch, counted from 1.
+            scalars: The values by tag, see `mtl.tags`.
         """
 
     def picture(self, tag: str, step: int, picture: Any) -> None:
-        """Takes a picture: an array (H, W, 3) of uint8."""
+        """Logs a picture: a uint8 array (H, W, 3)."""
 
     def histogram(self, tag: str, step: int, values: Any) -> None:
-        """Takes the values of a histogram: a tensor of any shape."""
+        """Logs the values of a histogram: a tensor of any shape."""
 
     def flush(self) -> None:
-        """Writes what was held back, before `state_dict` is called."""
+        """Writes buffered values; called before `state_dict`."""
 
     def state_dict(self) -> Any:
-        """How far the logger has come, for a checkpoint: plain types; None for nothing."""
+        """Returns the logger's progress for a checkpoint, in plain types; None if there is no state."""
         return None
 
     def load_state_dict(self, state: Any) -> None:
-        """Removes what was logged after that state, so that a run that is resumed logs nothing twice."""
+        """Removes what was logged after the state was saved, so that a resumed run logs nothing twice."""
 
     def end(self) -> None:
-        """Called when the run is finished."""
+        """Called when the run has finished."""
 
     def fail(self) -> None:
         """Called when the run has failed."""
 
     def close(self) -> None:
-        """Writes what was held back, and closes files and connections."""
+        """Writes buffered values, and closes files and connections."""

@@ -1,4 +1,4 @@
-"""All figures as a run of MLflow."""
+"""Logs all metrics as an MLflow run."""
 
 import logging
 import os
@@ -19,29 +19,30 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Param
 
 SQLITE = "sqlite:///"
-AT_ONCE = 1000  # metrics, and
-PARAMETERS_AT_ONCE = 100  # that MLflow takes in one call
-LONGEST = 6000  # letters of a parameter, and
-LONGEST_NAME = 250  # of its name, or of a metric's
-REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow's codes for what it would never take
+AT_ONCE = 1000  # the most metrics in one call of MLflow
+PARAMETERS_AT_ONCE = 100  # the most parameters in one call
+LONGEST = 6000  # the most characters in the value of a parameter
+LONGEST_NAME = 250  # the most characters in the name of a parameter or metric
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow's error codes for values that it never accepts
 
 
 class MLflowLogger(Logger):
-    """Writes figures as metrics, options as parameters and pictures as artifacts. MLflow has no histograms.
+    """Logs metrics, options as parameters, and pictures as artifacts. MLflow has no histograms.
 
-    In tags, what MLflow doesn't take becomes `-`: the learning rate of `*.bias` is `lr/-.bias`. Figures are handed over
-    when the state that has them is saved, after each epoch and each `checkpoint.every_minutes`, so a process that was
-    killed leaves none twice. Where an older state had to be taken up, those that are there with the same value aren't
-    written again; MLflow takes none back, so what came out otherwise, such as the speed, then stands there twice.
+    Characters that MLflow doesn't allow in tags become `-`: the learning rate of `*.bias` is `lr/-.bias`. Metrics are
+    sent whenever a checkpoint with the logger's state is saved, after each epoch and each `checkpoint.every_minutes`,
+    so that a killed process leaves no duplicates. If a run is resumed from an older state, metrics that are stored
+    already with the same value aren't sent again. MLflow can't delete metrics, so values that differ after resuming,
+    such as the speed, are stored twice.
 
     Args:
-        folder: the run's, after which MLflow's is named.
-        tasks: the tasks' names.
-        tracking_uri: where MLflow keeps its runs: `sqlite:///outputs/mlflow.db`, or a server.
-        experiment: of MLflow; made where it isn't there.
+        folder: The folder of the run; the MLflow run has the same name.
+        tasks: The names of the tasks.
+        tracking_uri: Where MLflow stores runs: `sqlite:///outputs/mlflow.db`, or a server.
+        experiment: The name of the MLflow experiment, which is created if it doesn't exist.
 
     Raises:
-        UserError: without the packages.
+        UserError: If the required packages aren't installed.
     """
 
     def __init__(self, folder: Path, tasks: Sequence[str], *, tracking_uri: str, experiment: str = "mtl") -> None:
@@ -59,19 +60,19 @@ class MLflowLogger(Logger):
         self._options: Mapping[str, Any] = {}
         self._client: MlflowClient | None = None
         self._run = ""
-        self._step = 0  # up to which figures had been handed over in the state that was taken up
-        self._there: set[tuple[str, int, float]] = set()  # what is in the store beyond that
+        self._step = 0  # the last step whose metrics had been sent when the loaded state was saved
+        self._stored: set[tuple[str, int, float]] = set()  # the stored metrics of later steps
         self._held: list[Metric] = []
         self._names = Names(clean, longest=LONGEST_NAME, taken=["epoch"])
-        self._problem: OSError | Refusal | None = None  # with what the run is
+        self._problem: OSError | Refusal | None = None  # with the description of the run
         self._ended = "KILLED"
 
     def begin(self, config: str, options: Mapping[str, Any], swept: Sequence[str], finals: Sequence[str]) -> None:
-        """Takes the run's options."""
+        """Stores the options of the run, to be sent later."""
         self._options = options
 
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
-        """Takes a metric for each scalar, and the epoch."""
+        """Adds one metric per scalar, and the epoch."""
         self._start()
         from mlflow.entities import Metric
 
@@ -84,20 +85,20 @@ class MLflowLogger(Logger):
             raise problem
 
     def picture(self, tag: str, step: int, picture: Any) -> None:
-        """Writes an image (H, W, 3), uint8, as the artifact `{tag}/{step}.png`."""
+        """Writes a uint8 image (H, W, 3) as the artifact `{tag}/{step}.png`."""
         self._start()
         assert self._client is not None
         with _failing():
             self._client.log_image(self._run, picture, artifact_file=f"{self._names[tag]}/{step:08}.png")
 
     def state_dict(self) -> dict[str, Any]:
-        """The run's id, the last step that it has figures of, and what is held still."""
+        """Returns the id of the MLflow run, the last step with sent metrics, and the metrics that weren't sent yet."""
         held = [[metric.key, metric.value, metric.timestamp, metric.step] for metric in self._held]
-        more = {"held": held, "names": self._names.state_dict()}
-        return {"run": self._run, "step": self._step, **{key: value for key, value in more.items() if value}}
+        optional = {"held": held, "names": self._names.state_dict()}
+        return {"run": self._run, "step": self._step, **{key: value for key, value in optional.items() if value}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on with the run of that state."""
+        """Continues the MLflow run of the state."""
         self._run, self._step = state["run"], state["step"]
         self._names.load_state_dict(state.get("names", {}))
         if held := state.get("held"):
@@ -106,15 +107,15 @@ class MLflowLogger(Logger):
             self._held = [Metric(*figure) for figure in held]
 
     def end(self) -> None:
-        """Notes that the run is finished."""
+        """Records that the run has finished."""
         self._ended = "FINISHED"
 
     def fail(self) -> None:
-        """Notes that the run failed."""
+        """Records that the run has failed."""
         self._ended = "FAILED"
 
     def close(self) -> None:
-        """Hands over what is held, and says how the run ended."""
+        """Sends buffered metrics, and sets the final status of the MLflow run."""
         if self._client is None:
             return
         try:
@@ -124,16 +125,16 @@ class MLflowLogger(Logger):
                 self._client.set_terminated(self._run, self._ended)
 
     def flush(self) -> None:
-        """Hands over what is held; where that fails, it is held for the next time.
+        """Sends buffered metrics; if that fails, they stay buffered.
 
         Raises:
-            OSError: where it fails.
-            Refusal: for figures that are left out.
+            OSError: If the metrics can't be sent.
+            Refusal: If MLflow rejects metrics, which are left out.
         """
         refusals: list[str] = []
         while self._held and self._client is not None:
             batch = self._held[:AT_ONCE]
-            new = [metric for metric in batch if (metric.key, metric.step, metric.value) not in self._there]
+            new = [metric for metric in batch if (metric.key, metric.step, metric.value) not in self._stored]
             refusals += self._give("metrics", new)
             self._step = max(self._step, *(metric.step for metric in batch))
             del self._held[: len(batch)]
@@ -141,19 +142,19 @@ class MLflowLogger(Logger):
             raise Refusal("; ".join(refusals))
 
     def _give(self, kind: str, entries: "Sequence[Metric | Param]") -> list[str]:
-        """Logs the entries, all at once, or where one is refused in halves; gives what was refused, and why.
+        """Logs the entries, in one call or, if one is rejected, in halves; describes the rejected entries.
 
         Args:
             kind: `metrics` or `params`.
-            entries: of that kind.
+            entries: The entries of this kind.
         """
         assert self._client is not None
         if not entries:
             return []
         try:
             with _failing():
-                given: dict[str, Any] = {kind: list(entries)}
-                self._client.log_batch(self._run, **given)
+                arguments: dict[str, Any] = {kind: list(entries)}
+                self._client.log_batch(self._run, **arguments)
         except Refusal as refusal:
             half = len(entries) // 2
             if half:
@@ -168,8 +169,8 @@ class MLflowLogger(Logger):
         from mlflow import MlflowClient
 
         if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-            logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it makes
-            logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # its tracebacks are raised too
+            logging.getLogger("mlflow").setLevel(logging.WARNING)  # silences a message per created table
+            logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # its errors are also raised
         try:
             with _alone(self._database):
                 client = MlflowClient(tracking_uri=self._uri)
@@ -178,41 +179,41 @@ class MLflowLogger(Logger):
                 self._run = str(client.create_run(experiment, run_name=self._folder.name).info.run_id)
             else:
                 client.update_run(self._run, status="RUNNING")
-                self._there = set(self._beyond(client))
-        except Exception as error:  # of whatever is below MLflow
+                self._stored = set(self._beyond(client))
+        except Exception as error:  # MLflow's backends raise many types
             raise UserError(f"logger.mlflow: {self._uri}: {first_line(error)}") from error
-        self._client = client  # from now on the run is ended, whatever happens
+        self._client = client  # from now on `close` ends the MLflow run
         if new:
             self._describe()
 
     def _describe(self) -> None:
-        """Writes what the run is; what of it is refused is told with the first figures."""
+        """Logs the description of the run; rejected entries are reported with the first metrics."""
         from mlflow.entities import Param
 
         assert self._client is not None
         names = Names(clean, longest=LONGEST_NAME)
-        given = [Param(names[option], str(value)[:LONGEST]) for option, value in self._options.items()]
+        parameters = [Param(names[option], str(value)[:LONGEST]) for option, value in self._options.items()]
         refusals = []
         try:
             with _failing():
                 self._client.set_tag(self._run, "folder", str(self._folder))
-            for start in range(0, len(given), PARAMETERS_AT_ONCE):
-                refusals += self._give("params", given[start : start + PARAMETERS_AT_ONCE])
+            for start in range(0, len(parameters), PARAMETERS_AT_ONCE):
+                refusals += self._give("params", parameters[start : start + PARAMETERS_AT_ONCE])
         except (OSError, Refusal) as error:
             self._problem = error
         if refusals:
             self._problem = Refusal("; ".join(refusals))
 
     def _experiment_id(self, client: "MlflowClient") -> str:
-        found = client.get_experiment_by_name(self._experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        # Artifacts go beside the database, and not to where one happens to be.
+        experiment = client.get_experiment_by_name(self._experiment)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        # Store artifacts next to the database, not in the current folder.
         place = None if self._database is None else self._database.with_suffix("").as_uri()
         return str(client.create_experiment(self._experiment, artifact_location=place))
 
     def _beyond(self, client: "MlflowClient") -> Iterator[tuple[str, int, float]]:
-        """What the store has that the state hasn't."""
+        """Yields the stored metrics of steps after the loaded state."""
         for key in client.get_run(self._run).data.metrics:
             for metric in client.get_metric_history(self._run, key):
                 if metric.step >= self._step:
@@ -221,10 +222,10 @@ class MLflowLogger(Logger):
 
 @contextmanager
 def _alone(database: Path | None) -> Iterator[None]:
-    """Jobs of a multirun begin at once, and MLflow doesn't bear it when two make the tables of one database."""
+    """Locks the database: MLflow fails if parallel jobs of a multirun create the database's tables together."""
     try:
         import fcntl
-    except ImportError:  # not a Unix
+    except ImportError:  # not on Unix
         database = None
     if database is None:
         yield
@@ -237,11 +238,11 @@ def _alone(database: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _failing() -> Iterator[None]:
-    """A store that can't be written is a disk or a server that fails, and the training goes on.
+    """Converts MLflow's errors to errors of a disk or server, after which the training goes on.
 
     Raises:
-        OSError: for that.
-        Refusal: for what MLflow would never take.
+        OSError: If the backend fails.
+        Refusal: If MLflow permanently rejects a value.
     """
     from mlflow import MlflowException
 
@@ -250,12 +251,12 @@ def _failing() -> Iterator[None]:
     except MlflowException as error:
         kind = Refusal if error.error_code in REFUSED else OSError
         raise kind(first_line(error)) from error
-    # Where runs are kept in files, one figure's name may be the folder that another one's is in.
+    # If runs are stored in files, the name of a metric may be the folder of another metric.
     except (FileExistsError, IsADirectoryError, NotADirectoryError, TypeError, ValueError) as error:
         raise Refusal(first_line(error)) from error
 
 
 def clean(tag: str) -> str:
-    """The tag as MLflow takes it: of certain characters, and as the path of a file that is written in one way alone."""
+    """Returns the tag with the characters that MLflow accepts, as a normalised path."""
     parts = re.sub(r"[^\w./ -]", "-", tag).split("/")
     return "/".join("-" * max(len(part), 1) if part in ("", ".", "..") else part for part in parts)

@@ -1,17 +1,17 @@
-"""Tags under the names that a logger's store takes."""
+"""Maps tags to unique names that a logger's backend accepts."""
 
 from collections.abc import Callable, Collection, Mapping
 
 
 class Names:
-    """Gives each tag a name of its own.
+    """Gives each tag a unique name.
 
-    Two tags that would have the same one are told apart by a number, in the order in which they come.
+    Tags that would have the same name get a number, in order of first use.
 
     Args:
-        clean: gives for a tag the name that the store takes.
-        longest: letters of a name.
-        taken: names that the logger uses itself.
+        clean: A function from a tag to a name that the backend accepts.
+        longest: The maximal length of a name.
+        taken: Names that the logger itself uses.
     """
 
     def __init__(self, clean: Callable[[str], str], *, longest: int, taken: Collection[str] = ()) -> None:
@@ -34,10 +34,10 @@ class Names:
         return self._names[tag]
 
     def state_dict(self) -> dict[str, str]:
-        """The names that differ from their tags."""
+        """Returns the names that differ from their tags."""
         return {tag: name for tag, name in self._names.items() if tag != name}
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
-        """Goes on with the names of that state."""
+        """Restores the names in the state."""
         self._names = dict(state)
         self._taken |= set(state.values())

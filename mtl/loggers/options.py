@@ -1,4 +1,4 @@
-"""A run's options in one flat mapping: what distinguishes it from other runs, for tables of runs."""
+"""The options that distinguish a run from others, as one flat mapping for tables of runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 from mtl import tags
 
 Value = int | float | str
-GROUPS = ("balancer", "optimizer", "scheduler", "model", "model/trunk", "data")  # shown by the option chosen
-ARGUMENTS_OF = ("balancer", "optimizer", "scheduler")  # and these with what they are given
-NOT_SHOWN = {"optimizer": ("lr", "groups", "then")}  # the first has a column of its own, the others are no values
+GROUPS = ("balancer", "optimizer", "scheduler", "model", "model/trunk", "data")  # groups shown by their chosen option
+ARGUMENTS_OF = ("balancer", "optimizer", "scheduler")  # groups that also show their arguments
+NOT_SHOWN = {"optimizer": ("lr", "groups", "then")}  # lr has its own column, the others aren't values
 PLAIN = (
     *("seed", "precision", "passes", "only", "on_nonfinite", "deterministic", "device", "init_from"),
     *("gradients", "trainer", "data.batch_size", "data.num_workers", "optimizer.lr", "model.freeze", "log.every"),
@@ -19,42 +19,42 @@ PLAIN = (
 def options(
     config: Mapping[str, Any], choices: Mapping[str, str], swept: Sequence[str] = ()
 ) -> tuple[dict[str, Value], list[str]]:
-    """The options of a run by name, the same names for all runs of a problem; and those that its multirun sweeps over.
+    """Returns the options of a run by name, with the same names for all runs of a problem, and the swept names.
 
-    A table of runs has a column for a name that all have; so a balancer's arguments stand beside its name, and what is
-    null is there as a text.
+    A table of runs shows only columns that all runs have. The arguments of a balancer are therefore part of the
+    balancer's value, and null is shown as a text.
 
     Args:
-        config: the whole of it.
-        choices: by group, the option chosen.
-        swept: a job's overrides that its multirun sweeps over, `key=value`.
+        config: The whole config.
+        choices: The chosen option of each group.
+        swept: The overrides of the job that the multirun sweeps over, `key=value`.
     """
-    found: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     for override in swept:
         key = override.lstrip("+").split("=", 1)[0]
         node = _at(config, key)
         if key in choices:
-            found[key] = _with_arguments(key, choices[key], config)
+            values[key] = _with_arguments(key, choices[key], config)
         elif key == "tasks":
-            found |= {f"tasks.{name}.weight": _value(task.get("weight", 1.0)) for name, task in node.items()}
+            values |= {f"tasks.{name}.weight": _value(task.get("weight", 1.0)) for name, task in node.items()}
         else:
-            found[key] = _value(node)
-    names = list(found)
+            values[key] = _value(node)
+    names = list(values)
     for group in GROUPS:
         if group in choices:
-            found.setdefault(group, _with_arguments(group, choices[group], config))
+            values.setdefault(group, _with_arguments(group, choices[group], config))
     for key in PLAIN:
         node = _at(config, key)
         for name, value in node.items() if isinstance(node, Mapping) else [("", node)]:
-            found.setdefault(f"{key}.{name}".rstrip("."), _value(value))
+            values.setdefault(f"{key}.{name}".rstrip("."), _value(value))
     for name, task in config["tasks"].items():
-        found.setdefault(f"tasks.{name}.weight", _value(task.get("weight", 1.0)))
-    return found, names
+        values.setdefault(f"tasks.{name}.weight", _value(task.get("weight", 1.0)))
+    return values, names
 
 
 def final_tags(config: Mapping[str, Any], val: bool, test: bool) -> list[str]:
-    """The tags of a finished run's figures: what was monitored, and each task's on validation, then best, and test."""
-    splits = [split for split, there in (("best", val), ("test", test)) if there]
+    """Returns the tags of a run's results: the monitor, and each task's metrics on validation (best) and test."""
+    splits = [split for split, exists in (("best", val), ("test", test)) if exists]
     finals = [tags.BEST] if val else []
     for split in splits:
         for name, task in config["tasks"].items():
@@ -73,8 +73,8 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
 def _with_arguments(group: str, option: str, config: Mapping[str, Any]) -> str:
     node = config.get(group) if group in ARGUMENTS_OF else None
     left_out = ("_target_", *NOT_SHOWN.get(group, ()))
-    given = {k: v for k, v in (node or {}).items() if k not in left_out and v is not None}
-    return f"{option} ({', '.join(f'{key}={value}' for key, value in given.items())})" if given else option
+    arguments = {k: v for k, v in (node or {}).items() if k not in left_out and v is not None}
+    return f"{option} ({', '.join(f'{key}={value}' for key, value in arguments.items())})" if arguments else option
 
 
 def _value(value: Any) -> Value:

@@ -1,4 +1,4 @@
-"""Pictures for the logs: the cosines between tasks, and what the tasks predict. Each is an array (H, W, 3), uint8."""
+"""Pictures for the logs, such as cosines and predictions. Each is a uint8 array (H, W, 3)."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,21 +14,21 @@ Picture = NDArray[np.uint8]
 Array = NDArray[Any]
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 GAP = 3  # pixels between tiles
-LINE = 18  # pixels for a line of words above a row
-TILE = 96  # the least height and width, in pixels, that a tile is shown with
-LETTER, LETTERS = 6, 24  # pixels that one takes, and how many of a line a tile is made wide enough for
-MOST = 256  # pixels of a tile's side; of larger images every second row is shown, and so on
-MOST_CLASSES = 12  # of a confusion matrix with numbers in it
-MOST_PANELS = 4  # side by side
-GREY = 0.5  # where there is nothing to show
+LINE = 18  # pixels for a line of text above a row
+TILE = 96  # the minimal height and width of a tile in pixels
+LETTER, LETTERS = 6, 24  # pixels per letter, and letters per line that fit into a tile
+MOST = 256  # the maximal side of a tile in pixels; larger images are subsampled
+MOST_CLASSES = 12  # the most classes in a confusion matrix
+MOST_PANELS = 4  # the most panels in a row
+GREY = 0.5  # the colour of undefined values
 
 
 def cosine_matrix(tasks: Sequence[str], cosines: Mapping[tuple[str, str], float]) -> Picture:
-    """All pairs' cosines as a matrix with numbers, blue where the tasks agree and red where they fight.
+    """Draws the cosines of all pairs of tasks as a matrix with numbers: blue for agreement, red for conflict.
 
     Args:
-        tasks: their names.
-        cosines: by pair of names; of a pair that isn't there nothing is shown.
+        tasks: The names of the tasks.
+        cosines: The cosines by pair of names; pairs without an entry stay empty.
     """
     matrix = np.full((len(tasks), len(tasks)), np.nan)
     np.fill_diagonal(matrix, 1.0)
@@ -42,11 +42,11 @@ def cosine_matrix(tasks: Sequence[str], cosines: Mapping[tuple[str, str], float]
 
 
 def confusion(predicted: Array, truth: Array, classes: Sequence[str]) -> Picture:
-    """How often which class, of (N,) truths, was taken for which.
+    """Draws the confusion matrix.
 
     Args:
-        predicted, truth: class numbers, (N,).
-        classes: their names; all but the first twelve are counted together.
+        predicted, truth: Class numbers, (N,).
+        classes: The names of the classes; all classes after the first twelve are combined.
     """
     count = min(len(classes), MOST_CLASSES)
     names = [_short(name) for name in classes[:count]]
@@ -64,11 +64,11 @@ def confusion(predicted: Array, truth: Array, classes: Sequence[str]) -> Picture
 
 
 def yes_and_no(predicted: Array, truth: Array, labels: Sequence[str]) -> Picture:
-    """How often each of several labels was rightly and wrongly taken to be there or not.
+    """Draws how often each of several binary labels was predicted correctly and wrongly.
 
     Args:
-        predicted, truth: 0 or 1, (N, K); a truth below 0 isn't known, and not counted.
-        labels: their names; the first twelve are shown.
+        predicted, truth: 0 or 1, (N, K); a truth below 0 is a missing label, which isn't counted.
+        labels: The names of the labels; only the first twelve are shown.
     """
     shown = labels[:MOST_CLASSES]
     kinds = {"yes, is yes": (1, 1), "yes, is no": (1, 0), "no, is yes": (0, 1), "no, is no": (0, 0)}
@@ -82,9 +82,9 @@ def yes_and_no(predicted: Array, truth: Array, labels: Sequence[str]) -> Picture
 
 
 def scatter(predicted: Array, truth: Array) -> Picture:
-    """Predicted numbers, (N,) or (N, K), against the true ones; on the line both are the same.
+    """Draws predicted numbers, (N,) or (N, K), against the true ones; on the line both are equal.
 
-    A panel for each of K numbers, the first four; pairs of which one isn't finite are left out.
+    There is one panel for each of the first four of K numbers. Pairs with a non-finite number are left out.
     """
     columns = list(zip(np.atleast_2d(predicted.T), np.atleast_2d(truth.T), strict=True))
     shown = columns[:MOST_PANELS]
@@ -106,12 +106,12 @@ def scatter(predicted: Array, truth: Array) -> Picture:
 
 
 def labelled(images: Sequence[Array], words: Sequence[str], right: Sequence[bool | None]) -> Picture:
-    """Images in rows of four, each below lines of words: green where it is right, red where it is wrong.
+    """Draws images in rows of four, below lines of text that are green if they are right and red if they are wrong.
 
     Args:
-        images: (H, W, 3) in 0 … 1.
-        words: above each.
-        right: whether they are; None where there is no right or wrong.
+        images: Arrays (H, W, 3) in [0, 1].
+        words: The text above each image.
+        right: Whether each text is right; None if that is undefined.
     """
     colours = [{True: RIGHT, False: WRONG, None: "black"}[each] for each in right]
     starts = range(0, len(images), 4)
@@ -121,14 +121,14 @@ def labelled(images: Sequence[Array], words: Sequence[str], right: Sequence[bool
 
 
 def side_by_side(rows: Sequence[Sequence[Array]], titles: Sequence[str]) -> Picture:
-    """A row of images (H, W, 3) in 0 … 1 for each sample, such as the input, what was predicted and the truth."""
+    """Draws one row of images (H, W, 3) in [0, 1] per sample, such as input, prediction and truth."""
     return _grid(rows, [[*titles], *([""] * len(titles) for _ in rows[1:])], None)
 
 
 def rgb(image: Array, scale: Array | None = None) -> Array:
-    """An image (1 or 3, H, W) as (H, W, 3) in 0 … 1, stretched over the range of another, or its own.
+    """Converts an image (1 or 3, H, W) to (H, W, 3) in [0, 1], scaled by the range of `scale` or of the image itself.
 
-    Grey where it isn't finite.
+    Non-finite pixels become grey.
     """
     image = np.asarray(image, dtype=np.float64)
     shown = np.moveaxis(image if len(image) == 3 else np.repeat(image, 3, axis=0), 0, -1)
@@ -140,22 +140,22 @@ def rgb(image: Array, scale: Array | None = None) -> Array:
 
 
 def numbers_as_colours(*maps: Array) -> list[Array]:
-    """Maps of numbers (H, W) as (H, W, 3) in 0 … 1, all with one scale; grey where there is none."""
-    there = np.concatenate([m[np.isfinite(m)].ravel() for m in maps])
-    low, high = (float(there.min()), float(there.max())) if there.size else (0.0, 1.0)
+    """Converts maps of numbers (H, W) to colours (H, W, 3) in [0, 1] with a common scale; undefined values are grey."""
+    finite = np.concatenate([m[np.isfinite(m)].ravel() for m in maps])
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     return [_coloured("viridis", (m - low) / (high - low or 1.0), np.isfinite(m)) for m in maps]
 
 
 def classes_as_colours(*maps: Array) -> list[Array]:
-    """Maps of class numbers (H, W) as (H, W, 3) in 0 … 1; grey where they are below 0, which is no class."""
+    """Converts maps of class numbers (H, W) to colours (H, W, 3) in [0, 1]; numbers below 0 (no class) are grey."""
     return [_coloured("tab20", (m % 20 + 0.5) / 20, m >= 0) for m in maps]
 
 
-def _coloured(name: str, values: Array, there: Array) -> Array:
+def _coloured(name: str, values: Array, defined: Array) -> Array:
     from matplotlib import colormaps
 
-    colours = np.asarray(colormaps[name](np.where(there, values, 0.0)))[..., :3]
-    coloured: Array = np.where(there[..., None], colours, GREY)
+    colours = np.asarray(colormaps[name](np.where(defined, values, 0.0)))[..., :3]
+    coloured: Array = np.where(defined[..., None], colours, GREY)
     return coloured
 
 

@@ -1,4 +1,4 @@
-"""All figures as TensorBoard events."""
+"""Logs all metrics as TensorBoard events."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,19 +19,20 @@ if TYPE_CHECKING:
 
 
 class TensorBoardLogger(Logger):
-    """Writes scalars by tag, pictures and histograms; a layout with one chart each for all tasks' losses, metrics,
-    gradient norms, weights and cosines; the config as text; and the options and final figures for the HParams tab.
+    """Logs scalars, pictures, histograms, the config as text, and options and results for the HParams tab.
+
+    A custom layout has one chart each for all tasks' losses, metrics, gradient norms, weights and cosines.
 
     Args:
-        folder: the run's, so that its name is what TensorBoard calls the run.
-        tasks: the tasks' names.
+        folder: The folder of the run, whose name TensorBoard shows as the name of the run.
+        tasks: The names of the tasks.
     """
 
     def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
         self._folder = folder
         self._tasks = tasks
         self._writer: SummaryWriter | None = None
-        self._records = 0  # in the events files, from whichever process
+        self._records = 0  # the number of records in the event files, from all processes
         self._config = ""
         self._options: Mapping[str, hparams.Value] = {}
         self._swept: Sequence[str] = ()
@@ -40,13 +41,13 @@ class TensorBoardLogger(Logger):
     def begin(
         self, config: str, options: Mapping[str, hparams.Value], swept: Sequence[str], finals: Sequence[str]
     ) -> None:
-        """Takes what the run is, before anything is logged.
+        """Logs the description of the run, before anything else is logged.
 
         Args:
-            config: as YAML.
-            options: by name, see `mtl.loggers.options`.
-            swept: the names of those that a multirun sweeps over.
-            finals: the tags of the figures that the finished run is to be known by.
+            config: The config as YAML.
+            options: The options by name, see `mtl.loggers.options`.
+            swept: The names of the options that a multirun sweeps over.
+            finals: The tags of the metrics that summarise the finished run.
         """
         self._config = config
         self._options = options
@@ -54,7 +55,7 @@ class TensorBoardLogger(Logger):
         self._finals = finals
 
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
-        """Writes each scalar at this step."""
+        """Writes the scalars at this step."""
         writer = self._open()
         self._records += len(scalars)
         for tag, value in scalars.items():
@@ -62,25 +63,27 @@ class TensorBoardLogger(Logger):
         writer.flush()
 
     def picture(self, tag: str, step: int, picture: Any) -> None:
-        """Writes an image (H, W, 3), uint8."""
+        """Writes a uint8 image (H, W, 3)."""
         self._open().add_image(tag, picture, step, dataformats="HWC")
         self._records += 1
 
     def histogram(self, tag: str, step: int, values: "Tensor") -> None:
-        """Writes the values' histogram."""
+        """Writes the histogram of the values."""
         self._open().add_histogram(tag, values, step)
         self._records += 1
 
     def end(self) -> None:
-        """Notes that the run is finished."""
+        """Records that the run has finished."""
         if self._options:
             self._write([hparams.ending()])
 
     def _open(self) -> "SummaryWriter":
         if self._writer is None:
             new = not self._records
-            self._writer = summary_writer(self._folder)  # torch's is imported when the first step has been taken
-            self._records += 1  # a file begins with its version
+            self._writer = summary_writer(
+                self._folder
+            )  # torch's writer is slow to import, so not before the first step
+            self._records += 1  # the first record of a file is the version
             if new:
                 self._writer.add_custom_scalars(layout(self._tasks, self._finals))
                 self._records += 1
@@ -99,42 +102,42 @@ class TensorBoardLogger(Logger):
             self._records += 1
 
     def flush(self) -> None:
-        """Writes what was held back."""
+        """Writes buffered events."""
         if self._writer is not None:
             self._writer.flush()
 
     def state_dict(self) -> int:
-        """How many records there are."""
+        """Returns the number of records."""
         return self._records
 
     def load_state_dict(self, state: int) -> None:
-        """Keeps the first so many records of the run's event files, and forgets what was written after them."""
+        """Keeps this number of records in the event files of the run, and removes all later ones."""
         from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         files = sorted(self._folder.glob("events.out.tfevents.*"))
-        kept: list[bytes] = []
+        records: list[bytes] = []
         for path in files:
             check_kind(path)
-            with suppress(MemoryError, OverflowError):  # a record that claims to be longer than there is memory
+            with suppress(MemoryError, OverflowError):  # a damaged record whose length exceeds the memory
                 for record in RawEventFileLoader(str(path)).Load():
-                    if len(kept) < state:
-                        kept.append(record)
-        self._records = len(kept)
+                    if len(records) < state:
+                        records.append(record)
+        self._records = len(records)
         if files:
-            # TensorBoard reads files in the order of their names, whose first part is the second they were begun in.
-            kept_in = self._folder / "events.out.tfevents.0000000000.kept"
-            with temporary(self._folder / "whole.tmp") as whole:  # none of the events' names, should it stay there
-                fill(whole, lambda file: _write_all(RecordWriter(file), kept))
-                whole.replace(kept_in)
-            for path in files:  # one that stays behind is cut off the next time: its records come after these
-                if path != kept_in:
+            # TensorBoard reads the files in the order of their names, which begin with the start time in seconds.
+            first_file = self._folder / "events.out.tfevents.0000000000.kept"
+            with temporary(self._folder / "whole.tmp") as whole:  # not named like an event file
+                fill(whole, lambda file: _write_all(RecordWriter(file), records))
+                whole.replace(first_file)
+            for path in files:  # a remaining file is removed the next time, since its records come later
+                if path != first_file:
                     path.unlink()
 
     def close(self) -> None:
-        """Writes out what the writer holds back."""
+        """Writes buffered events and closes the file."""
         if self._writer is not None and self._writer.file_writer is not None:
-            self._writer.file_writer.close()  # the writer itself would leave it open on a full disk
+            self._writer.file_writer.close()  # the writer itself would leave the file open on a full disk
 
 
 def _write_all(writer: Any, records: Sequence[bytes]) -> None:
@@ -143,13 +146,13 @@ def _write_all(writer: Any, records: Sequence[bytes]) -> None:
 
 
 def layout(tasks: Sequence[str], finals: Sequence[str] = ()) -> dict[str, dict[str, list[object]]]:
-    """TensorBoard's custom-scalar layout: charts by name, each with the regular expressions of its tags.
+    """Returns TensorBoard's custom-scalar layout: charts by name, each with regular expressions for its tags.
 
-    They name no task, so that runs of other tasks beside this one have the same charts.
+    The expressions name no task, so that runs with other tasks have the same charts.
 
     Args:
-        tasks: their names.
-        finals: tags of final figures; a metric's tasks have a chart together, since they are of one unit.
+        tasks: The names of the tasks.
+        finals: The tags of the final metrics; all tasks' values of a metric share a chart, because they share a unit.
     """
 
     def chart(wanted: str) -> list[object]:

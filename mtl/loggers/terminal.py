@@ -1,4 +1,4 @@
-"""What a person sees while it trains: a live line, or plain lines where there is no terminal."""
+"""Shows the progress of the training on the terminal: a live line, or plain lines if output is redirected."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from mtl.step import StepResult
     from mtl.training.trainer import Trainer
 
-REFRESH = 0.2  # seconds from one drawing of the live line to the next
-PLAIN = 10.0  # seconds from one plain line to the next within an epoch
+REFRESH = 0.2  # seconds between updates of the live line
+PLAIN = 10.0  # seconds between plain lines within an epoch
 
 
 class Terminal(Logger):
-    """Shows epoch, step, samples a second, each task's loss and main metric. It is a logger and a callback in one.
+    """Shows epoch, step, samples per second, and each task's loss and main metric. It is both a logger and a callback.
 
     Args:
-        console: where it shows them; a bar if that is a terminal.
-        tasks: their names.
-        mains: the name of each task's main metric, where it has one.
-        total_steps: of the whole run.
-        max_epochs: of the whole run.
+        console: The console; a progress bar is shown if it is a terminal.
+        tasks: The names of the tasks.
+        mains: The name of each task's main metric, for tasks that have one.
+        total_steps: The number of steps in the whole run.
+        max_epochs: The number of epochs in the whole run.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Terminal(Logger):
         self._total_steps = total_steps
         self._max_epochs = max_epochs
         self._losses: dict[str, float] = {}
-        self._losses_at = 0  # the step that these are of, or the last one that they are a mean up to
+        self._losses_at = 0  # the step of these losses, or the last step of their mean
         self._scalars: dict[str, float] = {}
         self._shown = time.monotonic()
         self._progress: Progress | None = None
@@ -56,7 +56,7 @@ class Terminal(Logger):
                     table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
                 ),
                 console=console,
-                auto_refresh=False,  # a thread that redraws would take time from the training
+                auto_refresh=False,  # a refreshing thread would slow down the training
                 transient=True,
                 expand=True,
             )
@@ -64,7 +64,7 @@ class Terminal(Logger):
             self._bar = self._progress.add_task("epoch 1", total=total_steps, figures="")
 
     def __call__(self, trainer: "Trainer", result: "StepResult") -> None:
-        """Moves the bar on, if it is time to."""
+        """Advances the progress bar, if the update interval has passed."""
         now = time.monotonic()
         if now - self._shown < REFRESH:
             return
@@ -78,7 +78,7 @@ class Terminal(Logger):
             self._line(trainer.global_step, trainer.epoch)
 
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
-        """Takes the new figures, and shows them if they are a validation's."""
+        """Stores new metrics, and shows them if they are from validation."""
         self._scalars |= scalars
         losses = {task: scalars[tag] for task in self._tasks if (tag := tags.loss(task, "train")) in scalars}
         if losses:
@@ -89,17 +89,17 @@ class Terminal(Logger):
             self._line(step, epoch)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the progress bar."""
         if self._progress is not None:
             self._progress.stop()
 
     def _figures(self, step: int) -> str:
-        """The losses of this step, or means that end with it, the newest metrics, and the speed, as far as known."""
+        """Returns the losses of this step (or means up to it), the latest metrics, and the speed, as far as known."""
         losses = self._losses if self._losses_at == step else {}
         parts = []
         for task in self._tasks:
             metric = self._scalars.get(tags.metric(task, str(self._mains.get(task)), "val"))
-            name = "" if self._progress is not None else f"{self._mains.get(task)} "  # the live line has to be short
+            name = "" if self._progress is not None else f"{self._mains.get(task)} "  # the live line must be short
             figures = [f"{losses[task]:.4f}"] if task in losses else []
             figures += [f"({name}{metric:.3f})"] if metric is not None else []
             if figures:

@@ -1,4 +1,4 @@
-"""All loggers of a run."""
+"""Combines all loggers of a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,16 +11,16 @@ from mtl.process.signals import Ended
 
 
 class Loggers:
-    """Calls each of a run's loggers. One that can't write is reported, and the training goes on.
+    """Calls all loggers of a run. If one of them can't write, that is reported and the training goes on.
 
-    What a logger draws from the random generators changes no draw of the training.
+    Random numbers that a logger draws don't affect the training.
 
     Args:
-        loggers: each of a class of its own, since their states are saved by the names of their classes.
-        report: is given a line for what couldn't be logged.
+        loggers: The loggers, each of a different class, because their states are saved by class name.
+        report: A function that receives a line about what couldn't be logged.
 
     Raises:
-        UserError: for what is no logger.
+        UserError: If an item of `loggers` isn't a logger.
     """
 
     def __init__(self, loggers: Sequence[Logger] = (), report: Callable[[str], None] = print) -> None:
@@ -33,27 +33,27 @@ class Loggers:
         self._failed: set[int] = set()
 
     def begin(self, config: str, options: Mapping[str, Any], swept: Sequence[str], finals: Sequence[str]) -> None:
-        """What the run is: its config as text, its options, those that are swept over, and the tags of its results."""
+        """Logs the run's description: config as text, options, names of swept options, and tags of results."""
         self._call("begin", config, options, swept, finals)
 
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
-        """Scalars by tag."""
+        """Logs scalars by tag."""
         self._call("log", step, epoch, scalars)
 
     def takes(self, kind: str) -> bool:
-        """Whether any takes pictures or histograms."""
+        """Returns whether any logger logs pictures or histograms."""
         return any(getattr(type(logger), kind) is not getattr(Logger, kind) for logger in self._loggers)
 
     def show(self, kind: str, tag: str, step: int, value: Any) -> None:
-        """A `picture` (H, W, 3), uint8, or the values of a `histogram`."""
+        """Logs a `picture`, a uint8 array (H, W, 3), or the values of a `histogram`."""
         self._call(kind, tag, step, value)
 
     def end(self) -> None:
-        """The run is finished."""
+        """Called when the run has finished."""
         self._call("end")
 
     def fail(self) -> None:
-        """The run failed."""
+        """Called when the run has failed."""
         self._call("fail")
 
     def __enter__(self) -> "Loggers":
@@ -65,18 +65,18 @@ class Loggers:
         self.close()
 
     def close(self) -> None:
-        """Closes all of them, whatever happens to one; the last one first."""
+        """Closes all loggers in reverse order, even if some of them fail."""
         with ExitStack() as open_ones:
             for logger in self._loggers:
                 open_ones.callback(self._give, logger, "close")
 
     def state_dict(self) -> dict[str, Any]:
-        """How far each has come, by the name of its class, when it has written what it held back."""
+        """Flushes the loggers, and returns the state of each logger by class name."""
         self._call("flush")
         return {name: state for name, state in self._call("state_dict").items() if state is not None}
 
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        """The counterpart of `state_dict`."""
+        """Loads the states that `state_dict` returned."""
         for logger in self._loggers:
             if type(logger).__name__ in states:
                 with kept_random_state():
@@ -93,7 +93,7 @@ class Loggers:
             self.report(f"warning  {type(logger).__name__} leaves out {first_line(refusal)}")
         except OSError as error:
             if id(logger) not in self._failed or method == "close":
-                more = ", and some is lost" if method == "close" else ". Training goes on, and it is tried again"
-                self.report(f"error    {type(logger).__name__} can't write: {first_line(error)}{more}")
+                consequence = ", and some is lost" if method == "close" else ". Training goes on, and it is tried again"
+                self.report(f"error    {type(logger).__name__} can't write: {first_line(error)}{consequence}")
             self._failed.add(id(logger))
         return None

@@ -1,4 +1,4 @@
-"""All figures as a run of Weights & Biases."""
+"""Logs all metrics as a run of Weights & Biases."""
 
 import logging
 import os
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
     from torch import Tensor
     from wandb import Run
 
-BINS = 64  # of a histogram
-LONGEST = 1000  # letters of a name
-FLUSHED = 0.1  # seconds between W&B's writes to its file; what it holds is lost with a process that is killed
+BINS = 64  # the number of bins in a histogram
+LONGEST = 1000  # the most characters in a name
+FLUSHED = 0.1  # seconds between W&B's writes to its file; a killed process loses unwritten rows
 
 
 class WandbLogger(Logger):
-    """Writes figures, pictures and histograms, a row for each time that there are any, against the column `step`.
+    """Logs metrics, pictures and histograms as rows over the column `step`.
 
-    Rows are handed over when the state that has them is saved, after each epoch and each `checkpoint.every_minutes`, so
-    a process that was killed leaves none twice. Offline each process writes a folder of its own, all of one run id, of
-    which `wandb sync` makes one run.
+    Rows are sent whenever a checkpoint with the logger's state is saved, after each epoch and each
+    `checkpoint.every_minutes`, so that a killed process leaves no duplicates. Offline, each process writes a folder of
+    its own with a common run id; `wandb sync` joins them to one run.
 
-    What W&B doesn't allow: to take a row back, so where an older state had to be taken up, rows come again under
-    numbers that were there before; and to be told to write, so a process that is killed within a tenth of a second
-    after a checkpoint may leave rows out.
+    W&B has two limitations. It can't delete rows: if a run is resumed from an older state, rows are logged again under
+    the same step. It can't be asked to write: a process that is killed within a tenth of a second after a checkpoint
+    may lose rows.
 
     Args:
-        folder: the run's; the files go to its subfolder `wandb`.
-        tasks: the tasks' names.
-        project: of W&B.
-        mode: `offline` for files alone, `online`, or whatever else `wandb.init` takes.
+        folder: The folder of the run; files are written to the subfolder `wandb`.
+        tasks: The names of the tasks.
+        project: The W&B project.
+        mode: `offline` (files only), `online`, or another mode of `wandb.init`.
 
     Raises:
-        UserError: without the package.
+        UserError: If the package isn't installed.
     """
 
     def __init__(self, folder: Path, tasks: Sequence[str], *, project: str = "mtl", mode: str = "offline") -> None:
@@ -55,29 +55,29 @@ class WandbLogger(Logger):
         self._resumed = False
         self._run: Run | None = None
         self._held: list[dict[str, Any]] = []
-        self._rows = 0  # handed over, by whichever process
+        self._rows = 0  # the number of sent rows, from all processes
         self._names = Names(str, longest=LONGEST, taken=("step", "epoch", "_step", "_runtime", "_timestamp", "_wandb"))
         self._finished = False
 
     def begin(self, config: str, options: Mapping[str, Any], swept: Sequence[str], finals: Sequence[str]) -> None:
-        """Takes the run's options; runs of a multirun are a group."""
+        """Stores the options of the run; the runs of a multirun form a group."""
         self._options = options
         self._group = self._folder.parent.name if swept else None
 
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
-        """Takes a row."""
+        """Adds a row."""
         self._start()
         self._held.append({"step": step, "epoch": epoch} | {self._names[tag]: value for tag, value in scalars.items()})
 
     def picture(self, tag: str, step: int, picture: Any) -> None:
-        """Takes an image (H, W, 3), uint8."""
+        """Adds a uint8 image (H, W, 3)."""
         import wandb
 
         self._start()
         self._held.append({"step": step, self._names[tag]: wandb.Image(picture)})
 
     def histogram(self, tag: str, step: int, values: "Tensor") -> None:
-        """Takes the values' histogram, those that aren't finite left out."""
+        """Adds the histogram of the finite values."""
         import numpy as np
         import wandb
 
@@ -88,19 +88,19 @@ class WandbLogger(Logger):
         self._held.append({"step": step, self._names[tag]: histogram})
 
     def state_dict(self) -> dict[str, Any]:
-        """The run's id, and how many rows it has."""
+        """Returns the id of the W&B run, and the number of rows."""
         return {"id": self._id, "rows": self._rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on with the run of that state."""
+        """Continues the W&B run of the state."""
         self._id, self._rows, self._resumed = state["id"], state["rows"], True
 
     def end(self) -> None:
-        """Notes that the run is finished."""
+        """Records that the run has finished."""
         self._finished = True
 
     def close(self) -> None:
-        """Hands over what is held, and ends this process's part of the run."""
+        """Sends buffered rows, and ends this process's part of the W&B run."""
         if self._run is None:
             return
         try:
@@ -110,11 +110,11 @@ class WandbLogger(Logger):
                 self._run.finish(exit_code=0 if self._finished else 1)
 
     def flush(self) -> None:
-        """Hands over what is held; where that fails, it is held for the next time.
+        """Sends buffered rows; if that fails, they stay buffered.
 
         Raises:
-            OSError: where it fails.
-            Refusal: for figures that are left out.
+            OSError: If rows can't be sent.
+            Refusal: If W&B rejects values, which are left out.
         """
         refusals: list[str] = []
         while self._held:
@@ -125,7 +125,7 @@ class WandbLogger(Logger):
             raise Refusal("; ".join(refusals))
 
     def _give(self, row: dict[str, Any]) -> list[str]:
-        """Logs the row, whole, or where something in it is refused piece by piece; gives what was refused, and why."""
+        """Logs the row, whole or, if W&B rejects it, value by value; returns descriptions of the rejected values."""
         assert self._run is not None
         refusals = []
         try:
@@ -146,10 +146,10 @@ class WandbLogger(Logger):
         if self._run is not None:
             return
         if self._mode == "offline":
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # or its process looks for a host all the same
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # otherwise W&B's process tries to reach a host
         import wandb
 
-        logging.getLogger("wandb").propagate = False  # it has files of its own
+        logging.getLogger("wandb").propagate = False  # W&B has its own log files
         try:
             self._run = wandb.init(
                 project=self._project,
@@ -160,11 +160,11 @@ class WandbLogger(Logger):
                 group=self._group,
                 config=dict(self._options),
                 resume="allow" if self._resumed and self._mode == "online" else None,
-                reinit="create_new",  # a multirun's jobs may be in one process
+                reinit="create_new",  # jobs of a multirun may share a process
                 settings=wandb.Settings(
                     silent=True,
                     console="off",
-                    x_disable_stats=True,  # of the machine
+                    x_disable_stats=True,  # no statistics of the machine
                     x_transaction_log_flush_interval=FLUSHED,
                 ),
             )
@@ -175,11 +175,11 @@ class WandbLogger(Logger):
 
 @contextmanager
 def _failing() -> Iterator[None]:
-    """A process or a server of W&B's that fails ends no training.
+    """Converts errors of W&B's process or server to errors after which the training goes on.
 
     Raises:
-        OSError: for that.
-        Refusal: for what W&B would never take.
+        OSError: If the process or server fails.
+        Refusal: If W&B permanently rejects a value.
     """
     import wandb
 

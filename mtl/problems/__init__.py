@@ -1,1 +1,1 @@
-"""Problems that are more than data and losses from a library."""
+"""Problems that need more than data and losses from a library."""

@@ -1,7 +1,7 @@
-"""The viscous Burgers equation, u_t + u·u_x = ν u_xx, for a network u(t, x): the field's most used test of its kind.
+"""The viscous Burgers equation, u_t + u·u_x = ν u_xx, for a network u(t, x): the standard test of such networks.
 
-ν = 0.01/π, x in [−1, 1], t in [0, 1], u(0, x) = −sin πx, u(t, ±1) = 0. The tasks are the equation's residual, the
-boundary and the initial condition, each with points of its own, drawn anew for every step.
+ν = 0.01/π, x in [−1, 1], t in [0, 1], u(0, x) = −sin πx, u(t, ±1) = 0. The tasks are the residual of the equation, the
+boundary condition and the initial condition. Each task has points of its own, which are drawn anew for every step.
 
 Source: Raissi, Perdikaris and Karniadakis, arXiv 1711.10561; as a problem of conflicting gradients, arXiv 2408.11104.
 """
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from mtl.model import MultiTaskModel
 
 VISCOSITY = 0.01 / math.pi
-NODES = 100  # of the quadrature: more change nothing above 1e-14
+NODES = 100  # of the quadrature; more nodes change the result by less than 1e-14
 
 
 class Network(nn.Module):
-    """u(t, x) by a network with tanh.
+    """A network with tanh activations for u(t, x).
 
     Args:
-        widths: of the hidden layers.
+        widths: The widths of the hidden layers.
     """
 
     def __init__(self, widths: Sequence[int] = (50, 50, 50, 50)) -> None:
@@ -42,14 +42,14 @@ class Network(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
 
     def forward(self, point: Tensor) -> Tensor:
-        """From points (N, 2), t and x, to u (N,)."""
+        """Returns u (N,) at points (N, 2), which have the coordinates t and x."""
         t, x = point.unbind(1)
         u: Tensor = self.layers(torch.stack([2 * t - 1, x], dim=1)).squeeze(1)
         return u
 
 
 def residual(model: "MultiTaskModel", batch: Batch) -> Tensor:
-    """The mean square of u_t + u·u_x − ν u_xx at the batch's points."""
+    """Returns the mean square of u_t + u·u_x − ν u_xx at the points of the batch."""
     point = batch["point"].detach().requires_grad_()
     u = _u(model, point)
     (slope,) = torch.autograd.grad(u.sum(), point, create_graph=True)
@@ -60,23 +60,23 @@ def residual(model: "MultiTaskModel", batch: Batch) -> Tensor:
 
 
 def boundary(model: "MultiTaskModel", batch: Batch) -> Tensor:
-    """The mean square of u, which is zero at x = ±1."""
+    """Returns the mean square of u, which is zero at x = ±1."""
     return _u(model, batch["point"]).square().mean()
 
 
 def initial(model: "MultiTaskModel", batch: Batch) -> Tensor:
-    """The mean square of u + sin πx at t = 0."""
+    """Returns the mean square of u + sin πx at t = 0."""
     point = batch["point"]
     square: Tensor = (_u(model, point) + (math.pi * point[:, 1]).sin()).square().mean()
     return square
 
 
 def interior_points(*, num_samples: int = 1_000_000, num_times: int = 101, num_places: int = 256) -> Splits:
-    """Points in the whole domain; for validation a grid of them with the exact u, for test one that lies between.
+    """Returns points in the whole domain, a grid with the exact u for validation, and a grid between it for testing.
 
     Args:
-        num_samples: that count as an epoch, unless `data.epoch` says how many steps do.
-        num_times, num_places: of the validation's grid.
+        num_samples: The number of points in an epoch, unless `data.epoch` sets the number of steps.
+        num_times, num_places: The size of the validation grid.
     """
     times = torch.linspace(0, 1, num_times, dtype=torch.float64)
     places = torch.linspace(-1, 1, num_places, dtype=torch.float64)
@@ -86,17 +86,17 @@ def interior_points(*, num_samples: int = 1_000_000, num_times: int = 101, num_p
 
 
 def boundary_points(*, num_samples: int = 1_000_000) -> Splits:
-    """Points at x = −1 and x = 1."""
+    """Returns points at x = −1 and x = 1."""
     return Splits(Drawn(_at_the_ends, num_samples=num_samples), name="points drawn at the boundary")
 
 
 def initial_points(*, num_samples: int = 1_000_000) -> Splits:
-    """Points at t = 0."""
+    """Returns points at t = 0."""
     return Splits(Drawn(_at_the_start, num_samples=num_samples), name="points drawn at the start")
 
 
 def exact(point: Tensor) -> Tensor:
-    """The solution at points (N, 2), float64, by the Cole–Hopf transformation and Gauss–Hermite quadrature.
+    """Returns the solution at points (N, 2), float64, by the Cole–Hopf transformation and Gauss–Hermite quadrature.
 
     Source: Basdevant et al., "Spectral and finite difference solutions of the Burgers equation", 1986.
     """
@@ -104,12 +104,12 @@ def exact(point: Tensor) -> Tensor:
     nodes, weights = np.polynomial.hermite.hermgauss(NODES)
     y = x[:, None] - 2 * np.sqrt(VISCOSITY * t)[:, None] * nodes
     exponent = -np.cos(np.pi * y) / (2 * np.pi * VISCOSITY)
-    kernel = weights * np.exp(exponent - exponent.max(1, keepdims=True))  # e^±50 by itself
+    kernel = weights * np.exp(exponent - exponent.max(1, keepdims=True))  # the exponents reach ±50
     return torch.from_numpy(-(np.sin(np.pi * y) * kernel).sum(1) / kernel.sum(1))
 
 
 def _u(model: "MultiTaskModel", point: Tensor) -> Tensor:
-    """The network's u; a shape such as (N, 1) would make products of all points with all others, without a word."""
+    """Returns the network's u and checks its shape: (N, 1) would silently broadcast to all pairs of points."""
     u: Tensor = model.trunk(point)
     if u.shape != point.shape[:1]:
         raise UserError(

@@ -1,1 +1,1 @@
-"""What belongs to the process: random generators, signals, memory, the terminal."""
+"""The state of the process: random generators, signals, memory, the terminal."""

@@ -1,4 +1,4 @@
-"""The most memory that is alive at once within a step."""
+"""Measures the peak memory of a step."""
 
 import os
 from collections.abc import Callable
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 def peak_within(run: Callable[[], T], device: torch.device) -> tuple[T, int | None]:
-    """Runs it; gives its result, and the peak in bytes of tensors on the device beyond what was alive before.
+    """Calls `run`; returns the result, and the peak in bytes of memory on the device beyond the memory used before.
 
-    On a CPU the allocations are counted by PyTorch's profiler, on a GPU by its allocator. None where somebody's own
-    profiler is at work already, and for other devices.
+    On a CPU, PyTorch's profiler counts the allocations; on a GPU, the caching allocator does. The peak is None if
+    another profiler is active already, and for other devices.
     """
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -22,7 +22,7 @@ def peak_within(run: Callable[[], T], device: torch.device) -> tuple[T, int | No
         return result, torch.cuda.max_memory_allocated(device) - before
     if device.type != "cpu" or torch._C._autograd._profiler_enabled():
         return run(), None
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it would write to the terminal
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # silences the profiler's output on the terminal
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         result = run()
     events = profile.kineto_results.events() if profile.kineto_results else []

@@ -1,4 +1,4 @@
-"""The terminal, as everything of mtl prints to it."""
+"""The console with which mtl prints to the terminal."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,16 +10,16 @@ from mtl.text import plain
 
 
 class Screen(Console):
-    """A console of rich that prints text as it is: it obeys no control characters in it, and no markup.
+    """A rich console that prints text literally: control characters are escaped, and markup is ignored.
 
     Args:
-        options: those of rich's console.
+        options: Arguments of rich's console.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """What is printed, in pieces: those of text are made plain, those that move the cursor are rich's own."""
+        """Yields the segments to print; text is escaped, and rich's own control segments stay unchanged."""
         for piece in super().render(renderable, options):
             yield piece if piece.control else Segment(plain(piece.text, keep="\n"), piece.style)

@@ -1,4 +1,4 @@
-"""What numbers depend on besides the config: random generators, kinds of algorithms, and the number of threads."""
+"""What results depend on besides the config: random generators, deterministic algorithms, and number of threads."""
 
 import os
 import random
@@ -13,21 +13,21 @@ from mtl.errors import UserError
 
 
 def seed_all(seed: int) -> None:
-    """Seeds python's, numpy's and torch's generators."""
+    """Seeds the random generators of Python, NumPy and PyTorch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def seed_cpu(seed: int) -> None:
-    """The same without the generators of GPUs, from which a training in this process may be drawing."""
+    """Seeds the CPU generators only, because a training in this process may be drawing from those of GPUs."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
 
 
 def use_deterministic_algorithms(wanted: bool) -> None:
-    """Makes operations deterministic, or errors where they can't be; on a GPU before the first of them."""
+    """Makes PyTorch use deterministic algorithms, or raise errors. Call it before the first operation on a GPU."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
@@ -36,10 +36,10 @@ def use_deterministic_algorithms(wanted: bool) -> None:
 
 @contextmanager
 def num_threads(count: int) -> Iterator[None]:
-    """Within, PyTorch computes on the CPU with so many threads: each number of them adds up in another order.
+    """Sets the number of CPU threads of PyTorch within the block; it affects the order and rounding of sums.
 
     Raises:
-        UserError: where a variable of the environment may have OpenMP take fewer.
+        UserError: If an environment variable could make OpenMP use fewer threads.
     """
     limit = os.environ.get("OMP_THREAD_LIMIT", "")
     if limit.isdecimal() and int(limit) < count:
@@ -55,7 +55,7 @@ def num_threads(count: int) -> Iterator[None]:
 
 
 def random_state() -> dict[str, Any]:
-    """The generators' states as plain types and tensors."""
+    """Returns the states of all random generators as plain types and tensors."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, words, gauss_next = random.getstate()
     return {
@@ -73,7 +73,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """The counterpart of `random_state`."""
+    """Restores the states that `random_state` returned."""
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -84,12 +84,12 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def cpu_states() -> tuple[Any, Any, torch.Tensor]:
-    """The states of python's, numpy's and torch's generators for the CPU."""
+    """Returns the states of the CPU generators of Python, NumPy and PyTorch."""
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 
 def set_cpu_states(states: tuple[Any, Any, torch.Tensor]) -> None:
-    """The counterpart of `cpu_states`."""
+    """Restores the states that `cpu_states` returned."""
     python, numpy, cpu = states
     random.setstate(python)
     np.random.set_state(numpy)
@@ -98,9 +98,9 @@ def set_cpu_states(states: tuple[Any, Any, torch.Tensor]) -> None:
 
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """Puts the generators' states back afterwards, so that the code inside changes no later draw.
+    """Restores the random generators after the block, so that the block doesn't affect later draws.
 
-    It takes about 0.1 ms. A GPU's generators are left out where no GPU has been used so far.
+    Saving and restoring takes about 0.1 ms. GPU generators are skipped if no GPU has been used so far.
     """
     used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     cuda = torch.cuda.get_rng_state_all() if used else []

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which end a run after the step at hand."""
+"""Handles Ctrl-C and SIGTERM, which end a run after the current step."""
 
 import os
 import signal
@@ -10,18 +10,18 @@ from typing import Any
 
 from mtl.errors import UserError, told
 
-LOOKS = 0.3  # seconds from one look after another process to the next
+CHECK_INTERVAL = 0.3  # seconds between two checks of the parent process
 
 
 class Ended(SystemExit):
-    """A run that Ctrl-C or SIGTERM ended, in the way that it should."""
+    """Raised to exit after Ctrl-C or SIGTERM has ended a run as intended."""
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM came; the step was finished and the state saved.
+    """Raised after Ctrl-C or SIGTERM, when the step is finished and the state is saved.
 
     Attributes:
-        signal: the number of the signal.
+        signal: The number of the signal.
     """
 
     def __init__(self, signal: int) -> None:
@@ -31,7 +31,7 @@ class Stopped(Exception):
 
 @contextmanager
 def no_exit() -> Iterator[None]:
-    """Raises a UserError where code within calls sys.exit, which would pass for the end of a run."""
+    """Raises a UserError if code within the block calls sys.exit, which would otherwise pass for the end of a run."""
     try:
         yield
     except Ended:
@@ -41,10 +41,10 @@ def no_exit() -> Iterator[None]:
 
 
 class Stop:
-    """Whether it was asked for.
+    """Records a request to stop.
 
     Attributes:
-        signal: the number of the signal that did; 0 for none.
+        signal: The number of the signal that requested the stop; 0 if there was none.
     """
 
     def __init__(self) -> None:
@@ -52,9 +52,9 @@ class Stop:
 
     @contextmanager
     def listens(self) -> Iterator[None]:
-        """Takes the first Ctrl-C or SIGTERM within for a wish to stop; the second one is Python's own.
+        """Treats the first Ctrl-C or SIGTERM within the block as a request to stop; Python handles the second one.
 
-        In a worker it is SIGTERM alone, and what comes after the first is ignored.
+        In a worker process only SIGTERM is handled, and further signals are ignored.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -75,13 +75,13 @@ class Stop:
 
 @contextmanager
 def handed_to(stop: Callable[[], bool], taken: list[int]) -> Iterator[None]:
-    """Hands the first Ctrl-C or SIGTERM within to `stop`.
+    """Passes the first Ctrl-C or SIGTERM within the block to `stop`.
 
-    Where that says that it isn't for it, the signal is Python's own, and so is the second.
+    If `stop` returns False, Python handles the signal; Python also handles the second signal.
 
     Args:
-        stop: gives whether it took the signal.
-        taken: is given the number of the one that it took.
+        stop: A function that returns whether it accepted the signal.
+        taken: A list to which the number of the accepted signal is appended.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -100,13 +100,13 @@ def handed_to(stop: Callable[[], bool], taken: list[int]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if taken:  # the process ends, and one more Ctrl-C would only disturb it in that
+        if taken:  # the process is exiting; ignore a further Ctrl-C
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Holds Ctrl-C and SIGTERM back: some modules swallow them while they are imported, or abort."""
+    """Defers Ctrl-C and SIGTERM to the end of the block: some modules swallow them or abort during import."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -124,27 +124,27 @@ def held() -> Iterator[None]:
 
 
 class Worker:
-    """A process that runs jobs for another one, which it doesn't outlive.
+    """A process that runs jobs for a parent process and exits with it.
 
-    Ctrl-C, which reaches both, is left to the other. A job is ended by SIGTERM, from wherever it comes; after the first
-    one it isn't disturbed again.
+    Ctrl-C reaches both processes and is left to the parent. SIGTERM, from any source, ends a job; further signals after
+    the first one are ignored.
     """
 
     def __init__(self) -> None:
         self._parent = os.getppid()
-        self._asked: Callable[[], bool] | None = None  # of the job at hand
-        self._told = False
+        self._asked: Callable[[], bool] | None = None  # the stop request of the current job
+        self._signalled = False
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while True:
-            time.sleep(LOOKS)
+            time.sleep(CHECK_INTERVAL)
             asked = self._asked
             if asked is None:
                 self._leave_if_alone()
-            elif not self._told and (self._is_alone() or asked()):
-                self._told = True
+            elif not self._signalled and (self._is_alone() or asked()):
+                self._signalled = True
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def _is_alone(self) -> bool:
@@ -152,11 +152,11 @@ class Worker:
 
     def _leave_if_alone(self) -> None:
         if self._is_alone():
-            os._exit(1)  # nobody waits for an answer, or has another job
+            os._exit(1)  # the parent is gone
 
     @contextmanager
     def job(self, asked: Callable[[], bool]) -> Iterator[None]:
-        """Ends what is within when it was asked to, by `Stop`, or elsewhere by KeyboardInterrupt."""
+        """Ends the block when `asked` returns True, through `Stop` if it listens and by KeyboardInterrupt if not."""
 
         def leave(*_: Any) -> None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -164,12 +164,12 @@ class Worker:
 
         self._leave_if_alone()
         before = signal.signal(signal.SIGTERM, leave)
-        self._told, self._asked = False, asked
+        self._signalled, self._asked = False, asked
         try:
             yield
         finally:
             self._asked = None
-            # Where nobody handles it, it would end this process, and with it others that are saving.
+            # With the default handler, SIGTERM would end this process while other jobs in it may be saving.
             signal.signal(signal.SIGTERM, signal.SIG_IGN if before == signal.SIG_DFL else before)
             self._leave_if_alone()
 
@@ -179,7 +179,7 @@ _worker: Worker | None = None
 
 @contextmanager
 def working(asked: Callable[[], bool]) -> Iterator[None]:
-    """A job for the parent of this process, which ends when `asked` says so or the parent is gone."""
+    """Runs the block as a job for the parent process; the job ends when `asked` returns True or the parent exits."""
     global _worker
     if threading.current_thread() is not threading.main_thread():
         yield

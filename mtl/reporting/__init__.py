@@ -1,1 +1,1 @@
-"""What `python -m mtl.report` is made of: runs are read, grouped, compared, and written down."""
+"""The parts of `python -m mtl.report`: runs are read, grouped, compared and reported."""

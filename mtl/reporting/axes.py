@@ -1,4 +1,4 @@
-"""What the plots are drawn on, and with: panels, scales, and names beside points."""
+"""Axes of plots: panels, scales, and labels next to points."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH = 10.5  # inches
-MOST_ACROSS, MOST_LINES = 22, 3  # characters of a name beside a point
+MOST_ACROSS, MOST_LINES = 22, 3  # characters per line and lines of a point's label
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 def logarithmic(ax: "Axes", low: float, high: float) -> None:
-    """Gives the axis of y a logarithmic scale with plain numbers."""
+    """Gives the y axis a logarithmic scale with plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     ax.set_yscale("log")
@@ -29,7 +29,7 @@ def logarithmic(ax: "Axes", low: float, high: float) -> None:
 
 
 def name_points(ax: "Axes", named: Sequence[tuple[str, Point]], points: Sequence[Point]) -> None:
-    """Writes names beside some of the points, where they cover the least of other names and points, and stay inside."""
+    """Labels some of the points, inside the axes and where labels overlap other labels and points the least."""
     scale = 72 / ax.figure.dpi
 
     def place(point: Point) -> Point:
@@ -42,16 +42,16 @@ def name_points(ax: "Axes", named: Sequence[tuple[str, Point]], points: Sequence
         x, y = place(point)
         lines = wrap(label, MOST_ACROSS, max_lines=MOST_LINES, placeholder=" …") or [label]
         wide, tall = 4.4 * max(map(len, lines)), 9.0 * len(lines)
-        beside = [(a, up) for up in (2.0, -2 - tall, 12.0, -12 - tall) for a in (6.0, -6 - wide)]
-        boxes = [(x + across, y + up, x + across + wide, y + up + tall) for across, up in beside]
+        offsets = [(a, up) for up in (2.0, -2 - tall, 12.0, -12 - tall) for a in (6.0, -6 - wide)]
+        boxes = [(x + across, y + up, x + across + wide, y + up + tall) for across, up in offsets]
         outside = [wide * tall - _overlap(box, (left, bottom, right, top)) for box in boxes]
         overlaps = [sum(_overlap(box, other) for other in covered) for box in boxes]
         costs = [out + over for out, over in zip(outside, overlaps, strict=True)]
         best = costs.index(min(costs))
         covered.append(boxes[best])
         style: Any = {"textcoords": "offset points", "fontsize": 7.5, "color": INK, "va": "bottom"}
-        text = ax.annotate("\n".join(lines), point, xytext=beside[best], **style)
-        text.set_in_layout(False)  # the longest would leave no room for the panels
+        text = ax.annotate("\n".join(lines), point, xytext=offsets[best], **style)
+        text.set_in_layout(False)  # or the longest label would leave no room for the panels
 
 
 def _overlap(one: Box, other: Box) -> float:
@@ -61,8 +61,8 @@ def _overlap(one: Box, other: Box) -> float:
 
 
 def staircase(front: Sequence[Point], reference: Point, maximise: Sequence[bool]) -> list[Point]:
-    """The corners of the area between a front, sorted by its first figure, and the reference point."""
-    ordered = list(front) if maximise[0] else list(front)[::-1]  # from the reference point's side outwards
+    """Returns the corners of the area between a front, sorted by the first metric, and the reference point."""
+    ordered = list(front) if maximise[0] else list(front)[::-1]  # ordered by distance from the reference point
     corners = [reference, (reference[0], ordered[0][1])]
     for index, point in enumerate(ordered):
         corners.append(point)
@@ -75,7 +75,7 @@ def staircase(front: Sequence[Point], reference: Point, maximise: Sequence[bool]
 def figure_of(
     count: int, across: int, height: float, *, width: float = WIDTH, sharey: bool = False
 ) -> Iterator[tuple[Any, list["Axes"]]]:
-    """A figure of so many panels, so many in a row, and these panels."""
+    """Yields a figure of `count` panels, `across` in a row, and the list of the panels."""
     import matplotlib
     from matplotlib.figure import Figure
 

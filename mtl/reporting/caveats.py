@@ -1,4 +1,4 @@
-"""What the numbers of a section can't honestly say."""
+"""Limits of what the numbers of a section can show."""
 
 import math
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from mtl.reporting.estimates import SAME, smallest_p
 from mtl.reporting.grouping import Method
 from mtl.reporting.writing import listed, number
 
-UNSTEADY = 3.0  # times that a figure of a task alone may be larger in one seed than in another
+UNSTEADY = 3.0  # the largest ratio between seeds of a single task's metric that isn't reported
 
 
 def caveats(comparison: Comparison, curves: Curves) -> list[str]:
-    """A sentence or two each, the gravest first."""
-    found = [
+    """Returns the caveats as one or two sentences each, the most important ones first."""
+    sentences = [
         *_choosing(comparison),
         *_confounded(comparison),
         *_seeds(comparison),
@@ -31,8 +31,8 @@ def caveats(comparison: Comparison, curves: Curves) -> list[str]:
         *_tasks(comparison),
     ]
     if silent := [method.label for method in comparison.methods if curves.missing(method)]:
-        found.append(f"No curves of {listed(silent)}: a run has no metrics.csv (logger=csv writes one).")
-    return found
+        sentences.append(f"No curves of {listed(silent)}: a run has no metrics.csv (logger=csv writes one).")
+    return sentences
 
 
 def _choosing(comparison: Comparison) -> Iterator[str]:
@@ -56,7 +56,7 @@ def _choosing(comparison: Comparison) -> Iterator[str]:
 
 
 def _confounded(comparison: Comparison) -> Iterator[str]:
-    """Keys that the names leave out: each of them may be why methods differ."""
+    """Yields a caveat about keys that aren't part of the methods' names and may also explain differences."""
     hidden = list(dict.fromkeys(key for method in comparison.methods for key in method.name.left_out))
     if hidden:
         keys = listed(hidden, 12)
@@ -104,15 +104,15 @@ def _seeds(comparison: Comparison) -> Iterator[str]:
 
 
 def _counts(comparison: Comparison) -> dict[str, set[int]]:
-    """By method of how many seeds its means are, and its differences from the reference."""
-    found: dict[str, set[int]] = {}
+    """Returns, by method, the numbers of seeds of the means and of the differences from the reference."""
+    counts: dict[str, set[int]] = {}
     for method in comparison.everything:
         means = (comparison.estimate(method, figure) for figure in comparison.figures)
-        found[method.label] = {len(method.runs), *(mean.n for mean in means if mean)}
+        counts[method.label] = {len(method.runs), *(mean.n for mean in means if mean)}
     for test in comparison.tests:
         if test.difference.estimate:
-            found[test.method.label].add(test.difference.estimate.n)
-    return found
+            counts[test.method.label].add(test.difference.estimate.n)
+    return counts
 
 
 def _same_in_all_seeds(method: Method, comparison: Comparison) -> bool:
@@ -137,17 +137,17 @@ def _lost(comparison: Comparison) -> Iterator[str]:
 
 def _budgets(comparison: Comparison) -> Iterator[str]:
     methods = comparison.everything
-    told: list[tuple[str, dict[str, set[Any]]]] = [
+    budgets: list[tuple[str, dict[str, set[Any]]]] = [
         ("steps", {m.label: {run.metrics.get("steps") for run in m.runs.values()} for m in methods}),
         ("epochs", {m.label: {run.metrics.get("epochs") for run in m.runs.values()} for m in methods}),
         ("batch size", {m.label: {str((m.settings.get("data") or {}).get("batch_size"))} for m in methods}),
     ]
     differing = []
-    for name, by_method in told:
-        known = {label: values - {None} for label, values in by_method.items() if values - {None}}
-        if len({value for values in known.values() for value in values}) > 1:
+    for name, by_method in budgets:
+        values_by_label = {label: values - {None} for label, values in by_method.items() if values - {None}}
+        if len({value for values in values_by_label.values() for value in values}) > 1:
             groups: dict[str, list[str]] = {}
-            for label, values in known.items():
+            for label, values in values_by_label.items():
                 groups.setdefault("–".join(map(str, sorted({min(values), max(values)}))), []).append(label)
             differing.append(f"{name} {'; '.join(f'{value} ({listed(who)})' for value, who in groups.items())}")
     if differing:
@@ -162,16 +162,16 @@ def _data(comparison: Comparison) -> Iterator[str]:
         seeds: dict[str, list[str]] = {}
         for method in comparison.everything:
             for seed, run in method.runs.items():
-                if (told := run.fingerprint(split)) is not None:
-                    prints.setdefault(seed, {}).setdefault(told, []).append(method.label)
+                if (digest := run.fingerprint(split)) is not None:
+                    prints.setdefault(seed, {}).setdefault(digest, []).append(method.label)
         for seed, by in sorted(prints.items()):
-            for told in by:
-                seeds.setdefault(told, []).append(str(seed))
+            for digest in by:
+                seeds.setdefault(digest, []).append(str(seed))
         if differing := next((by for by in prints.values() if len(by) > 1), None):
-            who = "; ".join(f"{told[:8]} ({listed(labels)})" for told, labels in differing.items())
+            who = "; ".join(f"{digest[:8]} ({listed(labels)})" for digest, labels in differing.items())
             yield f"Different data: the {split} split isn't the same for all, with the same seed: {who}."
-        elif 1 < len(seeds) < len(prints):  # a split that is drawn from the seed is another for each
-            who = "; ".join(f"{told[:8]} (seeds {listed(of)})" for told, of in seeds.items())
+        elif 1 < len(seeds) < len(prints):  # a split that is drawn from the seed differs between seeds
+            who = "; ".join(f"{digest[:8]} (seeds {listed(of)})" for digest, of in seeds.items())
             yield f"Different data: the {split} split isn't the same for all seeds: {who}."
     missing = [
         m.label for m in comparison.everything if any(r.fingerprint(comparison.split) is None for r in m.runs.values())
@@ -185,8 +185,8 @@ def _versions(comparison: Comparison) -> Iterator[str]:
     for what, name in (*packages, ("devices", "device"), ("numbers of threads", "threads")):
         versions: dict[str, list[str]] = {}
         for method in comparison.everything:
-            told = ((run.metrics.get("versions") or {}).get(name) or "unknown" for run in method.runs.values())
-            for version in dict.fromkeys(map(str, told)):
+            of_runs = ((run.metrics.get("versions") or {}).get(name) or "unknown" for run in method.runs.values())
+            for version in dict.fromkeys(map(str, of_runs)):
                 versions.setdefault(version, []).append(method.label)
         if len(versions) > 1:
             who = "; ".join(f"{version} ({listed(labels)})" for version, labels in versions.items())
@@ -247,7 +247,7 @@ def _baselines(comparison: Comparison) -> Iterator[str]:
 
 
 def _unsteady(comparison: Comparison) -> Iterator[str]:
-    """Δm divides by what the tasks reach alone."""
+    """Yields a caveat if single-task metrics differ much between seeds, because Δm divides by these."""
     for figure in comparison.mains:
         for single in comparison.section.singles.get(figure.task, []):
             values = single.values(comparison.split, figure.task, figure.name).values()
@@ -260,7 +260,7 @@ def _unsteady(comparison: Comparison) -> Iterator[str]:
 
 
 def _tasks(comparison: Comparison) -> Iterator[str]:
-    """Δm of other tasks is another figure; ranks are over common ones."""
+    """Yields a caveat if methods have different tasks, because Δm isn't comparable then and ranks use common tasks."""
     groups: dict[str, list[str]] = {}
     for method in comparison.methods:
         if comparison.delta(method).estimate:

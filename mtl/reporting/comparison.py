@@ -1,4 +1,4 @@
-"""The numbers of one section: estimates, Δm, ranks, tests, costs, and which method validation would choose."""
+"""Computes the numbers of a section: estimates, Δm, ranks, tests, costs, and the choice by validation."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from mtl.reporting.naming import natural
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure.
+    """A metric or loss of a task.
 
     Args:
-        task: the task's name.
-        name: the metric's, or `loss`.
-        mode: whether up (`max`) or down (`min`) is better, None if neither or not known.
-        main: whether it is the task's main figure.
+        task: The name of the task.
+        name: The name of the metric, or `loss`.
+        mode: Whether higher (`max`) or lower (`min`) is better; None if neither or unknown.
+        main: Whether this is the main metric of the task.
     """
 
     task: str
@@ -35,13 +35,13 @@ class Figure:
 
     @property
     def arrow(self) -> str:
-        """Which way is better, for a table's head."""
+        """An arrow in the better direction, for table headings."""
         return {"max": "↑", "min": "↓"}.get(self.mode or "", "")
 
 
 @dataclass(frozen=True)
 class Tested:
-    """One method's difference from the reference in one task's main figure, `holm` its p-value corrected."""
+    """A method's difference from the reference in a task's main metric; `holm` is the corrected p-value."""
 
     method: Method
     figure: Figure
@@ -51,13 +51,13 @@ class Tested:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the validation split says of the methods.
+    """The ranking of the methods by validation.
 
     Args:
-        order: the methods that can be ordered by it, best first; empty where none can.
-        values: by seed, the same for all of them, their monitored values, in that order.
-        monitor: what was monitored.
-        why: why there is no choice, empty where there is one.
+        order: The methods that can be ranked, best first; empty if none can.
+        values: The monitored values of these methods, in the same order, for each of the common seeds.
+        monitor: The monitored metric.
+        why: Why there is no ranking; empty if there is one.
     """
 
     order: list[Method]
@@ -67,12 +67,12 @@ class Choice:
 
 
 class Comparison:
-    """Compares a section's methods.
+    """Compares the methods of a section.
 
     Args:
-        section: with at least one method.
-        reference: the label of the method that the others are tested against; None takes the one of equal weights, of
-            several that which validation likes best, or else the first by name.
+        section: A section with at least one method.
+        reference: The label of the method that the others are tested against. Default: the method of equal weights; of
+            several such methods the best one on validation, or the first by name.
     """
 
     def __init__(self, section: Section, reference: str | None = None) -> None:
@@ -80,7 +80,7 @@ class Comparison:
         self.split = section.split
         self.choice = _choose(section.methods)
         rest = [method for method in section.methods if method not in self.choice.order]
-        self.methods = [*self.choice.order, *rest]  # never in the order of the figures that are compared
+        self.methods = [*self.choice.order, *rest]  # never ordered by the compared metrics
         named = [method for method in section.methods if method.label == reference]
         self.asked = bool(named)
         self.equals = [method for method in self.methods if _is_equal(method)]
@@ -90,25 +90,25 @@ class Comparison:
 
     @property
     def everything(self) -> list[Method]:
-        """Methods and single-task runs."""
+        """Returns all methods and the single-task runs."""
         return [*self.methods, *(single for group in self.section.singles.values() for single in group)]
 
     @cached_property
     def mains(self) -> list[Figure]:
-        """Each task's main figure."""
+        """Returns the main metric of each task."""
         return [figure for figure in self.figures if figure.main]
 
     def estimate(self, method: Method, figure: Figure) -> Estimate | None:
-        """The figure's mean over the method's seeds."""
+        """Returns the mean of the metric over the method's seeds."""
         return estimate(list(method.values(self.split, figure.task, figure.name).values()))
 
     def alone(self, figure: Figure) -> Estimate | None:
-        """The figure's mean over the task's single runs, where these have one setting."""
+        """Returns the mean of the metric over the task's single-task runs, if these share one setting."""
         singles = self.section.singles.get(figure.task, [])
         return self.estimate(singles[0], figure) if len(singles) == 1 else None
 
     def delta(self, method: Method, figures: Sequence[Figure] | None = None) -> Delta:
-        """Δm over the tasks' main figures, or over those that are given."""
+        """Returns Δm over the main metrics of all tasks, or over the given metrics."""
         chosen = [f for f in self.mains if f.task in method.tasks] if figures is None else list(figures)
         ours, alone, signs = {}, {}, {}
         for figure in chosen:
@@ -126,12 +126,12 @@ class Comparison:
 
     @cached_property
     def common_seeds(self) -> list[int]:
-        """Seeds that all methods have."""
+        """Returns the seeds that all methods have."""
         return sorted(set.intersection(*(set(method.runs) for method in self.methods)))
 
     @cached_property
     def ranks(self) -> tuple[list[float], int] | None:
-        """Each method's mean rank, and of how many columns, one for each task and seed; None where there are none."""
+        """Returns each method's mean rank and the number of ranked pairs of task and seed; None if there are none."""
         columns = []
         for figure in self.mains:
             sign = {"max": -1, "min": 1}.get(figure.mode or "")
@@ -145,45 +145,45 @@ class Comparison:
 
     @cached_property
     def tests(self) -> list[Tested]:
-        """Every other method against the reference, in each task's main figure."""
-        found = []
+        """Returns the test of each method against the reference, for each task's main metric."""
+        differences = []
         for method in self.methods:
             for figure in self.mains:
                 if method is not self.reference and figure.task in method.tasks:
-                    found.append((method, figure, self._difference(method, figure)))
-        there = [difference.p for *_, difference in found if difference.p is not None]
-        corrected = iter(holm(there))
-        return [Tested(m, f, d, next(corrected) if d.p is not None else None) for m, f, d in found]
+                    differences.append((method, figure, self._difference(method, figure)))
+        p_values = [difference.p for *_, difference in differences if difference.p is not None]
+        corrected = iter(holm(p_values))
+        return [Tested(m, f, d, next(corrected) if d.p is not None else None) for m, f, d in differences]
 
     def _difference(self, method: Method, figure: Figure) -> Difference:
         if figure.task not in self.reference.tasks:
             return Difference(None, None, "the reference hasn't this task")
         ours, theirs = (m.values(self.split, figure.task, figure.name) for m in (method, self.reference))
-        found = paired(ours, theirs)
-        if found.estimate is None and set(method.runs) & set(self.reference.runs):
+        difference = paired(ours, theirs)
+        if difference.estimate is None and set(method.runs) & set(self.reference.runs):
             return Difference(None, None, "no seed in which both have a number")
-        return found
+        return difference
 
     @cached_property
     def num_tests(self) -> int:
-        """How many p-values there are, for which they are corrected."""
+        """The number of p-values, for which they are corrected."""
         return sum(test.holm is not None for test in self.tests)
 
 
 def cost(method: Method, name: str) -> Estimate | None:
-    """The mean over seeds of `seconds_per_step` or `memory_per_step` (bytes)."""
-    found = [run.metrics.get(name) for run in method.runs.values()]
-    return estimate([float(value) for value in found if value is not None])
+    """Returns the mean over seeds of `seconds_per_step` or `memory_per_step` (bytes)."""
+    values = [run.metrics.get(name) for run in method.runs.values()]
+    return estimate([float(value) for value in values if value is not None])
 
 
 def pairs_of(methods: Sequence[Method]) -> list[str]:
-    """The pairs of tasks, `a~b`, whose gradients were compared in any run."""
+    """Returns the pairs of tasks, `a~b`, whose gradients were compared in any run."""
     runs = [run for method in methods for run in method.runs.values()]
     return list(dict.fromkeys(pair for run in runs for pair in run.metrics.get("cosine") or {}))
 
 
 def hardest(methods: Sequence[Method], most: int) -> list[str]:
-    """The pairs of tasks, or so many of them: those with the lowest mean cosine over the methods."""
+    """Returns the pairs of tasks, at most `most`: those with the lowest mean cosine over the methods."""
     pairs = pairs_of(methods)
     if len(pairs) <= most:
         return pairs
@@ -192,29 +192,29 @@ def hardest(methods: Sequence[Method], most: int) -> list[str]:
 
 
 def conflict(method: Method, pair: str, name: str) -> Estimate | None:
-    """The mean over seeds of a pair's `mean` cosine, or of the share of measured steps that had it `below_zero`."""
-    found = [(run.metrics.get("cosine") or {}).get(pair) for run in method.runs.values()]
-    return estimate([float(told[name]) for told in found if told and told.get(name) is not None])
+    """Returns the mean over seeds of a pair's `mean` cosine, or of the share of cosines `below_zero`."""
+    cosines = [(run.metrics.get("cosine") or {}).get(pair) for run in method.runs.values()]
+    return estimate([float(each[name]) for each in cosines if each and each.get(name) is not None])
 
 
 def side_by_side(comparison: Comparison) -> list[str]:
-    """The launchers of runs that may have shared a machine with others."""
+    """Returns the launchers of runs that may have shared a machine with other runs."""
     runs = [run for method in comparison.everything for run in method.runs.values()]
     return sorted({str(run.metrics.get("launcher") or "basic") for run in runs} - {"basic"})
 
 
 def check_names(sections: Sequence[Section], reference: str | None, pairs: Sequence[Sequence[str]]) -> None:
-    """Looks whether any section has what was named on the command line.
+    """Checks that some section has each name from the command line.
 
     Raises:
-        UserError: where none has.
+        UserError: If no section has a name.
     """
     methods = [method for section in sections for method in section.methods]
     labels = sorted({method.label for method in methods}, key=natural)
     tasks = sorted({task for method in methods for task in method.tasks}, key=natural)
     if reference is not None and reference not in labels:
         near, _, _ = suggest(reference, labels).partition(" (")
-        possible = "; ".join(labels)  # they may hold commas
+        possible = "; ".join(labels)  # labels may contain commas
         raise UserError(f"--reference: there is no method '{reference}'{near} (possible: {possible})")
     for pair in pairs:
         if len(set(pair)) < 2:
@@ -225,40 +225,40 @@ def check_names(sections: Sequence[Section], reference: str | None, pairs: Seque
 
 
 def _is_equal(method: Method) -> bool:
-    """Whether it is the plain sum of the losses."""
+    """Returns whether the method is the plain sum of the losses."""
     weights = [task.get("weight", 1.0) for task in method.settings["tasks"].values()]
     alike = all(weight == weights[0] for weight in weights)
     return alike and str((method.settings.get("balancer") or {}).get("_target_")) == "mtl.balancers.Equal"
 
 
 def _figures(section: Section, tasks: Sequence[str]) -> list[Figure]:
-    """All figures of the split, task by task; a task's main one is its first that isn't the loss."""
+    """Returns all metrics of the split, by task; a task's main metric is its first one that isn't the loss."""
     runs = [run for method in section.methods for run in method.runs.values()]
     kinds: dict[str, str | None] = {}
     for run in runs:
         kinds |= run.metrics.get("kinds") or {}
-    found = []
+    figures = []
     for task in tasks:
         named = dict.fromkeys(name for run in runs for name in (run.metrics.get(section.split) or {}).get(task) or {})
         names = [name for name in named if name != "loss"] + ["loss"] * ("loss" in named)
         for name in names:
             mode = kinds.get(f"{task}/{name}", "min" if name == "loss" else None)
-            found.append(Figure(task, name, mode, main=name == names[0]))
-    return found
+            figures.append(Figure(task, name, mode, main=name == names[0]))
+    return figures
 
 
 def _monitor(method: Method) -> str | None:
-    """What all of the method's runs monitor, None where there is no one thing, or no validation."""
+    """Returns the monitor of all runs of the method; None if the monitors differ or if there was no validation."""
     named = {str((run.metrics.get("best") or {}).get("monitor")) for run in method.runs.values() if run.validated}
     return named.pop() if len(named) == 1 and all(run.validated for run in method.runs.values()) else None
 
 
 def _choose(methods: Sequence[Method]) -> Choice:
-    """Orders the methods by what was monitored on validation, over common seeds, where that is honest.
+    """Ranks the methods by the monitored values on validation over common seeds, if this is a fair comparison.
 
-    Methods that monitor another thing than more than half of them do have no place. The seeds are those that more than
-    half of the rest have, and methods without all of these have none either: a few runs that failed, each with another
-    seed, would leave no seed for anybody. If that leaves no two methods, the seeds are those that all of them have.
+    Methods with another monitor than the majority aren't ranked. The seeds are those that a majority of the remaining
+    methods has, and methods without all of these aren't ranked either; otherwise a few failed runs, each with another
+    seed, would leave no common seed. If fewer than two methods remain, the seeds are those that all methods have.
     """
 
     def none(why: str) -> Choice:

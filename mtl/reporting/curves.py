@@ -1,4 +1,4 @@
-"""Figures over the steps: of each run from its metrics.csv, and of a method with a band over seeds."""
+"""Metrics over the steps: of each run from its metrics.csv, and of each method with a band over seeds."""
 
 import csv
 import math
@@ -21,16 +21,16 @@ from mtl.safety.bounded import read_lines
 
 Array = NDArray[np.float64]
 Series = tuple[list[int], list[float]]  # steps, values
-LAST = 2**53  # steps
-LARGEST_FILE, LONGEST_LINE = 2**29, 2**12  # bytes
+LAST = 2**53  # the largest step
+LARGEST_FILE, LONGEST_LINE = 2**29, 2**12  # limits in bytes
 KINDS = tuple(f"{kind}/" for kind in (tags.LOSS, tags.METRIC, tags.COSINE))
-PARTS = 3  # of training, for which conflict is counted
-FEW = 8  # fewer measured steps than these say nothing yet about how two tasks get on
+PARTS = 3  # the number of parts of training for which conflict is counted
+FEW = 8  # fewer measured steps say nothing about a pair of tasks
 
 
 @dataclass(frozen=True)
 class Band:
-    """A curve: a method's mean over seeds, with its interval where there are several."""
+    """A curve: a method's mean over seeds, with an interval if there are several seeds."""
 
     steps: Array
     mean: Array
@@ -39,63 +39,63 @@ class Band:
 
 
 def read(folder: Path) -> dict[str, Series]:
-    """By tag what a run logged of losses, metrics and cosines; empty where there is no CSV file that can be read.
+    """Reads the logged losses, metrics and cosines by tag; returns an empty dict if no CSV file can be read.
 
-    Lines that no run writes are left out.
+    Invalid lines are left out.
     """
-    found: dict[str, Series] = {}
+    series_by_tag: dict[str, Series] = {}
     with suppress(OSError, UserError):
         for row in _rows(folder / "metrics.csv"):
             if len(row) == 4 and row[2].startswith(KINDS):
-                steps, values = found.setdefault(row[2], ([], []))
-                with suppress(ValueError):  # a line that was cut
+                steps, values = series_by_tag.setdefault(row[2], ([], []))
+                with suppress(ValueError):  # a truncated line
                     step, value = int(row[0]), float(row[3])
                     if 0 < step < LAST and (abs(value) <= LARGEST or not math.isfinite(value)):
                         steps.append(step)
                         values.append(value)
-    return {tag: series for tag, series in found.items() if series[0]}
+    return {tag: series for tag, series in series_by_tag.items() if series[0]}
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
-    """The cells of each line, taken by itself: a quotation mark without an end spoils no other line."""
+    """Yields the cells of each line. Lines are parsed separately, so that an open quote affects only one line."""
     for line in read_lines(path, LARGEST_FILE, LONGEST_LINE):
         with suppress(csv.Error):
             yield next(csv.reader([line]), []) if '"' in line else line.rstrip("\r\n").split(",")
 
 
 class Curves:
-    """What the runs of some methods logged.
+    """The logged curves of some methods' runs.
 
     Args:
-        methods: whose runs are read, each once.
+        methods: The methods whose runs are read, each run once.
     """
 
     def __init__(self, methods: Iterable[Method]) -> None:
         self._read = {m.label: {seed: read(run.folder) for seed, run in m.runs.items()} for m in methods}
 
     def tags(self) -> list[str]:
-        """The tags of any run."""
+        """Returns the tags of all runs."""
         return list(dict.fromkeys(tag for runs in self._read.values() for logged in runs.values() for tag in logged))
 
     def missing(self, method: Method) -> bool:
-        """Whether a run of the method has no CSV file."""
+        """Returns whether a run of the method has no CSV file."""
         return not all(self._read[method.label].values())
 
     def band(self, method: Method, tag: str, points: int) -> Band | None:
-        """The tag's curve as far as all seeds have it, None where they don't.
+        """Returns the curve of the tag over the steps that all seeds have; None if there are none.
 
         Args:
-            method: one of those that were given.
-            tag: as in metrics.csv.
-            points: where there are more steps, means over so many windows are taken of each run first.
+            method: One of the methods in `methods`.
+            tag: A tag in metrics.csv.
+            points: The maximal number of points; longer curves are first averaged over this number of windows per run.
         """
         runs = [logged.get(tag) for logged in self._read[method.label].values()]
         return band([run for run in runs if run], points) if all(runs) else None
 
     def below_zero(self, method: Method, pair: str) -> list[float | None]:
-        """For each part of training the mean over seeds of the share of cosines of the pair, `a~b`, below zero.
+        """Returns, for each part of training, the share of the pair's negative cosines, as a mean over seeds.
 
-        None for a part in which no seed has `FEW` cosines.
+        The share is None for a part in which no seed has `FEW` cosines. A pair is written `a~b`.
         """
         shares = []
         for seed, run in method.runs.items():
@@ -107,7 +107,7 @@ class Curves:
 
 
 def band(runs: list[Series], points: int) -> Band:
-    """The runs' mean and its interval, at the steps that all of them have."""
+    """Returns the runs' mean and its interval at the steps that all runs have."""
     columns: list[Mapping[int, float]] = [dict(zip(*run, strict=True)) for run in runs]
     steps = sorted(set(columns[0]).intersection(*columns[1:]))
     values = np.array([[column[step] for step in steps] for column in columns], dtype=np.float64)
@@ -124,7 +124,7 @@ def band(runs: list[Series], points: int) -> Band:
 
 
 def _below_zero(run: Series, last: int) -> list[float | None]:
-    """The share of cosines below zero in each part of a training of so many steps, None where few were measured."""
+    """Returns the share of negative cosines in each part of training; None for parts with few measured steps."""
     parts: list[list[bool]] = [[] for _ in range(PARTS)]
     for step, value in zip(*run, strict=True):
         if math.isfinite(value):

@@ -1,4 +1,4 @@
-"""Δm: how much better a method is than a model for each task (Maninis et al. 2019, arXiv 1904.08918)."""
+"""Δm: the mean improvement of a method over single-task models (Maninis et al. 2019, arXiv 1904.08918)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ Values = Mapping[int, float]  # by seed
 
 @dataclass(frozen=True)
 class Delta:
-    """Δm in percent, above 0 where the method is better.
+    """Δm in percent; positive if the method is better.
 
     Args:
-        estimate: None where it isn't defined.
+        estimate: The estimate; None if Δm is undefined.
         how: `paired` over common seeds, or `unpaired`.
-        why: why there is none, or no interval.
+        why: Why there is no estimate or no interval.
     """
 
     estimate: Estimate | None
@@ -25,16 +25,16 @@ class Delta:
 
 
 def delta(ours: Mapping[str, Values], alone: Mapping[str, Values], signs: Mapping[str, int]) -> Delta:
-    """The mean over tasks of (ours - alone) / alone, in percent, by sign.
+    """Computes the mean over tasks of the signed relative difference (ours - alone) / alone, in percent.
 
-    With at least two seeds in common it is taken for each of these, and the interval is over them. Otherwise it is
-    taken of the means, and the interval is by the delta method: the seeds of the method, of which each has all tasks,
-    and those of every task's single runs are independent, so their variances add up.
+    With at least two common seeds, Δm is computed for each seed, and the interval is over the seeds. Otherwise it is
+    computed from the means, with an interval by the delta method: the seeds of the method, each of which has all tasks,
+    and the seeds of each task's single-task runs are independent, so that their variances add up.
 
     Args:
-        ours: by task.
-        alone: by task, of its single-task runs; their spread is in the interval.
-        signs: by task 1 where more is better, -1 where less is.
+        ours: The method's values, by task.
+        alone: The values of the single-task runs, by task; the interval includes their spread.
+        signs: By task, 1 if higher is better and -1 if lower is better.
     """
     tasks = list(signs)
     for task in tasks:
@@ -44,24 +44,24 @@ def delta(ours: Mapping[str, Values], alone: Mapping[str, Values], signs: Mappin
             return Delta(
                 None, "", f"{task} alone is {min(alone[task].values()):.3g}, of which no percentage can be told"
             )
-    own = set.intersection(*(set(ours[task]) for task in tasks))
-    common = [seed for seed in sorted(own) if all(seed in alone[task] for task in tasks)]
+    seeds = set.intersection(*(set(ours[task]) for task in tasks))
+    common = [seed for seed in sorted(seeds) if all(seed in alone[task] for task in tasks)]
     if len(common) > 1:
         gains = [
             100 * fmean(signs[t] * (ours[t][seed] - alone[t][seed]) / alone[t][seed] for t in tasks) for seed in common
         ]
         return Delta(estimate(gains), "paired", "")
-    if not own:
+    if not seeds:
         return Delta(None, "", "no seed has all tasks")
     base = {task: fmean(alone[task].values()) for task in tasks}
     scale = {task: 100 * signs[task] / (len(tasks) * base[task]) for task in tasks}
-    sums = [sum(scale[t] * (ours[t][seed] - base[t]) for t in tasks) for seed in sorted(own)]
-    if len(own) < 2 or any(len(alone[task]) < 2 for task in tasks):
+    sums = [sum(scale[t] * (ours[t][seed] - base[t]) for t in tasks) for seed in sorted(seeds)]
+    if len(seeds) < 2 or any(len(alone[task]) < 2 for task in tasks):
         return Delta(
-            Estimate(fmean(sums), None, min(len(own), *(len(alone[t]) for t in tasks))), "unpaired", "one seed"
+            Estimate(fmean(sums), None, min(len(seeds), *(len(alone[t]) for t in tasks))), "unpaired", "one seed"
         )
     parts: list[tuple[float, list[float]]] = [(1.0, sums)]
     for task in tasks:
-        mean = fmean(ours[task][seed] for seed in own)
+        mean = fmean(ours[task][seed] for seed in seeds)
         parts.append((-scale[task] * mean / base[task], list(alone[task].values())))
     return Delta(welch([fmean(sums)], parts), "unpaired", "")

@@ -1,4 +1,4 @@
-"""What a report is made of, whatever it is written as."""
+"""The blocks of a report, independent of the output format."""
 
 from collections.abc import Set
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading, of level 1, 2 or 3."""
+    """A heading of level 1, 2 or 3."""
 
     text: str
     level: int
@@ -21,7 +21,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list of sentences, `warning` where they say what to beware of."""
+    """A list of sentences; `warning` marks caveats."""
 
     items: list[str]
     warning: bool = False
@@ -31,14 +31,13 @@ class Bullets:
 class Table:
     """A table.
 
-    Args:
-        title: what it shows.
-        columns: their heads; the first `texts` of them are of text, the others of numbers.
-        rows: as many cells each.
-        texts: as above.
-        strong: the rows to be set off, by number.
-        note: what is to be known to read it.
-        detail: whether it is for looking things up: folded on the page, and left out of the terminal.
+    title: The title.
+    columns: The column headings; the first `texts` columns contain text, the others numbers.
+    rows: The rows, with one cell per column.
+    texts: The number of text columns.
+    strong: The numbers of the rows to emphasise.
+    note: An explanation of the table.
+    detail: Whether the table is for reference: folded in HTML, and left out on the terminal.
     """
 
     title: str
@@ -54,11 +53,10 @@ class Table:
 class Picture:
     """A plot.
 
-    Args:
-        name: of its file.
-        title: what it shows, also for those who can't see it.
-        svg: as mtl.reporting.svg.take gives it.
-        note: what is to be known to read it.
+    name: The name of the plot's file.
+    title: The title, which is also the description for screen readers.
+    svg: The SVG from mtl.reporting.svg.take.
+    note: An explanation of the plot.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Means with intervals, and tests of differences between methods that were run with the same seeds."""
+"""Means with confidence intervals, and tests of differences between methods that share seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from functools import cache
 from statistics import fmean, stdev, variance
 
 LEVEL = 0.95
-SAME = 1e-6  # of the values' size: what float32 can't tell apart
+SAME = 1e-6  # relative difference that float32 can't resolve
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,9 @@ class Estimate:
     """A mean over seeds.
 
     Args:
-        mean: in the figure's unit.
-        half: half the width of its confidence interval, None where that isn't known.
-        n: how many seeds it is of.
+        mean: The mean, in the unit of the metric.
+        half: Half the width of the confidence interval; None if unknown.
+        n: The number of seeds.
     """
 
     mean: float
@@ -26,27 +26,27 @@ class Estimate:
 
     @property
     def low(self) -> float | None:
-        """The interval's lower end."""
+        """The lower end of the interval."""
         return None if self.half is None else self.mean - self.half
 
     @property
     def high(self) -> float | None:
-        """The interval's upper end."""
+        """The upper end of the interval."""
         return None if self.half is None else self.mean + self.half
 
     def times(self, factor: float) -> "Estimate":
-        """The same in a unit of which there are `factor` in one."""
+        """Returns the estimate multiplied by a factor, for a change of unit."""
         return Estimate(self.mean * factor, None if self.half is None else self.half * factor, self.n)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one method is from another, over the seeds that both have.
+    """The difference between two methods over common seeds.
 
     Args:
-        estimate: of the difference; None without common seeds.
-        p: two-sided, of the paired t-test, None where there is none.
-        why: why there is none, empty where there is one.
+        estimate: The estimate of the difference; None without common seeds.
+        p: The two-sided p-value of the paired t-test; None if there is none.
+        why: Why there is no p-value; empty if there is one.
     """
 
     estimate: Estimate | None
@@ -56,14 +56,14 @@ class Difference:
 
 @cache
 def quantile(freedom: float) -> float:
-    """How many standard errors an interval reaches to either side, by Student's t with so many degrees of freedom."""
+    """Returns the half width of a 95 % interval in standard errors, by Student's t for these degrees of freedom."""
     from scipy import stats
 
     return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """The values' mean with its interval by Student's t; None without values, no interval of one alone."""
+    """Returns the mean with Student's t interval; None without values. A single value has no interval."""
     if not values:
         return None
     n = len(values)
@@ -73,16 +73,16 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def welch(means: Sequence[float], parts: Sequence[tuple[float, Sequence[float]]]) -> Estimate:
-    """The sum of the means, with the interval of a sum of independent means.
+    """Returns the sum of independent means, with an interval.
 
-    Its degrees of freedom are those of Welch and Satterthwaite (Biometrics Bulletin 2, 1946).
+    The degrees of freedom are those of Welch and Satterthwaite (Biometrics Bulletin 2, 1946).
 
     Args:
-        means: what is added up.
-        parts: of each that is uncertain, the derivative of the sum by it, and its values, at least two.
+        means: The means to add.
+        parts: For each uncertain term, the derivative of the sum with respect to the term, and at least two values.
 
     Returns:
-        The estimate, with the least number of seeds that a part has as `n`.
+        The estimate, whose `n` is the smallest number of seeds of a part.
     """
     variances = [slope**2 * variance(values) / len(values) for slope, values in parts]
     total = sum(variances)
@@ -95,30 +95,30 @@ def welch(means: Sequence[float], parts: Sequence[tuple[float, Sequence[float]]]
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
-    """Ours minus theirs over the seeds that both have, with the paired t-test against no difference.
+    """Returns ours minus theirs over common seeds, with the paired t-test of no difference.
 
-    Differences that are alike to the last digits of float32 have no test: a t-test would take them for certain.
+    There is no test if all differences are equal within float32 precision: the t-test would consider them certain.
     """
     seeds = [seed for seed in ours if seed in theirs]
     differences = [ours[seed] - theirs[seed] for seed in seeds]
-    found = estimate(differences)
-    if found is None:
+    centre = estimate(differences)
+    if centre is None:
         return Difference(None, None, "no seed in common")
-    if found.n == 1:
-        return Difference(found, None, "one seed in common")
+    if centre.n == 1:
+        return Difference(centre, None, "one seed in common")
     size = max(abs(value) for seed in seeds for value in (ours[seed], theirs[seed]))
     if max(differences) - min(differences) <= SAME * size:
-        same = abs(found.mean) <= SAME * size
-        return Difference(found, None, "no difference in any seed" if same else "the same difference in every seed")
+        same = abs(centre.mean) <= SAME * size
+        return Difference(centre, None, "no difference in any seed" if same else "the same difference in every seed")
 
     from scipy import stats
 
     a, b = [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
-    return Difference(found, float(stats.ttest_rel(a, b).pvalue), "")
+    return Difference(centre, float(stats.ttest_rel(a, b).pvalue), "")
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """The p-values corrected for how many they are (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    """Corrects the p-values for multiple testing (Holm, Scandinavian Journal of Statistics 6, 1979)."""
     order = sorted(range(len(ps)), key=lambda index: ps[index])
     corrected, largest = [0.0] * len(ps), 0.0
     for place, index in enumerate(order):
@@ -128,10 +128,10 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def mean_ranks(columns: Sequence[Sequence[float]]) -> list[float]:
-    """Each method's mean rank, 1 the best; equal values share the mean of their ranks.
+    """Returns each method's mean rank, where 1 is the best; equal values share the mean of their ranks.
 
     Args:
-        columns: each with a value of every method, of which less is better.
+        columns: Columns with one value per method; lower is better.
     """
     from scipy import stats
 
@@ -140,5 +140,5 @@ def mean_ranks(columns: Sequence[Sequence[float]]) -> list[float]:
 
 
 def smallest_p(seeds: int) -> float:
-    """The least that a two-sided test by signed ranks can give for so many seeds."""
+    """Returns the smallest p-value of a two-sided signed-rank test with this number of seeds."""
     return float(2 ** (1 - seeds))

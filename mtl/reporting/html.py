@@ -1,4 +1,4 @@
-"""The report as one page that asks for nothing else, in light and dark."""
+"""Writes the report as one self-contained HTML page with a light and a dark theme."""
 
 from collections.abc import Sequence
 from html import escape
@@ -56,11 +56,11 @@ summary { cursor: pointer; font-weight: 600; }
 
 
 def write(blocks: Sequence[Block]) -> str:
-    """The blocks as a page; names are shown as they are, whatever is in them, but for what can't be seen."""
+    """Returns the blocks as an HTML page; names are escaped, and invisible characters are made visible."""
     headings = [block for block in blocks if isinstance(block, Heading)]
     title = next((h.text for h in headings if h.level == 1), "Report")
     sections = [h for h in headings if h.level == 2]
-    anchors = [f"{slug(h.text)}-{number}" for number, h in enumerate(sections, 1)]  # two titles may have one slug
+    anchors = [f"{slug(h.text)}-{number}" for number, h in enumerate(sections, 1)]  # titles may share a slug
     links = " · ".join(f'<a href="#{a}">{escape(h.text)}</a>' for a, h in zip(anchors, sections, strict=True))
     body = []
     for block in blocks:
@@ -107,7 +107,7 @@ def _table(block: Table) -> str:
 
 
 def _scrolling(title: str) -> str:
-    """A box that scrolls by itself where it is too wide, with the keyboard too."""
+    """Returns the opening tag of a box that scrolls wide content, also with the keyboard."""
     return f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(title)}">'
 
 

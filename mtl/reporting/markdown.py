@@ -1,4 +1,4 @@
-"""The report as Markdown, with its plots in files beside it."""
+"""Writes the report as Markdown, with the plots in separate files."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ FIGURES = "figures"  # the folder of the plots
 
 
 def write(blocks: Sequence[Block]) -> str:
-    """The blocks as GitHub's Markdown; plots are referred to as files in `FIGURES`."""
+    """Returns the blocks as GitHub-flavoured Markdown; plots refer to files in `FIGURES`."""
     parts = []
     for block in blocks:
         if isinstance(block, Heading):
@@ -45,7 +45,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text so that nothing in it is taken for Markdown, HTML, a formula, an address or a person, in one line."""
+    """Escapes the text, in one line, so that no part is read as Markdown, HTML, a formula, an address or a mention."""
     escaped = re.sub(r"([\\`*_{}\[\]<>|#~&$])", r"\\\1", plain(re.sub(r"\s+", " ", text)))
     escaped = re.sub(r"(www)\.|:(?=//|\w+@)", lambda m: f"{m[1]}\\." if m[1] else r"\:", escaped, flags=re.I)
-    return re.sub(r"@(?=\w)", "@<!-- -->", escaped)  # GitHub takes an escaped one for a person all the same
+    return re.sub(r"@(?=\w)", "@<!-- -->", escaped)  # GitHub reads even an escaped @ as a mention

@@ -1,4 +1,4 @@
-"""The packages that only reports need."""
+"""Checks for the packages that only reports need."""
 
 from importlib import import_module
 
@@ -11,7 +11,7 @@ def check_packages() -> None:
     """Checks that the packages are installed, before any run is read.
 
     Raises:
-        UserError: with the command that installs them.
+        UserError: If one is missing; the message has the command that installs the packages.
     """
     missing = []
     for package in PACKAGES:

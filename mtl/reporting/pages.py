@@ -1,4 +1,4 @@
-"""The report, from its parts: what is said, shown and put into tables of each section."""
+"""Assembles the report: the texts, plots and tables of each section."""
 
 from collections.abc import Sequence
 from textwrap import shorten
@@ -15,7 +15,7 @@ from mtl.reporting.plots import Plots
 from mtl.reporting.reading import UNSEEN, Run
 from mtl.reporting.writing import listed, number, plus_minus, signed, slug
 
-SHOWN = 6  # figures of the method that one would choose
+SHOWN = 6  # the most metrics listed for the chosen method
 METHOD = [
     "A method is the finished runs whose configs differ in the seed alone, and in keys that have no bearing on the "
     f"figures ({listed(sorted(UNSEEN - {'seed', 'only'}), 20)}). It is named by what tells it from others.",
@@ -42,7 +42,7 @@ METHOD = [
 
 
 def introduction(runs: Sequence[Run], folders: Sequence[str]) -> list[Block]:
-    """What the report is of, and the runs that don't count."""
+    """Describes what the report covers, and lists runs that are left out."""
     finished = sum(run.status == "finished" for run in runs)
     blocks: list[Block] = [
         Heading("Comparison of runs", 1),
@@ -67,12 +67,12 @@ def introduction(runs: Sequence[Run], folders: Sequence[str]) -> list[Block]:
 
 
 def explanation() -> list[Block]:
-    """How the numbers are made."""
+    """Explains how the numbers are computed."""
     return [Heading("How the numbers are made", 2), Bullets(METHOD)]
 
 
 def page(comparison: Comparison, pairs: Sequence[Sequence[str]], number: int) -> list[Block]:
-    """Everything about one section, the report's so-manieth."""
+    """Returns all blocks of the section with this number."""
     heading = Heading(comparison.section.title, 2)
     if not comparison.figures:
         return [heading, Text(f"No run has figures of the {comparison.split} split."), _runs(comparison)]
@@ -117,7 +117,7 @@ def _what(comparison: Comparison) -> str:
 
 
 def _reference(comparison: Comparison) -> str:
-    """What the others are tested against, and why it."""
+    """Describes the reference method and why it is the reference."""
     count = len(comparison.equals)
     if comparison.asked:
         why = "as asked"
@@ -132,7 +132,7 @@ def _reference(comparison: Comparison) -> str:
 
 
 def _which(comparison: Comparison) -> str:
-    """What validation would have one choose, and how sure that is."""
+    """Describes which method validation would choose, and how certain the choice is."""
     choice = comparison.choice
     if len(comparison.methods) < 2:
         return "There is one method, so there is nothing to choose."
@@ -150,25 +150,25 @@ def _which(comparison: Comparison) -> str:
     if ahead.estimate is None or ahead.estimate.half is None:
         text += " There aren't two seeds in common to say whether that is more than chance."
     else:
-        more = abs(ahead.estimate.mean) > ahead.estimate.half
+        sure = abs(ahead.estimate.mean) > ahead.estimate.half
         text += (
             f" Their difference over {ahead.estimate.n} common seeds is {signed(ahead.estimate)}, "
-            f"{'which is more than the spread over seeds explains' if more else 'which may be chance: either would do'}"
+            f"{'which is more than the spread over seeds explains' if sure else 'which may be chance: either would do'}"
         )
-        text += f", though these two are the first of {len(choice.order)}." if more and len(choice.order) > 2 else "."
+        text += f", though these two are the first of {len(choice.order)}." if sure and len(choice.order) > 2 else "."
     figures = [f"{f} {plus_minus(comparison.estimate(first, f))}" for f in comparison.mains[:SHOWN]]
     return f"{text} What it then reaches on {comparison.split}: {listed(figures)}."
 
 
 def _warnings(comparison: Comparison, curves: Curves) -> list[Block]:
-    found = caveats(comparison, curves)
-    return [Heading("What this can't say", 3), Bullets(found, warning=True)] if found else []
+    sentences = caveats(comparison, curves)
+    return [Heading("What this can't say", 3), Bullets(sentences, warning=True)] if sentences else []
 
 
 def _pareto(comparison: Comparison, plots: Plots, pairs: Sequence[Sequence[str]]) -> list[Block]:
-    found = pairs_to_show(comparison, pairs)
-    if found:
-        return [plots.pareto(found), tables.fronts(found)]
+    shown_pairs = pairs_to_show(comparison, pairs)
+    if shown_pairs:
+        return [plots.pareto(shown_pairs), tables.fronts(shown_pairs)]
     many = len(comparison.mains) > MOST_TASKS and not pairs
     ask = f"Of {len(comparison.mains)} tasks no two are shown against each other; --pair A B asks for some."
     return [Text(ask)] if many else []

@@ -1,4 +1,4 @@
-"""Two tasks against each other: which methods no other one beats in both, and how much they cover together."""
+"""Compares methods in two tasks at once: the Pareto front and the hypervolume."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from mtl.reporting.comparison import Comparison, Figure
 from mtl.reporting.estimates import Estimate, estimate
 from mtl.reporting.grouping import Method
 
-MOST_TASKS = 5  # of which every pair is shown without being asked for
+MOST_TASKS = 5  # the most tasks for which all pairs are shown by default
 
 Point = tuple[float, float]
 
 
 def front(points: Sequence[Point], maximise: Sequence[bool]) -> list[bool]:
-    """For each point whether no other one is at least as good in both and better in one."""
+    """Returns, for each point, whether no other point is at least as good in both metrics and better in one."""
     import moocore
 
     return [bool(on) for on in moocore.is_nondominated(list(points), maximise=list(maximise), keep_weakly=True)]
 
 
 def hypervolume(points: Sequence[Point], reference: Point, maximise: Sequence[bool]) -> float:
-    """The area between the points' front and the reference point."""
+    """Returns the area between the points' front and the reference point."""
     import moocore
 
     return float(moocore.hypervolume(list(points), ref=list(reference), maximise=list(maximise)))
@@ -30,13 +30,13 @@ def hypervolume(points: Sequence[Point], reference: Point, maximise: Sequence[bo
 
 @dataclass(frozen=True)
 class Pair:
-    """Two tasks' main figures of all methods that have both.
+    """The main metrics of two tasks, for all methods that have both.
 
     Args:
-        comparison: of whose methods.
-        x, y: the figures.
-        methods: those with both figures.
-        points: their means.
+        comparison: The comparison of the methods.
+        x, y: The metrics.
+        methods: The methods with both metrics.
+        points: The means of the methods.
     """
 
     comparison: Comparison
@@ -47,40 +47,40 @@ class Pair:
 
     @property
     def maximise(self) -> list[bool]:
-        """Whether more is better, of each figure."""
+        """Whether higher is better, for each of the two metrics."""
         return [figure.mode == "max" for figure in (self.x, self.y)]
 
     @cached_property
     def means(self) -> list[Point]:
-        """The methods' means as plain points."""
+        """The means of the methods as plain points."""
         return [(x.mean, y.mean) for x, y in self.points]
 
     @cached_property
     def on_front(self) -> list[bool]:
-        """For each method whether its mean is on the front of means."""
+        """Whether each method's mean is on the front of the means."""
         return front(self.means, self.maximise)
 
     @cached_property
     def reference(self) -> Point:
-        """The worst of either figure in any run of any of the methods."""
+        """The worst value of each metric in any run of any of the methods."""
         worst = []
-        for figure, more in zip((self.x, self.y), self.maximise, strict=True):
+        for figure, higher_is_better in zip((self.x, self.y), self.maximise, strict=True):
             values = [
                 value
                 for method in self.methods
                 for value in method.values(self.comparison.split, figure.task, figure.name).values()
             ]
-            worst.append(min(values) if more else max(values))
+            worst.append(min(values) if higher_is_better else max(values))
         return worst[0], worst[1]
 
     @cached_property
     def volume(self) -> float:
-        """The hypervolume of the front of means."""
+        """The hypervolume of the front of the means."""
         return hypervolume(self.means, self.reference, self.maximise)
 
     @cached_property
     def volume_over_seeds(self) -> Estimate | None:
-        """The hypervolume of each common seed's own front, from the same reference point; None without such seeds."""
+        """The mean hypervolume of the common seeds' fronts, for one reference point; None without common seeds."""
         volumes = []
         for seed in self.comparison.common_seeds:
             pairs = [
@@ -94,16 +94,16 @@ class Pair:
 
 
 def pairs_to_show(comparison: Comparison, wanted: Sequence[Sequence[str]] = ()) -> list[Pair]:
-    """The pairs of tasks that are wanted and there; all pairs where none is named and the tasks are few."""
+    """Returns the wanted pairs of tasks that exist; all pairs if none is named and there are few tasks."""
     mains = {figure.task: figure for figure in comparison.mains}
     few = list(combinations(mains, 2)) if len(mains) <= MOST_TASKS else []
-    found = []
+    pairs = []
     for one, other in [tuple(pair) for pair in wanted] or few:
         if one not in mains or other not in mains:
             continue
         x, y = mains[one], mains[other]
         pair = [(m, comparison.estimate(m, x), comparison.estimate(m, y)) for m in comparison.methods]
-        there = [(m, (a, b)) for m, a, b in pair if a is not None and b is not None]
-        if x.mode and y.mode and len(there) > 1:
-            found.append(Pair(comparison, x, y, [m for m, _ in there], [p for _, p in there]))
-    return found
+        complete = [(m, (a, b)) for m, a, b in pair if a is not None and b is not None]
+        if x.mode and y.mode and len(complete) > 1:
+            pairs.append(Pair(comparison, x, y, [m for m, _ in complete], [p for _, p in complete]))
+    return pairs

@@ -1,4 +1,4 @@
-"""The plots: what was reached, curves with bands, conflict over time, and two tasks against each other."""
+"""The plots: final metrics, curves with bands, conflict over time, and pairs of tasks."""
 
 import math
 from collections.abc import Sequence
@@ -17,24 +17,24 @@ from mtl.reporting.writing import number, shortened
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ALL_COLOURED = len(SERIES)  # so many methods have a colour each; of more, the first few
+ALL_COLOURED = len(SERIES)  # the most methods with a colour each; further methods are grey
 HIGHLIGHTED = 6
-MOST_OF_NAME = 60  # characters beside a plot
-MOST_SHOWN = 12  # tasks, or pairs of tasks, in one plot
-POINTS = 40_000  # of all curves of a plot together
-MOST_POINTS = 150  # of one curve
-MOST_COSINES = 30  # the same, of cosines, which jump
+MOST_OF_NAME = 60  # characters of a name next to a plot
+MOST_SHOWN = 12  # the most tasks, or pairs of tasks, in one plot
+POINTS = 40_000  # the most points of all curves of a plot together
+MOST_POINTS = 150  # the most points of one curve
+MOST_COSINES = 30  # the most points of a curve of cosines, which are noisy
 DASHED: Any = {"color": MUTED, "ls": (0, (4, 3)), "lw": 1}
 DASHES = ["-", "-", "-", "-", "-", "--", "--", "--"]
 
 
 class Plots:
-    """Plots of one section.
+    """The plots of one section.
 
     Args:
-        comparison: of its methods.
-        curves: what its methods' runs logged.
-        name: of the section, for the names of files.
+        comparison: The comparison of the section.
+        curves: The logged curves of the section's methods.
+        name: The name of the section, used in file names.
     """
 
     def __init__(self, comparison: Comparison, curves: Curves, name: str) -> None:
@@ -52,14 +52,14 @@ class Plots:
 
     @property
     def legend(self) -> str:
-        """What the colours mean where not every method has one."""
+        """Explains the colours if not every method has its own colour."""
         if len(self.highlighted) == len(self.comparison.methods):
             return ""
         by = f"the first {len(self.highlighted) - 1} by {'validation' if self.comparison.choice.order else 'name'}"
         return f"In colour: the reference and {by}; the others are grey, and named where one points at them."
 
     def reached(self) -> Picture:
-        """Every method's main figures, and Δm, as rows of points with intervals."""
+        """Plots all methods' main metrics and Δm as points with intervals."""
         comparison = self.comparison
         deltas = {m.label: d.estimate for m in comparison.methods if (d := comparison.delta(m)).estimate}
         mains = comparison.mains[: MOST_SHOWN - 1 if deltas else MOST_SHOWN]
@@ -87,7 +87,7 @@ class Plots:
             split = comparison.split
             title = f"What the methods reach, {split} split"
             few = f" The first {len(mains)} tasks of {len(comparison.mains)}." * (len(mains) < len(comparison.mains))
-            alone = any(there is not None for *_, there in panels)
+            alone = any(single is not None for *_, single in panels)
             dashed = " Dashed: the task alone, its interval shaded; for Δm, zero." * alone
             return Picture(
                 f"{self.name}-reached",
@@ -97,7 +97,7 @@ class Plots:
             )
 
     def training(self) -> Picture | None:
-        """Loss and main figure of each task over the steps, where they were logged."""
+        """Plots loss and main metric of each task over the steps, if they were logged."""
         tasks = self.comparison.tasks[:MOST_SHOWN]
         mains = {main.task: main for main in self.comparison.mains if main.name != "loss"}
         panels: list[tuple[str, str, bool | None]] = []
@@ -119,7 +119,7 @@ class Plots:
         )
 
     def conflict(self) -> Picture | None:
-        """The cosine between each two tasks' gradients over the steps."""
+        """Plots the cosine between the gradients of each pair of tasks over the steps."""
         logged = set(self.curves.tags())
         pairs = [pair for pair in hardest(self.comparison.methods, MOST_SHOWN) if tags.cosine_of(pair) in logged]
         return self._curves(
@@ -133,7 +133,7 @@ class Plots:
         )
 
     def pareto(self, pairs: Sequence[Pair]) -> Picture:
-        """Two tasks' main figures against each other, for each pair."""
+        """Plots the main metrics of each pair of tasks against each other."""
         across = min(len(pairs), 2 if len(pairs) < 5 else 3)
         down = math.ceil(len(pairs) / across)
         title = "Two tasks against each other"
@@ -143,7 +143,7 @@ class Plots:
             for pair, ax in zip(pairs, axes, strict=True):
                 self._pair(ax, pair)
             self._legend(figure)
-            figure.draw_without_rendering()  # now it is known where the points are
+            figure.draw_without_rendering()  # determines the positions of the points
             for pair, ax in zip(pairs, axes, strict=True):
                 self._name(ax, pair)
             name = f"{self.name}-pareto"
@@ -164,22 +164,22 @@ class Plots:
         if isinstance(alone, Estimate) and alone.low is not None and alone.high is not None:
             ax.axvspan(alone.low, alone.high, color=MUTED, alpha=0.13, lw=0)
         for method in self.comparison.methods:
-            found = estimates.get(method.label)
-            if found is not None:
+            entry = estimates.get(method.label)
+            if entry is not None:
                 row, colour = self._numbers[method.label], self._colours.get(method.label, MUTED)
                 gid = f"method-{row}"
-                if found.half is not None:
+                if entry.half is not None:
                     ax.plot(
-                        [found.mean - found.half, found.mean + found.half], [row, row], color=colour, gid=gid, lw=1.6
+                        [entry.mean - entry.half, entry.mean + entry.half], [row, row], color=colour, gid=gid, lw=1.6
                     )
-                ax.plot([found.mean], [row], "o", color=colour, gid=gid, ms=4.5)
+                ax.plot([entry.mean], [row], "o", color=colour, gid=gid, ms=4.5)
 
     def _curves(
         self, kind: str, title: str, panels: Sequence[tuple[str, str, bool | None]], across: int, most: int, note: str
     ) -> Picture | None:
-        """Curves with bands of at most so many points, a panel for each title and tag; None where nothing was logged.
+        """Plots curves with bands, one panel per title and tag; returns None if nothing was logged.
 
-        The third of a panel says whether its scale may be logarithmic; None draws a line at zero instead.
+        The third item of a panel is whether a logarithmic scale is allowed; None draws a line at zero instead.
         """
         if not panels:
             return None
@@ -190,8 +190,8 @@ class Plots:
             order = sorted(methods, key=lambda method: method in self.highlighted)
             for (name, tag, may_be_log), ax in zip(panels, axes, strict=True):
                 ax.set_title(name)
-                found = [(m, band) for m in order if (band := self.curves.band(m, tag, points)) is not None]
-                for method, band in found:
+                bands = [(m, band) for m in order if (band := self.curves.band(m, tag, points)) is not None]
+                for method, band in bands:
                     colour = self._colours.get(method.label, PALE)
                     strong = method in self.highlighted
                     gid = f"method-{self._numbers[method.label]}"
@@ -202,11 +202,11 @@ class Plots:
                     ax.plot(
                         band.steps, band.mean, dash, color=colour, lw=1.5 if strong else 0.6, gid=gid, marker=one, ms=3
                     )
-                means = [value for _, band in found for value in band.mean.tolist() if math.isfinite(value)]
+                means = [value for _, band in bands for value in band.mean.tolist() if math.isfinite(value)]
                 if may_be_log is None:
                     ax.axhline(0, color=MUTED, lw=0.8)
                     low, high = ax.get_ylim()
-                    ax.set_ylim(max(low, -1.05), min(high, 1.05))  # an interval of few seeds may go beyond
+                    ax.set_ylim(max(low, -1.05), min(high, 1.05))  # few seeds have wide intervals
                 elif means:
                     low, high = min(means), max(means)
                     if may_be_log and low > 0 and high > 10 * low:
@@ -263,7 +263,7 @@ class Plots:
         volume.set_in_layout(False)
 
     def _name(self, ax: "Axes", pair: Pair) -> None:
-        """Names the methods on the front, but for those that the legend tells."""
+        """Labels the methods on the front, except those in the legend."""
         on_front = zip(pair.methods, pair.means, pair.on_front, strict=True)
         named = [(method.label, point) for method, point, on in on_front if on and method not in self.highlighted]
         name_points(ax, named, pair.means)

@@ -1,4 +1,4 @@
-"""Runs as they are on the disk, whatever their state."""
+"""Reads runs from disk, whatever their status."""
 
 import copy
 import os
@@ -17,19 +17,19 @@ from mtl.schema import narrowed
 from mtl.text import plain
 
 UNREADABLE = "can't be read"
-UNSEEN = {*IRRELEVANT, "seed", "only", "data.root"}  # what makes no other method
+UNSEEN = {*IRRELEVANT, "seed", "only", "data.root"}  # keys that don't distinguish methods
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder.
+    """The folder of a run.
 
     Args:
-        folder: as it was given, or below what was given.
-        config: the whole config, with the tasks that were trained; empty where the run ended before it was written.
-        metrics: what metrics.json holds; empty where there is none.
-        status: finished, failed, stopped, running, unfinished (killed, that is) or can't be read.
-        written: when its metrics.json was, in seconds since 1970.
+        folder: The folder, relative to where the given folders are.
+        config: The whole config with the trained tasks; empty if the run ended before it was written.
+        metrics: The content of metrics.json; empty if there is no such file.
+        status: finished, failed, stopped, running, unfinished (killed), or can't be read.
+        written: The time at which metrics.json was written, in seconds since 1970.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class Run:
 
     @property
     def problem(self) -> str | None:
-        """What `task=` named, None where it isn't known."""
+        """The option of `task=`; None if unknown."""
         if self.metrics.get("problem"):
             return str(self.metrics["problem"])
         named = [str(a).split("=", 1)[1] for a in self.metrics.get("arguments", []) if str(a).startswith("task=")]
@@ -48,63 +48,63 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """The run's seed."""
+        """The seed of the run."""
         return int(self.config["seed"])
 
     @property
     def tasks(self) -> list[str]:
-        """The names of the tasks that were trained."""
+        """The names of the trained tasks."""
         return list(self.config.get("tasks") or {})
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The config without what makes no other method; not to be changed."""
-        found = without(self.config, UNSEEN)
-        found.setdefault("data", None)
-        found.setdefault("vars", {})  # a run older than the key
-        return found
+        """The config without keys that don't distinguish methods; must not be modified."""
+        config = without(self.config, UNSEEN)
+        config.setdefault("data", None)
+        config.setdefault("vars", {})  # a run from before the config had this key
+        return config
 
     @property
     def choices(self) -> dict[str, str]:
-        """From each of Hydra's groups to the option that was taken; empty where it isn't known."""
+        """The chosen option of each Hydra group; empty if unknown."""
         return {str(group): str(option) for group, option in (self.metrics.get("choices") or {}).items()}
 
     @property
     def error(self) -> str:
-        """The first line of what ended the run; a dash where none was written."""
+        """The first line of the error that ended the run; a dash if there is none."""
         return (str(self.metrics.get("error", "")).strip() or "–").splitlines()[0]
 
     def fingerprint(self, split: str) -> str | None:
-        """What tells a split's data from others, None where it isn't known."""
+        """Returns the fingerprint of a split's data; None if unknown."""
         return (self.metrics.get("fingerprints") or {}).get(split)
 
     @property
     def chosen_on_test(self) -> bool:
-        """Whether validation and test are the same data, so that its best epoch was chosen on its test figures."""
+        """Whether validation and test use the same data, so that the best epoch was chosen by test metrics."""
         return self.fingerprint("val") is not None and self.fingerprint("val") == self.fingerprint("test")
 
     @property
     def validated(self) -> bool:
-        """Whether there was validation; without, the last epoch counts as the best."""
+        """Whether the run was validated; otherwise the last epoch counts as the best one."""
         return bool(self.metrics.get("val"))
 
 
 def find(folders: Iterable[Path]) -> list[Run]:
-    """All runs in the folders and below, by the folders' names, each once.
+    """Finds all runs in the folders and their subfolders, each once, sorted by folder name.
 
-    A folder that can't be listed, or that holds a run that can't be read, hides no other.
+    Folders that can't be listed and runs that can't be read don't hide other runs.
 
     Raises:
-        UserError: where there is no such folder, or no run in any.
+        UserError: If a folder doesn't exist, or if there are no runs.
     """
-    found: dict[Path, Run] = {}
-    given = list(folders)
+    runs: dict[Path, Run] = {}
+    roots = list(folders)
 
     def closed(error: OSError) -> None:
         folder = Path(error.filename)
-        found.setdefault(folder, _unreadable(folder, f"the folder can't be listed: {error.strerror}"))
+        runs.setdefault(folder, _unreadable(folder, f"the folder can't be listed: {error.strerror}"))
 
-    for folder in given:
+    for folder in roots:
         if not folder.is_dir():
             raise UserError(
                 f"'{folder}' is not a folder; give those of runs or multiruns, such as outputs/mnist_two_head"
@@ -114,19 +114,19 @@ def find(folders: Iterable[Path]) -> list[Run]:
             if "config.yaml" in files or "metrics.json" in files:
                 run = read(Path(place))
                 if run is not None:
-                    found.setdefault(run.folder.resolve(), run)
+                    runs.setdefault(run.folder.resolve(), run)
                     if run.status != UNREADABLE:
                         below.clear()  # a run's own folders hold no runs
-    if not found:
-        raise UserError(f"there is no run in {', '.join(map(str, given))}; a run's folder holds a config.yaml")
-    return list(found.values())
+    if not runs:
+        raise UserError(f"there is no run in {', '.join(map(str, roots))}; a run's folder holds a config.yaml")
+    return list(runs.values())
 
 
 def read(folder: Path) -> Run | None:
-    """The run in the folder; None where the files are of something else."""
+    """Reads the run in the folder; returns None if the files belong to something else."""
     try:
-        metrics = checked_metrics(_there(read_json, folder / "metrics.json"))
-        config = checked_config(_there(read_yaml, folder / "config.yaml"))
+        metrics = checked_metrics(_if_present(read_json, folder / "metrics.json"))
+        config = checked_config(_if_present(read_yaml, folder / "config.yaml"))
         is_whole = {"seed", "tasks", "trainer"} <= set(config)
         config = narrowed(config) if is_whole else {}
         status = str(metrics.get("status") or "running")
@@ -143,8 +143,8 @@ def read(folder: Path) -> Run | None:
     return Run(folder, config, metrics, status, written)
 
 
-def _there(read: Callable[[Path], Any], path: Path) -> Any:
-    """What is read from the file; nothing where there is none."""
+def _if_present(read: Callable[[Path], Any], path: Path) -> Any:
+    """Reads the file; returns None if it doesn't exist."""
     try:
         return read(path)
     except FileNotFoundError:
@@ -156,7 +156,7 @@ def _unreadable(folder: Path, why: str, metrics: Mapping[str, Any] = MappingProx
 
 
 def without(config: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """A copy of the config without the keys, which are written with dots."""
+    """Returns a copy of the config without the given dotted keys."""
     config = copy.deepcopy(config)
     for name in names:
         *path, last = name.split(".")

@@ -1,4 +1,4 @@
-"""Plots as SVG whose colours follow the page, so that they are legible in light and dark."""
+"""Plots as SVG whose colours follow the page's light or dark theme."""
 
 import io
 import re
@@ -11,7 +11,7 @@ from mtl.text import plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is drawn in one of these colours has, in light and dark, that of the name.
+# Elements in one of these colours get the theme's colour of this name.
 INK, MUTED, GRID, PALE = "#010101", "#010102", "#010103", "#010104"
 SERIES = [f"#0101{number:02x}" for number in range(0x10, 0x18)]
 NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", PALE: "pale"} | {c: f"c{i}" for i, c in enumerate(SERIES)}
@@ -25,7 +25,7 @@ DARK = {
     **{"c0": "#f2f4f7", "c1": "#5aa9f5", "c2": "#f58b53", "c3": "#4cc38a", "c4": "#c293f2", "c5": "#f07cbb"},
     **{"c6": "#d9ac3d", "c7": "#4fc3d4"},
 }
-SCALE = 1.4  # pixels of the page for a point of a figure
+SCALE = 1.4  # pixels of the page per point of a figure
 RC: Any = {
     **{"svg.fonttype": "none", "svg.hashsalt": "mtl", "text.parse_math": False, "axes.formatter.use_mathtext": False},
     **{"font.size": 8, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "axes.titlesize": 8.5},
@@ -39,16 +39,15 @@ RC: Any = {
 
 
 def take(figure: "Figure", name: str, title: str, labels: Sequence[str]) -> str:
-    """The figure as an SVG element that can stand in a page among others.
+    """Returns the figure as an SVG element for a page with several figures.
 
-    Its colours are CSS variables. What was drawn with the gid `method-3` names the label of that number to whoever
-    points at it.
+    Colours become CSS variables. Elements with the gid `method-3` show the label of this number on hover.
 
     Args:
-        figure: drawn with `RC`.
-        name: different for every figure of a page.
-        title: told to those who can't see it.
-        labels: of the methods.
+        figure: A figure drawn with `RC`.
+        name: A name that is unique on the page.
+        title: The title for screen readers.
+        labels: The labels of the methods.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -72,7 +71,7 @@ def take(figure: "Figure", name: str, title: str, labels: Sequence[str]) -> str:
 
 
 def alone(svg: str) -> str:
-    """The SVG as a file of its own, in light colours on white."""
+    """Returns the SVG as a stand-alone file, in light colours on white."""
     text = re.sub(r"var\(--(\w+)\)", lambda m: LIGHT.get(m[1], m[0]), svg).replace("inherit", "sans-serif")
     width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0]
     head = f'<svg width="{width}" height="{height}"'
@@ -83,5 +82,5 @@ def alone(svg: str) -> str:
 
 
 def variables(colours: Mapping[str, str]) -> str:
-    """The colours as CSS."""
+    """Returns the colours as CSS variables."""
     return " ".join(f"--{name}: {value};" for name, value in colours.items())

@@ -1,4 +1,4 @@
-"""The report on the terminal, without its plots."""
+"""Prints the report on the terminal, without plots."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,12 +11,12 @@ from rich.text import Text as RichText
 from mtl.reporting.document import Block, Bullets, Heading, Table, Text
 from mtl.text import plain
 
-GAP = 3  # characters from a column to the next
-MOST, LEAST = 24, 8  # characters of a name, where there is no room
+GAP = 3  # characters between columns
+MOST, LEAST = 24, 8  # characters of a name in narrow terminals
 
 
 def show(console: Console, blocks: Sequence[Block]) -> None:
-    """Prints the blocks; names are printed as they are, whatever is in them."""
+    """Prints the blocks; names are printed literally."""
     for block in blocks:
         if isinstance(block, Heading):
             console.print(RichText(f"\n{plain(block.text)}", style="bold underline" if block.level < 3 else "bold"))
@@ -37,7 +37,7 @@ def show(console: Console, blocks: Sequence[Block]) -> None:
 
 
 def _fitting(block: Table, width: int) -> list[list[int]]:
-    """The numbers of the columns, in as many parts as the width asks for, each with those that name the rows."""
+    """Splits the columns into parts that fit the width; each part repeats the columns that name the rows."""
     names = list(range(block.texts))
     room = width - sum(min(MOST, _longest(block, index)) + GAP for index in names)
     parts: list[list[int]] = [[]]
@@ -52,12 +52,12 @@ def _fitting(block: Table, width: int) -> list[list[int]]:
 
 
 def _longest(block: Table, index: int) -> int:
-    """The characters of a column's longest cell, or of its head's longest word."""
+    """Returns the length of a column's longest cell or of the longest word in the heading."""
     return max(len(text) for text in [*(plain(row[index]) for row in block.rows), *block.columns[index].split()])
 
 
 def _widths(block: Table, columns: Sequence[int], width: int) -> dict[int, int]:
-    """How wide the columns are: names are broken where they must be, numbers never, heads rather than either."""
+    """Returns the widths of the columns: headings are wrapped first, then names; numbers are never wrapped."""
     widths = {index: _longest(block, index) for index in columns}
     room = width - sum(widths.values()) - GAP * (len(columns) - 1)
     while room < 0 and max(widths[index] for index in range(block.texts)) > LEAST:
@@ -65,9 +65,9 @@ def _widths(block: Table, columns: Sequence[int], width: int) -> dict[int, int]:
         widths[widest] -= 1
         room += 1
     for index in columns:
-        more = max(0, min(room, len(block.columns[index]) - widths[index]))
-        widths[index] += more
-        room -= more
+        extra = max(0, min(room, len(block.columns[index]) - widths[index]))
+        widths[index] += extra
+        room -= extra
     return widths
 
 

@@ -1,1 +1,1 @@
-"""Run folders: loading, resuming, comparing and summarising runs."""
+"""Run folders: loads, resumes, compares and summarises runs."""

@@ -1,4 +1,4 @@
-"""A run that goes on with other classes than it began with: whether these take the state that was saved."""
+"""Checks whether a resumed run with other classes than before can load the saved state."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,19 +10,19 @@ from torch.optim import Optimizer
 from mtl.errors import UserError, told
 from mtl.step import Step
 
-MOVED = ("lr", "initial_lr", "momentum", "betas")  # options of an optimizer that a scheduler moves
+MOVED = ("lr", "initial_lr", "momentum", "betas")  # options of an optimizer that a scheduler changes
 
 
 def check(step: Step, state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Looks whether model, optimizer, scheduler and balancer take the state, before anything is loaded.
+    """Checks that model, optimizer, scheduler and balancer can load the state, before anything is loaded.
 
     Args:
-        step: that is to take it.
-        state: of the trainer, with the config that it was `composed` with.
-        config: of `step`.
+        step: The step that is to load the state.
+        state: The state of the trainer, including the config that it was `composed` with.
+        config: The config of `step`.
 
     Raises:
-        UserError: for the first that doesn't.
+        UserError: For the first component that can't load the state.
     """
     _check_model(step.model, state["model"])
     for name, part in {**step.descent.components(), "balancer": step.balancing.balancer}.items():
@@ -33,24 +33,24 @@ def check(step: Step, state: Mapping[str, Any], config: Mapping[str, Any]) -> No
         if saved is None:
             raise UserError(f"{what}: nothing was saved")
         if isinstance(part, Optimizer):
-            own = _tried(part, saved, what)
+            current = _tried(part, saved, what)
             saved = {"options": [set(group) for group in saved["param_groups"]], "state": saved["state"]}
         else:
-            own = part.state_dict()
-        if name == "balancer":  # what is inside may be empty before the first step
-            saved, own = dict.fromkeys(saved), dict.fromkeys(own)
-            if own and all(str(_target(each, name)).startswith("mtl.") for each in (state["composed"], config)):
-                raise UserError(f"{what}: {', '.join(own)} means something else there")
-        for difference in _differences(saved, own):
+            current = part.state_dict()
+        if name == "balancer":  # entries may be empty before the first step
+            saved, current = dict.fromkeys(saved), dict.fromkeys(current)
+            if current and all(str(_target(each, name)).startswith("mtl.") for each in (state["composed"], config)):
+                raise UserError(f"{what}: {', '.join(current)} means something else there")
+        for difference in _differences(saved, current):
             raise UserError(f"{what}: {difference}")
 
 
 def options(step: Step, state: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """The options of an optimizer of another class that are to be this one's, as `resume_allow` would name them."""
+    """Returns the options to take from the config if the optimizer's class differs, as `resume_allow` names them."""
     if not _is_another("optimizer", state, config):
         return []
-    kept = MOVED if "scheduler" in step.descent.components() else ()
-    return [f"optimizer.{key}" for group in step.descent.param_groups(first=True) for key in group if key not in kept]
+    fixed = MOVED if "scheduler" in step.descent.components() else ()
+    return [f"optimizer.{key}" for group in step.descent.param_groups(first=True) for key in group if key not in fixed]
 
 
 def _target(config: Mapping[str, Any], name: str) -> Any:
@@ -62,16 +62,16 @@ def _is_another(name: str, state: Mapping[str, Any], config: Mapping[str, Any]) 
 
 
 def _check_model(model: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Raises a UserError for parameters and buffers of other names or shapes, or in another order."""
-    own = model.state_dict()
-    for difference in _differences(dict(saved), dict(own)):
+    """Raises a UserError if parameters and buffers differ in names, shapes or order."""
+    current = model.state_dict()
+    for difference in _differences(dict(saved), dict(current)):
         raise UserError(f"the model's parameters and buffers aren't those that were saved: {difference}")
-    if list(saved) != list(own):
+    if list(saved) != list(current):
         raise UserError("the model has its parameters in another order, by which the optimizer's state was saved")
 
 
 def _tried(optimizer: Optimizer, saved: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """What the optimizer keeps, from a step with gradients of zero, after which all is as it was."""
+    """Returns the optimizer's state after a trial step with zero gradients, which is undone afterwards."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     having = {index: each for index, each in enumerate(parameters) if index in saved["state"]}
     values = {index: each.detach().clone() for index, each in having.items()}
@@ -91,22 +91,22 @@ def _tried(optimizer: Optimizer, saved: Mapping[str, Any], what: str) -> dict[st
     return {"options": [set(group) for group in optimizer.state_dict()["param_groups"]], "state": state}
 
 
-def _differences(saved: Any, own: Any, where: str = "") -> Iterator[str]:
-    """What isn't the same in two states, in words: names, and the shapes of tensors."""
-    if isinstance(saved, Mapping) and isinstance(own, Mapping):
-        for key in dict.fromkeys([*saved, *own]):
+def _differences(saved: Any, current: Any, where: str = "") -> Iterator[str]:
+    """Yields descriptions of the differences between two states: names, and shapes of tensors."""
+    if isinstance(saved, Mapping) and isinstance(current, Mapping):
+        for key in dict.fromkeys([*saved, *current]):
             name = f"{where}.{key}" if where else str(key)
-            if key not in own:
+            if key not in current:
                 yield f"'{name}' was saved, and there is no such thing here"
             elif key not in saved:
                 yield f"'{name}' is needed here, and wasn't saved"
             else:
-                yield from _differences(saved[key], own[key], name)
-    elif isinstance(saved, Tensor) and isinstance(own, Tensor):
-        if saved.shape != own.shape:
-            yield f"'{where}' has shape {tuple(saved.shape)} there, and {tuple(own.shape)} here"
-    elif isinstance(saved, list) and isinstance(own, list) and where == "options":
-        for number, (theirs, ours) in enumerate(zip(saved, own, strict=True)):
-            if theirs != ours:
-                listed = ", ".join(sorted(theirs ^ ours))
+                yield from _differences(saved[key], current[key], name)
+    elif isinstance(saved, Tensor) and isinstance(current, Tensor):
+        if saved.shape != current.shape:
+            yield f"'{where}' has shape {tuple(saved.shape)} there, and {tuple(current.shape)} here"
+    elif isinstance(saved, list) and isinstance(current, list) and where == "options":
+        for number, (saved_option, current_option) in enumerate(zip(saved, current, strict=True)):
+            if saved_option != current_option:
+                listed = ", ".join(sorted(saved_option ^ current_option))
                 yield f"group {number} has other options: {listed}"

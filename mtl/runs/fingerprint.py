@@ -1,4 +1,4 @@
-"""Which data a run had: runs whose fingerprints differ can't be compared."""
+"""Fingerprints of a run's data; runs whose fingerprints differ can't be compared."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -12,22 +12,22 @@ from torch.utils.data import IterableDataset
 from mtl.errors import FOREIGN
 from mtl.process.seeding import random_state, seed_cpu, set_random_state
 
-LOOKED_AT = 16  # samples; reading them all could take hours
+LOOKED_AT = 16  # number of samples that are read; reading all of them could take hours
 
 
 def fingerprints(splits: Iterable[tuple[str, Any]]) -> dict[str, str | None]:
-    """By split, that of its data; of several sources' one after the other, None where one has none."""
-    found: dict[str, list[str | None]] = {}
+    """Returns the fingerprint of each split; several sources are joined, and None if one of them has no fingerprint."""
+    fingerprints_by_split: dict[str, list[str | None]] = {}
     for split, dataset in splits:
-        found.setdefault(split, []).append(fingerprint(dataset))
-    return {split: None if None in each else "+".join(map(str, each)) for split, each in found.items()}
+        fingerprints_by_split.setdefault(split, []).append(fingerprint(dataset))
+    return {split: None if None in each else "+".join(map(str, each)) for split, each in fingerprints_by_split.items()}
 
 
 def fingerprint(dataset: Any) -> str | None:
-    """A digest of a data set in memory, or of a map-style one's length and some samples, evenly spaced.
+    """Returns a digest of a data set in memory, or of the length and some evenly spaced samples of a map-style one.
 
-    Transforms that draw do so from fixed seeds, so it is the data set's own; the generators are left as they were.
-    None for an iterable data set, and for one whose samples can't be read.
+    Random transforms draw from fixed seeds, so that the digest depends only on the data; the random state is restored.
+    The result is None for iterable data sets and for data sets whose samples can't be read.
     """
     if isinstance(dataset, IterableDataset):
         return None
@@ -41,7 +41,7 @@ def fingerprint(dataset: Any) -> str | None:
         seed_cpu(0)
         for index in np.linspace(0, len(dataset) - 1, LOOKED_AT).round().astype(int).tolist():
             _take(digest, dataset[index])
-    except FOREIGN:  # training will have said so where it mattered
+    except FOREIGN:  # training reports the error if it matters
         return None
     finally:
         set_random_state(state)

@@ -1,4 +1,4 @@
-"""Runs that have been written: reading one back, and starting from one."""
+"""Loads finished runs, and initialises models from them."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,14 @@ from mtl.training import checkpoint, saved
 
 
 def read(run: str | Path, name: str = "best") -> dict[str, Any]:
-    """The checkpoint of that name in the run's folder; a model of its config needs no first weights from elsewhere.
+    """Reads a checkpoint from the run's folder; its config needs no initial weights from other files.
+
+    Args:
+        run: The folder of the run.
+        name: The name of the checkpoint.
 
     Raises:
-        UserError: where the folder holds no run, or the checkpoint can't be read.
+        UserError: If the folder contains no run, or if the checkpoint can't be read.
     """
     folder = Path(run)
     check_kind(folder / "checkpoints")
@@ -32,17 +36,17 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"'{run}' is not the folder of a run; it would hold a folder 'checkpoints'")
     path = folder / "checkpoints" / f"{name}.pt"
-    there = sorted(p.stem for p in path.parent.glob("*.pt"))
-    if name not in there:
+    names = sorted(p.stem for p in path.parent.glob("*.pt"))
+    if name not in names:
         raise UserError(
-            f"'{run}' has no checkpoint '{name}'; it has: {', '.join(there) or 'none'}; ask for it with checkpoint=…"
+            f"'{run}' has no checkpoint '{name}'; it has: {', '.join(names) or 'none'}; ask for it with checkpoint=…"
         )
     state = checkpoint.load(path)
     if "evaluated" in state:
         state["model"] = state.pop("evaluated")
     saved.check(state, f"the checkpoint {path}", saved.MODEL)
-    state["config"]["init_from"] = None  # what it gave has been trained since
-    if "threads" not in state["config"]:  # a run older than the key
+    state["config"]["init_from"] = None  # the checkpoint contains the trained weights
+    if "threads" not in state["config"]:  # a run from before the config had this key
         saved.check(state, f"the checkpoint {path}", {"versions": dict, "versions.threads": int})
         state["config"]["threads"] = state["versions"]["threads"]
     return state
@@ -51,25 +55,25 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
 def load(
     run: str | Path, *, checkpoint: str = "best", device: torch.device | str = "cpu", trust: Trusted = ()
 ) -> MultiTaskModel:
-    """A trained model from the folder of its run, in eval mode: `model({"image": …})["digit"]`.
+    """Loads a trained model from the folder of its run, in eval mode: `model({"image": …})["digit"]`.
 
-    What was known of the data is in `model.facts`: the names of classes, means and deviations of standardised targets.
+    The facts of the data are in `model.facts`: names of classes, means and deviations of standardised targets.
 
     Args:
-        run: the run's folder.
-        checkpoint: `best` on validation, or `last`; `best-1`, `last-1` and so on, where more are kept.
-        device: where the model is put.
-        trust: modules, or names in modules, that the model may be built with besides those of mtl, torch.nn,
-            torchvision, torchmetrics and the current folder, such as `["transformers"]`; True for whatever the run
-            names. See docs/safety.md.
+        run: The folder of the run.
+        checkpoint: `best` on validation, or `last`; `best-1`, `last-1` and so on, if the run kept more checkpoints.
+        device: The device of the model.
+        trust: Modules, or names in modules, that may be used to build the model, in addition to mtl, torch.nn,
+            torchvision, torchmetrics and the current folder, such as `["transformers"]`; True trusts everything that
+            the run names. See docs/safety.md.
 
     Raises:
-        UserError: where the folder holds no run, code that the model needs is gone, or it isn't trusted.
+        UserError: If the folder contains no run, or if code that the model needs is missing or isn't trusted.
     """
     state = read(run, checkpoint)
     add_code_folders(trusted_folders(run, state, [], parts=("model", "tasks"), trust=trust))
     where = f"the checkpoint '{checkpoint}' of '{run}'"
-    # Whoever loads a model keeps their random state.
+    # Loading a model must not change the caller's random state.
     with saved.built_from(where), torch.random.fork_rng(devices=[]):
         model = build_model(state["config"], build_tasks(state["config"]))
     saved.load_into(model, state["model"], where)
@@ -80,20 +84,20 @@ def load(
 def trusted_folders(
     run: str | Path, state: Mapping[str, Any], named: Sequence[str | Path], *, parts: Sequence[str], trust: Trusted
 ) -> list[str]:
-    """Checks what is to be built of a run; gives the folders that the user's own code for it is in.
+    """Checks which code a run's config would execute, and returns the folders of the user's code for the run.
 
-    Those that the run's checkpoint names are among them where they lie in the current folder, and not beside the run.
-    What would load first values or download data is taken out of the config.
+    Folders that the checkpoint names are included if they are in the current folder and not in the run's folder.
+    Options that would load initial values or download data are removed from the config.
 
     Args:
-        run: the run's folder.
-        state: its checkpoint.
-        named: folders that the user has named.
-        parts: the keys of the run's config that are to be built.
-        trust: see `load`.
+        run: The folder of the run.
+        state: The checkpoint of the run.
+        named: Folders that the user has named.
+        parts: The keys of the run's config that are to be built.
+        trust: See `load`.
 
     Raises:
-        UserError: where the config names code that isn't trusted.
+        UserError: If the config names code that isn't trusted.
     """
     config, theirs = state["config"], state.get("code_folders")
     theirs = [each for each in theirs if isinstance(each, str)] if type(theirs) is list else []
@@ -108,11 +112,11 @@ def trusted_folders(
         for part in parts:
             loads_nothing(config.get(part))
     except Absent as error:
-        others = [repr(each) for each in theirs if each not in folders]
-        if not others:
+        remaining = [repr(each) for each in theirs if each not in folders]
+        if not remaining:
             raise
         raise UserError(
-            f"{error}. The run's own code was in {' or '.join(others[:3])}. A folder with code for it is named by "
+            f"{error}. The run's own code was in {' or '.join(remaining[:3])}. A folder with code for it is named by "
             "--config-dir, or in Python added to sys.path and the modules named in trust=[…]; trust=true, in Python "
             "trust=True, searches the run's folders, and allows whatever it names"
         ) from error
@@ -122,13 +126,17 @@ def trusted_folders(
 
 
 def start_from(model: nn.Module, run: str | Path) -> list[str]:
-    """Gives the model the best parameters and buffers of another run, wherever name and shape agree.
+    """Copies the best parameters and buffers of another run to the model, wherever names and shapes agree.
+
+    Args:
+        model: The model to initialise.
+        run: The folder of the other run.
 
     Returns:
-        Lines for the user: what was loaded, what is new in this model, what of the other run isn't used.
+        Lines for the user: what was loaded, what is new in this model, and what of the other run isn't used.
 
     Raises:
-        UserError: where nothing agrees.
+        UserError: If no parameter or buffer agrees.
     """
     theirs = read(run)["model"]
     ours = model.state_dict()

@@ -1,4 +1,4 @@
-"""What a finished run has to say: one screen, and the same as data."""
+"""Summarises a finished run, on one screen and as data."""
 
 import math
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mtl.training.trainer import Trainer
     from mtl.training.validation import Figures, Kind
 
-MOST_PAIRS = 5  # of tasks that the summary describes
-FEW = 8  # measured steps that say nothing yet about how two tasks get on
+MOST_PAIRS = 5  # the most pairs of tasks that the summary describes
+FEW = 8  # fewer measured steps say nothing about a pair of tasks
 COSTS = {
     "joint": "one trunk forward and backward a step, all graphs alive at once",
     "sequential": "{trunks} trunk forwards and backwards a step, one task's graph alive at a time",
@@ -35,14 +35,14 @@ class Run:
     """A finished run.
 
     Args:
-        trainer: after `fit`.
-        splits: the data.
-        test: the best parameters' figures on the test split.
-        labelled: by task, how many of its samples have a label.
-        kinds: of each figure, by `task/metric`.
-        folder: of the run, as one would type it.
-        arguments: the command line's.
-        config: the whole config.
+        trainer: The trainer, after `fit`.
+        splits: The data.
+        test: The metrics of the best parameters on the test split.
+        labelled: The number of labelled samples of each task.
+        kinds: The kind of each metric, by `task/metric`.
+        folder: The folder of the run, as a user would type it.
+        arguments: The command-line arguments.
+        config: The whole config.
     """
 
     trainer: "Trainer"
@@ -56,24 +56,24 @@ class Run:
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks' names."""
+        """The names of the tasks."""
         return [task.name for task in self.trainer.step.tasks]
 
     def mean(self, tag: str) -> float | None:
-        """The mean over the steps in which the tag was measured, undefined values left out."""
+        """Returns the mean over the steps in which the tag was measured, without undefined values."""
         values = self.values(tag)
         return fmean(values) if values else None
 
     def last_weights(self) -> dict[str, float | None]:
-        """What each task's gradient was multiplied by in the last step."""
+        """Returns each task's gradient weight in the last step."""
         return {task: self.trainer.readings.weights.get(tags.weight(task)) for task in self.tasks}
 
     def values(self, tag: str) -> list[float]:
-        """What was measured under the tag."""
+        """Returns the values that were measured under the tag."""
         return [m[tag] for m in self.trainer.readings.measured if tag in m and math.isfinite(m[tag])]
 
     def cosines(self) -> dict[str, dict[str, float]]:
-        """Per pair of tasks the mean cosine and the share of measured steps in which it was below zero."""
+        """Returns, for each pair of tasks, the mean cosine and the share of measured steps with a negative cosine."""
         return {
             tags.pair(first, second): {
                 "mean": fmean(values),
@@ -84,24 +84,24 @@ class Run:
         }
 
     def measuring_oftener(self) -> int | None:
-        """A smaller log.every with enough measured steps in a run as long as this one, if there is any."""
+        """Returns a smaller log.every that measures enough steps in a run of this length; None if there is none."""
         every = max(self.trainer.global_step // (2 * FEW), 1)
         return every if every < self.config["log"]["every"] and self.trainer.global_step // every >= FEW else None
 
     def samples(self) -> dict[str, int]:
-        """How many there are in each split, of all sources together."""
-        found: dict[str, int] = {}
+        """Returns the number of samples in each split, of all sources together."""
+        counts: dict[str, int] = {}
         for split, dataset in self.splits.items():
-            found[split] = found.get(split, 0) + len(dataset)
-        return found
+            counts[split] = counts.get(split, 0) + len(dataset)
+        return counts
 
     def unreached(self) -> list[str]:
-        """Trainable parameters that no task's loss reached in any step."""
+        """Returns the trainable parameters that no task's loss reached in any step."""
         parameters, without = self.trainer.step.parameters, self.trainer.readings.without_gradient
         return [name for name, parameter in parameters.items() if parameter.requires_grad and name in without]
 
     def figures(self) -> dict[str, Any]:
-        """The run as plain data, for metrics.json."""
+        """Returns the run as plain data, for metrics.json."""
         trainer = self.trainer
         return {
             "data": self.splits.summary(),
@@ -135,7 +135,7 @@ class Run:
 
 
 def summarise(console: Console, run: Run) -> None:
-    """Prints the run's results, what they mean, how far to trust them, and what to do next."""
+    """Prints the run's results, an interpretation, the limits of the results, and commands for the next steps."""
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False)
@@ -155,8 +155,8 @@ def summarise(console: Console, run: Run) -> None:
             },
         )
     )
-    others = " and ".join(split.split(",")[0] for split in measured)
-    apart = f"; {others} are of best.pt" if " " in others else f"; {others} is of best.pt" if others else ""
+    names = " and ".join(split.split(",")[0] for split in measured)
+    apart = f"; {names} are of best.pt" if " " in names else f"; {names} is of best.pt" if names else ""
     say(
         f"The training losses are means over the steps of epoch {trainer.epoch}, while the parameters moved{apart}. "
         "Gradient norms are means over all measured steps.\n"
@@ -177,8 +177,8 @@ def summarise(console: Console, run: Run) -> None:
     seconds = trainer.seconds_per_step
     taken = f"; {1e3 * seconds:.2f} ms a step, logging included" if seconds is not None else ""
     sources = {task.get("source") for task in run.config["tasks"].values()}
-    own = len(sources) > 1 or any(task.objective for task in trainer.step.tasks)
-    say(f"Passes: {OWN if own else f'{trainer.step.passes.kind}, {cost}'}{taken}.")
+    mixed = len(sources) > 1 or any(task.objective for task in trainer.step.tasks)
+    say(f"Passes: {OWN if mixed else f'{trainer.step.passes.kind}, {cost}'}{taken}.")
     balancing = trainer.step.balancing
     if balancing.collects:
         each = f"every {balancing.settings.every} steps" if balancing.settings.every > 1 else "each step"
@@ -193,7 +193,7 @@ def summarise(console: Console, run: Run) -> None:
 
 
 def decision(trainer: "Trainer") -> str:
-    """What was monitored, its best value, and where it has scales, what that value is made of."""
+    """Describes the monitored metric and its best value, and the terms of that value if they are scaled."""
     assert trainer.selection.monitor is not None
     text = f"{trainer.selection.monitor}: {trainer.selection.best:.4f}"
     terms = trainer.selection.monitor.terms(trainer.selection.figures)
@@ -201,7 +201,12 @@ def decision(trainer: "Trainer") -> str:
 
 
 def table_of(splits: "Mapping[str, Figures]", more: Mapping[str, Mapping[str, float | None]] | None = None) -> Table:
-    """A table with a row for each task's figure and a column for each split; `more` columns are of the task."""
+    """Returns a table with one row per metric of a task and one column per split.
+
+    Args:
+        splits: The metrics of each split.
+        more: Further columns of values by task.
+    """
     table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("task")
     table.add_column("figure")
@@ -218,24 +223,25 @@ def table_of(splits: "Mapping[str, Figures]", more: Mapping[str, Mapping[str, fl
 
 
 def written(folder: Path) -> list[str]:
-    """The files of the run, its events as one, and what is W&B's."""
+    """Returns the files of the run; event files and the files of W&B are each combined to one entry."""
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     several = {"events.out.": "events.out.tfevents.*", "wandb/": "wandb/"}
     return list(dict.fromkeys(next((n for start, n in several.items() if f.startswith(start)), f) for f in files))
 
 
 def meaning(mean: float, below_zero: float, steps: int, oftener: int | None) -> str:
-    """One sentence on two tasks' gradients over the shared parameters.
+    """Returns one sentence on two tasks' gradients over the shared parameters.
 
     Args:
-        mean, below_zero: of their cosines, and the share of these.
-        steps: in which they were measured.
-        oftener: a log.every that would measure in enough steps.
+        mean: The mean of the cosines.
+        below_zero: The share of negative cosines.
+        steps: The number of measured steps.
+        oftener: A log.every that would measure enough steps, or None.
     """
     figures = f"mean cosine {mean:+.2f}, below zero in {below_zero:.0%} of {steps} measured steps"
     if steps < FEW:
-        more = f"; log.every={oftener} measures more often" if oftener else ""
-        return f"{figures}: too few to say what that means{more}."
+        hint = f"; log.every={oftener} measures more often" if oftener else ""
+        return f"{figures}: too few to say what that means{hint}."
     if mean < -0.1:
         return f"{figures}: a step for one mostly undoes some of the other's; try a balancer, or separate models."
     if mean > 0.1:
@@ -244,7 +250,7 @@ def meaning(mean: float, below_zero: float, steps: int, oftener: int | None) -> 
 
 
 def trust(run: Run) -> str:
-    """How far the figures can be trusted."""
+    """Describes how far the metrics can be trusted."""
     text = f"One seed ({run.config['seed']})"
     sizes = [len(dataset) for split, dataset in run.splits.items() if split == "test"]
     if sizes and run.test:
@@ -266,14 +272,14 @@ def trust(run: Run) -> str:
 
 
 def next_steps(run: Run) -> list[tuple[str, str]]:
-    """Commands that go on from here, each with what it is for."""
-    given = [a for a in run.arguments if not a.lstrip("+").startswith("resume")]
-    there = [split for split, _ in run.splits.items()]
-    split = [] if "test" in there else ["split=val"] if "val" in there else ["split=train"]
+    """Returns commands for the next steps, each with a description."""
+    arguments = [a for a in run.arguments if not a.lstrip("+").startswith("resume")]
+    available = [split for split, _ in run.splits.items()]
+    split = [] if "test" in available else ["split=val"] if "val" in available else ["split=train"]
     commands = [("evaluate", evaluating(run.folder, run.arguments, *split))]
     if any(Path(run.folder).glob("events.out.tfevents.*")):
         commands.insert(0, ("look", looking(run.folder)))
     if len(run.tasks) > 1:
         for task in run.tasks[:4]:
-            commands.append((f"{task} alone", command("python", "-m", "mtl.train", *given, f"only={task}")))
+            commands.append((f"{task} alone", command("python", "-m", "mtl.train", *arguments, f"only={task}")))
     return commands

@@ -191,8 +191,8 @@ def test_what_only_changes_a_parameter_s_layout_is_no_box() -> None:
 def test_what_many_tasks_share_is_of_no_task_s_colour() -> None:
     names = [f"t{index}" for index in range(5)]
     palette = colours(names)
-    assert pictures._look(names[:4], palette)["fillcolor"].split(":") == [palette[name] for name in names[:4]]
-    assert pictures._look(names, palette) == {"style": "filled", "fillcolor": MANY, "penwidth": "2"}
+    assert pictures._style(names[:4], palette)["fillcolor"].split(":") == [palette[name] for name in names[:4]]
+    assert pictures._style(names, palette) == {"style": "filled", "fillcolor": MANY, "penwidth": "2"}
 
 
 @needs_dot
