@@ -108,7 +108,7 @@ def checked(folder: Path) -> None:
 
 
 def log_file(folder: str) -> str:
-    """Returns the path of the run's log, which Hydra opens before the job begins and checks the folder."""
+    """Returns the path of the run's log. Hydra opens it before the job begins; the job refuses an unsound folder."""
     try:
         check_folder(Path(folder))
     except UserError:

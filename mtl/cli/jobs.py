@@ -152,7 +152,7 @@ class Jobs:
     def none_began(self) -> bool:
         """Returns whether no job has begun, in this process or in another one."""
         folder = self._multirun.folder
-        elsewhere = folder is not None and (not folder.is_dir() or self._multirun.noted(folder))  # missing: removed
+        elsewhere = folder is not None and (not folder.is_dir() or self._multirun.noted(folder))  # it was made
         return not self.worked_here and not elsewhere and not self._asked_to_stop
 
     def _give_up(self, folder: Path, name: str) -> None:

@@ -144,7 +144,7 @@ def read(folder: Path) -> Run | None:
 
 
 def _if_present(read: Callable[[Path], Any], path: Path) -> Any:
-    """Reads the file; returns None if it doesn't exist."""
+    """Reads the file; returns an empty dict if it doesn't exist."""
     try:
         return read(path)
     except FileNotFoundError:
