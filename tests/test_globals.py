@@ -23,6 +23,7 @@ from torch import nn
 
 import mtl
 import mtl.loggers
+from mtl.training.options import Checkpoints
 from mtl.training.trainer import Trainer
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
@@ -111,7 +112,7 @@ def test_constructing_objects_changes_no_setting(tmp_path: Path, monkeypatch: py
         assert state() == before, kind
     loader = mtl.data.Loader(data, batch_size=4, shuffle=True)
     loggers = [kind(tmp_path, ["a"]) for kind in (mtl.loggers.CsvLogger, mtl.loggers.TensorBoardLogger)]
-    Trainer(mtl.Step(model, tasks, optimizer), loader, max_epochs=1, checkpoints=tmp_path / "checkpoints")
+    Trainer(mtl.Step(model, tasks, optimizer), loader, max_epochs=1, checkpoints=Checkpoints(tmp_path / "checkpoints"))
     assert state() == before
     for logger in loggers:
         logger.close()

@@ -199,7 +199,7 @@ def test_init_from(trained: Ended, here: Path, monkeypatch: pytest.MonkeyPatch) 
                 first.append(self.step.model({"image": mtl.data.mnist().val.fields["image"]}))
             super().fit()
 
-    monkeypatch.setattr("mtl.training.trainer.Trainer", Looks)
+    monkeypatch.setattr("mtl.config.trainer.Trainer", Looks)
     ended = command("train", "--config-dir", "configs", "task=three", *FAST[1:], f"init_from={trained.run}")
     assert ended.code == 0, ended.err
     before = mtl.load(trained.run)({"image": mtl.data.mnist().val.fields["image"]})

@@ -656,12 +656,11 @@ def test_data_that_are_not_the_runs(tmp_path: Path) -> None:
 
 def test_versions_that_changed_are_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert interrupted(5).code == 143
-    from mtl import train
-    from mtl.cli import record
+    from mtl.cli import record, resuming
 
     now = record.versions()
     assert set(now) == {"mtl", "torch", "numpy", "python", "threads", "device"}
-    monkeypatch.setattr(train, "versions", lambda: {**now, "threads": 99, "device": "another"})
+    monkeypatch.setattr(resuming, "versions", lambda: {**now, "threads": 99, "device": "another"})
     ended = command("train", *SMALL, "balancer=moco", "resume=auto")
     assert f"warning  threads was {now['threads']} and is 99: the numbers may differ" in ended.out
     assert "warning  device was" in ended.out
