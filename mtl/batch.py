@@ -1,4 +1,4 @@
-"""Batches: dicts of fields, which are tensors with the sample as first dimension, lists, or nests of these."""
+"""Batches: dicts of fields, which are tensors with the sample as first dimension, lists, or nested dicts and tuples."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -14,10 +14,10 @@ Batch = Mapping[str, Any]
 
 
 def field(batch: Batch, name: str, where: str) -> Any:
-    """The batch's field of that name.
+    """Returns a field of the batch.
 
     Raises:
-        UserError: for one that isn't in it; `where` says who asks.
+        UserError: If the batch has no such field; the message begins with `where`.
     """
     if name not in batch:
         raise UserError(f"{where} '{name}' not in batch; the dataset gives: {', '.join(map(str, batch))}")
@@ -25,26 +25,26 @@ def field(batch: Batch, name: str, where: str) -> Any:
 
 
 def num_samples(batch: Batch, targets: Iterable[str] = ()) -> int:
-    """How many samples a batch has.
+    """Returns the number of samples in a batch.
 
-    That is the length of its targets, or, where none of these is in the batch, the length that all fields have. It is
-    never the longest tensor's: the ids of bags or the edges of graphs are in flat fields of other lengths.
+    This is the length of the targets or, if none of these is in the batch, the common length of all fields. The longest
+    tensor doesn't decide, since flat fields such as the ids of bags or the edges of graphs have other lengths.
 
     Args:
-        batch: fields by name.
-        targets: the fields that have one entry a sample.
+        batch: The batch.
+        targets: The names of fields that have one entry for each sample.
 
     Raises:
-        UserError: where the fields that are asked have different lengths.
+        UserError: If the fields have different lengths.
     """
-    known = {name: _length(batch[name]) for name in targets if name in batch}
-    known = {name: length for name, length in known.items() if length is not None}
-    if not known:
+    lengths_by_name = {name: _length(batch[name]) for name in targets if name in batch}
+    lengths_by_name = {name: length for name, length in lengths_by_name.items() if length is not None}
+    if not lengths_by_name:
         every = {name: _length(value) for name, value in batch.items()}
-        known = {name: length for name, length in every.items() if length is not None}
-    lengths = {length for length in known.values() if length is not None}
+        lengths_by_name = {name: length for name, length in every.items() if length is not None}
+    lengths = {length for length in lengths_by_name.values() if length is not None}
     if len(lengths) > 1:
-        listed = ", ".join(f"'{name}' {length}" for name, length in known.items())
+        listed = ", ".join(f"'{name}' {length}" for name, length in lengths_by_name.items())
         raise UserError(
             f"the number of samples in a batch isn't known, since its fields have different lengths: {listed}. Give "
             "the step a list of micro-batches, or let the loader collate each of them by itself; a task that is a "
@@ -54,7 +54,7 @@ def num_samples(batch: Batch, targets: Iterable[str] = ()) -> int:
 
 
 def _length(value: Any) -> int | None:
-    """The length that a field has: a tensor's, a list's, or the one that all tensors of a nest have; else None."""
+    """Returns the length of a tensor or list, or the common length of nested tensors; None without such a length."""
     if isinstance(value, Tensor):
         return len(value) if value.ndim else None
     if isinstance(value, Mapping | tuple):
@@ -65,13 +65,13 @@ def _length(value: Any) -> int | None:
 
 
 def describe(value: Any) -> str:
-    """Shapes of a nest of tensors, for messages."""
+    """Describes the shapes of nested tensors, for messages."""
     shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in tree_leaves(value)]
     return f"of shape {shapes[0]}" if len(shapes) == 1 else f"of shapes {', '.join(map(str, shapes))}"
 
 
 def bounds(total: int, *, size: int | None = None, count: int | None = None) -> list[tuple[int, int]]:
-    """Where micro-batches of `size` samples, or `count` of nearly equal sizes, begin and end among `total` samples."""
+    """Returns where micro-batches of `size` samples, or `count` micro-batches, begin and end among `total` samples."""
     if size is None:
         assert count is not None
         count = min(count, total)
@@ -80,17 +80,19 @@ def bounds(total: int, *, size: int | None = None, count: int | None = None) -> 
 
 
 def cut(batch: Batch, total: int | None = None, *, size: int | None = None, count: int | None = None) -> list[Batch]:
-    """The batch in micro-batches of `size` samples, the last one maybe smaller, or in `count` of nearly equal sizes.
+    """Divides a batch into micro-batches.
 
-    Tensors are cut along their first dimension; a list, or a tuple that isn't a nest of such tensors, has one entry a
-    sample. Numbers, texts and 0-dim tensors belong to each micro-batch.
+    Tensors are divided along the first dimension; lists, and tuples that don't hold such tensors, have one entry for
+    each sample. Numbers, texts and 0-dim tensors are part of every micro-batch.
 
     Args:
-        batch: fields by name.
-        total: its number of samples; None for the length that all fields have.
+        batch: The batch.
+        total: The number of samples in the batch; None for the common length of all fields.
+        size: The number of samples in a micro-batch; the last one may have fewer.
+        count: The number of micro-batches, of nearly equal sizes, instead of `size`.
 
     Raises:
-        UserError: for a field that has another length than the number of samples.
+        UserError: If the length of a field isn't the number of samples.
     """
     total = num_samples(batch) if total is None else total
     where = bounds(total, size=size, count=count)
@@ -98,16 +100,16 @@ def cut(batch: Batch, total: int | None = None, *, size: int | None = None, coun
 
 
 def take(batch: Batch, total: int, which: slice | list[int]) -> dict[str, Any]:
-    """These samples of a batch of `total`.
+    """Returns a batch with the samples `which` of a batch of `total` samples.
 
     Raises:
-        UserError: for a field that has another length than the number of samples.
+        UserError: If the length of a field isn't the number of samples.
     """
     return {name: take_field(value, total, which, str(name)) for name, value in batch.items()}
 
 
 def take_field(value: Any, total: int, which: slice | list[int], name: str) -> Any:
-    """These samples of one field, see `take`."""
+    """Returns the samples `which` of one field, see `take`."""
     if isinstance(value, Tensor):
         if value.ndim and len(value) != total:
             raise _not_by_samples(name, f"a tensor {describe(value)}", total)
@@ -137,10 +139,15 @@ def _not_by_samples(name: str, what: str, total: int) -> UserError:
 
 
 def joined(parts: Sequence[Any], sizes: Sequence[int], name: str = "prediction") -> Any:
-    """The counterpart of `cut`: fields, or predictions, of micro-batches with these sizes, in one.
+    """Joins the fields, or the predictions, of micro-batches; the inverse of `cut`.
+
+    Args:
+        parts: The fields or predictions, one for each micro-batch.
+        sizes: The numbers of samples in the micro-batches.
+        name: The name of the field, for messages.
 
     Raises:
-        UserError: for tensors whose shapes differ in more than their first dimension.
+        UserError: If the shapes of tensors differ in more than the first dimension.
     """
     first = parts[0]
     if isinstance(first, Tensor) and first.ndim:

@@ -1,8 +1,8 @@
-"""Which of a task's labels are there in a batch, and what a mean over them divides by.
+"""Missing labels of a task, and the denominator of a mean over the labels that are present.
 
-A label is missing where a floating target is NaN, where a class number is the loss's `ignore_index`, or -100 for a loss
-of yes and no (YES_OR_NO), and where the field that `task.mask` names is false. Missing labels are taken out before the
-loss is: a `where` would let their NaN into the gradient.
+A label is missing if a floating-point target is NaN, if a class number is the loss's `ignore_index`, if the target of a
+loss of yes and no (YES_OR_NO) is -100, or if the field `task.mask` is false. Missing labels are removed before the loss
+is computed, since masking with `torch.where` would let NaN into the gradient.
 """
 
 import math
@@ -16,16 +16,18 @@ from mtl.batch import Batch, describe, field, num_samples
 from mtl.errors import UserError
 from mtl.task import BY_CLASS, BY_ELEMENT, Task
 
-MISSING_CLASS = -100  # what torch's losses ignore by default, and data sets give for a class that isn't known
+MISSING_CLASS = -100  # torch's losses ignore it by default, and data sets use it for an unknown class
 YES_OR_NO = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss, nn.SoftMarginLoss)
 CLASS_NUMBERS = (*BY_CLASS, nn.MultiMarginLoss, nn.MultiLabelMarginLoss)
 
 
 def target_of(task: Task, batch: Batch) -> Any:
-    """The task's target. Integers of any type are int64: uint8 holds no -100, wraps around, and would index as a mask.
+    """Returns the target of a task, with integers converted to int64.
+
+    The conversion is needed because uint8 can't hold -100, overflows, and would be used as a mask when indexing.
 
     Raises:
-        UserError: for a target that isn't in the batch.
+        UserError: If the target isn't in the batch.
     """
     if task.target not in batch:
         field(batch, task.target, f"task '{task.name}': target")  # which raises the error
@@ -36,46 +38,48 @@ def target_of(task: Task, batch: Batch) -> Any:
 
 
 def label_fields(task: Task, batch: Batch) -> dict[str, Any]:
-    """The fields of a batch that say what the task's labels are: its target, and its mask if it has one."""
+    """Returns the fields of a batch that hold the task's labels: the target, and the mask if the task has one."""
     return {name: batch[name] for name in (task.target, task.mask) if name}
 
 
 def may_miss(task: Task, target: Any) -> bool:
-    """Whether labels of this target may be missing, see `Task.missing`: finding them waits for the device."""
+    """Returns whether labels of a target may be missing, see `Task.missing`; finding them waits for the device."""
     if task.missing is not None or not isinstance(target, Tensor):
         return bool(task.missing)
     return task.objective is None and (target.is_floating_point() or _is_yes_or_no(task, target))
 
 
 def _is_yes_or_no(task: Task, target: Any) -> bool:
-    """Whether the target's numbers are 0, 1, and -100 where a label is missing."""
+    """Returns whether the target consists of 0, 1, and -100 for missing labels."""
     return isinstance(task.loss, YES_OR_NO) and isinstance(target, Tensor) and target.dtype != torch.bool
 
 
 def there(task: Task, batch: Batch) -> Tensor | None:
-    """Which labels are there: bool, of the target's shape, or (N,) where that is a nest of tensors.
+    """Returns a boolean tensor that is true where a label is present.
 
-    None where the target's kind knows no missing ones.
+    Returns:
+        A tensor of the target's shape, or (N,) if the target consists of nested tensors; None if no label can be
+        missing in a target of this kind.
 
     Raises:
-        UserError: for a mask that isn't in the batch or doesn't fit the target.
+        UserError: If the mask isn't in the batch or doesn't fit the target.
     """
     target = target_of(task, batch)
-    found: Tensor | None = None
+    present: Tensor | None = None
     if _is_yes_or_no(task, target):
-        found = (target != MISSING_CLASS) & ~target.isnan()
+        present = (target != MISSING_CLASS) & ~target.isnan()
     elif isinstance(target, Tensor) and target.is_floating_point():
-        found = ~target.isnan()
+        present = ~target.isnan()
     elif isinstance(target, Tensor) and isinstance(task.loss, BY_CLASS):
-        found = target != task.loss.ignore_index
+        present = target != task.loss.ignore_index
     if task.mask is None:
-        return found
+        return present
     mask = _mask(task, target, batch)
-    return mask if found is None else found & mask
+    return mask if present is None else present & mask
 
 
 def _mask(task: Task, target: Any, batch: Batch) -> Tensor:
-    """The task's mask, of the target's shape, or (N,) where that is a nest."""
+    """Returns the mask of a task, expanded to the target's shape, or (N,) if the target consists of nested tensors."""
     assert task.mask is not None
     mask = field(batch, task.mask, f"task '{task.name}': mask")
     if not isinstance(mask, Tensor):
@@ -109,89 +113,94 @@ def _mask(task: Task, target: Any, batch: Batch) -> Tensor:
 
 
 def select(task: Task, prediction: Any, batch: Batch) -> tuple[Any, Any]:
-    """The prediction and the target where labels are there, for the task's loss. May wait for the device.
+    """Returns the prediction and the target without missing labels, for the task's loss. May wait for the device.
 
-    Class numbers that a mask takes out become the loss's `ignore_index`; samples without a label are left out; of
-    losses that are means over elements or positions, single elements or positions are.
+    Class numbers that the mask excludes become the loss's `ignore_index`. Otherwise, samples without a label are left
+    out; for losses that average over elements or positions, single elements or positions are left out.
 
     Raises:
-        UserError: as `there`, and where a loss of another kind would be given samples with half of a label.
+        UserError: If the mask is invalid, see `there`, or if the loss averages over samples and only a part of a
+            sample's label is missing.
     """
     target = target_of(task, batch)
-    found = there(task, batch) if may_miss(task, target) else None
+    present = there(task, batch) if may_miss(task, target) else None
     if _by_position(task):
-        return _positions(task, prediction, target, found)
-    if found is None or (task.mask is None and _ignores(task, target)) or found.all():
+        return _positions(task, prediction, target, present)
+    if present is None or (task.mask is None and _ignores(task, target)) or present.all():
         return prediction, target
     if _ignores(task, target):
-        return prediction, target.masked_fill(~found, task.loss.ignore_index)  # type: ignore[attr-defined]
-    return _taken(task, prediction, target, found, by_element=_by_element(task))
+        return prediction, target.masked_fill(~present, task.loss.ignore_index)  # type: ignore[attr-defined]
+    return _taken(task, prediction, target, present, by_element=_by_element(task))
 
 
 def select_for_metric(task: Task, prediction: Any, batch: Batch, *, ignored: int | None = None) -> tuple[Any, Any]:
-    """The same for a metric. One that knows an ignored value gets the whole target, that value for missing labels."""
+    """Returns the prediction and the target without missing labels, for a metric.
+
+    A metric that has an ignored value gets the whole target, with that value for missing labels.
+    """
     target = target_of(task, batch)
-    found = None if task.missing is False else there(task, batch)
+    present = None if task.missing is False else there(task, batch)
     if isinstance(target, Tensor) and not target.is_floating_point() and not target.is_complex():
         target = target.long()
     if _by_position(task):
-        return _positions(task, prediction, target, found)
-    if found is None or found.all():
+        return _positions(task, prediction, target, present)
+    if present is None or present.all():
         return prediction, target
     if ignored is not None and isinstance(target, Tensor):
-        return prediction, target.masked_fill(~found, ignored)
+        return prediction, target.masked_fill(~present, ignored)
     if isinstance(prediction, Tensor) and _ignores(task, target) and target.ndim > 1:
-        return prediction.movedim(1, -1)[found], target[found]  # classes are the second dimension
+        return prediction.movedim(1, -1)[present], target[present]  # classes are the second dimension
     by_element = isinstance(prediction, Tensor) and prediction.shape == target.shape
-    return _taken(task, prediction, target, found, by_element=by_element)
+    return _taken(task, prediction, target, present, by_element=by_element)
 
 
 def denominator(task: Task, batch: Batch) -> Tensor | int:
-    """What the task's mean divides by on this batch: valid targets' class weights, or their number; elements; samples.
+    """Returns the denominator of the mean that the task's loss is on this batch.
 
-    Losses of kinds that aren't known count samples, or what the task's own `count(target)` says.
+    Depending on the loss, this is the sum of the class weights of the labels, or the number of labels, elements or
+    samples. For other losses than torch's, it is `task.count(target)` if given, else the number of samples.
 
     Raises:
-        UserError: as `there`.
+        UserError: If the mask is invalid, see `there`.
     """
     if task.objective is not None:
         number: Tensor | int = task.count(batch) if task.count else num_samples(batch, [task.target])
         return number
     target = target_of(task, batch)
-    found = there(task, batch) if may_miss(task, target) or _ignores(task, target) else None
+    present = there(task, batch) if may_miss(task, target) or _ignores(task, target) else None
     if task.count is not None:
-        if found is not None and not found.all():
-            target = _picked(target, _rows(task, found))
+        if present is not None and not present.all():
+            target = _picked(target, _rows(task, present))
         counted: Tensor | int = task.count(target)
         return counted
-    if found is not None and _ignores(task, target):
+    if present is not None and _ignores(task, target):
         weight: Tensor | None = task.loss.weight  # type: ignore[attr-defined]
         if weight is None or weight.ndim != 1 or not len(weight):  # the loss itself refuses wrong ones
-            return found.sum()
-        return (weight[target.where(found, 0).clamp(0, len(weight) - 1)] * found).sum()
-    # Of positions elements are counted: all positions of a floating target have the same number of them.
+            return present.sum()
+        return (weight[target.where(present, 0).clamp(0, len(weight) - 1)] * present).sum()
+    # Elements stand for positions, since all positions of a floating-point target have the same number of elements.
     by_element = _by_element(task) or _by_position(task)
-    if found is not None:
-        return found.sum() if by_element else _rows(task, found).sum() * _positions_each(task, target)
+    if present is not None:
+        return present.sum() if by_element else _rows(task, present).sum() * _positions_each(task, target)
     if not isinstance(target, Tensor):
         return num_samples(batch, [task.target])
     return target.numel() if by_element else len(target) * _positions_each(task, target)
 
 
 def num_labelled(task: Task, batch: Batch) -> Tensor | int:
-    """How many of the batch's samples have a label of the task, or a part of one.
+    """Returns the number of samples in the batch that have a label of the task, or a part of one.
 
     Raises:
-        UserError: as `there`.
+        UserError: If the mask is invalid, see `there`.
     """
-    found = None if task.missing is False or task.objective is not None else there(task, batch)
-    if found is None:
+    present = None if task.missing is False or task.objective is not None else there(task, batch)
+    if present is None:
         return num_samples(batch, [task.target])
-    return found.flatten(1).any(1).sum() if found.ndim > 1 else found.sum()
+    return present.flatten(1).any(1).sum() if present.ndim > 1 else present.sum()
 
 
 def _ignores(task: Task, target: Any) -> bool:
-    """Whether the loss itself leaves out missing labels: they are class numbers."""
+    """Returns whether the loss itself ignores missing labels, as torch's losses of class numbers do."""
     return isinstance(task.loss, BY_CLASS) and isinstance(target, Tensor) and not target.is_floating_point()
 
 
@@ -200,7 +209,7 @@ def _by_element(task: Task) -> bool:
 
 
 def _positions_each(task: Task, target: Any) -> int:
-    """What a sample with a label counts where elements aren't counted: as many as it has distributions of classes."""
+    """Returns the number of class distributions in a sample, which is what the sample adds to the denominator."""
     by_class = isinstance(task.loss, BY_CLASS) and isinstance(target, Tensor) and target.ndim > 1
     return math.prod(target.shape[2:]) if by_class else 1
 
@@ -209,8 +218,8 @@ def _by_position(task: Task) -> bool:
     return task.mean_over == "positions"
 
 
-def _positions(task: Task, prediction: Any, target: Any, found: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Predictions (M, C) and targets (M, C) or (M,) at the positions that have a label."""
+def _positions(task: Task, prediction: Any, target: Any, present: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns the predictions (M, C) and the targets (M, C) or (M,) at the positions that have a label."""
     both = isinstance(prediction, Tensor) and isinstance(target, Tensor) and prediction.ndim > 1
     numbers = both and target.is_floating_point()
     shape = prediction.shape if not both or numbers else (prediction.shape[0], *prediction.shape[2:])
@@ -221,19 +230,19 @@ def _positions(task: Task, prediction: Any, target: Any, found: Tensor | None) -
             "without the channels if it is of class numbers"
         )
     prediction, target = prediction.movedim(1, -1), target.movedim(1, -1) if numbers else target
-    if found is None:
+    if present is None:
         return prediction.flatten(0, -2), target.flatten(0, -2) if numbers else target.flatten()
-    here = found.all(1) if numbers else found
-    if numbers and not torch.equal(here, found.any(1)):
+    labelled = present.all(1) if numbers else present
+    if numbers and not torch.equal(labelled, present.any(1)):
         raise UserError(
             f"task '{task.name}': some positions have a part of their target '{task.target}' only, and its loss is "
             f"said to be a mean over whole positions: tasks.{task.name}.mean_over"
         )
-    return prediction[here], target[here]
+    return prediction[labelled], target[labelled]
 
 
-def _taken(task: Task, prediction: Any, target: Any, found: Tensor, *, by_element: bool) -> tuple[Any, Any]:
-    if by_element and found.ndim > 1:
+def _taken(task: Task, prediction: Any, target: Any, present: Tensor, *, by_element: bool) -> tuple[Any, Any]:
+    if by_element and present.ndim > 1:
         if not isinstance(prediction, Tensor) or prediction.shape != target.shape:
             shown = tuple(prediction.shape) if isinstance(prediction, Tensor) else type(prediction).__name__
             raise UserError(
@@ -247,16 +256,16 @@ def _taken(task: Task, prediction: Any, target: Any, found: Tensor, *, by_elemen
                 "weights for each, which don't fit the elements that are left. Take one weight for all, or a mask with "
                 "one value for each sample"
             )
-        return prediction[found], target[found]
-    rows = _rows(task, found)
+        return prediction[present], target[present]
+    rows = _rows(task, present)
     return _picked(prediction, rows), _picked(target, rows)
 
 
-def _rows(task: Task, found: Tensor) -> Tensor:
-    """Which samples have their label, (N,)."""
-    if found.ndim == 1:
-        return found
-    whole, some = found.flatten(1).all(1), found.flatten(1).any(1)
+def _rows(task: Task, present: Tensor) -> Tensor:
+    """Returns a boolean tensor (N,) that is true for samples whose label is present."""
+    if present.ndim == 1:
+        return present
+    whole, some = present.flatten(1).all(1), present.flatten(1).any(1)
     if not torch.equal(whole, some):
         raise UserError(
             f"task '{task.name}': some samples have a part of their target '{task.target}' only, and of its loss it "

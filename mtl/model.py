@@ -1,4 +1,4 @@
-"""The model: a trunk that all tasks share, and a head for each task."""
+"""The model: a trunk that all tasks share and a head for each task."""
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -13,25 +13,28 @@ from mtl.task import Task
 
 
 class MultiTaskModel(nn.Module):
-    """Hard parameter sharing: every task goes through one trunk, then through a head of its own.
+    """A model with hard parameter sharing: one trunk for all tasks, and a head for each task.
 
-    The heads are `model.heads[task.name]`; losses and objectives that are modules are `model.losses[task.name]`, so
-    that their buffers and parameters move, train and are saved with the model.
+    The heads are `model.heads[task.name]`. Losses and objectives that are modules are `model.losses[task.name]`, so
+    that their buffers and parameters are moved, trained and saved with the model.
 
-    Another architecture is a subclass that overrides `shared`, `features`, `predict` and `own_part`. What runs
-    identically for every task is in `features`. A task's own part, such as gates, masks or a trunk of its own, is in
-    `predict`, which goes from the features to the prediction. Passes, balancers and micro-batches rely on nothing else.
+    Another architecture is a subclass that overrides `shared`, `features`, `predict` and `own_part`. `features`
+    contains the computation that is the same for all tasks. `predict` contains the computation for a single task, from
+    the features to the prediction, such as gates, masks or a separate trunk. Passes, balancers and micro-batches use
+    only these methods.
 
     Args:
-        trunk: called with the input fields in order; gives the features, a tensor or a nest of tensors.
-        tasks: at least one, names distinct.
-        inputs: the batch's fields that the trunk is given.
+        trunk: The module that is called with the input fields in order, and returns the features: a tensor or nested
+            tensors.
+        tasks: The tasks, at least one, with distinct names.
+        inputs: The names of the batch's fields that are the inputs of the trunk.
 
     Attributes:
-        frozen_until: from the names of parameters that are frozen for now to the optimizer steps until which they are.
+        frozen_until: By name of a temporarily frozen parameter, the number of optimizer steps after which the parameter
+            is trained.
 
     Raises:
-        UserError: without tasks or inputs, or with two tasks of one name.
+        UserError: If there are no tasks or no inputs, or if two tasks have the same name.
     """
 
     def __init__(self, trunk: nn.Module, tasks: Sequence[Task], *, inputs: Sequence[str]) -> None:
@@ -48,25 +51,25 @@ class MultiTaskModel(nn.Module):
         losses = {task.name: task.objective or task.loss for task in tasks}
         self.losses = nn.ModuleDict({name: loss for name, loss in losses.items() if isinstance(loss, nn.Module)})
         self.inputs = tuple(inputs)
-        self.facts: dict[str, Any] = {}  # what is known of the data that a loaded model was trained on
+        self.facts: dict[str, Any] = {}  # facts about the data on which a loaded model was trained
         self._frozen: list[nn.Module] = []
         self.frozen_until: dict[str, int] = {}
 
     @property
     def shared(self) -> nn.Module | None:
-        """The module that `features` calls, the same for every task; None where the tasks share none."""
+        """The module that `features` calls for all tasks; None if the tasks share no module."""
         return self.trunk
 
     def features(self, batch: Batch) -> Any:
-        """What is computed once for all tasks: the trunk's output for the batch's input fields.
+        """Computes the features, which are the same for all tasks: the trunk's output for the batch's input fields.
 
         Raises:
-            UserError: for an input that isn't in the batch, or one that the trunk can't take.
+            UserError: If an input isn't in the batch, or if the trunk fails on the inputs.
         """
         return self._encode(self.trunk, self._inputs_of(batch))
 
     def own_part(self, task: str) -> nn.Module:
-        """The first module that `predict` calls: where a task's own part of the forward pass begins."""
+        """Returns the first module that `predict` calls, where the task-specific part of the forward pass begins."""
         return self.heads[task]
 
     def _encode(self, trunk: nn.Module, inputs: Sequence[Any]) -> Any:
@@ -83,11 +86,11 @@ class MultiTaskModel(nn.Module):
             ) from error
 
     def predict(self, task: str, features: Any) -> Any:
-        """The task's prediction from the features.
+        """Computes the prediction of a task from the features.
 
         Raises:
-            UserError: where the head can't take the features, or changes them in place: the next task's head
-                would see the changed ones.
+            UserError: If the head fails on the features, or if it changes them in place, so that the heads of other
+                tasks would get the changed features.
         """
         before = _versions(features)
         try:
@@ -106,40 +109,44 @@ class MultiTaskModel(nn.Module):
         return prediction
 
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """Every task's prediction, by name, from a batch that has the input fields."""
+        """Computes the predictions of all tasks, by task name, from a batch that has the input fields."""
         features = self.features(batch)
         return {task: self.predict(task, features) for task in self.heads}
 
     def freeze(self, patterns: Iterable[str], *, until: int | None = None) -> list[str]:
-        """Takes parameters out of the training; gives the names of those that were frozen.
+        """Freezes parameters, so that they are not trained.
 
-        Modules whose parameters are all frozen stay in eval mode, since batch norm's statistics would move on.
+        Modules whose parameters are all frozen stay in eval mode, so that the statistics of batch norm don't change.
 
         Args:
-            patterns: see `match`.
-            until: optimizer steps after which they are trained, see `thaw`; None for never. What several patterns
-                match waits for the last of them; what wasn't trained before isn't trained after.
+            patterns: Patterns of parameter names, see `match`.
+            until: The number of optimizer steps after which the parameters are trained, see `thaw`; None for never. If
+                several calls match a parameter, the largest number counts. Parameters that were frozen before, without
+                a number of steps, stay frozen.
+
+        Returns:
+            The names of the frozen parameters.
 
         Raises:
-            UserError: for a pattern that no parameter matches.
+            UserError: If no parameter matches a pattern.
         """
         names = match(self, patterns, "model.freeze" if until is None else "model.freeze_until")
         parameters = dict(self.named_parameters())
         for name in names:
             if until is None:
-                self.frozen_until.pop(name, None)  # for good
+                self.frozen_until.pop(name, None)  # frozen permanently
             elif parameters[name].requires_grad or name in self.frozen_until:
                 self.frozen_until[name] = max(until, self.frozen_until.get(name, 0))
-            parameters[name].requires_grad = False  # as a lazy one lets it be done
+            parameters[name].requires_grad = False  # an assignment, which lazy parameters support
         self._keep_in_eval_mode()
         return names
 
     def thaws(self, step: int) -> bool:
-        """Whether parameters wait to be taken into the training after so many optimizer steps."""
+        """Returns whether `thaw` would unfreeze parameters after this number of optimizer steps."""
         return any(until <= step for until in self.frozen_until.values())
 
     def thaw(self, step: int) -> None:
-        """Takes those parameters into the training that were frozen until so many optimizer steps had been taken."""
+        """Unfreezes the parameters that were frozen until this number of optimizer steps, or a smaller one."""
         due = [name for name, until in self.frozen_until.items() if until <= step]
         if not due:
             return
@@ -180,7 +187,7 @@ _IN_PLACE = (
 
 
 def _one_sample(error: BaseException) -> str:
-    """What to do where batch norm is given one sample in training."""
+    """Returns advice if batch norm failed on a batch of one sample, else an empty string."""
     if "more than 1 value per channel" not in text_of(error):
         return ""
     return (
@@ -190,7 +197,7 @@ def _one_sample(error: BaseException) -> str:
 
 
 def _parts_of(features: Any) -> str:
-    """How a head is given a part of features that aren't one tensor."""
+    """Returns advice on features that aren't a single tensor, else an empty string."""
     if isinstance(features, Tensor):
         return ""
     return (
@@ -200,27 +207,30 @@ def _parts_of(features: Any) -> str:
 
 
 def _versions(features: Any) -> int:
-    """How often the features' tensors were changed in place; inference tensors don't count that."""
+    """Returns the number of in-place changes of the features' tensors; inference tensors don't count changes."""
     if isinstance(features, Tensor):
         return 0 if features.is_inference() else features._version
     return sum(_versions(leaf) for leaf in tree_leaves(features) if isinstance(leaf, Tensor))
 
 
 def match(model: nn.Module, patterns: Iterable[str], where: str) -> list[str]:
-    """The names of the model's parameters that match one of the patterns, in the model's order.
+    """Returns the names of the parameters that match at least one pattern, in the model's order.
 
-    A pattern is a parameter's name with `*` and `?` in it, or a module's name, which stands for all of its parameters:
-    `trunk`, `trunk.conv1.*`, `*.bias`.
+    Args:
+        model: The model.
+        patterns: Names of parameters, with the wildcards `*` and `?`, or names of modules, which stand for all
+            parameters of the module. Examples: `trunk`, `trunk.conv1.*`, `*.bias`.
+        where: The config key of the patterns, for messages.
 
     Raises:
-        UserError: for a pattern that matches nothing; `where` says where in the config it stands.
+        UserError: If a pattern matches no parameter.
     """
     first = {parameter: name for name, parameter in model.named_parameters()}  # tied ones have several names
     names = {name: first[p] for name, p in model.named_parameters(remove_duplicate=False)}
-    found: set[str] = set()
+    matched: set[str] = set()
     for pattern in patterns:
         hits = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
         if not hits:
             raise UserError(f"{where}: no parameter matches '{pattern}'; the parameters are: {', '.join(names)}")
-        found.update(names[name] for name in hits)
-    return [name for name in first.values() if name in found]
+        matched.update(names[name] for name in hits)
+    return [name for name in first.values() if name in matched]

@@ -1,13 +1,13 @@
-"""What a task's prediction means: logits, probabilities or values, and what is made of it for metrics and pictures.
+"""The meaning of a task's prediction, and its conversion to probabilities, values or ranks for metrics and pictures.
 
     kind                the prediction
-    logits              of classes along dimension 1, as cross-entropy takes them; log-probabilities are logits too
-    multilabel_logits   each element is the logit of a yes or no of its own
-    probabilities       in [0, 1], of classes or of yes and no
-    values              in the unit of the target
-    log_values          the logarithm of such values, as `torch.nn.PoissonNLLLoss` takes it by default
+    logits              logits of classes along dimension 1, as for cross-entropy; log-probabilities count as logits
+    multilabel_logits   an independent logit of yes or no in each element
+    probabilities       numbers in [0, 1], of classes or of yes and no
+    values              numbers in the unit of the target
+    log_values          logarithms of such values, the default of `torch.nn.PoissonNLLLoss`
 
-The kind is never guessed from a batch's numbers, which would make figures depend on how the samples are batched.
+The kind is never guessed from the numbers in a batch, since figures would then depend on the batch size.
 """
 
 import math
@@ -27,7 +27,7 @@ _SIGN = torch.iinfo(torch.int64).min
 
 
 def output_of_loss(loss: Any) -> str | None:
-    """The kind of prediction that a loss of torch, or a subclass of one, takes; None for others."""
+    """Returns the kind of prediction that one of torch's losses, or a subclass, takes; None for other losses."""
     match loss:
         case nn.CrossEntropyLoss() | nn.NLLLoss() | nn.KLDivLoss():
             return "logits"
@@ -43,14 +43,14 @@ def output_of_loss(loss: Any) -> str | None:
 
 
 def output_of(task: "Task") -> str | None:
-    """The kind of the task's prediction: what the task states, or what its loss takes; None where neither is known."""
+    """Returns the kind of the task's prediction: `task.output`, or what the loss takes; None if neither is known."""
     return task.output or output_of_loss(task.loss)
 
 
 def check_output(task: "Task") -> None:
-    """Raises a UserError for a stated output that there is not, or that contradicts the task's loss.
+    """Raises a UserError if `task.output` is unknown or contradicts the task's loss.
 
-    Losses of values, such as a mean squared error, are also used on probabilities and logits.
+    Losses of values, such as the mean squared error, don't contradict other kinds.
     """
     if task.output is None:
         return
@@ -65,16 +65,16 @@ def check_output(task: "Task") -> None:
 
 
 def at_least_single(prediction: Any) -> Any:
-    """The prediction, a tensor or a nest of tensors, with its half-precision tensors in float32."""
+    """Returns the prediction, a tensor or nested tensors, with half-precision tensors converted to float32."""
     half = (torch.float16, torch.bfloat16)
     return tree_map(lambda leaf: leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in half else leaf, prediction)
 
 
 def probabilities(task: "Task", prediction: Tensor) -> Tensor:
-    """The probabilities that the task's prediction stands for, in float64.
+    """Converts the task's prediction to probabilities, in float64.
 
     Raises:
-        UserError: for logits of classes without a dimension of classes, and for probabilities outside [0, 1].
+        UserError: If logits of classes have no dimension of classes, or if probabilities are outside [0, 1].
     """
     prediction = prediction.double()
     match output_of(task):
@@ -82,7 +82,7 @@ def probabilities(task: "Task", prediction: Tensor) -> Tensor:
             return _by_class(task, prediction).softmax(1)
         case "multilabel_logits":
             return prediction.sigmoid()
-    # Rounding, to bfloat16 at worst, may lead out of the interval.
+    # Rounding, to bfloat16 at worst, may give numbers slightly outside the interval.
     if ((prediction < -0.01) | (prediction > 1.01)).any():
         low, high = prediction.min().item(), prediction.max().item()
         raise UserError(
@@ -93,10 +93,10 @@ def probabilities(task: "Task", prediction: Tensor) -> Tensor:
 
 
 def log_probabilities(task: "Task", prediction: Tensor) -> Tensor:
-    """The logarithms of the probabilities of classes that the task's prediction stands for, in float64.
+    """Converts the task's prediction to the logarithms of the probabilities of classes, in float64.
 
     Raises:
-        UserError: as `probabilities`.
+        UserError: If the conversion isn't possible, see `probabilities`.
     """
     if output_of(task) == "logits":
         return _by_class(task, prediction.double()).log_softmax(1)
@@ -104,9 +104,9 @@ def log_probabilities(task: "Task", prediction: Tensor) -> Tensor:
 
 
 def as_values(task: "Task", prediction: Any) -> Any:
-    """The prediction in the terms of the target: probabilities for logits of yes or no, values for their logarithms.
+    """Converts logits of yes or no to probabilities and logarithms to values; other predictions don't change.
 
-    In float32 at least; logits of classes stay logits.
+    The result has at least float32.
     """
     prediction = at_least_single(prediction)
     if isinstance(prediction, Tensor) and prediction.is_floating_point():
@@ -119,13 +119,13 @@ def as_values(task: "Task", prediction: Any) -> Any:
 
 
 def ranks(task: "Task", prediction: Tensor) -> Tensor:
-    """Scores in [0, 1], float64, in the order of the probabilities, or values, that the prediction stands for.
+    """Converts the task's prediction to scores in [0, 1], float64, in the order of the probabilities or values.
 
-    Probabilities themselves saturate: a float64 sigmoid is 1 from a logit of 37 on. The scores of logits don't; of
-    classes they are in the order of log(p / (1 - p)), which is one order for all samples and classes.
+    Probabilities saturate, since a float64 sigmoid is 1 for logits above 37; these scores don't. For logits of classes,
+    the scores are in the order of log(p / (1 - p)), which is the same order for all samples and classes.
 
     Raises:
-        UserError: as `probabilities`.
+        UserError: If the conversion isn't possible, see `probabilities`.
     """
     match output_of(task):
         case "logits":
@@ -146,11 +146,11 @@ def _by_class(task: "Task", prediction: Tensor) -> Tensor:
 
 
 def _margins(logits: Tensor) -> Tensor:
-    """log(p / (1 - p)) of the softmax's probabilities p: each logit less the log-sum-exp of the others."""
+    """Returns log(p / (1 - p)) for the softmax p: each logit minus the log-sum-exp of the other logits."""
     if logits.shape[1] == 2:
         return logits - logits.flip(1)
     highest, top = logits.max(1, keepdim=True)
-    # Samples whose logits differ by a constant have the same probabilities: from here on they are the same numbers.
+    # Subtracting the highest logit makes the numbers equal for samples whose logits differ by a constant.
     below = (logits - highest).where(logits != highest, 0.0)
     is_top = torch.zeros_like(logits, dtype=torch.bool).scatter(1, top, True)
     exponentials = below.exp()
@@ -159,15 +159,15 @@ def _margins(logits: Tensor) -> Tensor:
 
 
 def _rounded(margins: Tensor) -> Tensor:
-    """To 44 bits: what sums of exponentials differ by in the last bits, as their order does, stays a tie."""
+    """Rounds to 44 bits, so that ties remain ties: the order of summation changes the last bits of the margins."""
     bits = margins.view(torch.int64)
     return ((bits + 128) >> 8 << 8).view(torch.float64)
 
 
 def _in_order(scores: Tensor) -> Tensor:
-    """Any float64 numbers in [0, 1], in the same order, to 50 bits; NaN stays NaN.
+    """Maps float64 numbers to [0, 1] in the same order, with a resolution of 50 bits; NaN stays NaN.
 
-    Floats are ordered as their bits are, negative ones the other way round. A step of 8 in these becomes one of 1.
+    Floats have the order of their bit patterns, negative ones in reverse. The last 3 bits of the patterns are dropped.
     """
     bits = (scores + 0.0).contiguous().view(torch.int64)  # one zero
     ordered = torch.where(bits >= 0, bits, _SIGN - bits) >> 3

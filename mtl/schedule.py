@@ -1,4 +1,4 @@
-"""A task's weight that changes over the run: auxiliary tasks that fade, or come in late."""
+"""Schedules of task weights, for instance for auxiliary tasks that fade out or start late."""
 
 import math
 
@@ -7,15 +7,16 @@ from mtl.errors import UserError
 
 
 class Schedule:
-    """From the number of optimizer steps taken to a weight.
+    """A task weight that depends on the number of optimizer steps taken.
 
     Args:
-        start, end: the weight at the beginning, and from `steps` steps on.
-        steps: how many it takes, at least 1.
-        shape: `linear`, or half a `cosine`, which is level at both ends.
+        start: The weight at the beginning.
+        end: The weight after `steps` steps, which stays the same from then on.
+        steps: The number of steps of the transition, at least 1.
+        shape: The shape of the transition: `linear`, or half a `cosine`, whose slope is 0 at both ends.
 
     Raises:
-        UserError: for values that make no weight.
+        UserError: If an argument is invalid.
     """
 
     def __init__(self, *, start: float, end: float, steps: int, shape: str = "linear") -> None:
@@ -32,7 +33,7 @@ class Schedule:
         self.shape = shape
 
     def __call__(self, step: int) -> float:
-        """The weight when so many steps have been taken."""
+        """Returns the weight after a number of steps."""
         part = min(step / self.steps, 1.0)
         part = part if self.shape == "linear" else 0.5 - 0.5 * math.cos(math.pi * part)
         return self.start * (1 - part) + self.end * part

@@ -15,26 +15,26 @@ from mtl.errors import UserError
 
 
 def warmup(optimizer: Optimizer, *, warmup: int | float, total: int) -> LambdaLR:
-    """Warm-up, then the optimizer's own learning rate.
+    """Creates a scheduler with a linear warm-up, followed by the constant learning rate of the optimizer.
 
     Args:
-        optimizer: whose learning rates are multiplied by a factor between 0 and 1.
-        warmup: how long it takes: a whole number of steps, or a share of `total` between 0 and 1, a float.
-        total: steps in the run.
+        optimizer: The optimizer, whose learning rates are multiplied by a factor between 0 and 1.
+        warmup: The number of warm-up steps, or, as a float between 0 and 1, their share of `total`.
+        total: The number of steps in the run.
 
     Raises:
-        UserError: for a warm-up that is longer than the run.
+        UserError: If the warm-up is longer than the run.
     """
     return _scheduler(optimizer, _constant, warmup, total)
 
 
 def warmup_cosine(optimizer: Optimizer, *, warmup: int | float, total: int) -> LambdaLR:
-    """Warm-up, then half a cosine down to zero; arguments as for `warmup`."""
+    """Creates a scheduler with a linear warm-up, followed by half a cosine down to zero; see `warmup` for arguments."""
     return _scheduler(optimizer, _cosine, warmup, total)
 
 
 def warmup_linear(optimizer: Optimizer, *, warmup: int | float, total: int) -> LambdaLR:
-    """Warm-up, then a line down to zero; arguments as for `warmup`."""
+    """Creates a scheduler with a linear warm-up, followed by a line down to zero; see `warmup` for the arguments."""
     return _scheduler(optimizer, _linear, warmup, total)
 
 

@@ -1,4 +1,4 @@
-"""Saving and restoring what a pass changes besides gradients: random state, buffers, and the state of other objects."""
+"""Saving and restoring of state that a pass changes: random state, buffers, and the state of other objects."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ class Buffers:
     """The values of all buffers of a module, such as the running statistics of batch norm.
 
     Args:
-        module: whose buffers are copied.
+        module: The module whose buffers are copied.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -25,7 +25,7 @@ class Buffers:
     def restore(self) -> None:
         """Copies the values back, into the tensors that held them."""
         for module, name, buffer, value in self._copies:
-            buffer.data.copy_(value)  # through .data, since a graph that is alive may have saved an unchanged buffer
+            buffer.data.copy_(value)  # through .data, since a graph may have saved the buffer for the backward pass
             module._buffers[name] = buffer
 
 
@@ -33,9 +33,9 @@ class Snapshot:
     """Random state, buffers, and the state of other objects.
 
     Args:
-        model: whose device says which random generators are saved.
-        module: whose buffers are saved; those of the whole model by default.
-        others: further objects with `state_dict` and `load_state_dict`.
+        model: The model. The random generators of its device are saved.
+        module: The module whose buffers are saved; by default the whole model.
+        others: Other objects with `state_dict` and `load_state_dict`, whose state is saved.
     """
 
     def __init__(self, model: nn.Module, module: nn.Module | None = None, *, others: Sequence[Any] = ()) -> None:
@@ -70,7 +70,10 @@ class Snapshot:
 
 @contextmanager
 def preserved_buffers(model: nn.Module) -> Iterator[None]:
-    """Restores the model's buffers at the end: activation checkpointing runs forward passes in a backward pass."""
+    """Restores the model's buffers at the end of the context.
+
+    Backward passes may change buffers too, since activation checkpointing runs forward passes in them.
+    """
     buffers = Buffers(model)
     yield
     buffers.restore()
@@ -78,7 +81,7 @@ def preserved_buffers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserved_random_state(model: nn.Module) -> Iterator[None]:
-    """Restores the states of the random generators at the end, also where the code inside fails."""
+    """Restores the states of the random generators at the end of the context, even if the code in it fails."""
     generators = generators_of(model)
     states = [generator.get_state() for generator in generators]
     try:
@@ -88,7 +91,7 @@ def preserved_random_state(model: nn.Module) -> Iterator[None]:
 
 
 def generators_of(model: nn.Module) -> list[torch.Generator]:
-    """The random generators that a forward pass of the model draws from."""
+    """Returns the random generators that a forward pass of the model uses."""
     generators = [torch.default_generator]
     device = next(model.parameters()).device
     if device.type == "cuda":
@@ -97,6 +100,6 @@ def generators_of(model: nn.Module) -> list[torch.Generator]:
 
 
 def set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
-    """Gives each generator its state."""
+    """Sets the state of each generator."""
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state)

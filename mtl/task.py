@@ -33,48 +33,49 @@ def _no_loss(prediction: Any, target: Any) -> Tensor:
 
 @dataclass(eq=False)
 class Task:
-    """One named objective: a head, a loss, a target field of the batch, metrics, a weight.
+    """One named objective: a head, a loss, a target field of the batch, metrics and a weight.
 
     Args:
-        name: appears in log tags and as the head's name in `model.heads`; an identifier.
-        head: from the trunk's features to the prediction.
-        loss: `loss(prediction, target)` gives a 0-dim tensor, a mean over the samples.
-        target: the batch's field that the loss and the metrics are given.
-        missing: whether labels may be missing, see `mtl.labels`. Labels are counted in each step then, for which the
-            CPU waits for a GPU, and a task without any label in a step takes no part in it. None, the default, is true
-            for targets whose missing labels have to be taken out: floats, and the -100 of a loss of yes and no. Of
-            class numbers torch's losses leave out those that are ignored, without a wait; only where a step may have
-            no others does it take a true. False promises that all are there: nothing is counted or taken out, and the
-            loss is given the target as it is.
-        mask: the batch's field that is true where there is a label, of the target's shape or with one value for each
-            sample; implies `missing`.
-        metrics: by name, callables without arguments that each make a fresh `torchmetrics.Metric`. Callables, since
-            importing torchmetrics takes seconds and none is needed before the first validation. The first one is
-            the task's main metric. What they are given of the predictions is described in `mtl.training.metrics`.
-        output: what the prediction means, one of `mtl.outputs.OUTPUTS`, where the loss isn't one of torch's from which
-            that is known.
-        mean_over: what a loss of one's own is a mean over, where labels may be missing or batches are cut into
-            micro-batches: `samples`; `elements`, of a prediction and a target of one shape; or `positions`, such as
-            pixels. Positions are all dimensions but dimension 1 of the prediction, which has the channels. A floating
-            target has the prediction's shape then, one of class numbers that shape without the channels; the loss is
-            given those positions that have a label: predictions (M, C) and targets (M, C) or (M,). A mask may then
-            also have one value for each position, (N, …) or (N, 1, …).
-        count: where the batch is cut into micro-batches: from a target to the number that the loss's mean divides by.
-            Needed for losses that average over something that `mtl.labels.denominator` doesn't know, and for objectives
-            of which it can't be proven that they are means over samples, see step/loss_checks.py.
-        whole_batch: the loss is no mean over samples (RMSE, dice, contrastive losses), but is to be taken of the
-            predictions for all of a step's batch. Where that is cut into micro-batches, each of these goes forward
-            twice: see step/whole_batch.py. An objective takes the whole batch in one graph instead.
-        weight: multiplies the task's loss before a balancer sees it: a number of at least 0, or a function from the
-            optimizer steps taken to one, such as `mtl.Schedule`. While that gives 0 the task takes no part in a step.
-        objective: `objective(model, batch)` gives the loss, a 0-dim tensor, for what isn't loss(head(trunk(inputs)),
-            target): residuals of equations, products of heads, distillation. In place of head, loss and target, which
-            then only serve metrics; `count` is given the batch.
+        name: The name of the task, an identifier, which appears in log tags and as a key of `model.heads`.
+        head: The module from the trunk's features to the prediction.
+        loss: The loss function. `loss(prediction, target)` returns a 0-dim tensor, a mean over the samples.
+        target: The field of the batch that is the target of the loss and the metrics.
+        missing: Whether labels may be missing, see `mtl.labels`. If true, labels are counted in each step, for which
+            the CPU waits for the GPU, and a task without labels in a step doesn't take part. None, the default, means
+            true for targets whose missing labels have to be removed: floats, and -100 with a loss of yes and no. For
+            class numbers, torch's losses ignore missing labels themselves; set `missing` to true only if a step may
+            have no labels at all. False means that no labels are missing: the loss gets the target unchanged.
+        mask: The field of the batch that is true where there is a label. It has the shape of the target, or one value
+            for each sample. A mask implies `missing`.
+        metrics: Functions without arguments that each create a `torchmetrics.Metric`, by name. They are functions
+            because importing torchmetrics takes seconds and isn't needed before the first validation. The first metric
+            is the task's main metric. The conversion of predictions for metrics is described in `mtl.training.metrics`.
+        output: The meaning of the prediction, one of `mtl.outputs.OUTPUTS`. Only needed if the meaning doesn't follow
+            from the loss, as it does for torch's losses.
+        mean_over: What a custom loss averages over, needed if labels may be missing or batches are divided into
+            micro-batches: `samples`; `elements`, if prediction and target have the same shape; or `positions`, such as
+            pixels. The positions are all dimensions of the prediction except dimension 1, which has the channels. The
+            shape of a floating-point target is then that of the prediction, and the shape of class numbers is the same
+            without the channels. The loss gets the positions that have a label: predictions (M, C) and targets (M, C)
+            or (M,). A mask may then also have one value for each position, (N, …) or (N, 1, …).
+        count: A function from the target to the denominator of the loss's mean, used if the batch is divided into
+            micro-batches. Needed for losses whose denominator `mtl.labels.denominator` doesn't know, and for objectives
+            that can't be shown to be means over samples, see step/loss_checks.py.
+        whole_batch: Whether the loss is no mean over samples (RMSE, dice, contrastive losses) and has to be computed
+            from the predictions for the whole batch. If the batch is divided into micro-batches, each of them runs
+            forward twice, see step/whole_batch.py; an objective gets the whole batch in one graph instead.
+        weight: The factor of the task's loss, which applies before the balancer's weights: a number of at least 0, or a
+            function from the number of optimizer steps taken to such a number, such as `mtl.Schedule`. While the
+            function returns 0, the task doesn't take part in steps.
+        objective: A function `objective(model, batch)` that returns the loss, a 0-dim tensor, for tasks that aren't of
+            the form loss(head(trunk(inputs)), target), such as residuals of equations, products of heads, or
+            distillation. It replaces `loss`; head and target are then only used for metrics, and `count` gets the
+            batch.
 
     Raises:
-        UserError: for a name that can't name a module, a weight that isn't a finite number of at least 0, a task with
-            neither an objective nor all of head, loss and target, and for an output or mean_over that there is not or
-            that contradicts the loss.
+        UserError: If the name can't be the name of a module, if the weight isn't a finite number of at least 0, if the
+            task has neither an objective nor all of head, loss and target, or if `output` or `mean_over` is unknown or
+            contradicts the loss.
     """
 
     name: str
@@ -94,11 +95,11 @@ class Task:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        given = {"head": self.head is not _NONE, "loss": self.loss is not _no_loss, "target": bool(self.target)}
-        if self.objective is None and not all(given.values()):
-            missing = ", ".join(name for name, there in given.items() if not there)
+        arguments = {"head": self.head is not _NONE, "loss": self.loss is not _no_loss, "target": bool(self.target)}
+        if self.objective is None and not all(arguments.values()):
+            missing = ", ".join(name for name, is_set in arguments.items() if not is_set)
             raise UserError(f"task '{self.name}': give head, loss and target, or an objective; {missing} isn't there")
-        of_a_loss = (given["loss"], self.mask, self.missing, self.mean_over)
+        of_a_loss = (arguments["loss"], self.mask, self.missing, self.mean_over)
         if self.objective is not None and any(of_a_loss):
             raise UserError(f"task '{self.name}': with an objective, loss, mask, missing and mean_over have no place")
         if self.mask is not None:
@@ -110,10 +111,10 @@ class Task:
         self.weight_at(0)
 
     def weight_at(self, step: int) -> float:
-        """The weight when so many optimizer steps have been taken.
+        """Returns the weight after a number of optimizer steps.
 
         Raises:
-            UserError: where it isn't a finite number of at least 0.
+            UserError: If the weight isn't a finite number of at least 0.
         """
         weight = self.weight(step) if callable(self.weight) else self.weight
         if not isinstance(weight, int | float) or not weight >= 0 or math.isinf(weight):
@@ -122,7 +123,7 @@ class Task:
 
 
 def check_name(name: str) -> None:
-    """Raises a UserError unless `name` can name a task: in a tag, a file and an `nn.ModuleDict`."""
+    """Raises a UserError unless `name` can be used in a tag, a file name and an `nn.ModuleDict`."""
     if not (name.isascii() and name.isidentifier()):
         raise UserError(f"task name '{name}': use letters a to z, digits and _, not beginning with a digit")
     if hasattr(nn.ModuleDict, name) or name in vars(nn.ModuleDict()):
@@ -130,7 +131,7 @@ def check_name(name: str) -> None:
 
 
 def check_mean_over(task: Task) -> None:
-    """Raises a UserError for a `mean_over` that there is not, or of which loss or count already say another."""
+    """Raises a UserError if `mean_over` is unknown, or if the loss or `count` already determines the denominator."""
     if task.mean_over is None:
         return
     if task.mean_over not in MEAN_OVER:

@@ -1,4 +1,4 @@
-"""How trunk and heads are wired. Hard sharing is `mtl.MultiTaskModel` itself."""
+"""Architectures other than hard parameter sharing, which is `mtl.MultiTaskModel` itself."""
 
 from mtl.architectures.separate import SeparateModels
 

@@ -1,4 +1,4 @@
-"""Separate models: nothing shared, a complete network for each task."""
+"""Separate models: a complete network for each task, without shared parameters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +14,9 @@ class SeparateModels(MultiTaskModel):
     """A trunk and a head for each task, trained in one loop by one optimizer; the trunks are `model.trunk[task.name]`.
 
     Args:
-        trunk: makes a new trunk at each call.
-        tasks: at least one, names distinct.
-        inputs: the batch's fields that every trunk is given.
+        trunk: A function that creates a new trunk at each call.
+        tasks: The tasks, at least one, with distinct names.
+        inputs: The names of the batch's fields that are the inputs of each trunk.
     """
 
     shared = None
@@ -25,14 +25,14 @@ class SeparateModels(MultiTaskModel):
         super().__init__(nn.ModuleDict({task.name: trunk() for task in tasks}), tasks, inputs=inputs)
 
     def features(self, batch: Batch) -> Any:
-        """The input fields: nothing is computed for several tasks."""
+        """Returns the input fields, since the tasks share no computation."""
         return self._inputs_of(batch)
 
     def predict(self, task: str, features: Any) -> Any:
-        """The prediction of the task's own trunk and head."""
+        """Computes the prediction of a task with the trunk and the head of the task."""
         return super().predict(task, self._encode(self.own_part(task), features))
 
     def own_part(self, task: str) -> nn.Module:
-        """The task's own trunk."""
+        """Returns the trunk of a task."""
         assert isinstance(self.trunk, nn.ModuleDict)
         return self.trunk[task]

@@ -13,8 +13,9 @@ class AlignedMTL(Balancer):
     own weights, are the paper's preferences.
 
     Args:
-        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
-            weights then multiply too. The paper and its authors' code have the shared ones.
+        over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
+            included; the weights then multiply the gradients of the heads as well. The paper and its authors' code have
+            the shared ones.
 
     Source: Senushkin et al., "Independent Component Alignment for Multi-Task Learning", arXiv 2305.19000.
     """
@@ -25,7 +26,7 @@ class AlignedMTL(Balancer):
         self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, of either sign."""
+        """Computes the weights, of either sign."""
         assert gramian is not None
         values, vectors = torch.linalg.eigh(gramian)
         kept = values > values.max() * len(values) * torch.finfo(values.dtype).eps

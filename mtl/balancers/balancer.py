@@ -1,4 +1,4 @@
-"""What every balancer is: from the tasks' losses and gradients to a weight for each task."""
+"""The base class of balancers, which compute a weight for each task from the tasks' losses and gradients."""
 
 import copy
 from typing import Any, ClassVar
@@ -10,38 +10,40 @@ from mtl.balancers.learned import Learned
 
 
 class Balancer:
-    """Gives each task a weight in every step; the step moves along the weighted sum of the tasks' gradients.
+    """Computes a weight for each task in every step; the step uses the weighted sum of the tasks' gradients.
 
-    A subclass has `weights`, or `combine` where it needs the rows. What it keeps from step to step is in the attributes
-    that `kept` names.
+    A subclass defines `weights`, or `combine` if it needs the rows. The attributes named in `kept` are the state that
+    lasts from step to step.
 
-    A task that has nothing in a step is absent from it: a method is applied to the P tasks that are present as if there
-    were no others. What is kept is of all T tasks, an absent one's part stays as it is, bit by bit, and a task that is
-    present for the first time begins as in a first step. `begun`, `of_present` and `put` serve such states.
+    A task without labels in a step is absent from the step. The method is then applied to the P present tasks as if
+    there were no other tasks. The state covers all T tasks: the part of an absent task doesn't change, and a task that
+    is present for the first time begins as in a first step. The methods `begun`, `of_present` and `put` help with such
+    states.
 
     Attributes:
-        needs: what the weights of a step depend on. `nothing`: they are the same in all steps. `past`: on earlier steps
-            and on draws. `losses`: on this step's losses. `gramian`: on the Gramian of this step's gradients over the
-            shared parameters. `rows`: on these gradients themselves.
-        scope: what weights from gradients multiply: `shared`, a task's gradient over the shared parameters, while what
-            it alone reaches gets what `alone` says; or `all` of its gradient, which is to multiply its loss. Weights
-            that need no gradient always multiply the loss.
-        over: which parameters the Gramian is over: `shared`, those that at least two tasks reach; or `all`, which adds
-            the squared norm of a task's gradient over the parameters that it alone reaches, those of its head, to its
-            diagonal element. `all` is for balancers that need the Gramian, and needs a scope of `all`: a combination
-            that leaves the heads out has other products with the gradients than the method solved for.
-        preference: how tasks' own weights come in. `scale`: they multiply losses and gradients before the balancer sees
-            them. `steer`: the method doesn't see the scale of the losses; it is given them as they are, has the tasks'
-            weights in `own`, and its result includes them. `none`: it can't be told what is preferred.
-        looks_back: whether `after` is to be given the losses once more, as they are after the step.
-        own: the tasks' own weights, (T,), float64, on the CPU, where `preference` is `steer`.
-        num_tasks: T, of which a step may lack some; `None`: as many as there are in the step. Set by the caller, once.
-        present: which of the T tasks are in the step, (P,), int64, ascending, on the CPU; `None`: all of them. Set by
-            the caller before each step, and left until `after` is over.
-        learned: numbers that are learned beside the model, with methods that have such; the model's optimizer may
-            move them, see `parameters`.
-        kept: names of attributes that a checkpoint has to hold: numbers, tensors, nests of them, generators, and
-            objects that have a `state_dict`.
+        needs: What the weights of a step depend on. `nothing`: the weights are the same in all steps. `past`: on
+            earlier steps and random numbers. `losses`: on the losses of the step. `gramian`: on the Gramian of the
+            step's gradients over the shared parameters. `rows`: on these gradients themselves.
+        scope: What weights that depend on gradients multiply. `shared`: a task's gradient over the shared parameters;
+            the gradient over parameters that only this task reaches is multiplied by `alone`. `all`: the whole gradient
+            of a task, which is the same as multiplying the loss. Other weights always multiply the loss.
+        over: The parameters of the Gramian. `shared`: those that at least two tasks reach. `all`: the squared gradient
+            norm over the parameters that only one task reaches, those of its head, is added to the diagonal element of
+            the task. `all` needs a balancer with the Gramian and the scope `all`, since a combination without the heads
+            has different inner products with the gradients than the method assumes.
+        preference: How the balancer uses task weights, which the user sets. `scale`: losses and gradients are
+            multiplied by the task weights before the balancer gets them. `steer`: the method is invariant to the scale
+            of the losses; the balancer gets them unscaled, finds the task weights in `own`, and includes them in the
+            result. `none`: the method can't use task weights.
+        looks_back: Whether `after` needs the losses after the step as well.
+        own: The task weights, (T,), float64, on the CPU, if `preference` is `steer`.
+        num_tasks: T, the number of all tasks, set once by the caller. None means the number of tasks in the step.
+        present: The indices of the tasks in the step, (P,), int64, ascending, on the CPU, set by the caller before each
+            step and valid until `after` returns. None means all tasks.
+        learned: Numbers that are learned together with the model, for methods that have such numbers. The model's
+            optimizer may train them, see `parameters`.
+        kept: The names of the attributes to save in checkpoints: numbers, tensors, nested containers of these,
+            generators, and objects that have a `state_dict`.
     """
 
     needs: ClassVar[str] = "gramian"
@@ -56,84 +58,91 @@ class Balancer:
     learned: Learned | None = None
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, shape (P,).
+        """Computes the weights of a step.
 
         Args:
-            losses: (P,), float64: with the Gramian on the CPU, else on the model's device. NaN where the weights
-                depend on nothing, in which case this is called once, and on the past: they aren't known yet.
-            gramian: (P, P), float64, on the CPU, where it is needed.
+            losses: The losses, (P,), float64; on the CPU if `needs` is `gramian`, else on the model's device. NaN if
+                `needs` is `nothing` or `past`. If `needs` is `nothing`, this method is called only once.
+            gramian: The Gramian, (P, P), float64, on the CPU, if `needs` is `gramian`; else None.
+
+        Returns:
+            The weights, (P,).
         """
         raise NotImplementedError
 
     def combine(self, losses: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The direction over the shared parameters, for balancers that need the rows.
+        """Combines the rows to a direction over the shared parameters, for balancers that need the rows.
 
         Args:
-            losses: (P,), float64, on the device.
-            rows: by parameter (P, *shape), a task's gradient a row. They are the balancer's to change and keep.
+            losses: The losses, (P,), float64, on the model's device.
+            rows: By parameter name, the gradients of all tasks, (P, *shape). The balancer may change and keep them.
 
         Returns:
-            What each task's gradient was multiplied by, (P,), for the log; the direction by parameter.
+            The factor of each task's gradient, (P,), for the log, and the direction by parameter name.
         """
         raise NotImplementedError
 
     def alone(self, losses: Tensor) -> Tensor:
-        """What multiplies gradients that one task alone reaches, (P,), besides its own weight; `losses` as above."""
+        """Returns the factor of the gradients over parameters that only one task reaches, (P,), by default 1.
+
+        The task weight is applied in addition.
+        """
         return torch.ones_like(losses)
 
     def parameters(
         self, count: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> list[nn.Parameter]:
-        """What the model's optimizer is to move: a number for each task where the balancer has `optimizer="model"`.
+        """Returns the parameters that the model's optimizer trains: one for each task if `optimizer` is `model`.
 
         Args:
-            count: T.
-            device, dtype: of those that are made by the first call.
+            count: T, the number of tasks.
+            device, dtype: The device and the data type of the parameters, which the first call creates.
         """
         learned = self.learned
         return learned.parameters(count, device=device, dtype=dtype) if isinstance(learned, Learned) else []
 
     def learn(self, losses: Tensor) -> None:
-        """Called when the losses are known, (P,), float64, and nothing has moved: gives `parameters` gradients."""
+        """Computes the gradients of `parameters` from the losses, (P,), float64, before the parameter update."""
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
-        """Called when the parameters have moved.
+        """Called after the parameter update.
 
         Args:
-            losses: the step's, (P,), float64, on their device.
-            again: where `looks_back`, the same after the step: same batch, same random draws.
+            losses: The losses of the step, (P,), float64, on the model's device.
+            again: The losses after the update, with the same batch and random numbers, if `looks_back`; else None.
         """
 
     def epoch_end(self) -> None:
-        """Called after each epoch's last step."""
+        """Called after the last step of each epoch."""
 
     def preferences(self, count: int) -> Tensor:
-        """The present tasks' own weights where `preference` is `steer`, ones where none were given.
+        """Returns the task weights of the present tasks, (P,), float64, on the CPU, for a `preference` of `steer`.
 
-        Shape (P,), of which `count` is the P; float64, on the CPU.
+        Args:
+            count: P, the number of present tasks; the weights are 1 if none were set.
         """
         return torch.ones(count, dtype=torch.float64) if self.own is None else self.of_present(self.own)
 
     def begun(self, state: Tensor | None, like: Tensor, value: float = 0.0) -> Tensor:
-        """A state (T, ...), on the device of `like`, (P, ...); filled with the value where there is none yet."""
+        """Returns the state (T, ...) on the device of `like` (P, ...), or a new one filled with `value`."""
         if state is None or state.shape[1:] != like.shape[1:]:
             return like.new_full((self.num_tasks or len(like), *like.shape[1:]), value)
         return state.to(like.device)
 
     def of_present(self, state: Tensor) -> Tensor:
-        """The present tasks' part, (P, ...), of a state (T, ...): a copy, or the state itself where all are present."""
+        """Returns the part (P, ...) of a state (T, ...) for the present tasks, or the state itself if all are."""
         return state if self.present is None else state[self._at(state.device, self.present)]
 
     def put(self, state: Tensor, part: Tensor) -> Tensor:
-        """The state with this as the present tasks' part, which is written into it; the part itself where all are."""
+        """Writes the part for the present tasks into the state and returns it; if all are present, returns the part."""
         return part if self.present is None else state.index_copy_(0, self._at(state.device, self.present), part)
 
     @staticmethod
     def _at(device: torch.device, present: Tensor) -> Tensor:
-        return present.to(device, non_blocking=True)  # or the CPU would wait until a GPU has done all that came before
+        return present.to(device, non_blocking=True)  # else the CPU would wait until the GPU is idle
 
     def state_dict(self) -> dict[str, Any]:
-        """What is kept from step to step."""
+        """Returns the state that lasts from step to step."""
         state: dict[str, Any] = {}
         for name in self.kept:
             value = getattr(self, name)
@@ -145,7 +154,7 @@ class Balancer:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The counterpart of `state_dict`; what is loaded is copied, since states are written into."""
+        """Restores a state from `state_dict`; the state is copied, since later steps change it in place."""
         state = copy.deepcopy(state)
         for name in self.kept:
             value = getattr(self, name)
@@ -158,14 +167,14 @@ class Balancer:
 
 
 def parameters_of(over: str, scope: str | None = None) -> tuple[str, str]:
-    """The attributes `over` and `scope` from a balancer's arguments.
+    """Returns the attributes `over` and `scope` for a balancer's arguments.
 
     Args:
         over: `shared` or `all`.
-        scope: `shared` or `all`; None where the balancer has no such argument, and the scope is the same as `over`.
+        scope: `shared` or `all`; None if the balancer has no such argument, so that the scope is the same as `over`.
 
     Raises:
-        ValueError: for another value, and for weights that are found over all parameters and multiply the shared ones.
+        ValueError: If a value is unknown, or if `over` is `all` and `scope` is `shared`.
     """
     for name, value in (("over", over), ("scope", scope)):
         if value not in ("shared", "all", None):
@@ -178,15 +187,15 @@ def parameters_of(over: str, scope: str | None = None) -> tuple[str, str]:
     return over, scope or over
 
 
-TINY = 1e-30  # losses below it are zero: in float32 they have next to no gradient, and their inverse no room
+TINY = 1e-30  # smaller losses count as zero: in float32 their gradients vanish and their inverses overflow
 
 
 def inverse(losses: Tensor) -> Tensor:
-    """1/L, the slope of log L; 0 for a loss of zero, which is at its minimum, and NaN for one below."""
-    found = torch.where(losses > TINY, 1 / losses, 0.0)
-    return torch.where(losses >= 0, found, torch.nan)
+    """Returns 1/L, the derivative of log L; 0 for a loss of zero, which is minimal, and NaN for a negative loss."""
+    inverses = torch.where(losses > TINY, 1 / losses, 0.0)
+    return torch.where(losses >= 0, inverses, torch.nan)
 
 
 def generator(seed: int, device: torch.device | None = None) -> torch.Generator:
-    """A balancer's own random generator, so that its draws don't shift those of dropout."""
+    """Creates a random generator for a balancer, whose draws don't affect those of the model, such as dropout."""
     return torch.Generator(device or "cpu").manual_seed(seed)

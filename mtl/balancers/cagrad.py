@@ -24,8 +24,9 @@ class CAGrad(Balancer):
     Args:
         c: at least 0; 0 is the mean gradient, and as it grows the direction becomes that of MGDA.
         rescale: whether to divide by 1 + c².
-        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
-            weights then multiply too. The paper and its authors' code have the shared ones.
+        over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
+            included; the weights then multiply the gradients of the heads as well. The paper and its authors' code have
+            the shared ones.
 
     Source: Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning", arXiv 2110.14048.
     """
@@ -38,7 +39,7 @@ class CAGrad(Balancer):
         self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, at least 1/T, or at least 1/(T(1 + c²))."""
+        """Computes the weights, at least 1/T, or at least 1/(T(1 + c²))."""
         assert gramian is not None
         matrix = gramian.numpy()
         weights = np.full(len(matrix), 1 / len(matrix))

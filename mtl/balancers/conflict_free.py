@@ -14,9 +14,9 @@ class ConflictFree(Balancer):
     as the paper's weights do: the cosines are in the ratio of p. A task of weight 0 has d at right angles.
 
     Args:
-        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
-            weights then multiply too. The paper and its authors' package take
-            all parameters of a network; their code for multi-task learning takes the shared ones.
+        over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
+            included; the weights then multiply the gradients of the heads as well. The paper and its authors' package
+            take all parameters of a network; their code for multi-task learning takes the shared ones.
 
     Source: Liu et al., "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", arXiv 2408.11104.
     """
@@ -27,7 +27,7 @@ class ConflictFree(Balancer):
         self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, of either sign. Gradients that are zero get the weight 0."""
+        """Computes the weights, of either sign. Gradients that are zero get the weight 0."""
         assert gramian is not None
         raw = bisector(gramian, self.preferences(len(gramian)))
         square = raw @ gramian @ raw

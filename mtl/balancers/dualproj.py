@@ -14,8 +14,8 @@ class DualProj(Balancer):
     d is the projection of ḡ onto the dual cone {d: G d ≥ 0}; exactly, by an active set.
 
     Args:
-        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
-            weights then multiply too. The paper, on continual learning,
+        over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
+            included; the weights then multiply the gradients of the heads as well. The paper, on continual learning,
             projects the gradient over all parameters.
 
     Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", arXiv 1706.08840.
@@ -25,7 +25,7 @@ class DualProj(Balancer):
         self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, at least 1/T."""
+        """Computes the weights, at least 1/T."""
         assert gramian is not None
         count = len(gramian)
         return torch.from_numpy(project(gramian.numpy(), np.full(count, 1 / count)))

@@ -30,7 +30,7 @@ class DWA(Balancer):
         self.count: Tensor | None = None  # of the steps that each task was present in
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, above 0; their sum is P. A task whose loss was zero counts as one that didn't change."""
+        """Returns the weights, above 0, with sum P. A task whose loss was zero counts as one that didn't change."""
         if not self.means:
             return torch.ones_like(losses)
         before, last = (self.of_present(mean.to(losses.device)) for mean in self.means)
@@ -38,7 +38,7 @@ class DWA(Balancer):
         return len(losses) * (ratio / self.temperature).softmax(0)
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
-        """Adds the step's losses to the epoch's."""
+        """Adds the losses of the step to those of the epoch."""
         self.total, self.count = self.begun(self.total, losses), self.begun(self.count, losses)
         self.total = self.put(self.total, self.of_present(self.total) + losses)
         self.count = self.put(self.count, self.of_present(self.count) + 1)

@@ -34,7 +34,7 @@ class ExcessMTL(Balancer):
         self.logits: Tensor | None = None  # log w
 
     def combine(self, losses: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weights, above 0, their sum P, and the direction."""
+        """Computes the weights, above 0, their sum P, and the direction."""
         excess = torch.zeros_like(losses)
         for name, row in rows.items():
             # In float64: the squares of gradients of 1e-25 would be zero in float32.

@@ -24,8 +24,8 @@ class FairGrad(Balancer):
             gradients are of very unlike sizes; it is then an error.
         scope: what the weights multiply: what is `shared`, as in the paper and its authors' code, or `all` of a task's
             gradient, as in LibMTL.
-        over: whose gradients the inner products are of: the `shared` parameters, or, with a scope of `all`, `all` of
-            them, heads included. The paper and its authors' code have the shared ones.
+        over: The parameters over which the inner products of gradients are computed: the `shared` ones or, with a scope
+            of `all`, `all` of them, heads included. The paper and its authors' code have the shared ones.
 
     Source: Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", arXiv 2402.15638.
     """
@@ -39,7 +39,7 @@ class FairGrad(Balancer):
         self.over, self.scope = parameters_of(over, scope)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, above 0; 0 where a gradient or a task's own weight is zero."""
+        """Computes the weights, above 0; 0 where a gradient or a task's own weight is zero."""
         assert gramian is not None
         return solve(gramian, self.alpha, self.preferences(len(gramian)))
 

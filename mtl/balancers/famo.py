@@ -38,7 +38,7 @@ class FAMO(Balancer):
         self.learned: Learned = Learned(lr=lr, weight_decay=weight_decay, initial=init)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, at least 0; their sum is 1. Needs losses of at least 0."""
+        """Computes the weights, at least 0; their sum is 1. Needs losses of at least 0."""
         ratios = self._shares(losses) * inverse(losses)
         return ratios / ratios.sum().clamp(min=TINY)
 

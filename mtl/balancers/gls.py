@@ -19,7 +19,7 @@ class GLS(Balancer):
     preference = "steer"
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, at least 0. Needs losses of at least 0; one of zero is left out of the mean."""
+        """Computes the weights, at least 0. Needs losses of at least 0; one of zero is left out of the mean."""
         inverses = inverse(losses)
         preferences = self.preferences(len(losses)).to(losses.device) * (inverses != 0)
         share = preferences / preferences.sum().clamp(min=TINY)

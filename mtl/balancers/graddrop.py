@@ -13,7 +13,7 @@ class GradDrop(Balancer):
     has a form for activations; this is the one for parameters.
 
     Args:
-        seed: of the draws.
+        seed: The seed of the random numbers.
 
     Source: Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout",
     arXiv 2010.06808.

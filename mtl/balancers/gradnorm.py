@@ -29,7 +29,7 @@ class GradNorm(Balancer):
 
     Args:
         alpha: α, at least 0: how strongly slow tasks are furthered; at 0 all gradients become equally long.
-        lr: learning rate of w, where it is learned by its own Adam.
+        lr: The learning rate of w, if it is learned by a separate Adam.
         init: what w/p starts from, above 0, for all tasks or for each of them; 1 in the paper and LibMTL. w keeps the
             sum that it begins with.
         optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer moves w/p together with the model, by its

@@ -24,10 +24,10 @@ class GradVac(Balancer):
 
     Args:
         beta: of the averages, in [0, 1].
-        seed: of the order.
-        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
-            weights then multiply too. In the paper all parameters are shared;
-            LibMTL has the shared ones.
+        seed: The seed of the random order.
+        over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
+            included; the weights then multiply the gradients of the heads as well. In the paper all parameters are
+            shared; LibMTL has the shared ones.
 
     Source: Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively
     Multilingual Models", arXiv 2010.05874.
@@ -44,7 +44,7 @@ class GradVac(Balancer):
         self.targets: Tensor | None = None  # φ̂, (T, T)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, of either sign."""
+        """Computes the weights, of either sign."""
         assert gramian is not None
         count = len(gramian)
         matrix = gramian.numpy()

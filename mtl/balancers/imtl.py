@@ -17,8 +17,8 @@ class IMTL(IMTLL):
     projections on the gradients are in the ratio of p, and p weighs each task's term in the objective of s and heads.
 
     Args:
-        lr: learning rate of s, where it is learned by its own Adam.
-        init: what s starts from, for all tasks or for each of them; 0 in the paper and LibMTL.
+        lr: The learning rate of s, if it is learned by a separate Adam.
+        init: The initial value of s, one for all tasks or one for each of them; 0 in the paper and LibMTL.
         optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer moves s together with the model, by its
             settings and schedule, as in LibMTL.
         over: whose gradients the inner products are of: the `shared` parameters, as in the paper and LibMTL, or `all`,

@@ -18,8 +18,8 @@ class IMTLG(Balancer):
     Args:
         scope: what the weights multiply: what is `shared`, as in the paper, or `all` of a task's gradient, as in
             nash-mtl, where they multiply the losses. A weight may be negative: a head then goes up its loss.
-        over: whose gradients the inner products are of: the `shared` parameters, or, with a scope of `all`, `all` of
-            them, heads included. The paper has the shared ones.
+        over: The parameters over which the inner products of gradients are computed: the `shared` ones or, with a scope
+            of `all`, `all` of them, heads included. The paper has the shared ones.
 
     The paper combines it with `IMTLL` for the losses: that is `IMTL`.
 

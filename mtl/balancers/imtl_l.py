@@ -15,8 +15,8 @@ class IMTLL(Balancer):
     makes no difference at rest.
 
     Args:
-        lr: learning rate of s, where it is learned by its own Adam.
-        init: what s starts from, for all tasks or for each of them; 0 in the paper and LibMTL.
+        lr: The learning rate of s, if it is learned by a separate Adam.
+        init: The initial value of s, one for all tasks or one for each of them; 0 in the paper and LibMTL.
         optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer moves s together with the model, by its
             settings and schedule, as in LibMTL.
 
@@ -33,7 +33,7 @@ class IMTLL(Balancer):
         self.learned: Learned = Learned(lr=lr, initial=init, optimizer=optimizer)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, above 0."""
+        """Computes the weights, above 0."""
         return self.preferences(len(losses)).to(losses.device) * self.scales(losses)
 
     def scales(self, losses: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class IMTLL(Balancer):
             self._descend(losses)
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
-        """Moves s down its gradient."""
+        """Updates s by a step of gradient descent."""
         if not self.learned.by_model:
             self._descend(losses)
 

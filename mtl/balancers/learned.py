@@ -1,4 +1,4 @@
-"""Numbers, one a task, that are learned beside the model's parameters."""
+"""One learned number for each task, in addition to the parameters of the model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,12 @@ MEAN, SQUARE, TINY = 0.9, 0.999, 1e-8  # Adam's β₁, β₂ and ε
 
 
 class Learned:
-    """One number a task, made at first use, when it is known how many and on which device.
+    """One learned number for each task, created at first use, when the number of tasks and the device are known.
 
-    They are learned by an Adam of their own, or by the model's optimizer. In the former each has its own averages and
-    its own number of steps, since a task may be absent from some: torch's Adam would count these too, and go on moving
-    its number. In the latter each is a parameter, and an absent task's has no gradient.
+    The numbers are learned by a separate Adam or by the model's optimizer. The separate Adam has averages and a step
+    count for each task, since a task may be absent from steps; torch's Adam would count these steps, and would change
+    the number of the absent task. With the model's optimizer, each number is a parameter, which has no gradient while
+    the task is absent.
 
     Args:
         lr: learning rate of the Adam, above 0.

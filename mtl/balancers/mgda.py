@@ -21,8 +21,8 @@ class MGDA(Balancer):
             both (`loss+`).
         scope: what the weights multiply: what is `shared`, as in the paper's algorithm, or `all` of a task's gradient,
             as in its authors' code, where they multiply the losses.
-        over: whose gradients the inner products are of: the `shared` parameters, or, with a scope of `all`, `all` of
-            them, heads included. The paper and its authors' code have the shared ones.
+        over: The parameters over which the inner products of gradients are computed: the `shared` ones or, with a scope
+            of `all`, `all` of them, heads included. The paper and its authors' code have the shared ones.
 
         combine: what the weights found for the normalised gradients multiply: the `normalised` gradients, as in LibMTL,
             so that the weights of the gradients themselves are divided likewise; or the `raw` ones, as in the authors'
@@ -44,7 +44,7 @@ class MGDA(Balancer):
         self.over, self.scope = parameters_of(over, scope)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, at least 0; their sum is 1 where nothing is normalised, or the raw gradients are combined.
+        """Computes the weights, at least 0; the sum is 1 if nothing is normalised, or the raw gradients are combined.
 
         Raises:
             ArithmeticError: for a loss below zero where the gradients are divided by it.

@@ -18,8 +18,8 @@ class NashMTL(Balancer):
         max_norm: the combined gradient is no longer than this; null leaves it √T long.
         scope: what the weights multiply: what is `shared`, or `all` of a task's gradient, as in its authors' code,
             where they multiply the losses. The paper has shared parameters alone.
-        over: whose gradients the inner products are of: the `shared` parameters, or, with a scope of `all`, `all` of
-            them, heads included. The paper and its authors' code have the shared ones.
+        over: The parameters over which the inner products of gradients are computed: the `shared` ones or, with a scope
+            of `all`, `all` of them, heads included. The paper and its authors' code have the shared ones.
 
     `max_norm` shortens the weights, so with a scope of `all` the heads' gradients too. The authors' code clips the
     gradient over the shared parameters alone, and its heads get the gradient times α as it is: `max_norm=None`,
@@ -37,7 +37,7 @@ class NashMTL(Balancer):
         self.over, self.scope = parameters_of(over, scope)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, above 0; 0 where a gradient or a task's own weight is zero."""
+        """Computes the weights, above 0; 0 where a gradient or a task's own weight is zero."""
         assert gramian is not None
         weights = solve(gramian, alpha=1.0, preferences=self.preferences(len(gramian)))
         if self.max_norm is not None:

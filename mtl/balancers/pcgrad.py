@@ -14,9 +14,9 @@ class PCGrad(Balancer):
     It is carried out on the coefficients of the gradients, for which the Gramian is enough.
 
     Args:
-        seed: of the order.
-        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
-            weights then multiply too. The paper's authors' code has all
+        seed: The seed of the random order.
+        over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
+            included; the weights then multiply the gradients of the heads as well. The paper's authors' code has all
             parameters, as has Tseng's in PyTorch; nash-mtl and LibMTL have the shared ones.
 
     Source: Yu et al., "Gradient Surgery for Multi-Task Learning", arXiv 2001.06782.
@@ -29,7 +29,7 @@ class PCGrad(Balancer):
         self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, at least 1."""
+        """Computes the weights, at least 1."""
         assert gramian is not None
         matrix = gramian.numpy()
         count = len(matrix)

@@ -12,7 +12,7 @@ class RLW(Balancer):
     A baseline that is hard to beat.
 
     Args:
-        seed: of the draws.
+        seed: The seed of the random numbers.
 
     Source: Lin et al., "Reasonable Effectiveness of Random Weighting", arXiv 2111.10603.
     """
@@ -25,11 +25,11 @@ class RLW(Balancer):
         self.drawn: Tensor | None = None  # for this step, until it is taken
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, above 0; their sum is P."""
+        """Computes the weights, above 0; their sum is P."""
         if self.drawn is None or len(self.drawn) != len(losses):  # a step that wasn't taken may have had other tasks
             self.drawn = torch.randn(len(losses), generator=self.generator, dtype=torch.float64)
         return len(losses) * self.drawn.softmax(0).to(losses.device)
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
-        """The next step draws again."""
+        """Discards the weights, so that the next step draws new ones."""
         self.drawn = None

@@ -17,8 +17,9 @@ class SDMGrad(Balancer):
 
     Args:
         lam: λ, at least 0; the larger, the nearer to the mean.
-        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
-            weights then multiply too. The paper and its authors' code have the shared ones.
+        over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
+            included; the weights then multiply the gradients of the heads as well. The paper and its authors' code have
+            the shared ones.
 
     Source: Xiao et al., "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms",
     arXiv 2305.18409; the division by 1 + λ is from its authors' code.
@@ -31,7 +32,7 @@ class SDMGrad(Balancer):
         self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, at least 0; their sum is 1."""
+        """Computes the weights, at least 0; their sum is 1."""
         assert gramian is not None
         matrix = gramian.numpy()
         weights = np.full(len(matrix), self.lam / len(matrix))

@@ -15,5 +15,5 @@ class SI(Balancer):
     preference = "steer"
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, at least 0. Needs losses of at least 0."""
+        """Computes the weights, at least 0. Needs losses of at least 0."""
         return self.preferences(len(losses)).to(losses.device) * inverse(losses)

@@ -38,7 +38,7 @@ class STCH(Balancer):
         self.epochs: Tensor | None = None  # that are over and had the task
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, at least 0. Needs losses of at least 0."""
+        """Computes the weights, at least 0. Needs losses of at least 0."""
         preferences = self.preferences(len(losses)).to(losses.device)
         share = preferences / preferences.sum().clamp(min=TINY)
         if self.nadir is not None:
@@ -49,7 +49,7 @@ class STCH(Balancer):
         return share * inverse(losses)
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
-        """Adds the step's losses to the epoch's."""
+        """Adds the losses of the step to those of the epoch."""
         self.total, self.count = self.begun(self.total, losses), self.begun(self.count, losses)
         self.total = self.put(self.total, self.of_present(self.total) + losses)
         self.count = self.put(self.count, self.of_present(self.count) + 1)

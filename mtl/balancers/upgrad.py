@@ -12,9 +12,9 @@ class UPGrad(Balancer):
     """The mean over tasks of each gradient's projection onto the dual cone {d: G d ≥ 0}; exactly, by active sets.
 
     Args:
-        over: whose gradients the inner products are of: the `shared` parameters, or `all`, heads included, which the
-            weights then multiply too. The paper is about all parameters of one
-            objective function; for multi-task learning its authors' package, TorchJD, has the shared ones.
+        over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
+            included; the weights then multiply the gradients of the heads as well. The paper is about all parameters of
+            one objective function; for multi-task learning its authors' package, TorchJD, has the shared ones.
 
     Source: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv 2406.16232.
     """
@@ -23,7 +23,7 @@ class UPGrad(Balancer):
         self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, at least 1/T."""
+        """Computes the weights, at least 1/T."""
         assert gramian is not None
         matrix = gramian.numpy()
         return torch.from_numpy(np.mean([project(matrix, row) for row in np.eye(len(matrix))], axis=0))

@@ -15,9 +15,9 @@ class UW(Balancer):
     losses makes no difference, which is why p weighs the whole term.
 
     Args:
-        lr: learning rate of s, where it is learned by its own Adam.
-        init: what s starts from, for all tasks or for each of them; MTAN and LibMTL have −0.5, Kendall's notebook
-            and nash-mtl 0.
+        lr: The learning rate of s, if it is learned by a separate Adam.
+        init: The initial value of s, one for all tasks or one for each of them; MTAN and LibMTL have −0.5, Kendall's
+            notebook and nash-mtl 0.
         optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer moves s together with the model, by its
             settings and schedule, as in MTAN, LibMTL and Kendall's notebook.
 
@@ -32,7 +32,7 @@ class UW(Balancer):
         self.learned: Learned = Learned(lr=lr, initial=init, optimizer=optimizer)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, above 0."""
+        """Computes the weights, above 0."""
         s = self.of_present(self.learned.at(self.num_tasks or len(losses), losses.device))
         return 0.5 * self.preferences(len(losses)).to(losses.device) * (-s).exp()
 
@@ -42,7 +42,7 @@ class UW(Balancer):
             self._descend(losses)
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
-        """Moves s down its gradient."""
+        """Updates s by a step of gradient descent."""
         if not self.learned.by_model:
             self._descend(losses)
 

@@ -26,7 +26,7 @@ class UWSO(Balancer):
         self.temperature = temperature
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights, at least 0; their sum is 1 with own weights of 1. Needs losses of at least 0."""
+        """Computes the weights, at least 0; their sum is 1 with own weights of 1. Needs losses of at least 0."""
         inverse = (1 / losses / self.temperature).clamp(max=torch.finfo(losses.dtype).max)
         weights = self.preferences(len(losses)).to(losses.device) * inverse.softmax(0)
         return torch.where(losses < 0, torch.nan, weights)

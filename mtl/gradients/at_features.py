@@ -1,4 +1,4 @@
-"""The tasks' gradients where they meet: at the trunk's features, and from there through the trunk."""
+"""The tasks' gradients at the features of a shared trunk, and their backward passes through the trunk."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,18 +13,20 @@ from mtl.snapshots import Buffers
 
 
 class AtFeatures(Rows):
-    """Rows of `shared` passes: the heads' part comes out of `.grad`, the trunk's only when it is needed, and how.
+    """The tasks' gradients in `shared` passes, which run backward through the trunk only when that is needed.
 
-    Until somebody asks for the Gramian a task's gradient has gone no further than the features. To give it, `rows` and
-    `layerwise` take each task through the trunk, the latter with stand-ins for the rows of layers for which that pays;
-    `representation` looks at the features alone. With weights from there, or from an earlier step, the combination
-    needs one backward of the trunk in all.
+    The gradients of the heads' parameters are taken out of `.grad`. The gradients at the features wait until the
+    Gramian is needed. With the sources `rows` and `layerwise`, each task then runs backward through the trunk;
+    `layerwise` replaces the rows of some layers by smaller tensors with the same inner products, see layerwise.py. With
+    `representation`, the Gramian is that of the gradients at the features. If the weights come from there, or from an
+    earlier step, the combination needs one backward pass of the trunk for all tasks.
 
     Args:
-        model: whose trunk it is.
+        model: The model.
         source: `rows`, `layerwise` or `representation`.
-        waits: whether gradients wait at the features. They can't where the next micro-batch has a graph of its own.
-        tasks, scale: see `Rows`.
+        waits: Whether the gradients wait at the features; they can't if there are several micro-batches, each with a
+            graph of its own.
+        tasks, scale: See `Rows`.
     """
 
     def __init__(
@@ -35,16 +37,16 @@ class AtFeatures(Rows):
         self._source = source
         self._waits = waits
         self._features: list[Tensor] = []
-        self._at: dict[str, list[Tensor | None]] = {}  # by task, the gradient at each of the features
-        self._deltas: list[tuple[Layer, list[Tensor]]] = []  # by layer that has stand-ins, the tasks' δ
-        self._of_layers: Tensor | None = None  # these layers' share of the Gramian
+        self._at: dict[str, list[Tensor | None]] = {}  # by task, the gradient at each tensor of the features
+        self._deltas: list[tuple[Layer, list[Tensor]]] = []  # layers without rows, and the tasks' gradients δ at them
+        self._of_layers: Tensor | None = None  # the sum of these layers' Gramians
 
     def take_at_features(self, features: Sequence[Tensor], gradients: Mapping[str, list[Tensor | None]]) -> None:
-        """Takes the gradients at the trunk's features; those of the heads come by `take`.
+        """Records the gradients at the trunk's features; `take` records those of the heads' parameters.
 
         Args:
-            features: with the trunk's graph.
-            gradients: by task, one for each of the features, None where the task doesn't use it.
+            features: The tensors of the features, with the graph of the trunk.
+            gradients: By task name, the gradient at each tensor; None if the task doesn't use the tensor.
         """
         self._features = list(features)
         self._at = dict(gradients)
@@ -52,9 +54,9 @@ class AtFeatures(Rows):
             self._through()
 
     def gramian(self) -> Tensor:
-        """As `Rows.gramian`; for `representation` that of the gradients at the features.
+        """Computes the Gramian as `Rows.gramian` does; with `representation`, of the gradients at the features.
 
-        The latter bounds the former: ‖g_t‖ is at most the norm of the trunk's Jacobian times that at the features.
+        The gradient norm of a task is at most the norm of the trunk's Jacobian times the norm at the features.
         """
         if self._source == "representation" and self._one_trunk():
             return gramian(list(zip(*self._at.values(), strict=True))) / self._scale**2
@@ -64,30 +66,30 @@ class AtFeatures(Rows):
         return super().gramian()
 
     def shared(self) -> list[nn.Parameter]:
-        """As `Rows.shared`."""
+        """Returns the shared parameters, see `Rows.shared`."""
         self._through()
         return super().shared()
 
     def reach(self) -> dict[str, tuple[str, ...]]:
-        """As `Rows.reach`."""
+        """Returns the tasks that reach each parameter, see `Rows.reach`."""
         self._through()
         return super().reach()
 
     def norms(self) -> dict[str, Tensor]:
-        """As `Rows.norms`."""
+        """Computes the gradient norm of each task, see `Rows.norms`."""
         self._through()
-        found = super().norms()
+        norms = super().norms()
         if self._of_layers is None:
-            return found
+            return norms
         squares = self._of_layers.diagonal().clamp(min=0)
-        return {task: (norm**2 + more).sqrt() for (task, norm), more in zip(found.items(), squares, strict=True)}
+        return {task: (norm**2 + square).sqrt() for (task, norm), square in zip(norms.items(), squares, strict=True)}
 
     def combine(self, weights: Sequence[float], alone: Sequence[float]) -> None:
-        """As `Rows.combine`."""
+        """Leaves the weighted sum of the rows in `.grad`, see `Rows.combine`."""
         if self._one_trunk():
             features, at = self._features, list(self._at.values())
             self._at = {}
-            super().combine(weights, alone)  # what belongs to the heads
+            super().combine(weights, alone)  # the heads' parameters
             sums = [_weighted(gradients, weights) for gradients in zip(*at, strict=True)]
             pairs = [(f, total) for f, total in zip(features, sums, strict=True) if total is not None]
             torch.autograd.backward([f for f, _ in pairs], [total for _, total in pairs])
@@ -95,9 +97,9 @@ class AtFeatures(Rows):
         self._through()
         for row in self._gradients.values():
             for parameter in [p for p, gradient in row.items() if gradient.shape != p.shape]:
-                del row[parameter]  # it was there to say that the task reaches the parameter
+                del row[parameter]  # an empty tensor, which marked that the task reaches the parameter
         super().combine(weights, alone)
-        while self._deltas:  # each is given up as it is used
+        while self._deltas:  # each entry is freed after use
             layer, deltas = self._deltas.pop()
             total = _weighted(deltas, weights)
             del deltas
@@ -106,16 +108,16 @@ class AtFeatures(Rows):
                 parameter.grad = _laid_out(gradient, parameter)
 
     def _behind(self) -> list[set[Tensor]]:
-        """What each task reaches through the features."""
-        found: dict[tuple[bool, ...], set[Tensor]] = {}
+        """Returns, for each task, the parameters that the task reaches through the features."""
+        reached: dict[tuple[bool, ...], set[Tensor]] = {}
         used = [tuple(gradient is not None for gradient in at) for at in self._at.values()]
-        for features in used:
-            if features not in found:
-                found[features] = set(leaves([f for f, there in zip(self._features, features, strict=True) if there]))
-        return [found[features] for features in used]
+        for flags in used:
+            if flags not in reached:
+                reached[flags] = set(leaves([f for f, is_used in zip(self._features, flags, strict=True) if is_used]))
+        return [reached[flags] for flags in used]
 
     def _one_trunk(self) -> bool:
-        """Whether all tasks reach the same parameters through the features, and no head reaches any of these."""
+        """Returns whether all tasks reach the same parameters through the features, and no head reaches any of them."""
         behind = self._behind()
         return bool(behind and behind[0]) and all(
             reached == behind[0] and reached.isdisjoint(row)
@@ -123,42 +125,42 @@ class AtFeatures(Rows):
         )
 
     def _through(self) -> None:
-        """Takes every task's gradient on from the features to the parameters, once."""
+        """Runs each task's backward pass from the features to the parameters, unless that has been done."""
         if not self._at:
             return
         behind, at = self._behind(), self._at
-        own = set(self._parameters.values())
+        parameters = set(self._parameters.values())
         layers: list[Layer] = []
         if self._source == "layerwise" and all(reached == behind[0] for reached in behind):
             used = [f for f, *gradients in zip(self._features, *at.values(), strict=True) if _any(gradients)]
             of_heads = {parameter for row in self._gradients.values() for parameter in row}
-            layers = [layer for layer in find(used, len(at)) if own - of_heads >= set(layer.parameters)]
+            layers = [layer for layer in find(used, len(at)) if parameters - of_heads >= set(layer.parameters)]
         taken = {parameter for layer in layers for parameter in layer.parameters}
         deltas: list[list[Tensor | None]] = []
         buffers = Buffers(self._model) if len(at) > 1 else None
         for (task, gradients), reached in zip(at.items(), behind, strict=True):
             pairs = [(f, g) for f, g in zip(self._features, gradients, strict=True) if g is not None]
             slow = [parameter for parameter in self._parameters.values() if parameter in reached - taken]
-            more = task != list(at)[-1]
+            retain_graph = task != list(at)[-1]
             wanted: list[Any] = [*(layer.edge for layer in layers), *slow]
-            found: Sequence[Tensor | None] = ()
+            results: Sequence[Tensor | None] = ()
             if pairs:
                 outputs, starts = [f for f, _ in pairs], [g for _, g in pairs]
-                found = torch.autograd.grad(outputs, wanted, starts, retain_graph=more, allow_unused=True)
-            if more and buffers is not None:
+                results = torch.autograd.grad(outputs, wanted, starts, retain_graph=retain_graph, allow_unused=True)
+            if retain_graph and buffers is not None:
                 buffers.restore()
-            deltas.append(list(found[: len(layers)]))
+            deltas.append(list(results[: len(layers)]))
             row = self._gradients[task]
-            there = {g.untyped_storage().data_ptr() for g in (*gradients, *deltas[-1]) if g is not None}
-            for parameter, gradient in zip(slow, found[len(layers) :], strict=True):
+            storages = {g.untyped_storage().data_ptr() for g in (*gradients, *deltas[-1]) if g is not None}
+            for parameter, gradient in zip(slow, results[len(layers) :], strict=True):
                 if gradient is not None:
                     total = plus(row[parameter], gradient) if parameter in row else gradient
-                    row[parameter] = _laid_out(total, parameter, there)
-            row |= {parameter: parameter.new_empty(0) for parameter in taken}  # there, with its products elsewhere
+                    row[parameter] = _laid_out(total, parameter, storages)
+            row |= {parameter: parameter.new_empty(0) for parameter in taken}  # marks that the task reaches it
         self._at, self._features = {}, []
         for layer, of_tasks in zip(layers, zip(*deltas, strict=True), strict=True):
             some = next((delta for delta in of_tasks if delta is not None), None)
-            if some is None:  # a function behind the layer gave no gradient
+            if some is None:  # no gradient arrived at the layer's outputs
                 continue
             whole = [torch.zeros_like(some) if delta is None else delta for delta in of_tasks]
             product = gramian([layer.compress(whole)]) / self._scale**2
@@ -171,7 +173,7 @@ def _any(gradients: Iterable[Tensor | None]) -> bool:
 
 
 def _weighted(gradients: Sequence[Tensor | None], weights: Sequence[float]) -> Tensor | None:
-    """Σ w_t g_t; None where all are."""
+    """Returns Σ w_t g_t, without the gradients that are None; None if all are."""
     total: Tensor | None = None
     for gradient, weight in zip(gradients, weights, strict=True):
         if gradient is not None:
@@ -179,17 +181,22 @@ def _weighted(gradients: Sequence[Tensor | None], weights: Sequence[float]) -> T
     return total
 
 
-def _laid_out(gradient: Tensor, parameter: Tensor, there: set[int] | None = None) -> Tensor:
-    """The gradient with the parameter's strides, which optimizers rely on, in memory that no tensor in `there` uses.
+def _laid_out(gradient: Tensor, parameter: Tensor, storages: set[int] | None = None) -> Tensor:
+    """Returns the gradient with the parameter's strides, on which optimizers rely, and with a storage of its own.
 
-    In `.grad` autograd sees to both; what `autograd.grad` gives may be a view, or one tensor for two parameters.
+    Autograd ensures both in `.grad`, but `torch.autograd.grad` may return a view, or one tensor for two parameters.
+
+    Args:
+        gradient: The gradient; it is copied only if necessary.
+        parameter: The parameter.
+        storages: The addresses of storages in use, to which that of the result is added. None skips this check.
     """
     if gradient.is_sparse:
         return gradient
-    place = gradient.untyped_storage().data_ptr()
-    if gradient.stride() != parameter.stride() or (there is not None and place in there):
+    address = gradient.untyped_storage().data_ptr()
+    if gradient.stride() != parameter.stride() or (storages is not None and address in storages):
         gradient = torch.empty_like(parameter).copy_(gradient)
-        place = gradient.untyped_storage().data_ptr()
-    if there is not None:
-        there.add(place)
+        address = gradient.untyped_storage().data_ptr()
+    if storages is not None:
+        storages.add(address)
     return gradient

@@ -1,8 +1,8 @@
-"""What `torch.compile` compiles goes backward several times, as measuring and balancing do.
+"""Several backward passes through modules compiled by `torch.compile`, as measuring and balancing need.
 
-A compiled backward pass may give up the memory of what its forward pass saved ("donated buffers"). Whether it does is
-decided where the forward pass is compiled, by a setting of the process, see `reusable_graphs` in step/step.py; a second
-backward pass of such a graph would work on memory that was written over.
+A compiled backward pass may overwrite the tensors that its forward pass saved ("donated buffers"), so that a second
+backward pass would compute with wrong values. A setting of the process at the time of compilation decides whether it
+does, see `reusable_graphs` in step/step.py.
 """
 
 from typing import Any
@@ -11,10 +11,10 @@ from mtl.errors import UserError
 
 
 def check_reusable(node: Any) -> None:
-    """Called with a compiled node of an autograd graph that is to go backward several times.
+    """Checks that a compiled node of an autograd graph allows several backward passes.
 
     Raises:
-        UserError: for one that was compiled elsewhere, and gives up what it saved.
+        UserError: If the node was compiled with donated buffers.
     """
     metadata = getattr(getattr(node, "_forward_cls", None), "metadata", None)
     if getattr(metadata, "bw_donated_idxs", None):

@@ -1,11 +1,12 @@
-"""Layers whose share of the Gramian needs no weight gradients.
+"""Layers for which the Gramian can be computed without the gradients of the weights.
 
-The gradient of a linear layer's weights is δᵀa, with the layer's inputs a (N, d_in) and the loss's gradient δ
-(N, d_out) at its outputs. With aᵀ = QR, Q's columns orthonormal, Rδ has the same inner products as aᵀδ and is no larger
-than δ: it takes the place of that piece of the row. A convolution is the same with patches for a, and an embedding
-with the sums over equal indices. When the weights are known, Σ w_t δ_t gives the weights' gradient of the sum at once.
+The weight gradient of a linear layer is δᵀa, where a (N, d_in) are the layer's inputs and δ (N, d_out) is the gradient
+of the loss at the layer's outputs. With the QR decomposition aᵀ = QR, the matrix Rδ has the same inner products as aᵀδ
+and is no larger than δ, so that Rδ replaces this piece of the row. For a convolution, a consists of patches of the
+inputs; for an embedding, δ is summed over equal indices. Once the balancer's weights are known, Σ w_t δ_t gives the
+weight gradient of the weighted sum in one product.
 
-The idea that inner products of gradients need only a and δ is known from per-sample gradient norms: Goodfellow,
+That inner products of gradients need only a and δ is known from per-sample gradient norms: Goodfellow,
 arXiv 1510.01799; Bu et al., arXiv 2205.10683.
 """
 
@@ -20,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-# What each element of a row costs beside the arithmetic that makes it, in the time of one multiplication and addition
-# within a matrix product: it is written, read for the Gramian in float64, and read again for the combination.
+# The cost of each element of a row, in units of one multiplication and addition of a matrix product: an element is
+# written, read for the Gramian in float64, and read again for the combination.
 PER_ELEMENT = 60
 
 
@@ -29,8 +30,8 @@ class Layer(ABC):
     """One use of a layer's parameters in the graph.
 
     Attributes:
-        edge: where the gradient at the layer's outputs is to be had.
-        parameters: the leaves that only this use reaches; the first is the weight.
+        edge: The edge of the graph at which autograd gives the gradient at the layer's outputs.
+        parameters: The leaf tensors that nothing else in the graph uses; the first is the weight.
     """
 
     edge: GradientEdge
@@ -38,11 +39,11 @@ class Layer(ABC):
 
     @abstractmethod
     def compress(self, deltas: Sequence[Tensor]) -> list[Tensor]:
-        """From the tasks' gradients at the outputs to pieces with the parameters' gradients' inner products."""
+        """Returns, for the tasks' gradients at the outputs, tensors with the inner products of the row pieces."""
 
     @abstractmethod
     def gradients(self, delta: Tensor) -> list[Tensor]:
-        """The parameters' gradients for this gradient at the outputs."""
+        """Computes the gradients of the parameters from the gradient at the outputs."""
 
 
 @dataclass
@@ -50,10 +51,10 @@ class Product(Layer):
     """A linear layer or a convolution.
 
     Args:
-        edge, parameters: see `Layer`; the second parameter, if there is one, is the bias.
-        inputs: (N, d_in), or for a convolution (N, C, *) with its window.
-        window: kernel size, dilation, padding and stride of a convolution.
-        flipped: whether the weight is (d_in, d_out).
+        edge, parameters: See `Layer`; the second parameter, if there is one, is the bias.
+        inputs: The inputs, of shape (N, d_in), or (N, C, *) for a convolution.
+        window: Kernel size, dilation, padding and stride of a convolution; None for a linear layer.
+        flipped: Whether the weight has shape (d_in, d_out).
     """
 
     edge: GradientEdge
@@ -63,11 +64,11 @@ class Product(Layer):
     flipped: bool = False
 
     def pays(self, num_tasks: int, num_rows: int) -> bool:
-        """Whether it takes less arithmetic than the weight gradients of all tasks.
+        """Returns whether the compressed tensors need less arithmetic than the weight gradients of all tasks.
 
         Args:
-            num_tasks: how many gradients there are.
-            num_rows: N, or for a convolution samples times positions.
+            num_tasks: The number of tasks.
+            num_rows: N or, for a convolution, the number of samples times the number of output positions.
         """
         size = self.parameters[0].numel()
         d_out = self.parameters[0].shape[1 if self.flipped else 0]
@@ -78,19 +79,19 @@ class Product(Layer):
         return compressed < num_tasks * size * (num_rows + PER_ELEMENT)
 
     def compress(self, deltas: Sequence[Tensor]) -> list[Tensor]:
-        """Rδ for each δ."""
+        """Returns Rδ for each δ."""
         inputs = self._rows_in()
         if len(self.parameters) == 2:
-            inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)  # the bias is a weight on a one
+            inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)  # the bias is a weight for input 1
         factor = torch.linalg.qr(inputs.T, mode="r").R
         return [factor @ self._rows_out(delta) for delta in deltas]
 
     def gradients(self, delta: Tensor) -> list[Tensor]:
-        """δᵀa, and the sum of δ for the bias."""
+        """Returns the weight gradient δᵀa and, for the bias, the sum of δ over the rows."""
         rows = self._rows_out(delta)
         weight = self._rows_in().T @ rows if self.flipped else rows.T @ self._rows_in()
-        found = [weight.view(self.parameters[0].shape), rows.sum(0)][: len(self.parameters)]
-        return [gradient.to(p.dtype) for gradient, p in zip(found, self.parameters, strict=True)]
+        gradients = [weight.view(self.parameters[0].shape), rows.sum(0)][: len(self.parameters)]
+        return [gradient.to(p.dtype) for gradient, p in zip(gradients, self.parameters, strict=True)]
 
     def _rows_in(self) -> Tensor:
         if self.window is None:
@@ -105,7 +106,7 @@ class Product(Layer):
 
 @dataclass
 class Lookup(Layer):
-    """An embedding, dense gradients."""
+    """An embedding with dense gradients."""
 
     edge: GradientEdge
     parameters: list[Tensor]
@@ -113,32 +114,33 @@ class Lookup(Layer):
     padding: int
 
     def compress(self, deltas: Sequence[Tensor]) -> list[Tensor]:
-        """The sums of δ over equal indices."""
+        """Returns the sums of δ over equal indices, for each δ."""
         touched, place = torch.unique(self.indices.flatten(), return_inverse=True)
-        kept = (touched != self.padding).unsqueeze(1)
+        is_not_padding = (touched != self.padding).unsqueeze(1)
         return [
             torch.zeros(len(touched), delta.shape[-1], dtype=delta.dtype, device=delta.device).index_add_(
                 0, place, delta.reshape(-1, delta.shape[-1])
             )
-            * kept
+            * is_not_padding
             for delta in deltas
         ]
 
     def gradients(self, delta: Tensor) -> list[Tensor]:
-        """The same sums, in place of the rows that they belong to."""
+        """Returns the gradient of the embedding's weight."""
         (weight,) = self.parameters
-        found = torch.zeros_like(weight).index_add_(
+        gradient = torch.zeros_like(weight).index_add_(
             0, self.indices.flatten(), delta.reshape(-1, delta.shape[-1]).to(weight.dtype)
         )
         if self.padding >= 0:
-            found[self.padding] = 0
-        return [found]
+            gradient[self.padding] = 0
+        return [gradient]
 
 
 def find(features: Sequence[Tensor], num_tasks: int) -> list[Layer]:
-    """The layers behind `features` for which this is possible, and pays with so many tasks.
+    """Finds the layers in the graph of `features` that can be compressed with a benefit for this number of tasks.
 
-    It is possible where a parameter is a leaf that one operation alone uses, and that operation's inputs are at hand.
+    A layer can be compressed if the weight is a leaf that only one operation uses, and the operation has saved its
+    inputs.
     """
     users, degree = _users(features)
     layers: list[Layer] = []
@@ -150,7 +152,7 @@ def find(features: Sequence[Tensor], num_tasks: int) -> list[Layer]:
 
 
 def _users(features: Sequence[Tensor]) -> tuple[list[tuple[Any, str]], Counter[Any]]:
-    """The nodes of operations that are known here, and how many edges lead to each node behind the features."""
+    """Returns the nodes of supported operations, and the number of edges that lead to each node of the graph."""
     start = list(dict.fromkeys(f.grad_fn for f in features if f.grad_fn is not None))
     degree: Counter[Any] = Counter(get_gradient_edge(f).node for f in features)  # a weight may be a feature itself
     users, stack, seen = [], list(start), set(start)
@@ -170,13 +172,16 @@ def _users(features: Sequence[Tensor]) -> tuple[list[tuple[Any, str]], Counter[A
 
 
 def _leaf(node: Any, degree: Counter[Any], through: tuple[str, ...]) -> tuple[Tensor | None, bool]:
-    """The leaf behind a node, if it is used here alone, with casts and views between; and whether it is transposed."""
+    """Returns the leaf behind a node, through casts and views, and whether it is transposed.
+
+    The leaf is None if another operation uses it as well.
+    """
     viewed = False
     while node is not None and degree[node] == 1:
         if hasattr(node, "variable"):
             leaf: Tensor = node.variable
-            hooked = leaf._backward_hooks or leaf.is_complex()  # a hook is to see each task's gradient
-            return (None if hooked else leaf), viewed
+            excluded = leaf._backward_hooks or leaf.is_complex()  # a hook has to see the gradient of each task
+            return (None if excluded else leaf), viewed
         if node.name() not in through:
             break
         viewed ^= node.name() == "TBackward0"

@@ -1,4 +1,4 @@
-"""Which tasks reach a parameter, found by walking the graphs of their losses; for what shared parameters alone get."""
+"""Record of the tasks that reach each parameter, from the graphs of their losses; it defines the shared parameters."""
 
 from collections.abc import Mapping
 
@@ -8,12 +8,12 @@ from mtl.gradients.rows import leaves
 
 
 class Reach:
-    """The shared parameters: those that at least two tasks have reached, in this step or in one before.
+    """Records which tasks reach each parameter. A parameter that at least two tasks have reached is shared.
 
-    Earlier steps count because a step may lack tasks: the trunk is shared in a step of one task, too.
+    Earlier steps count as well, so that the trunk is shared even in a step in which only one task takes part.
 
     Args:
-        parameters: all of the model's, by name.
+        parameters: All parameters of the model, by name.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -22,19 +22,19 @@ class Reach:
         self._in_step: dict[Tensor, set[str]] = {}
 
     def begin(self) -> None:
-        """Forgets a step that was not taken."""
+        """Begins a step, and discards the record of a previous step that was not completed."""
         self._in_step = {}
 
     def add(self, task: str, loss: Tensor, cuts: Mapping[Tensor, Tensor] | None = None) -> None:
-        """Walks the graph of a task's loss.
+        """Records the parameters that a task reaches.
 
         Args:
-            task: its name.
-            loss: with its graph.
-            cuts: where the graph was cut at the features: from each detached tensor to the one it stands for.
+            task: The name of the task.
+            loss: The loss of the task, with its graph.
+            cuts: If the features were detached, a mapping from each detached tensor to the original one.
 
         Raises:
-            UserError: where re-entrant checkpointing hides what lies behind it.
+            UserError: If re-entrant checkpointing hides a part of the graph.
         """
         cuts = cuts or {}
         near = leaves([loss])
@@ -42,17 +42,17 @@ class Reach:
             self._in_step.setdefault(leaf, set()).add(task)
 
     def shared(self) -> list[nn.Parameter]:
-        """The shared parameters, in the model's order; the step's graphs count from now on."""
+        """Completes the record of the step, and returns the shared parameters in the model's order."""
         for parameter in self._parameters.values():
-            more = self._in_step.get(parameter, set())
-            self._so_far[parameter] = self._so_far.get(parameter, set()) | more
+            tasks = self._in_step.get(parameter, set())
+            self._so_far[parameter] = self._so_far.get(parameter, set()) | tasks
         self._in_step = {}
         return [p for p in self._parameters.values() if len(self._so_far[p]) > 1]
 
     def state_dict(self) -> dict[str, list[str]]:
-        """By parameter, the names of the tasks that have reached it."""
+        """Returns, by parameter name, the names of the tasks that have reached the parameter."""
         return {name: sorted(self._so_far[p]) for name, p in self._parameters.items() if self._so_far.get(p)}
 
     def load_state_dict(self, state: Mapping[str, list[str]]) -> None:
-        """The counterpart of `state_dict`."""
+        """Restores a state from `state_dict`."""
         self._so_far = {self._parameters[name]: set(tasks) for name, tasks in state.items()}

@@ -1,4 +1,4 @@
-"""Which task reaches which parameter, and the tasks' gradients: norms and cosines."""
+"""The gradients of the tasks in one step: rows of the gradient matrix, and norms, cosines and Gramian of these."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -13,24 +13,24 @@ from mtl.gradients.compiled import check_reusable
 
 
 def leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The leaf tensors that a backward pass from `tensors` would give a gradient.
+    """Returns the leaf tensors that would get a gradient in a backward pass from `tensors`.
 
     Raises:
-        UserError: where re-entrant checkpointing hides what lies behind it, and where a compiled module's backward
-            pass can be made only once.
+        UserError: If re-entrant checkpointing hides a part of the graph, or if a compiled module allows only one
+            backward pass.
     """
-    found: dict[Tensor, None] = {}
+    reached: dict[Tensor, None] = {}
     stack = []
     for tensor in tensors:
         if tensor.grad_fn is not None:
             stack.append(tensor.grad_fn)
         elif tensor.requires_grad:
-            found[tensor] = None
+            reached[tensor] = None
     seen = set(stack)
     while stack:
         node = stack.pop()
         if hasattr(node, "variable"):
-            found[node.variable] = None
+            reached[node.variable] = None
         elif node.name() == "CheckpointFunctionBackward":
             raise UserError(
                 "re-entrant activation checkpointing hides the parameters behind it; "
@@ -42,11 +42,11 @@ def leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
             if following is not None and following not in seen:
                 seen.add(following)
                 stack.append(following)
-    return list(found)
+    return list(reached)
 
 
 def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The norm, 0-dim, of all the gradients that are there."""
+    """Returns the norm of all gradients in `.grad`, a 0-dim tensor; parameters without a gradient are left out."""
     parameters = list(parameters)
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
@@ -55,18 +55,18 @@ def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 class Rows:
-    """The tasks' gradients in one step: which task reaches which parameter, norms, cosines, Gramian, combination.
+    """The gradients of the tasks in one step, the rows of a matrix: norms, cosines, Gramian and combination.
 
-    A row is kept as the tensors that autograd made, by parameter; they are never copied into one.
+    A row is stored as the tensors that autograd created, by parameter; they are never copied into one vector.
 
     Args:
-        parameters: all of the model's, by name.
-        tasks: their names, in the order of the rows.
-        scale: the factor on the gradients that keeps half precision from underflowing. It is taken out of norms and
-            Gramian, and left in the combination.
+        parameters: All parameters of the model, by name.
+        tasks: The names of the tasks, in the order of the rows.
+        scale: The factor on the gradients that keeps fp16 gradients from underflowing. Norms and Gramian are divided by
+            it; the combination isn't.
 
     Attributes:
-        shares: of the micro-batch at hand in each task's loss, 1 where nothing is said.
+        shares: The share of the current micro-batch in each task's loss, by task name; 1 for tasks that are missing.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], tasks: Iterable[str], *, scale: float = 1.0) -> None:
@@ -74,17 +74,17 @@ class Rows:
         self._scale = scale
         self.shares: dict[str, float] = {}
         self._gradients: dict[str, dict[Tensor, Tensor]] = {task: {} for task in tasks}
-        self._gramian: Tensor | None = None  # of the rows there are, once it has been asked for
+        self._gramian: Tensor | None = None  # the Gramian of the current rows, once it has been computed
 
     def add(self, task: str, loss: Tensor, cuts: Mapping[Tensor, Tensor] | None = None) -> None:
-        """Takes one task's row by `torch.autograd.grad`, beside the training's own backward passes.
+        """Computes the gradient of a task with `torch.autograd.grad` and adds it to the task's row.
 
-        These find graph, `.grad` and random state as they would have without it.
+        The graph, `.grad` and the random state don't change, so that the training passes are not affected.
 
         Args:
-            task: its name.
-            loss: its unweighted loss.
-            cuts: where the graph was cut at the features: from each detached tensor to the one it stands for.
+            task: The name of the task.
+            loss: The unweighted loss of the task.
+            cuts: If the features were detached, a mapping from each detached tensor to the original one.
         """
         gradients = self._gradients[task]
         self._gramian = None
@@ -99,7 +99,7 @@ class Rows:
             gradients[leaf] = plus(gradients.get(leaf), gradient)
 
     def take(self, task: str) -> None:
-        """Takes what is in `.grad` as one task's row, or adds it to that, and leaves `.grad` empty for the next."""
+        """Adds the gradients in `.grad` to a task's row, and clears `.grad` for the next task."""
         row = self._gradients[task]
         self._gramian = None
         for parameter in self._parameters.values():
@@ -108,7 +108,7 @@ class Rows:
                 parameter.grad = None
 
     def shared(self) -> list[nn.Parameter]:
-        """The parameters that at least two tasks reach, in the model's order."""
+        """Returns the parameters that at least two tasks reach, in the model's order."""
         return self._shared()
 
     def _shared(self) -> list[nn.Parameter]:
@@ -116,10 +116,10 @@ class Rows:
         return [p for p in self._parameters.values() if sum(p in row for row in rows) > 1]
 
     def gramian(self) -> Tensor:
-        """G Gᵀ over the shared parameters, (T, T), float64.
+        """Computes the Gramian G Gᵀ over the shared parameters, (T, T), float64.
 
         Raises:
-            UserError: where no parameter is shared.
+            UserError: If no parameter is shared.
         """
         if self._gramian is None:
             pieces = [[row.get(p) for row in self._gradients.values()] for p in self._to_balance()]
@@ -127,10 +127,12 @@ class Rows:
         return self._gramian
 
     def gramian_of_all(self) -> Tensor:
-        """G Gᵀ over all parameters, (T, T), float64: what one task alone reaches counts on the diagonal.
+        """Computes the Gramian G Gᵀ over all parameters, (T, T), float64.
+
+        It differs from `gramian` on the diagonal, by the parameters that only one task reaches.
 
         Raises:
-            UserError: where no parameter is shared.
+            UserError: If no parameter is shared.
         """
         products = self.gramian()
         shared = set(self.shared())
@@ -141,13 +143,19 @@ class Rows:
         return products + (torch.stack(alone) / self._scale).square().diag()
 
     def finite(self) -> Tensor:
-        """Whether each task's gradient, as far as it has been taken, is finite in all that the task reaches, (T,)."""
+        """Returns whether the gradient of each task, as far as it has been computed, is finite, (T,)."""
         return torch.stack(list(Rows.norms(self).values())).isfinite()
 
-    def stacked(self, own: Sequence[float]) -> dict[str, Tensor]:
-        """The shared columns of G, by parameter: (T, *shape) each, a row a task, times the tasks' own weights.
+    def stacked(self, task_weights: Sequence[float]) -> dict[str, Tensor]:
+        """Stacks the rows of all tasks over the shared parameters, and removes them from the rows.
 
-        The rows are given up to it, so that there are never two copies of more than one parameter's columns.
+        Since the rows are removed, only one parameter's gradients are in memory twice at any time.
+
+        Args:
+            task_weights: The factor of each task's row.
+
+        Returns:
+            A tensor of shape (T, *shape) for each shared parameter, by parameter name.
         """
         names = {parameter: name for name, parameter in self._parameters.items()}
         matrices = {}
@@ -159,7 +167,7 @@ class Rows:
                     "use sparse=False, or a balancer that needs the Gramian only"
                 )
             matrix = torch.zeros(len(rows), *parameter.shape, dtype=parameter.dtype, device=parameter.device)
-            for to, row, weight in zip(matrix, rows, own, strict=True):
+            for to, row, weight in zip(matrix, rows, task_weights, strict=True):
                 if row is not None:
                     to.add_(row, alpha=weight / self._scale)
             matrices[names[parameter]] = matrix
@@ -167,17 +175,22 @@ class Rows:
         return matrices
 
     def place(self, direction: Mapping[str, Tensor], alone: Sequence[float]) -> None:
-        """Leaves a direction, by parameter, in `.grad`, beside what each task alone reaches, times `alone`."""
-        self.combine([0.0] * len(alone), alone)  # what is shared has been taken out
+        """Leaves a combined gradient of the shared parameters in `.grad`, and those of single tasks as well.
+
+        Args:
+            direction: The combined gradient of the shared parameters, by parameter name.
+            alone: The factor of each task's gradient over the parameters that only this task reaches.
+        """
+        self.combine([0.0] * len(alone), alone)  # `stacked` has removed the shared parameters from the rows
         for name, gradient in direction.items():
             self._parameters[name].grad = gradient.mul_(self._scale) if self._scale != 1 else gradient
 
     def combine(self, weights: Sequence[float], alone: Sequence[float]) -> None:
-        """Leaves the weighted sum of the rows in `.grad`, and gives up the rows.
+        """Leaves the weighted sum of the rows in `.grad`, and frees the rows.
 
         Args:
-            weights: one a task, for the shared parameters.
-            alone: one a task, for the parameters that it alone reaches.
+            weights: The factor of each task's gradient over the shared parameters.
+            alone: The factor of each task's gradient over the parameters that only this task reaches.
         """
         shared = set(self._shared())
         for row, weight, other in zip(self._gradients.values(), weights, alone, strict=True):
@@ -192,24 +205,25 @@ class Rows:
             row.clear()
 
     def reach(self) -> dict[str, tuple[str, ...]]:
-        """From each parameter's name, in the model's order, to the tasks whose losses reach it."""
+        """Returns, by parameter name in the model's order, the tasks that reach the parameter."""
         return {
             name: tuple(task for task, gradients in self._gradients.items() if parameter in gradients)
             for name, parameter in self._parameters.items()
         }
 
     def norms(self) -> dict[str, Tensor]:
-        """Each task's gradient norm over all the parameters it reaches, 0-dim float64."""
+        """Computes the gradient norm of each task over all parameters that the task reaches, 0-dim float64."""
         return {
             task: self._norm([gradients[p] for p in self._parameters.values() if p in gradients]) / self._scale
             for task, gradients in self._gradients.items()
         }
 
     def cosines(self) -> dict[tuple[str, str], Tensor]:
-        """The cosine between two tasks' gradients over the shared parameters, 0-dim float64, by pair of names.
+        """Computes the cosine between the gradients of each two tasks over the shared parameters, 0-dim float64.
 
-        A parameter is shared if at least two tasks reach it. A pair that has none in common has no cosine; one of
-        which a gradient is zero has NaN.
+        Returns:
+            The cosines by pair of task names. A pair of tasks without common parameters is missing; if one of the two
+            gradients is zero, the cosine is NaN.
         """
         reached = {task: set(gradients) for task, gradients in self._gradients.items()}
         shared = self.shared()
@@ -241,22 +255,22 @@ class Rows:
 
 
 def _gradients_at(outputs: list[Tensor], gradients: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Every leaf that `outputs` reach, with its gradient."""
+    """Returns pairs of a leaf that `outputs` reach and the gradient of the leaf."""
     reached = leaves(outputs)
     if not reached:
         return []
-    found = torch.autograd.grad(outputs, reached, gradients, retain_graph=True, allow_unused=True)
-    return [(leaf, g) for leaf, g in zip(reached, found, strict=True) if g is not None]
+    results = torch.autograd.grad(outputs, reached, gradients, retain_graph=True, allow_unused=True)
+    return [(leaf, g) for leaf, g in zip(reached, results, strict=True) if g is not None]
 
 
-def plus(gradient: Tensor | None, more: Tensor) -> Tensor:
-    """Their sum; a sparse one stays sparse as long as both are."""
-    if gradient is None:
-        return more
-    return more + gradient if gradient.is_sparse else gradient + more  # torch has no sparse + dense
+def plus(total: Tensor | None, gradient: Tensor) -> Tensor:
+    """Returns the sum of two gradients, which is sparse if both are sparse."""
+    if total is None:
+        return gradient
+    return gradient + total if total.is_sparse else total + gradient  # torch doesn't support sparse + dense
 
 
 def _dense(gradient: Tensor) -> Tensor:
-    """All the numbers in a gradient that may not be zero, real and imaginary parts apart."""
+    """Returns the values of a gradient, real and imaginary parts separately; of a sparse gradient, the stored ones."""
     gradient = gradient.coalesce().values() if gradient.is_sparse else gradient
     return torch.view_as_real(gradient) if gradient.is_complex() else gradient

@@ -1,4 +1,4 @@
-"""The head that predicts for each pixel."""
+"""A head for predictions for each pixel."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 class Conv(nn.Conv2d):
-    """A linear head at each position: maps (N, in_features, h, w) to (N, out_features, H, W), or to (N, H, W) for one.
+    """A linear head at each position, from maps (N, in_features, h, w) to a prediction (N, out_features, H, W).
 
     Args:
-        in_features: channels of the maps.
-        out_features: numbers a pixel.
-        size: H and W, or one number for both; the predictions at the maps' positions are interpolated to it.
-        squeeze: whether one output loses its dimension, as a target (N, H, W) has none.
+        in_features: The number of channels of the maps.
+        out_features: The number of outputs for each pixel.
+        size: H and W, or one number for both. The predictions at the positions of the maps are interpolated to it.
+        squeeze: Whether to remove the dimension of a single output, so that the prediction is (N, H, W).
     """
 
     def __init__(self, in_features: int, out_features: int, *, size: int | Sequence[int], squeeze: bool = True) -> None:
@@ -22,6 +22,6 @@ class Conv(nn.Conv2d):
         self.squeeze = squeeze and out_features == 1
 
     def forward(self, features: Tensor) -> Tensor:
-        """The prediction, (N, out_features, H, W) or (N, H, W)."""
+        """Computes the prediction, (N, out_features, H, W) or (N, H, W)."""
         prediction = F.interpolate(super().forward(features), size=self.size, mode="bilinear")
         return prediction.squeeze(1) if self.squeeze else prediction

@@ -1,4 +1,4 @@
-"""The head that draws an image."""
+"""A head whose prediction is an image."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,16 @@ from mtl.heads.linear import averaged
 
 
 class Decoder(nn.Module):
-    """Features (N, in_features) to images (N, channels, H, W): a small map, made twice as large by each layer.
+    """A decoder from features (N, in_features) to images (N, channels, H, W).
 
-    Maps are averaged over their positions first.
+    A linear layer makes a small map, whose height and width each transposed convolution doubles. Features that are maps
+    are averaged over their positions first.
 
     Args:
-        in_features: width of the features.
-        channels: of the images.
+        in_features: The number of features.
+        channels: The number of channels of the images.
         size: H and W, or one number for both.
-        widths: channels before each doubling, at least one.
+        widths: The number of channels before each doubling, at least one number.
     """
 
     def __init__(
@@ -32,6 +33,6 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
-        """The images, whose pixels may be any number."""
+        """Computes the images, whose pixels are unbounded."""
         image: Tensor = self.layers(averaged(features))
         return image[:, :, : self.height, : self.width]

@@ -1,18 +1,18 @@
-"""The linear head."""
+"""A linear head."""
 
 from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """A linear head: (N, in_features) features to (N, out_features), or to (N,) for one output.
+    """A linear head from features (N, in_features) to a prediction (N, out_features), or (N,) for one output.
 
-    Maps (N, in_features, H, W) are averaged over their positions first, so that a task of whole images can share a
-    trunk with one of pixels.
+    Maps (N, in_features, H, W) are averaged over their positions first, so that a task with one target for each image
+    can share a trunk with a task that has one for each pixel.
 
     Args:
-        in_features: width of the features.
-        out_features: numbers a sample.
-        squeeze: whether one output loses its dimension, as a target (N,) has none.
+        in_features: The number of features.
+        out_features: The number of outputs for each sample.
+        squeeze: Whether to remove the dimension of a single output, so that the prediction is (N,).
     """
 
     def __init__(self, in_features: int, out_features: int, *, squeeze: bool = True) -> None:
@@ -20,11 +20,11 @@ class Linear(nn.Linear):
         self.squeeze = squeeze and out_features == 1
 
     def forward(self, features: Tensor) -> Tensor:
-        """The prediction, (N, out_features) or (N,)."""
+        """Computes the prediction, (N, out_features) or (N,)."""
         prediction = super().forward(averaged(features))
         return prediction.squeeze(-1) if self.squeeze else prediction
 
 
 def averaged(features: Tensor) -> Tensor:
-    """Maps (N, C, H, W) averaged over their positions, (N, C); anything else as it is."""
+    """Averages maps (N, C, H, W) over their positions, to (N, C); other features are returned unchanged."""
     return features.mean((2, 3)) if features.ndim == 4 else features

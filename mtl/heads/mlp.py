@@ -1,4 +1,4 @@
-"""The head with hidden layers."""
+"""A head with hidden layers."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from mtl.heads.linear import Linear, averaged
 
 
 class MLP(nn.Sequential):
-    """Hidden layers with ReLUs, then a linear head. Maps are averaged over their positions first.
+    """Hidden layers with ReLUs, followed by a linear head. Maps are averaged over their positions first.
 
     Args:
-        in_features: width of the features.
-        out_features: numbers a sample.
-        widths: of the hidden layers.
-        dropout: probability with which an output of a hidden layer is dropped.
-        squeeze: whether one output loses its dimension, as a target (N,) has none.
+        in_features: The number of features.
+        out_features: The number of outputs for each sample.
+        widths: The widths of the hidden layers.
+        dropout: The dropout probability of the hidden layers' outputs.
+        squeeze: Whether to remove the dimension of a single output, so that the prediction is (N,).
     """
 
     def __init__(
@@ -34,6 +34,6 @@ class MLP(nn.Sequential):
         self.append(Linear(in_features, out_features, squeeze=squeeze))
 
     def forward(self, features: Tensor) -> Tensor:
-        """The prediction, (N, out_features) or (N,)."""
+        """Computes the prediction, (N, out_features) or (N,)."""
         prediction: Tensor = super().forward(averaged(features))  # type: ignore[no-untyped-call]
         return prediction

@@ -1,4 +1,4 @@
-"""Losses that torch has not."""
+"""Loss functions that torch doesn't have."""
 
 from mtl.losses.binary_cross_entropy import BinaryCrossEntropy
 

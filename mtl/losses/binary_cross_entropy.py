@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 
 class BinaryCrossEntropy(nn.BCEWithLogitsLoss):
-    """Torch's binary cross-entropy of logits, which takes floats alone, for integers and booleans too."""
+    """Binary cross-entropy of logits for floating-point, integer and boolean targets; torch's takes only floats."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The mean over all elements; both of one shape."""
+        """Computes the mean over all elements of a prediction and a target of the same shape."""
         return super().forward(input, target.to(torch.promote_types(input.dtype, torch.float32)))

@@ -1,8 +1,9 @@
-"""The loop over a step's micro-batches, whose gradients and losses add up to those of the whole batch.
+"""Accumulation of gradients and losses over the micro-batches of a step.
 
-A task's loss is a mean over what it counts: samples, elements, or the weights of classes. With D counted on each
-micro-batch, Σ L · D / Σ D is the loss of the whole batch, whatever the sizes of the micro-batches; a plain mean isn't.
-Each micro-batch's loss is therefore weighted by its share D / Σ D.
+A task's loss is a mean over samples, over elements, or over the class weights of the targets. If D is the denominator
+of that mean on a micro-batch and L the loss there, then Σ L · D / Σ D is the loss of the whole batch, whatever the
+sizes of the micro-batches; the plain mean of the losses L is not. The loss of each micro-batch is therefore weighted by
+the share D / Σ D, so that the gradients and losses add up to those of the whole batch.
 """
 
 from typing import Any, cast
@@ -28,17 +29,22 @@ def accumulate(
     collect: Any = None,
     reach: Reach | None = None,
 ) -> list[Tensor]:
-    """Each task's loss over all micro-batches, 0-dim; the gradients are in `.grad`, or were collected.
+    """Runs the forward and backward passes of all micro-batches and accumulates the gradients in `.grad`.
+
+    With `collect`, the gradients are collected there instead.
 
     Args:
-        passes: takes one micro-batch forward and backward.
-        checks: tests the losses, whether they are means over what is counted.
-        micro_batches: two or more.
-        weights: what each task's loss is multiplied by, or a function that gives this when the losses are known.
-        measure, collect, reach: see `Passes`.
+        passes: Runs the forward and backward passes of one micro-batch.
+        checks: Tests whether the losses are means, so that they can be computed in micro-batches.
+        micro_batches: Two micro-batches or more.
+        weights: The factor of each task's loss, or a function from the losses to these factors.
+        measure, collect, reach: Recorders of gradients, see `Passes.__call__`.
+
+    Returns:
+        The loss of each task over all micro-batches, as 0-dim tensors.
 
     Raises:
-        UserError: for a loss that can't be taken in micro-batches.
+        UserError: If a loss cannot be computed in micro-batches.
     """
     tasks, autocast = micro_batches.tasks, passes.autocast
     checks(micro_batches, autocast)
@@ -46,7 +52,7 @@ def accumulate(
     if callable(weights) or any(task.whole_batch and task.objective is None for task in tasks):
         preview = Preview(passes.model, micro_batches, autocast)
     watches = checks.watches(micro_batches)
-    known = weights(preview.losses) if callable(weights) and preview else cast(Weights, weights)
+    all_weights = weights(preview.losses) if callable(weights) and preview else cast(Weights, weights)
     totals = [torch.zeros((), dtype=torch.float64, device=passes.device) for _ in tasks]
     for number, (batch, row) in enumerate(zip(micro_batches.batches, micro_batches.shares, strict=True)):
         members = micro_batches.members[number]
@@ -55,10 +61,10 @@ def accumulate(
         for rows in (measure, collect):
             if rows is not None:
                 rows.shares = {tasks[i].name: row[i] for i in members}
-        taking = preview.tasks_of(number) if preview else [tasks[i] for i in members]
-        taking = [watches[task.name].task if task.name in watches else task for task in taking]
-        factors = [known[i] * row[i] for i in members]
-        losses = passes(taking, batch, factors, measure=measure, collect=collect, reach=reach)
+        present = preview.tasks_of(number) if preview else [tasks[i] for i in members]
+        present = [watches[task.name].task if task.name in watches else task for task in present]
+        factors = [all_weights[i] * row[i] for i in members]
+        losses = passes(present, batch, factors, measure=measure, collect=collect, reach=reach)
         for index, loss in zip(members, losses, strict=True):
             totals[index] = totals[index] + row[index] * loss
     for watch in watches.values():

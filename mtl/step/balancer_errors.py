@@ -1,4 +1,4 @@
-"""Errors of balancers: weights that can't be used, and a balancer that fails."""
+"""Error messages about balancers that return invalid weights or raise an exception."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,9 +9,15 @@ from mtl.balancers import Balancer
 from mtl.errors import FOREIGN, UserError, text_of, told
 
 
-def cannot_follow(balancer: Balancer, names: Sequence[str], own: Tensor) -> UserError:
-    """For tasks with weights of their own, which a balancer that doesn't see the scale of the losses would ignore."""
-    listed = ", ".join(f"{name} {weight:g}" for name, weight in zip(names, own, strict=True))
+def cannot_follow(balancer: Balancer, names: Sequence[str], task_weights: Tensor) -> UserError:
+    """Returns the error for task weights that the balancer would ignore, since it is invariant to the losses' scale.
+
+    Args:
+        balancer: The balancer.
+        names: The names of the tasks.
+        task_weights: The weights that the user gave to the tasks, in the same order.
+    """
+    listed = ", ".join(f"{name} {weight:g}" for name, weight in zip(names, task_weights, strict=True))
     return UserError(
         f"balancer {_name(balancer)} can't follow the tasks' weights ({listed}): it doesn't see the scale of the "
         "losses. Set tasks.*.weight to 1, or take another balancer"
@@ -19,19 +25,19 @@ def cannot_follow(balancer: Balancer, names: Sequence[str], own: Tensor) -> User
 
 
 def wrong_shape(balancer: Balancer, weights: object, count: int) -> UserError:
-    """For weights that aren't one number for each of so many tasks."""
+    """Returns the error for weights that are not a tensor with one number for each of `count` tasks."""
     shown = f"of shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"a {type(weights).__name__}"
     return UserError(f"balancer {_name(balancer)}: its weights are {shown}; they must be a tensor of shape ({count},)")
 
 
 def not_finite(balancer: Balancer, names: Sequence[str], losses: Tensor, *, by_losses: bool) -> UserError:
-    """For weights that aren't finite.
+    """Returns the error for weights that are not finite.
 
     Args:
-        balancer: which computed them.
-        names: of the tasks.
-        losses: of the tasks, in the same order.
-        by_losses: whether the weights depend on the losses alone.
+        balancer: The balancer that computed the weights.
+        names: The names of the tasks.
+        losses: The losses of the tasks, in the same order.
+        by_losses: Whether the weights depend on the losses alone.
     """
     listed = ", ".join(f"{name} {loss:.4g}" for name, loss in zip(names, losses.tolist(), strict=True))
     hint = ". Methods that take logarithms or inverses of losses need them above 0" if by_losses else ""
@@ -40,10 +46,10 @@ def not_finite(balancer: Balancer, names: Sequence[str], losses: Tensor, *, by_l
 
 @contextmanager
 def naming(balancer: Balancer) -> Iterator[None]:
-    """Names the balancer where a call of it fails.
+    """Turns an exception that the balancer raises within the context into a UserError that names the balancer.
 
     Raises:
-        UserError: for the exception of the call.
+        UserError: If the balancer raises an exception.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a step does with its balancer: what it is asked, when, and what its weights multiply."""
+"""How a step uses its balancer: the inputs, how often they are computed, and what the weights multiply."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,24 +18,25 @@ from mtl.task import Task
 
 
 class Balancing:
-    """A balancer at work.
+    """Calls a balancer in each step and applies the weights that it returns.
 
     Args:
-        balancer: gives the tasks' weights. With one task alone it isn't asked: that is plain training.
-        tasks: whose weights it gives.
-        gradients: where its Gramian comes from, and how often.
-        passes: the kind of passes, chosen.
-        at_once: whether a batch is never cut into micro-batches.
+        balancer: The balancer. It isn't used if there is only one task, which is plain training.
+        tasks: All tasks.
+        gradients: The settings of the balancer's Gramian: the source, and how often it is computed.
+        passes: The kind of passes: `joint`, `sequential` or `shared`.
+        at_once: Whether the whole batch is always processed at once, not in micro-batches.
 
     Attributes:
-        needs: what the balancer needs, `nothing` with one task.
-        collects: whether it is to be given the tasks' gradients.
-        settings: where its Gramian comes from, and how often.
-        source: `rows`, `layerwise` or `representation`.
-        answered: whether the balancer has been asked in the step that is under way.
+        needs: What the balancer needs; `nothing` if there is only one task.
+        collects: Whether the tasks' gradients are collected for the balancer.
+        settings: The settings of the balancer's Gramian.
+        source: The source of the Gramian: `rows`, `layerwise` or `representation`.
+        answered: Whether the balancer has combined rows in the current step.
 
     Raises:
-        UserError: for a balancer that can't be served, and a source that can't be used with it.
+        UserError: If the attributes of the balancer contradict each other, or if the source can't be used with the
+            balancer or the passes.
     """
 
     def __init__(
@@ -49,16 +50,18 @@ class Balancing:
         self._all_names = [task.name for task in tasks]
         self._tasks = list(tasks)
         self._scheduled = any(callable(task.weight) for task in tasks)
-        self._all_own = self._own_at(0)
-        self._present: list[int] | None = None  # the tasks that take part in the step; None for all
+        self._all_task_weights = self._task_weights_at(0)
+        self._present: list[int] | None = None  # the indices of the tasks in the step; None for all tasks
         self._give_preference()
-        self._constant = torch.ones_like(self._own)
+        self._constant = torch.ones_like(self._task_weights)
         if self.needs == "nothing" and len(tasks) > 1:
-            self._constant = balancer.weights(torch.full_like(self._own, torch.nan), None)
-        self._fixed = (self._own * self._constant).tolist()
-        self._last = torch.full_like(self._own, torch.nan)  # what the balancer gave last, the tasks' own included
-        self._age = 0  # steps taken with them
-        self._applied: Tensor | None = None  # the weights of the step at hand
+            self._constant = balancer.weights(torch.full_like(self._task_weights, torch.nan), None)
+        self._fixed = (self._task_weights * self._constant).tolist()
+        self._last = torch.full_like(
+            self._task_weights, torch.nan
+        )  # the last weights of all tasks, task weights included
+        self._age = 0  # the number of steps taken with the last weights
+        self._applied: Tensor | None = None  # the weights of the current step
         self.answered = False
         self._on_device: tuple[torch.device, dict[str, Tensor]] | None = None
 
@@ -67,30 +70,29 @@ class Balancing:
         return self._all_names if self._present is None else [self._all_names[index] for index in self._present]
 
     @property
-    def _own(self) -> Tensor:
-        return self._all_own if self._present is None else self._all_own[self._present]
+    def _task_weights(self) -> Tensor:
+        return self._all_task_weights if self._present is None else self._all_task_weights[self._present]
 
-    def _own_at(self, step: int) -> Tensor:
+    def _task_weights_at(self, step: int) -> Tensor:
         return torch.tensor([task.weight_at(step) for task in self._tasks], dtype=torch.float64)
 
     def begin(
         self, present: Sequence[str], step: int, device: torch.device
     ) -> Sequence[float | Tensor] | Callable[..., Sequence[Tensor]]:
-        """Begins a step in which some tasks take part. The others' weights and state stay as they are.
+        """Begins a step in which some of the tasks take part. Weights and state of the other tasks don't change.
 
         Args:
-            present: the tasks' names.
-            step: optimizer steps taken; tasks' own weights may depend on it.
-            device: where the losses are.
+            present: The names of the tasks in the step.
+            step: The number of optimizer steps taken so far, on which scheduled task weights depend.
+            device: The device of the losses.
 
         Returns:
-            What the losses are multiplied by before they go backward, or a function that gives this when the losses
-            are known.
+            The factors of the losses in the backward pass, or a function from the losses to these factors.
         """
         if self._scheduled:
-            self._all_own = self._own_at(step)
+            self._all_task_weights = self._task_weights_at(step)
             self._present = None
-            self._fixed = (self._own * self._constant).tolist()
+            self._fixed = (self._task_weights * self._constant).tolist()
             self._on_device = None
             self._give_preference()
         everyone = len(present) == len(self._all_names)
@@ -109,9 +111,9 @@ class Balancing:
 
     @property
     def weights(self) -> Tensor:
-        """The present tasks' last weights, (P,), float64; their own where there are none yet."""
+        """The last weights of the tasks in the step, float64, or the task weights before the first balancer call."""
         last = self._last if self._present is None else self._last[self._present]
-        return last.where(~last.isnan(), self._own.to(last.device))
+        return last.where(~last.isnan(), self._task_weights.to(last.device))
 
     def _keep(self, weights: Tensor) -> None:
         self._applied = weights
@@ -123,49 +125,49 @@ class Balancing:
 
     @property
     def num_tasks(self) -> int:
-        """How many tasks there are in all."""
+        """The number of all tasks."""
         return len(self._all_names)
 
     def _give_preference(self) -> None:
+        """Passes the task weights to a balancer that takes them as a preference, or refuses them."""
         if self.needs == "nothing":
             return
-        if self.balancer.preference == "none" and not (self._own == 1).all():
-            raise balancer_errors.cannot_follow(self.balancer, self._names, self._own)
+        if self.balancer.preference == "none" and not (self._task_weights == 1).all():
+            raise balancer_errors.cannot_follow(self.balancer, self._names, self._task_weights)
         if self.balancer.preference == "steer":
-            self.balancer.own = self._own
+            self.balancer.own = self._task_weights
 
     @property
     def fresh(self) -> bool:
-        """Whether this step is one that asks for new weights."""
+        """Whether the current step computes new weights."""
         return self._age % self.settings.every == 0 or bool(self._last[self._present or slice(None)].isnan().any())
 
     def _weigh(self, losses: Sequence[Tensor]) -> Sequence[Tensor]:
-        at_hand = torch.stack(list(losses)).detach().double()
-        weights = self._ask(at_hand)
+        weights = self._ask(torch.stack(list(losses)).detach().double())
         self._keep(weights)
         return list(weights.unbind())
 
     def _ask(self, losses: Tensor, gramian: Tensor | None = None) -> Tensor:
-        """The balancer's weights, with the tasks' own in them as it wants it."""
+        """Computes the balancer's weights and combines them with the task weights."""
         if self.needs != "past":
             self._check_losses(losses)
-        own = self._own.to(losses.device)
+        task_weights = self._task_weights.to(losses.device)
         steered = self.balancer.preference == "steer"
         with balancer_errors.naming(self.balancer):
             if steered:
                 weights = self.balancer.weights(losses, gramian)
             else:
-                given = None if gramian is None else gramian * own.outer(own)
-                weights = self.balancer.weights(own * losses, given)
-        if not isinstance(weights, Tensor) or weights.shape != own.shape:
-            raise balancer_errors.wrong_shape(self.balancer, weights, len(own))
-        if weights.device.type == "cpu" and not weights.isfinite().all():  # elsewhere it would wait for the device
+                scaled = None if gramian is None else gramian * task_weights.outer(task_weights)
+                weights = self.balancer.weights(task_weights * losses, scaled)
+        if not isinstance(weights, Tensor) or weights.shape != task_weights.shape:
+            raise balancer_errors.wrong_shape(self.balancer, weights, len(task_weights))
+        if weights.device.type == "cpu" and not weights.isfinite().all():  # on a GPU, the check would wait for it
             raise balancer_errors.not_finite(self.balancer, self._names, losses, by_losses=gramian is None)
-        weights = weights.detach().to(own)
-        return weights if steered else own * weights
+        weights = weights.detach().to(task_weights)
+        return weights if steered else task_weights * weights
 
     def _check_losses(self, losses: Tensor) -> None:
-        """Raises a UserError for losses that aren't finite, where looking doesn't mean to wait for a device."""
+        """Raises NotFinite if a loss on the CPU isn't finite; on a GPU, the check would wait for the device."""
         if losses.device.type != "cpu" or losses.isfinite().all():
             return
         named = zip(self._names, losses.tolist(), strict=True)
@@ -174,67 +176,68 @@ class Balancing:
     def balance(
         self, rows: Rows, losses: Sequence[Tensor], *, may_overflow: bool, alone_for_now: bool = False
     ) -> dict[str, Tensor]:
-        """Asks the balancer for weights, if it is time, and leaves the combination of the rows in `.grad`.
+        """Computes new weights if they are due, and leaves the combination of the tasks' gradients in `.grad`.
 
         Args:
-            rows: the tasks' gradients.
-            losses: the tasks' losses.
-            may_overflow: gradients that aren't finite are left to a scaler, which will skip the step.
-            alone_for_now: whether it is no mistake if the tasks share no parameter: what they share is still frozen.
+            rows: The gradients of the tasks.
+            losses: The losses of the tasks.
+            may_overflow: Whether gradients that aren't finite are allowed, since a gradient scaler will skip the step.
+            alone_for_now: Whether the tasks may share no trainable parameter, since the shared ones are still frozen.
 
         Returns:
-            The weights by task, see `applied`.
+            The weights by task name, see `applied`.
 
         Raises:
-            NotFinite: for gradients that aren't.
+            NotFinite: If a loss or a gradient isn't finite.
         """
         self._balance(rows, losses, may_overflow, alone_for_now)
         return self.applied(losses[0].device)
 
     def _balance(self, rows: Rows, losses: Sequence[Tensor], may_overflow: bool, alone_for_now: bool) -> None:
-        at_hand = torch.stack(list(losses)).double()
-        by_itself = len(self._names) == 1 and len(self._all_names) > 1
-        if by_itself or (alone_for_now and not rows.shared()):  # a gradient stays as it is
-            self._applied = self._alone(at_hand)
+        stacked = torch.stack(list(losses)).double()
+        single = len(self._names) == 1 and len(self._all_names) > 1
+        if single or (alone_for_now and not rows.shared()):  # there is nothing to balance
+            self._applied = self._alone(stacked)
             rows.combine(self._applied.tolist(), self._applied.tolist())
             return
         if self.needs == "rows":
             if not may_overflow:
-                self._check_losses(at_hand)
+                self._check_losses(stacked)
             if self._all_finite(rows.finite(), may_overflow):
-                self._combine_rows(rows, at_hand)
+                self._combine_rows(rows, stacked)
                 return
         elif self.fresh:
-            count = len(self._own)
+            count = len(self._task_weights)
             products = rows.gramian() if self.balancer.over == "shared" else rows.gramian_of_all()
-            read = torch.cat([products.flatten(), at_hand]).cpu()  # at once, since each read waits for the GPU
-            gramian, known = read[: count * count].view(count, count), read[count * count :]
+            values = torch.cat([products.flatten(), stacked]).cpu()  # one transfer, since each waits for the GPU
+            gramian, loss_values = values[: count * count].view(count, count), values[count * count :]
             if not may_overflow:
-                self._check_losses(known)
+                self._check_losses(loss_values)
             finite = gramian.diagonal().isfinite()
             small = gramian.diagonal() < max(1e-70, 1e-50 * float(gramian.diagonal().max()))
-            gramian[small], gramian[:, small] = 0.0, 0.0  # a gradient this short is none, and its weight had no room
+            gramian[small], gramian[:, small] = 0.0, 0.0  # so short a gradient counts as 0: its weight would overflow
             if self._all_finite(finite & rows.finite().cpu() if may_overflow else finite, may_overflow):
-                self._keep(self._ask(known, gramian))
+                self._keep(self._ask(loss_values, gramian))
                 self._age = 0
         weights = self.weights
-        rows.combine(weights.tolist(), (weights if self.balancer.scope == "all" else self._alone(at_hand)).tolist())
+        rows.combine(weights.tolist(), (weights if self.balancer.scope == "all" else self._alone(stacked)).tolist())
 
     def _combine_rows(self, rows: Rows, losses: Tensor) -> None:
-        own = self._own.to(losses.device)
+        task_weights = self._task_weights.to(losses.device)
         steered = self.balancer.preference == "steer"
         alone = self._alone(losses)
         self.answered = True
         with balancer_errors.naming(self.balancer):
             weights, direction = self.balancer.combine(
-                losses if steered else own * losses, rows.stacked([1.0] * len(own) if steered else own.tolist())
+                losses if steered else task_weights * losses,
+                rows.stacked([1.0] * len(task_weights) if steered else task_weights.tolist()),
             )
-        weights = weights if steered else own * weights.to(own)
+        weights = weights if steered else task_weights * weights.to(task_weights)
         self._keep(weights)
         rows.place(direction, (weights if self.balancer.scope == "all" else alone).tolist())
 
     def _alone(self, losses: Tensor) -> Tensor:
-        return self._own * self.balancer.alone(losses).cpu()
+        return self._task_weights * self.balancer.alone(losses).cpu()
 
     def _all_finite(self, finite: Tensor, may_overflow: bool) -> bool:
         if finite.all():
@@ -245,38 +248,39 @@ class Balancing:
         raise NotFinite({name: "its gradient is not finite" for name, right in named if not right})
 
     def parameters(self, like: Tensor) -> list[nn.Parameter]:
-        """What the model's optimizer is to move of the balancer; they are made on the device of `like`."""
+        """Creates the balancer's parameters that the model's optimizer trains, on the device of `like`."""
         with balancer_errors.naming(self.balancer):
             return parameters_of(self.balancer, len(self._all_names), like)
 
     def learn(self, losses: Sequence[Tensor]) -> None:
-        """Lets the balancer give its parameters gradients from the losses of the step at hand."""
-        known = torch.stack(list(losses)).double()
+        """Computes the gradients of the balancer's parameters from the losses of the current step."""
+        stacked = torch.stack(list(losses)).double()
+        scales = self.balancer.preference == "scale"
         with balancer_errors.naming(self.balancer):
-            self.balancer.learn(self._own.to(known.device) * known if self.balancer.preference == "scale" else known)
+            self.balancer.learn(self._task_weights.to(stacked.device) * stacked if scales else stacked)
 
     def after(self, losses: Sequence[Tensor], losses_now: Sequence[Tensor] | None) -> None:
-        """Called when the parameters have moved.
+        """Notifies the balancer that the parameters were updated.
 
         Args:
-            losses: the step's.
-            losses_now: the same with the new parameters, for a balancer that compares them.
+            losses: The losses of the step, before the update.
+            losses_now: The losses after the update, for a balancer that compares the two; else None.
         """
         self._age += 1
-        again = None if losses_now is None else torch.stack(list(losses_now)).double()
-        known = torch.stack(list(losses)).double()
-        own = self._own.to(known.device) if self.balancer.preference == "scale" else 1.0
-        self.balancer.after(own * known, None if again is None else own * again)
+        after = None if losses_now is None else torch.stack(list(losses_now)).double()
+        before = torch.stack(list(losses)).double()
+        task_weights = self._task_weights.to(before.device) if self.balancer.preference == "scale" else 1.0
+        self.balancer.after(task_weights * before, None if after is None else task_weights * after)
 
     def current(self) -> list[float]:
-        """The weights of the step that was made, of the tasks in it, the tasks' own included."""
+        """Returns the weights in the current step, task weights included, of the tasks that take part."""
         if self.needs == "nothing":
             return self._fixed if self._present is None else [self._fixed[index] for index in self._present]
         weights: list[float] = (self.weights if self._applied is None else self._applied).tolist()
         return weights
 
     def applied(self, device: torch.device) -> dict[str, Tensor]:
-        """The weights of the step that was made, by task, 0-dim float32."""
+        """Returns the weights in the current step, task weights included, by task name, as 0-dim float32 tensors."""
         if self.needs != "nothing":
             weights = (self.weights if self._applied is None else self._applied).to(device, torch.float32)
             return dict(zip(self._names, weights.unbind(), strict=True))
@@ -285,10 +289,10 @@ class Balancing:
         return {name: self._on_device[1][name] for name in self._names}
 
     def state_dict(self) -> dict[str, Any]:
-        """The balancer's state, and the weights that serve until the next Gramian."""
+        """Returns the balancer's state, and the weights that are used until the next Gramian is computed."""
         return {"balancer": self.balancer.state_dict(), "weights": self._last, "age": self._age}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The counterpart of `state_dict`."""
+        """Restores a state from `state_dict`."""
         self.balancer.load_state_dict(state["balancer"])
         self._last, self._age = state["weights"], state["age"]

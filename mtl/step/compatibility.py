@@ -1,4 +1,4 @@
-"""Arguments, and combinations of them, that a step refuses, since the numbers would be wrong."""
+"""Checks of the arguments of `mtl.Step`, and of combinations that would give wrong numbers."""
 
 from collections.abc import Sequence
 
@@ -23,12 +23,16 @@ def check_arguments(
     num_micro_batches: int | None,
     on_nonfinite: str,
 ) -> None:
-    """Raises a UserError for an argument of `mtl.Step` that can't be right."""
+    """Checks each argument of `mtl.Step` by itself.
+
+    Raises:
+        UserError: If an argument is invalid.
+    """
     if not tasks:
         raise UserError("a step needs at least one task")
-    strangers = [task.name for task in tasks if task.name not in model.heads]
-    if strangers:
-        raise UserError(f"the model has no task '{strangers[0]}'; it has: {', '.join(model.heads)}")
+    unknown = [task.name for task in tasks if task.name not in model.heads]
+    if unknown:
+        raise UserError(f"the model has no task '{unknown[0]}'; it has: {', '.join(model.heads)}")
     check_not_lazy(model)
     if balancer is not None and not isinstance(balancer, Balancer):
         raise UserError(f"balancer is {balancer!r}; it must be an instance of a class in mtl.balancers")
@@ -44,17 +48,17 @@ def check_arguments(
 def check_optimizers(
     descent: Descent, balancing: Balancing, learned: Sequence[nn.Parameter], *, precision: str, clips_shared: bool
 ) -> None:
-    """Checks what optimizers ask of the rest.
+    """Checks that the optimizers work together with the balancer, the precision and the clipping.
 
     Args:
-        descent: has the optimizers.
-        balancing: has the balancer.
-        learned: parameters of the balancer's own, which the model's optimizer moves.
-        precision: of the forward passes.
-        clips_shared: whether the gradient over the shared parameters is clipped by itself.
+        descent: Holds the optimizers.
+        balancing: Holds the balancer.
+        learned: The balancer's parameters that the model's optimizer trains.
+        precision: The precision of the forward passes.
+        clips_shared: Whether the gradient over the shared parameters is clipped separately.
 
     Raises:
-        UserError: for a combination that can't be right.
+        UserError: If an optimizer cannot be combined with the other settings.
     """
     name = type(balancing.balancer).__name__
     for each in descent.optimizers:
@@ -74,6 +78,7 @@ def check_optimizers(
 
 
 def _check_line_search(kind: str, balancer: str, balancing: Balancing, precision: str, clips_shared: bool) -> None:
+    """Checks that an optimizer with a line search works together with the other settings."""
     if clips_shared:
         raise UserError(
             f"trainer.clip_shared_norm: {kind} searches along the loss by its gradient as it "

@@ -1,4 +1,4 @@
-"""From a step's micro-batches to the weighted sum of the tasks' gradients in `.grad`."""
+"""Computes the gradient of a step: the passes over the micro-batches and the balancing of the tasks."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,19 +25,19 @@ from mtl.task import Task
 
 
 class Computation:
-    """Makes the passes of a step and balances the tasks; the optimizer isn't its concern.
+    """Runs the passes of a step and balances the tasks. The parameters are not updated.
 
     Args:
-        model: trunk and heads.
-        parameters: all of the model's, by name.
-        passes: forward and backward on one micro-batch.
-        balancing: the balancer at work.
-        reach: records which parameters the tasks reach, if that is needed.
+        model: The model.
+        parameters: All parameters of the model, by name.
+        passes: Runs the forward and backward passes of one micro-batch.
+        balancing: Applies the balancer.
+        reach: Records which parameters each task reaches; None if the record is not needed.
 
     Attributes:
-        checks: tests the losses that are taken in micro-batches.
-        learned: parameters of the balancer's own, which the model's optimizer moves.
-        losses: of the last step, by the tasks that were in it.
+        checks: Tests the losses that are computed in micro-batches.
+        learned: The balancer's parameters that the model's optimizer trains.
+        losses: The losses of the last step, one for each task that took part.
     """
 
     def __init__(
@@ -57,44 +57,47 @@ class Computation:
         self._reach = reach
         self._before: Snapshot | None = None
         self.losses: list[Tensor] = []
-        self._tasks: list[Task] = []  # of the last step,
-        self._shares: list[list[float]] = []  # and how much of each loss was in each micro-batch
+        self._tasks: list[Task] = []  # the tasks of the last step
+        self._shares: list[list[float]] = []  # the share of each task's loss, by micro-batch of the last step
 
     def __call__(
         self, micro_batches: MicroBatches, step: int, *, measure: bool, on_nonfinite: str = "error"
     ) -> StepResult:
-        """Leaves the weighted sum of the tasks' gradients in `.grad`.
+        """Computes the weighted sum of the tasks' gradients and leaves it in `.grad`.
 
         Args:
-            micro_batches: of the step.
-            step: optimizer steps taken.
-            measure: also measure gradient norms, cosines and reach.
-            on_nonfinite: see `mtl.Step`.
+            micro_batches: The micro-batches of the step.
+            step: The number of optimizer steps taken so far.
+            measure: Whether to measure gradient norms, cosines and reach as well.
+            on_nonfinite: What to do about losses and gradients that are not finite, see `mtl.Step`.
+
+        Returns:
+            The losses, the weights and, with `measure`, the measurements of the step.
         """
-        others: list[Any] = [self.checks] if len(micro_batches.batches) > 1 else []
-        if self._balancing.needs not in ("nothing", "rows"):  # the state of one on rows is as large as the rows
-            others.append(self._balancing)
-        self._before = Snapshot(self._model, others=others)
+        components: list[Any] = [self.checks] if len(micro_batches.batches) > 1 else []
+        if self._balancing.needs not in ("nothing", "rows"):  # the state of a balancer of rows is as large as the rows
+            components.append(self._balancing)
+        self._before = Snapshot(self._model, others=components)
         if on_nonfinite == "error":
             return self._take(micro_batches, step, measure)
         nonfinite: dict[str, str] = {}
-        while True:  # until all tasks that are left are finite
+        while True:  # until the losses and gradients of all remaining tasks are finite
             try:
                 result = self._take(micro_batches, step, measure)
-                more = self._not_finite(result, micro_batches)
+                reasons = self._not_finite(result, micro_batches)
             except NotFinite as error:
-                more = error.found
-            if not more:
+                reasons = error.found
+            if not reasons:
                 result.nonfinite = nonfinite
                 return result
             self.undo()
-            nonfinite |= more
+            nonfinite |= reasons
             micro_batches = micro_batches.without(nonfinite)
             if on_nonfinite == "skip_step":
                 return StepResult({}, {}, nonfinite=nonfinite, taken=False)
 
     def _take(self, micro_batches: MicroBatches, step: int, measure: bool) -> StepResult:
-        """The passes of the tasks that are in the micro-batches, and their balance."""
+        """Runs the passes of the tasks in the micro-batches, and balances these tasks."""
         self._clear()
         tasks, names, balancing, scaler = micro_batches.tasks, micro_batches.names, self._balancing, self.passes.scaler
         if not tasks:
@@ -102,17 +105,17 @@ class Computation:
         weights = balancing.begin(names, step, next(iter(self._parameters.values())).device)
         scale = scaler.get_scale() if scaler and (measure or balancing.collects) else 1.0
         collect: Any = self._collector(micro_batches, scale) if balancing.collects else None
-        beside = None
+        measured = None
         if measure and (collect is None or not balancing.fresh or balancing.source == "representation"):
-            # Beside the training's own passes, which the scaler looks after, a smaller factor leaves half losses room.
-            beside = Rows(self._parameters, names, scale=min(scale, 2.0**12))
+            # The scaler doesn't adapt to these additional passes; a smaller factor keeps fp16 losses from overflowing.
+            measured = Rows(self._parameters, names, scale=min(scale, 2.0**12))
         if self._reach is not None:
             self._reach.begin()
-        losses = self._run(micro_batches, weights, measure=beside, collect=collect, reach=self._reach)
+        losses = self._run(micro_batches, weights, measure=measured, collect=collect, reach=self._reach)
         self.losses, self._tasks, self._shares = losses, tasks, micro_batches.shares
         result = StepResult(dict(zip(names, losses, strict=True)), {})
         if measure:
-            rows = beside or collect
+            rows = measured or collect
             result.grad_norms, result.cosines, result.reach = rows.norms(), rows.cosines(), rows.reach()
         if collect is not None:
             alone_for_now = bool(self._model.frozen_until)
@@ -131,22 +134,26 @@ class Computation:
         return result
 
     def _run(self, micro_batches: MicroBatches, weights: Weights | Weigh, **recorders: Any) -> list[Tensor]:
-        """Takes the micro-batches forward and backward."""
+        """Runs the forward and backward passes of the micro-batches and returns the loss of each task."""
         if len(micro_batches.batches) > 1:
             return accumulate(self.passes, self.checks, micro_batches, weights, **recorders)
         return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, **recorders)
 
     def _collector(self, micro_batches: MicroBatches, scale: float) -> Rows:
+        """Returns an object that collects the tasks' gradients during the passes."""
         if self.passes.kind != "shared":
             return Rows(self._parameters, micro_batches.names, scale=scale)
         source, several = self._balancing.source, len(micro_batches.batches) > 1
-        if several:  # a batch may come as several
+        if several:  # the batch may have come as a list of micro-batches
             source = source_in_micro_batches(self._balancing.settings)
         waits = not several and self._balancing.needs == "gramian"
         return AtFeatures(self._model, micro_batches.names, source=source, waits=waits, scale=scale)
 
     def _not_finite(self, result: StepResult, micro_batches: MicroBatches) -> dict[str, str]:
-        """By task, what isn't finite in the step; gradients that overflow in fp16 are the scaler's business."""
+        """Returns, by task name, what is not finite in the step.
+
+        Gradients that overflow in fp16 are not reported, since the gradient scaler handles them.
+        """
         if not result.losses:
             return {}
         *losses, norm = _read([*result.losses.values(), total_norm(self._parameters.values())])
@@ -162,11 +169,11 @@ class Computation:
         return dict.fromkeys(names, "its gradient is not finite")
 
     def undo(self) -> bool:
-        """Clears the gradients, and restores what the last step changed before the parameters were to move.
+        """Clears the gradients and restores the state that the last step changed before the parameter update.
 
         Returns:
-            Whether everything is now as it was before the step: not where a balancer that works on rows has taken
-            these in.
+            Whether everything is now as it was before the step. False if a balancer that works on rows has already
+            processed the rows of the step, since its state isn't saved.
         """
         self._clear()
         if self._before is None:
@@ -179,12 +186,15 @@ class Computation:
             parameter.grad = None
 
     def losses_now(self, micro_batches: MicroBatches) -> list[Tensor]:
-        """The losses of the last step's tasks as the parameters are now.
+        """Computes the losses of the last step's tasks again, with the current parameters.
 
-        They are taken with the random numbers that the step began with, so that they change by the step alone.
+        The random state is the one at the beginning of the step, so that the losses differ by the update alone.
 
         Args:
-            micro_batches: the step's batch, cut as it was in the step.
+            micro_batches: The micro-batches of the last step.
+
+        Returns:
+            The loss of each task, as 0-dim tensors.
         """
         assert self._before is not None
         with preserved_random_state(self._model):
@@ -193,7 +203,15 @@ class Computation:
             return Preview(self._model, again, self.passes.autocast).losses
 
     def search(self, micro_batches: MicroBatches, weights: Sequence[float]) -> Tensor:
-        """The weighted loss as the parameters are now, with its gradient in `.grad`; a line search asks for both."""
+        """Computes the weighted loss and its gradient at the current parameters, for an optimizer's line search.
+
+        Args:
+            micro_batches: The micro-batches of the step.
+            weights: The weight of each task.
+
+        Returns:
+            The weighted sum of the losses, a 0-dim tensor; the gradient is in `.grad`.
+        """
         assert self._before is not None
         for parameter in self._parameters.values():
             parameter.grad = None
@@ -204,6 +222,6 @@ class Computation:
 
 
 def _read(tensors: Iterable[Tensor]) -> list[float]:
-    """The values of 0-dim tensors, read from the device at once."""
+    """Returns the values of 0-dim tensors, with a single transfer from the device."""
     values: list[float] = torch.stack([tensor.double() for tensor in tensors]).tolist()
     return values

@@ -1,4 +1,4 @@
-"""How the parameters move once their gradients are there: unscale, clip, optimizer, scheduler, each once."""
+"""The update of the parameters: unscale and clip the gradients, then step the optimizer and the scheduler."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,20 +16,20 @@ from mtl.step.settings import Update
 
 
 class Descent:
-    """An optimizer with what goes with it, and the one that takes over from it.
+    """Updates the parameters with an optimizer, a scheduler and, later in training, a second optimizer.
 
     Args:
-        parameters: all of the model's, by name.
-        optimizer: over them; None where somebody else's moves them.
-        update: scheduler, clipping, and the optimizer that takes over.
+        parameters: All parameters of the model, by name.
+        optimizer: The optimizer of these parameters; None if they are updated outside of this class.
+        update: The settings of scheduler, clipping and second optimizer.
 
     Attributes:
-        optimizer, scheduler: those at work.
-        first: the optimizer that began.
-        interval: what the scheduler counts: `step`, optimizer steps, or `epoch`, epochs.
-        num_taken: the optimizers' steps.
-        moving: whether the parameters may have moved since this was last set to False.
-        training: whether an optimizer with modes was put into that of training.
+        optimizer, scheduler: The current optimizer and scheduler.
+        first: The optimizer that training begins with.
+        interval: The unit that the scheduler counts: `step` for optimizer steps, `epoch` for epochs.
+        num_taken: The number of steps that the optimizers have taken.
+        moving: Whether the parameters may have changed since this attribute was last set to False.
+        training: Whether an optimizer that has modes is in training mode.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer | None, update: Update) -> None:
@@ -48,7 +48,7 @@ class Descent:
 
     @property
     def optimizers(self) -> list[Optimizer]:
-        """The first one and the one that takes over, as far as there are any."""
+        """The first and the second optimizer, without those that are None."""
         return [each for each in (self.first, self._then) if each is not None]
 
     def __call__(
@@ -57,28 +57,28 @@ class Descent:
         search: Callable[[], Any] | None = None,
         shared: Sequence[nn.Parameter] = (),
     ) -> Tensor | None:
-        """Moves the parameters.
+        """Updates the parameters.
 
         Args:
-            scaler: by which the gradients are scaled.
-            search: gives the loss anew, with its gradient; for an optimizer that searches along a line, without
-                clipping.
-            shared: the parameters that `clip_shared_norm` is about.
+            scaler: The gradient scaler that scaled the gradients, if any.
+            search: Recomputes the loss and the gradient, for an optimizer with a line search; the gradients are then
+                not clipped.
+            shared: The parameters whose gradient `clip_shared_norm` clips.
 
         Returns:
-            The gradient's norm before it was clipped; None where it wasn't to be.
+            The norm of the gradient before clipping; None if the gradient isn't clipped.
 
         Raises:
-            UserError: where optimizer or scheduler fail.
+            UserError: If the optimizer or the scheduler raises an exception.
         """
         assert self.optimizer is not None, "a Step without an optimizer has backward and after only"
         if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
-            scaler = None  # which takes offence
+            scaler = None  # it raises an exception if no parameter has a gradient
         if scaler:
             scaler.unscale_(self.optimizer)
         norm = self._clip(shared) if search is None else None
         before = self.num_taken
-        part: Any = self.optimizer
+        component: Any = self.optimizer
         self.moving = True
         try:
             if scaler:
@@ -90,13 +90,13 @@ class Descent:
             else:
                 self.optimizer.step()
             if self.scheduler is not None and self.interval == "step" and self.num_taken > before:
-                part = self.scheduler
-                part.step()
+                component = self.scheduler
+                component.step()
             if self._is_over:
-                self.train(False)  # what takes over starts from the parameters that are to be evaluated
+                self.train(False)  # the second optimizer starts from the parameters that would be evaluated
                 self._take_over()
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            name = type(part).__name__
+            name = type(component).__name__
             if isinstance(error, RuntimeError):
                 if "sparse" not in text_of(error):
                     raise
@@ -111,8 +111,8 @@ class Descent:
         """Steps a scheduler that counts epochs.
 
         Args:
-            value: what is monitored on validation, for `ReduceLROnPlateau`, which steps when that is known; None at the
-                end of an epoch's steps, when all others do.
+            value: The monitored value of a validation, for `ReduceLROnPlateau`. None at the end of an epoch, when all
+                other schedulers step.
         """
         scheduler: Any = self.scheduler
         if scheduler is None or self.interval != "epoch" or self.waits_for_validation != (value is not None):
@@ -125,13 +125,13 @@ class Descent:
 
     @property
     def waits_for_validation(self) -> bool:
-        """Whether the scheduler at work has to know the monitored value."""
+        """Whether the current scheduler needs the monitored value of a validation."""
         return isinstance(self.scheduler, ReduceLROnPlateau)
 
     def train(self, mode: bool = True) -> None:
-        """Puts an optimizer that has modes, as schedule-free ones do, into that of training or that of evaluation.
+        """Puts an optimizer that has modes, such as a schedule-free one, into training or evaluation mode.
 
-        Its parameters are other ones in each, and going from one to the other rounds.
+        The parameters have different values in the two modes, and each switch rounds them.
         """
         if self.has_modes:
             optimizer: Any = self.optimizer
@@ -141,12 +141,12 @@ class Descent:
 
     @property
     def has_modes(self) -> bool:
-        """Whether the optimizer at work has a mode of training and one of evaluation."""
+        """Whether the current optimizer has a training mode and an evaluation mode."""
         return all(callable(getattr(self.optimizer, name, None)) for name in ("train", "eval"))
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
-        """Within, the parameters are those to be evaluated; afterwards they have the bits that they had before."""
+        """Puts the optimizer into evaluation mode within the context; afterwards the parameters are bit-equal again."""
         assert self.optimizer is not None
         before = [(p, p.detach().clone()) for group in self.optimizer.param_groups for p in group["params"]]
         self.train(False)
@@ -158,7 +158,11 @@ class Descent:
                 parameter.data.copy_(value)
 
     def _clip(self, shared: Sequence[nn.Parameter]) -> Tensor | None:
-        """Clips the shared part of the gradient, then all of it; gives the norm that all of it had before."""
+        """Clips the gradient over the shared parameters, then the whole gradient.
+
+        Returns:
+            The norm of the whole gradient before clipping; None if the whole gradient isn't clipped.
+        """
         norm = None if self._update.clip_norm is None else total_norm(self._parameters.values())
         rest = norm
         if self._update.clip_shared_norm is not None and shared:
@@ -170,7 +174,7 @@ class Descent:
 
     @property
     def _is_over(self) -> bool:
-        """Whether the first optimizer has had its steps, and the other one is to take over."""
+        """Whether the first optimizer has taken all of its steps and the second one has to take over."""
         return self._then is not None and self.num_taken >= self._after and self.optimizer is not self._then
 
     def _take_over(self) -> None:
@@ -178,26 +182,26 @@ class Descent:
         self.scheduler = None
 
     def _count(self, *_: Any) -> None:
-        """Called by the optimizer when it has stepped; a scaler doesn't say that it skipped a step."""
+        """Counts a step; the optimizer calls it, since a gradient scaler doesn't report that it skipped a step."""
         self.num_taken += 1
 
     def param_groups(self, *, first: bool = False) -> list[dict[str, Any]]:
-        """Those of the optimizer at work, or of the first one."""
+        """Returns the parameter groups of the current optimizer or, with `first`, of the first one."""
         optimizer = self.first if first else self.optimizer
         return [] if optimizer is None else optimizer.param_groups
 
     def components(self) -> dict[str, Any]:
-        """Optimizers and scheduler, by name."""
+        """Returns the optimizers and the scheduler by name."""
         components = {"optimizer": self.first, "then": self._then, "scheduler": self._scheduler}
         return {name: component for name, component in components.items() if component is not None}
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps taken, and the states of optimizers and scheduler."""
+        """Returns the number of steps taken and the states of optimizers and scheduler."""
         states = {name: component.state_dict() for name, component in self.components().items()}
         return {"num_taken": self.num_taken, **states}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The counterpart of `state_dict`; the optimizer whose turn it is goes on."""
+        """Restores a state from `state_dict`, with the optimizer that was active when the state was saved."""
         for name, component in self.components().items():
             component.load_state_dict(state[name])
         self.num_taken = state["num_taken"]
@@ -207,10 +211,10 @@ class Descent:
 
 @contextmanager
 def _skipped_by_the_scaler(optimizer: Any) -> Iterator[None]:
-    """Lets a scaler leave out the step of a fused optimizer too when gradients overflow.
+    """Makes a gradient scaler skip the step of a fused optimizer when gradients overflow.
 
-    It would call it all the same, for the kernel to move nothing: then hooks, counters and schedules count a step that
-    wasn't taken, and SGD's first momentum is never written.
+    Otherwise the scaler calls the optimizer, whose fused kernel then updates nothing. Hooks, counters and schedules
+    would count a step that wasn't taken, and SGD would never initialise the momentum.
     """
     fused = getattr(optimizer, "_step_supports_amp_scaling", False)
     if fused:

@@ -1,4 +1,4 @@
-"""A task's loss on a batch, from the features or by its objective, with errors that name the place to correct."""
+"""Forward passes: the loss of a task on a batch, from the features or from the task's objective."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,10 +16,18 @@ from mtl.task import BY_CLASS, BY_ELEMENT, WEIGHTED, Task
 
 
 def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
-    """The task's loss, a 0-dim tensor.
+    """Computes the loss of a task from the prediction of the task's head.
+
+    Args:
+        task: The task.
+        prediction: The prediction of the task's head.
+        batch: The batch, which holds the target.
+
+    Returns:
+        A 0-dim tensor.
 
     Raises:
-        UserError: for a target that isn't in the batch, and for a loss that fails or isn't a scalar.
+        UserError: If the target isn't in the batch, or if the loss function fails or doesn't return a scalar.
     """
     if task.seen is not None:
         task.seen(prediction, batch)
@@ -54,10 +62,13 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
 
 
 def objective_of(model: MultiTaskModel, task: Task, batch: Batch) -> Tensor:
-    """The task's objective, a 0-dim tensor.
+    """Computes the loss of a task whose objective is a function of model and batch.
+
+    Returns:
+        A 0-dim tensor.
 
     Raises:
-        UserError: for one that fails or isn't a scalar.
+        UserError: If the objective fails or doesn't return a scalar.
     """
     assert task.objective is not None
     try:
@@ -73,7 +84,7 @@ def objective_of(model: MultiTaskModel, task: Task, batch: Batch) -> Tensor:
 
 
 def loss_from(model: MultiTaskModel, task: Task, batch: Batch, features: Any) -> Tensor:
-    """The task's objective, or its loss from the features."""
+    """Computes the loss of a task from its objective if it has one, else from the features."""
     if task.objective is not None:
         return objective_of(model, task, batch)
     return loss_of(task, model.predict(task.name, features), batch)
@@ -86,16 +97,20 @@ def without_gradients(
     *,
     take: Callable[[Task, Any, Batch], Any] = loss_of,
 ) -> list[list[Any]]:
-    """By micro-batch and task, the loss, or what else `take` makes of the prediction, without gradients.
+    """Runs forward passes without gradients and computes the losses, or any other function of the predictions.
 
-    The micro-batches draw random numbers one after the other, as their passes would. Random state and buffers are
-    restored at the end.
+    The micro-batches draw random numbers one after the other, as their training passes would. Random state and buffers
+    are restored at the end.
 
     Args:
-        model: trunk and heads.
-        micro_batches: pairs of the tasks that take part, and the batch.
-        autocast: makes the context that forward passes run in.
-        take: from a task, its prediction and the batch to what is wanted; an objective gives its loss.
+        model: The model.
+        micro_batches: Pairs of the tasks that take part and the batch.
+        autocast: Makes the context manager that forward passes run in.
+        take: Function of task, prediction and batch whose value is returned; by default the loss. For a task with an
+            objective, the loss is returned in any case.
+
+    Returns:
+        One list for each micro-batch, with one value for each task in it.
     """
     results = []
     with preserved_random_state(model), preserved_buffers(model), torch.no_grad(), autocast():
@@ -115,10 +130,11 @@ def without_gradients(
 
 
 def _of_one_type(task: Task, prediction: Any, target: Any) -> tuple[Any, Any]:
-    """Both in the wider one's type, float32 at least, for losses of torch's that compare numbers.
+    """Returns prediction and target in the wider of the two data types, at least float32.
 
-    Some of these fail on integers or on two types of floats, a few in the backward pass alone, and a binary
-    cross-entropy takes the narrower of two types of floats.
+    Applies to torch's losses that compare numbers. Some of these losses fail on integers or on two different
+    floating-point types, a few of them only in the backward pass, and the binary cross-entropy computes in the narrower
+    of two types.
     """
     if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or prediction.dtype == target.dtype:
         return prediction, target
@@ -131,6 +147,7 @@ def _of_one_type(task: Task, prediction: Any, target: Any) -> tuple[Any, Any]:
 
 
 def _scalar(task: Task, loss: Any) -> Tensor:
+    """Returns the loss, at least in float32, after a check that it is a 0-dim tensor."""
     if not isinstance(loss, Tensor) or loss.ndim:
         shown = describe(loss) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise UserError(f"task '{task.name}': its loss must be a 0-dim tensor, a mean over the samples; it is {shown}")
@@ -138,9 +155,12 @@ def _scalar(task: Task, loss: Any) -> Tensor:
 
 
 def _check_weights(task: Task, prediction: Tensor) -> None:
-    """Raises a UserError for a loss with another number of weights than the prediction has classes or outputs.
+    """Checks that the loss has as many weights as the prediction has classes or outputs.
 
-    Torch would take weights of as many numbers as a batch has samples for weights of these.
+    If there happen to be as many weights as samples, torch would weight the samples instead.
+
+    Raises:
+        UserError: If the numbers differ.
     """
     by_class = isinstance(task.loss, (*BY_CLASS, nn.MultiMarginLoss))
     for name in ("weight", "pos_weight"):

@@ -1,4 +1,4 @@
-"""Where a balancer's Gramian comes from: what was asked for, checked against the balancer and the passes."""
+"""The choice of the source of a balancer's Gramian, with checks against the balancer and the passes."""
 
 from mtl.balancers import Balancer
 from mtl.errors import UserError
@@ -9,17 +9,18 @@ COLLECTING = ("gramian", "rows")  # needs for which the tasks' gradients are col
 
 
 def choose_source(balancer: Balancer, needs: str, gradients: Gradients, passes: str, *, at_once: bool) -> str:
-    """The source, `rows`, `layerwise` or `representation`.
+    """Chooses the source of the Gramian: `rows`, `layerwise` or `representation`.
 
     Args:
-        balancer: who gets the Gramian.
-        needs: what it needs; `nothing` with one task.
-        gradients: what was asked for.
-        passes: the kind of passes, chosen.
-        at_once: whether a batch is never cut into micro-batches.
+        balancer: The balancer that receives the Gramian.
+        needs: What the balancer needs; `nothing` if there is only one task.
+        gradients: The settings, whose source may be `auto`.
+        passes: The kind of passes: `joint`, `sequential` or `shared`.
+        at_once: Whether the whole batch is always processed at once, not in micro-batches.
 
     Raises:
-        UserError: for a balancer that can't be served, and a source that can't be used with it.
+        UserError: If the attributes of the balancer contradict each other, or if the source can't be used with the
+            balancer or the passes.
     """
     name, collects = type(balancer).__name__, needs in COLLECTING
     if balancer.needs not in NEEDS:
@@ -54,10 +55,10 @@ def choose_source(balancer: Balancer, needs: str, gradients: Gradients, passes: 
 
 
 def source_in_micro_batches(gradients: Gradients) -> str:
-    """The source for a batch that came in micro-batches.
+    """Returns the source of the Gramian for a batch that is processed in micro-batches.
 
     Raises:
-        UserError: where another was asked for: its products would lack those between micro-batches.
+        UserError: If the settings name another source, which would miss the products between micro-batches.
     """
     if gradients.source in ("layerwise", "representation"):
         raise UserError(

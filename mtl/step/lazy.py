@@ -1,4 +1,4 @@
-"""Lazy modules, such as `torch.nn.LazyLinear`: parameters whose shapes the first batch gives."""
+"""Initialisation of lazy modules, such as `torch.nn.LazyLinear`, whose shapes are inferred from the first batch."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -18,19 +18,24 @@ from mtl.task import Task
 
 
 def lazy(model: nn.Module) -> list[str]:
-    """The names of the parameters and buffers that have no shape yet."""
+    """Returns the names of the parameters and buffers that have no shape yet."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return [name for name, value in named if is_lazy(value)]
 
 
 def materialise(model: MultiTaskModel, tasks: Sequence[Task], train: Loader | Mix) -> None:
-    """Takes the training's first batch through a model that has lazy modules; one that has none is left alone.
+    """Initialises the lazy modules of a model with a forward pass on the first training batch.
 
-    The model is in eval mode meanwhile, and buffers stay what they are. First values are drawn as modules are reached:
-    trunk, head, loss, task by task.
+    The forward pass runs in eval mode and leaves buffers unchanged. The initial values are drawn in the order in which
+    the pass reaches the modules: trunk, head and loss, task by task. A model without lazy modules is left unchanged.
+
+    Args:
+        model: The model.
+        tasks: The tasks.
+        train: The loader of the training data.
 
     Raises:
-        UserError: where something is lazy afterwards, since the batch doesn't come by.
+        UserError: If a module is still lazy afterwards, since the forward pass doesn't reach it.
     """
     if not lazy(model):
         return
@@ -39,7 +44,7 @@ def materialise(model: MultiTaskModel, tasks: Sequence[Task], train: Loader | Mi
     with preserved_buffers(model):
         for loader, names in train.parts():
             batches: Any = loader.batches(1)
-            with closing(batches):  # worker processes end with it
+            with closing(batches):  # also ends the worker processes
                 batch = next(batches)
             of_source = [task for task in tasks if names is None or task.name in names]
             _forward(model, of_source, batch[0] if isinstance(batch, list) else batch)
@@ -52,7 +57,11 @@ def materialise(model: MultiTaskModel, tasks: Sequence[Task], train: Loader | Mi
 
 
 def check_not_lazy(model: nn.Module) -> None:
-    """Raises a UserError for a model that has lazy modules still: an optimizer of these would have nothing to move."""
+    """Checks that the model has no lazy modules, whose parameters an optimizer could not update.
+
+    Raises:
+        UserError: If a parameter or buffer has no shape yet.
+    """
     if left := lazy(model):
         raise UserError(
             f"the model has lazy modules, whose shapes the first batch gives: {', '.join(left)}. Before optimizer and "

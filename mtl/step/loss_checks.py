@@ -1,4 +1,7 @@
-"""Tests losses that are taken in micro-batches, whenever one may show that it isn't a mean over what is counted."""
+"""Tests of losses that are computed in micro-batches: each has to be a mean over samples or elements.
+
+A test is repeated whenever a batch may reveal that a loss is no such mean.
+"""
 
 import copy
 import math
@@ -33,29 +36,33 @@ from mtl.task import Task
 
 
 class LossChecks:
-    """Tests each loss before the first step in which it is taken in micro-batches.
+    """Tests each loss before the first step that computes it in micro-batches.
 
-    A loss of torch's own kinds is tested once, since it is known what it counts. Any other may leave out samples or
-    elements by a rule of its own, such as padding, of which the first batch may have none. So it is tested again when
-    an integer, NaN, zero or padding is spread unevenly over the samples as it was not in earlier tests. The rule may
-    also look at predictions: losses are tested in each step besides, see `Watch`, and so is, by one cut, an objective
-    without a `count`, which takes two more forward passes of up to 64 samples.
+    One of torch's losses is tested once, since the denominator of its mean is known. Any other loss may leave out
+    samples or elements, for instance padding, of which the first batch may have none. Such a loss is tested again when
+    an integer, NaN, zero or padding is spread unevenly over the samples of a batch and was not so in earlier tests. A
+    loss may also leave out samples that depend on predictions. Losses other than torch's are therefore tested in each
+    step, see `Watch`, and so are objectives without a `count`, which takes two additional forward passes of up to 64
+    samples.
 
     Args:
-        model: gives the predictions.
+        model: The model that makes the predictions.
     """
 
     def __init__(self, model: MultiTaskModel) -> None:
         self.model = model
         self._known: dict[tuple[type, bool], bool] = {}
-        self._uneven: dict[str, set[str]] = {}  # by the names of tested tasks, what was uneven in the tests
+        self._uneven: dict[str, set[str]] = {}  # the uneven values in earlier tests, by the name of the tested task
 
     def __call__(self, micro_batches: MicroBatches, autocast: Autocast) -> None:
-        """Tests what is due. Random state and buffers are afterwards what they were before.
+        """Runs the tests that are due for a step. Random state and buffers are restored.
+
+        Args:
+            micro_batches: The micro-batches of the step.
+            autocast: Makes the context manager that forward passes run in.
 
         Raises:
-            UserError: for a loss or an objective that isn't a mean over what is counted, and for one of which that
-                can't be proven.
+            UserError: If a loss or an objective isn't a mean over what it counts, or if that can't be established.
         """
         due: dict[int, set[str]] = {}
         again = []
@@ -68,7 +75,7 @@ class LossChecks:
                     again.append(index)
         if not due and not again:
             return
-        for index in again:  # what it counts may depend on predictions, as with a threshold
+        for index in again:  # the samples that an objective counts may depend on predictions, as with a threshold
             with preserved_random_state(self.model):
                 check_objective(self.model, micro_batches.tasks[index], _batches(micro_batches, index), again=True)
         with preserved_random_state(self.model):
@@ -78,14 +85,14 @@ class LossChecks:
                 self._uneven.setdefault(micro_batches.tasks[index].name, set()).update(uneven)
 
     def watches(self, micro_batches: MicroBatches) -> dict[str, "Watch"]:
-        """By name, what tests the losses that aren't torch's during the passes over the micro-batches."""
-        own = [t for t in micro_batches.tasks if not (self._is_known(t) or t.whole_batch or t.objective is not None)]
-        return {task.name: Watch(self.model, task) for task in own}
+        """Returns, by task name, the tests of losses other than torch's that run during the passes."""
+        tasks = [t for t in micro_batches.tasks if not (self._is_known(t) or t.whole_batch or t.objective is not None)]
+        return {task.name: Watch(self.model, task) for task in tasks}
 
     def depends_on_batch(self, task: Task, prediction: Any, batch: Batch) -> bool:
-        """Whether samples' mean loss depends on which of them are in one batch; the model has to be in eval mode.
+        """Returns whether the mean loss over all samples depends on how they are divided into batches.
 
-        It does so by declaration where the task has `whole_batch`; else the loss is tested when that is due.
+        That is the case if the task has `whole_batch`, or if the loss fails the test. The model has to be in eval mode.
         """
         if task.whole_batch:
             return True
@@ -107,7 +114,7 @@ class LossChecks:
         return False
 
     def _due(self, task: Task, batches: Sequence[Batch]) -> set[str] | None:
-        """What is uneven in the batches, if a test is due for it; else None."""
+        """Returns the values that are spread unevenly in the batches if a test is due, else None."""
         uneven = set() if self._is_known(task) else uneven_values(task, batches)
         return uneven if task.name not in self._uneven or uneven - self._uneven[task.name] else None
 
@@ -118,11 +125,11 @@ class LossChecks:
         return self._known[key]
 
     def state_dict(self) -> dict[str, list[str]]:
-        """By task, what was uneven in its tests."""
+        """Returns, by task name, the values that were spread unevenly in earlier tests."""
         return {name: sorted(uneven) for name, uneven in self._uneven.items()}
 
     def load_state_dict(self, state: Mapping[str, Sequence[str]] | Sequence[str]) -> None:
-        """The counterpart of `state_dict`; older checkpoints have the names of the tested tasks alone."""
+        """Restores a state from `state_dict`; older checkpoints have only the names of the tested tasks."""
         named = state if isinstance(state, Mapping) else dict.fromkeys(state, ())
         self._uneven = {name: set(uneven) for name, uneven in named.items()}
 
@@ -131,10 +138,10 @@ def check_losses(model: MultiTaskModel, micro_batches: MicroBatches, autocast: A
     """Tests the loss or the objective of each task on samples of the step.
 
     Returns:
-        The tasks that were tested; others had no two labels, or no finite loss.
+        The names of the tasks that were tested. A task with fewer than two labels, or without a finite loss, can't be.
 
     Raises:
-        UserError: see `LossChecks`.
+        UserError: If a loss fails the test, see `LossChecks`.
     """
     tasks = micro_batches.tasks
     members = [[i for i in member if tasks[i].objective is None] for member in micro_batches.members]
@@ -146,11 +153,11 @@ def check_losses(model: MultiTaskModel, micro_batches: MicroBatches, autocast: A
     for index, task in enumerate(tasks):
         batches = _batches(micro_batches, index)
         if task.objective is not None:
-            found = check_objective(model, task, batches)
+            is_tested = check_objective(model, task, batches)
         else:
-            own = [predictions[n][member.index(index)] for n, member in enumerate(members) if index in member]
-            found = check_loss(task, own, batches)
-        if found:
+            of_task = [predictions[n][member.index(index)] for n, member in enumerate(members) if index in member]
+            is_tested = check_loss(task, of_task, batches)
+        if is_tested:
             tested.append(task.name)
     return tested
 
@@ -160,43 +167,44 @@ def _batches(micro_batches: MicroBatches, index: int) -> list[Batch]:
 
 
 class Watch:
-    """Tests a loss that isn't torch's in each step: what it counts may depend on predictions, as with a threshold.
+    """Tests, in each step, a loss that isn't one of torch's.
 
-    Of each two micro-batches that follow one another the loss is taken together, without gradients.
+    The samples that such a loss counts may depend on predictions, as with a threshold. The test computes the loss of
+    each two successive micro-batches together, without gradients, and compares it with the mean of their losses.
 
     Args:
-        model: whose buffers and random state are kept; the loss may be one of its modules.
-        task: whose loss it is.
+        model: The model, whose buffers and random state are restored after the test.
+        task: The task whose loss is tested.
 
     Attributes:
-        task: what is to go through the passes.
+        task: A copy of the task that has to be used in the passes, so that the test sees the predictions.
     """
 
     def __init__(self, model: MultiTaskModel, task: Task) -> None:
         self.task = copy.copy(task)
         self.task.seen = self._see
         self._model = model
-        self._own = task
+        self._original = task
         self._before: tuple[Any, Batch, int] | None = None
-        self._found: list[tuple[Tensor, torch.dtype]] = []  # of each pair: what both count, and three losses
+        self._pairs: list[tuple[Tensor, torch.dtype]] = []  # for each pair: two denominators and three losses
 
     def _see(self, prediction: Any, batch: Batch) -> None:
         prediction = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, prediction)
-        batch = label_fields(self._own, batch)
-        now = prediction, batch, num_samples(batch, [self._own.target])
+        batch = label_fields(self._original, batch)
+        now = prediction, batch, num_samples(batch, [self._original.target])
         before, self._before = self._before, now
         if before is None:
             return
         try:
             both, targets = (joined([before[n], now[n]], [before[2], now[2]], name) for n, name in enumerate(_NAMES))
-        except UserError:  # of different widths: a `count` or `mean_over` is believed
+        except UserError:  # they have different widths, and `count` or `mean_over` can't be tested
             return
         full = torch.autocast(next(self._model.parameters()).device.type, enabled=False)
         with preserved_random_state(self._model), preserved_buffers(self._model), torch.no_grad(), full:
             self._compare(before, now, both, targets)
 
     def _compare(self, before: tuple[Any, Batch, int], now: tuple[Any, Batch, int], both: Any, targets: Batch) -> None:
-        precise, both, targets, dtype = in_float64(self._own, both, targets)
+        precise, both, targets, dtype = in_float64(self._original, both, targets)
         numbers: list[Tensor | int] = []
         losses = []
         with warnings.catch_warnings():
@@ -207,28 +215,29 @@ class Watch:
                 losses.append(loss_of(precise, prediction, batch).double())
             losses.append(loss_of(precise, both, targets).double())
         counts = [torch.as_tensor(number, device=losses[0].device).double() for number in numbers]
-        self._found.append((torch.stack([*counts, *losses]), dtype))
+        self._pairs.append((torch.stack([*counts, *losses]), dtype))
 
     def check(self) -> None:
-        """Judges all pairs of micro-batches.
+        """Checks all pairs of successive micro-batches in the step.
 
         Raises:
-            UserError: where two micro-batches' loss isn't the mean of their losses by what they count.
+            UserError: If the loss of a pair isn't the mean of the two losses, weighted by what each counts.
         """
-        if not self._found:
+        if not self._pairs:
             return
-        rows = torch.stack([row for row, _ in self._found]).tolist()
-        for (count_a, count_b, loss_a, loss_b, whole), (_, dtype) in zip(rows, self._found, strict=True):
+        rows = torch.stack([row for row, _ in self._pairs]).tolist()
+        for (count_a, count_b, loss_a, loss_b, whole), (_, dtype) in zip(rows, self._pairs, strict=True):
             if not count_a or not count_b or not math.isfinite(whole):
                 continue
             precision = 64 * torch.finfo(dtype).eps
-            found = compare((count_a, count_b), (loss_a, loss_b), whole, TOLERANCE[dtype], precision)
-            if found.differs:
+            comparison = compare((count_a, count_b), (loss_a, loss_b), whole, TOLERANCE[dtype], precision)
+            if comparison.differs:
                 raise UserError(
-                    f"task '{self._own.name}': its loss can't be taken in micro-batches: of two of these it is "
-                    f"{whole:.6g}, and {found.mean:.6g} from each by what it counts, so that it isn't the mean that it "
-                    "was in earlier tests: what it leaves out or how it weighs may depend on predictions or values, "
-                    f"such as those above a threshold. {ways_out(self._own)}"
+                    f"task '{self._original.name}': its loss can't be taken in micro-batches: of two of these it is "
+                    f"{whole:.6g}, and {comparison.mean:.6g} from each by what it counts, so that it isn't the mean "
+                    "that it was in earlier tests: what it leaves out or how it weighs may depend on predictions or "
+                    "values, "
+                    f"such as those above a threshold. {ways_out(self._original)}"
                 )
 
 

@@ -1,8 +1,9 @@
-"""The loss of some samples, compared with the mean of the losses of two parts of them.
+"""Comparison of the loss of some samples with the mean of the losses of two subsets.
 
-Of a batch in two halves with losses L_a and L_b, and the numbers D_a and D_b that are counted on them, a mean has
-L · (D_a + D_b) = L_a · D_a + L_b · D_b. The difference of the two sides is judged in units of |L_a - L_b|, since that
-ratio is the error of the halves' shares: at initialisation halves are alike, and any shares give nearly the same loss.
+If a batch is divided into two halves with losses L_a and L_b and denominators D_a and D_b, then the loss L of the batch
+is a mean if and only if L · (D_a + D_b) = L_a · D_a + L_b · D_b. The difference of the two sides is measured in units
+of |L_a - L_b|: that ratio is the error of the halves' shares. An absolute tolerance would not detect wrong shares at
+initialisation, when both halves have nearly the same loss.
 """
 
 import math
@@ -11,17 +12,19 @@ from dataclasses import dataclass
 
 import torch
 
-Counted = Callable[[list[int]], tuple[float, float]]  # from samples to what is counted on them, and their loss
+Counted = Callable[[list[int]], tuple[float, float]]  # from samples to the denominator of their mean, and their loss
 
 
 @dataclass
 class Verdict:
-    """What a test of a loss says.
+    """The outcome of a test of a loss.
 
     Attributes:
-        whole, mean: the loss of all samples, and the mean of two parts' by what they count, where these differ.
-        decided: whether the losses of parts differ by enough to tell.
-        finite: whether the loss of all samples is.
+        whole: The loss of all samples, if it differs from `mean`.
+        mean: The weighted mean of the losses of two subsets, if it differs from `whole`.
+        differs: Whether the two differ, so that the loss is not a mean.
+        decided: Whether the losses of the subsets differ by enough for the test to be conclusive.
+        finite: Whether the loss of all samples is finite.
     """
 
     whole: float = 0.0
@@ -33,12 +36,12 @@ class Verdict:
 
 @dataclass
 class Comparison:
-    """The mean of two parts' losses by what they count, beside the loss of both together.
+    """A comparison of the mean of two subsets' losses with the loss of both subsets together.
 
     Attributes:
-        mean: the former.
-        differs: whether the latter is another number.
-        decided: whether the parts' losses differ by enough to tell.
+        mean: The mean of the two losses, weighted by what each counts.
+        differs: Whether the loss of both subsets together is another number.
+        decided: Whether the two losses differ by enough for the comparison to be conclusive.
     """
 
     mean: float
@@ -49,14 +52,14 @@ class Comparison:
 def compare(
     counts: tuple[float, float], losses: tuple[float, float], whole: float, tolerance: float, precision: float
 ) -> Comparison:
-    """Compares the loss of two parts together with the mean of their losses.
+    """Compares the loss of two subsets together with the weighted mean of their losses.
 
     Args:
-        counts: what is counted on each part, above 0.
-        losses: of each part.
-        whole: of both together.
-        tolerance: of the error of a part's share.
-        precision: the relative rounding error of a loss.
+        counts: The denominators of the two means, above 0.
+        losses: The loss of each subset.
+        whole: The loss of both subsets together.
+        tolerance: The largest accepted error of a subset's share.
+        precision: The relative rounding error of a loss.
     """
     (count_a, count_b), (loss_a, loss_b) = counts, losses
     mean = (count_a * loss_a + count_b * loss_b) / (count_a + count_b)
@@ -66,14 +69,15 @@ def compare(
 
 
 def judge(counted: Counted, samples: list[int], tolerance: float, precision: float, *, cuts: int = 4) -> Verdict:
-    """Compares the loss of samples with the mean of two parts' losses, for several cuts.
+    """Compares the loss of samples with the mean of two subsets' losses, for several divisions into two subsets.
 
     Args:
-        counted: gives what is counted on some samples, and their loss.
-        samples: the first half and the second half of which are one cut; three more, of other sizes, are drawn.
-        tolerance: of the error of a part's share.
-        precision: the relative rounding error of a loss.
-        cuts: how many are made.
+        counted: Returns, for some samples, the denominator of their mean, and their loss.
+        samples: The indices of the samples. The first division is into the first and the second half; up to three
+            random divisions, some into subsets of different sizes, follow.
+        tolerance: The largest accepted error of a subset's share.
+        precision: The relative rounding error of a loss.
+        cuts: The number of divisions, at most 4.
     """
     _, whole = counted(samples)
     if not math.isfinite(whole):
@@ -86,8 +90,8 @@ def judge(counted: Counted, samples: list[int], tolerance: float, precision: flo
         (count_a, loss_a), (count_b, loss_b) = counted(sorted(order[:middle])), counted(sorted(order[middle:]))
         if not count_a or not count_b:
             continue
-        found = compare((count_a, count_b), (loss_a, loss_b), whole, tolerance, precision)
-        if found.differs:
-            return Verdict(whole, found.mean, differs=True)
-        decided |= found.decided
+        comparison = compare((count_a, count_b), (loss_a, loss_b), whole, tolerance, precision)
+        if comparison.differs:
+            return Verdict(whole, comparison.mean, differs=True)
+        decided |= comparison.decided
     return Verdict(decided=decided)

@@ -1,4 +1,4 @@
-"""Whether a loss is a mean over what is counted on a batch: tested on data, as mean_comparison.py explains."""
+"""Tests on data whether a loss or an objective is a mean over what it counts; mean_comparison.py explains how."""
 
 import copy
 import math
@@ -22,23 +22,35 @@ from mtl.step.forward import loss_of, objective_of
 from mtl.step.mean_comparison import judge
 from mtl.task import BY_CLASS, BY_ELEMENT, Task
 
-SAMPLES = 64  # that serve for a test
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the error of a half's share
+SAMPLES = 64  # the largest number of samples in a test
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # the largest accepted error of a subset's share
 _KNOWN = {each.forward for each in (*BY_CLASS, *BY_ELEMENT, BinaryCrossEntropy)}
 
 
 def is_known(task: Task) -> bool:
-    """Whether the loss is of a kind of which it is known what it counts."""
+    """Returns whether the loss is of a class whose denominator is known, as for torch's losses."""
     return task.objective is None and getattr(type(task.loss), "forward", None) in _KNOWN
 
 
 def check_loss(task: Task, predictions: list[Any], batches: list[Batch]) -> bool:
-    """Tests a loss on detached predictions; whether there were labels enough to say."""
+    """Tests whether a loss is a mean over what it counts.
+
+    Args:
+        task: The task whose loss is tested.
+        predictions: The detached predictions for each batch.
+        batches: The batches.
+
+    Returns:
+        Whether there were enough labels for the test.
+
+    Raises:
+        UserError: If the loss isn't a mean, or if that can't be established.
+    """
     sizes = [num_samples(batch, [task.target]) for batch in batches]
     wanted = [label_fields(task, batch) for batch in batches]
     try:
         groups = [(joined(predictions, sizes), joined(wanted, sizes, "batch"), sum(sizes))]
-    except UserError:  # micro-batches of different widths: each by itself
+    except UserError:  # the micro-batches have different widths, so each is tested by itself
         if task.count is None and task.mean_over is None and not is_known(task):
             shapes = ", ".join(dict.fromkeys(describe(each) for each in wanted))
             raise UserError(
@@ -51,7 +63,7 @@ def check_loss(task: Task, predictions: list[Any], batches: list[Batch]) -> bool
 
 
 def ways_out(task: Task) -> str:
-    """What a user can do about a loss, or an objective, that isn't taken in micro-batches."""
+    """Returns advice for a loss or an objective that can't be computed in micro-batches."""
     count = f"Give tasks.{task.name}.count, a function of the"
     if task.objective is not None:
         return (
@@ -65,15 +77,21 @@ def ways_out(task: Task) -> str:
 
 
 def _is_mean(task: Task, prediction: Any, batch: Batch, total: int) -> bool:
-    """Raises a UserError if the loss is no mean; whether there were labels enough to say.
+    """Tests whether a loss is a mean over what it counts on one batch of `total` samples.
 
-    Samples with the smaller losses come first, so that the halves of a loss that is no mean differ by much.
+    Samples with smaller losses come first, so that the two halves have clearly different losses.
+
+    Returns:
+        Whether there were enough labels for the test.
+
+    Raises:
+        UserError: If the loss isn't a mean, or if that can't be established.
     """
     precise, prediction, batch, dtype = in_float64(task, prediction, batch)
 
     def counted(which: list[int], prediction: Any = prediction) -> tuple[float, float]:
         part = take(batch, total, which)
-        with warnings.catch_warnings():  # of a loss that isn't made for a sample or two
+        with warnings.catch_warnings():  # a loss may warn of so few samples
             warnings.simplefilter("ignore")
             number = float(denominator(precise, part))
             if not number:
@@ -92,10 +110,10 @@ def _is_mean(task: Task, prediction: Any, batch: Batch, total: int) -> bool:
         return False
     tolerance, precision = TOLERANCE[dtype], 64 * torch.finfo(dtype).eps
     verdict = judge(counted, samples, tolerance, precision)
-    if verdict.finite and not (verdict.differs or verdict.decided):  # all samples have one loss: other predictions tell
+    if verdict.finite and not (verdict.differs or verdict.decided):  # samples have equal losses: vary the predictions
         other = _spread(prediction, total)
         verdict = judge(lambda which: counted(which, other), samples, tolerance, precision)
-        verdict.decided |= dtype == torch.float64  # then the loss is a constant
+        verdict.decided |= dtype == torch.float64  # losses that are still equal are constant
     shapes = f"prediction {describe(prediction)}, target {describe(batch[task.target])}"
     if verdict.differs:
         raise UserError(
@@ -112,20 +130,24 @@ def _is_mean(task: Task, prediction: Any, batch: Batch, total: int) -> bool:
 
 
 def in_float64(task: Task, prediction: Any, batch: Batch) -> tuple[Task, Any, Batch, torch.dtype]:
-    """All that the loss is taken of in float64, where rounding hides nothing, or, where it can't be, in float32."""
+    """Converts a loss, a prediction and a batch to float64, so that rounding hides no difference, or else to float32.
+
+    Returns:
+        The task, the prediction, the batch, and the data type that they have.
+    """
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             loss = copy.deepcopy(task.loss).double() if isinstance(task.loss, nn.Module) else task.loss
-            precise, values, given = replace(task, loss=loss), as_dtype(prediction), as_dtype(batch)
-            loss_of(precise, values, given)
-        except Exception:  # a loss that has float32 tensors of its own, or a device without float64
+            precise, values, fields = replace(task, loss=loss), as_dtype(prediction), as_dtype(batch)
+            loss_of(precise, values, fields)
+        except Exception:  # the loss contains float32 tensors, or the device doesn't support float64
             return task, as_dtype(prediction, torch.float32), batch, torch.float32
-    return precise, values, given, torch.float64
+    return precise, values, fields, torch.float64
 
 
 def as_dtype(value: Any, dtype: torch.dtype = torch.float64) -> Any:
-    """A nest with its floating tensors in this precision."""
+    """Returns nested tensors with those of floating-point type converted to `dtype`."""
     return tree_map(lambda leaf: leaf.to(dtype) if _is_float(leaf) else leaf, value)
 
 
@@ -134,7 +156,7 @@ def _is_float(leaf: Any) -> bool:
 
 
 def _spread(prediction: Any, total: int) -> Any:
-    """Predictions times a number of each sample between a half and one, which keeps probabilities what they are."""
+    """Multiplies the prediction for each sample by a random number from 0.5 to 1, so that probabilities stay valid."""
     factors = 0.5 + 0.5 * torch.rand(total, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def times(leaf: Any) -> Any:
@@ -146,11 +168,20 @@ def _spread(prediction: Any, total: int) -> Any:
 
 
 def check_objective(model: MultiTaskModel, task: Task, batches: list[Batch], *, again: bool = False) -> bool:
-    """Raises a UserError for an objective that is no mean over samples, or over what its `count` says; else whether it
-    had a finite loss.
+    """Tests whether an objective is a mean over samples, or over what the task's `count` counts.
 
-    What can't be proven is believed where there is a `count`, and where it was proven before: `again` makes one cut,
-    with the model as it is.
+    Args:
+        model: The model.
+        task: The task whose objective is tested. An inconclusive test is accepted if the task has a `count`.
+        batches: The batches.
+        again: Whether the objective has passed a test before. Then there is one comparison, with the model itself
+            instead of a float64 copy, and an inconclusive test is accepted.
+
+    Returns:
+        Whether there were enough samples and a finite loss, so that the test could be made.
+
+    Raises:
+        UserError: If the objective isn't a mean, or if that can't be established.
     """
     trusted = task.count is not None
     refused = f"task '{task.name}': its objective can't be taken in micro-batches"
@@ -166,21 +197,21 @@ def check_objective(model: MultiTaskModel, task: Task, batches: list[Batch], *, 
     samples = torch.linspace(0, total - 1, min(total, SAMPLES)).long().tolist()
     if len(samples) < 2:
         return False
-    with torch.enable_grad(), _evaluated(model, task, batch, copied=not again) as (precise, own, given, dtype):
+    with torch.enable_grad(), _evaluated(model, task, batch, copied=not again) as (precise, copied, fields, dtype):
         generators = generators_of(model)
         draws = [generator.get_state() for generator in generators]
 
         def counted(which: list[int]) -> tuple[float, float]:
-            part = take(given, total, which)
+            part = take(fields, total, which)
             number = float(denominator(task, part))
-            return number, float(objective_of(precise, own, part).detach()) if number else 0.0
+            return number, float(objective_of(precise, copied, part).detach()) if number else 0.0
 
         def drawn_alike(which: list[int]) -> tuple[float, float]:
             set_states(generators, draws)
             return counted(which)
 
         if trusted and drawn_alike(samples) != counted(samples):
-            return True  # it draws random numbers, other ones for other samples
+            return True  # the objective draws random numbers, so that its values can't be compared
         verdict = judge(drawn_alike, samples, TOLERANCE[dtype], 64 * torch.finfo(dtype).eps, cuts=1 if again else 4)
     if verdict.differs:
         raise UserError(
@@ -200,21 +231,21 @@ def check_objective(model: MultiTaskModel, task: Task, batches: list[Batch], *, 
 def _evaluated(
     model: MultiTaskModel, task: Task, batch: Batch, *, copied: bool
 ) -> Iterator[tuple[MultiTaskModel, Task, Batch, torch.dtype]]:
-    """A copy of the model in float64 and eval mode, with its objective and batch; where it fails, or isn't to be
-    copied, the model itself.
+    """Gives a float64 copy of the model in eval mode, with the task's objective and the batch, within the context.
 
-    In eval mode a sample's loss doesn't depend on the others, as it does by batch norm and dropout in training.
+    If the model can't be copied, or isn't to be, the context gives the model itself, in eval mode. In eval mode, the
+    loss of a sample doesn't depend on other samples, as it does in training mode through batch norm.
     """
     if copied:
         try:
             other = copy.deepcopy(model).double().eval()
-            own = replace(task, objective=dict(other.losses.items()).get(task.name, task.objective))
-            given = as_dtype(batch)
-            objective_of(other, own, given)
+            precise = replace(task, objective=dict(other.losses.items()).get(task.name, task.objective))
+            fields = as_dtype(batch)
+            objective_of(other, precise, fields)
         except Exception:
             copied = False
     if copied:
-        yield other, own, given, torch.float64
+        yield other, precise, fields, torch.float64
         return
     modes = {module: module.training for module in model.modules()}
     dtype = next(model.parameters()).dtype

@@ -1,4 +1,4 @@
-"""A step's batch cut into micro-batches, and how much of each task's loss is in each of them."""
+"""Division of a step's batch into micro-batches, and the share of each task's loss in each micro-batch."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,18 +14,18 @@ StepBatch = Batch | list[Batch]
 
 
 class MicroBatches:
-    """What a step goes over, one micro-batch after the other; each has a graph of its own.
+    """The micro-batches of a step, which are processed one after the other, each with a graph of its own.
 
-    A step that isn't cut has one micro-batch, or one for each of the batches that tasks have for themselves.
+    A batch that isn't divided is one micro-batch. If tasks have separate batches, each of these is one micro-batch.
 
     Args:
-        tasks: those that have something in the step.
-        batches: fields by name, a dict for each micro-batch.
-        shares: by micro-batch and task, how much of the task's loss is in it; 0 where the task has nothing there.
+        tasks: The tasks that take part in the step.
+        batches: The micro-batches, each a dict of fields.
+        shares: By micro-batch and task, the share of the task's loss; 0 if the task has no labels in the micro-batch.
 
     Attributes:
-        names: of the tasks.
-        members: by micro-batch, the numbers of the tasks that have something in it.
+        names: The names of the tasks.
+        members: By micro-batch, the indices of the tasks that have labels in it.
     """
 
     def __init__(self, tasks: Sequence[Task], batches: Sequence[Batch], shares: Sequence[Sequence[float]]) -> None:
@@ -45,43 +45,44 @@ class MicroBatches:
         count: int | None = None,
         without: Mapping[str, object] | None = None,
     ) -> "MicroBatches":
-        """The micro-batches of what a step is given, with the tasks that have labels in it.
+        """Divides the batch of a step into micro-batches, and selects the tasks that have labels in the batch.
 
         Args:
-            tasks: the step's.
-            batch: a dict of fields, a dict of such batches by task name, or a list of micro-batches.
-            size: samples in a micro-batch, and
-            count: number of micro-batches, of which one at most is given; a list is cut already.
-            without: names of tasks that take no part.
+            tasks: All tasks.
+            batch: A dict of fields, a dict of such batches by task name, or a list of micro-batches.
+            size: The number of samples in a micro-batch.
+            count: The number of micro-batches; at most one of `size` and `count` may be set. A list isn't divided.
+            without: The names of tasks that don't take part.
 
         Raises:
-            UserError: for what is no batch.
+            UserError: If `batch` isn't a batch.
         """
-        given = batch if isinstance(batch, list) else [batch]
-        if not given or not all(isinstance(each, Mapping) for each in given):
-            kinds = ", ".join(dict.fromkeys(type(each).__name__ for each in given)) or "an empty list"
+        dicts = batch if isinstance(batch, list) else [batch]
+        if not dicts or not all(isinstance(each, Mapping) for each in dicts):
+            kinds = ", ".join(dict.fromkeys(type(each).__name__ for each in dicts)) or "an empty list"
             raise UserError(f"a step takes a batch, which is a dict of fields, or a list of these; here it is {kinds}")
-        whole = [pair for each in given for pair in _by_tasks(tasks, each)]
+        whole = [pair for each in dicts for pair in _by_tasks(tasks, each)]
         batches: list[Batch] = []
         members: list[list[int]] = []
         for each, numbers in whole:
             if tasks[numbers[0]].objective is not None and tasks[numbers[0]].whole_batch:
-                continue  # it has all the samples in one graph
+                continue  # added below, with all samples in one graph
             is_cut = isinstance(batch, list) or not (size or count)
             targets = [] if is_cut else [tasks[i].target for other, i_s in whole if other is each for i in i_s]
             pieces = [each] if is_cut else cut(each, num_samples(each, targets), size=size, count=count)
             batches += pieces
             members += [numbers] * len(pieces)
         for index, task in enumerate(tasks):
-            own = [each for each, numbers in whole if numbers == [index]]
-            if task.objective is not None and task.whole_batch and own:
-                batches.append(own[0] if len(own) == 1 else joined(own, [num_samples(b, [task.target]) for b in own]))
+            parts = [each for each, numbers in whole if numbers == [index]]
+            if task.objective is not None and task.whole_batch and parts:
+                sizes = [] if len(parts) == 1 else [num_samples(each, [task.target]) for each in parts]
+                batches.append(parts[0] if len(parts) == 1 else joined(parts, sizes))
                 members.append([index])
-        everyone = cls(tasks, batches, shares(tasks, batches, members))
-        return everyone.without(without or {})
+        of_all_tasks = cls(tasks, batches, shares(tasks, batches, members))
+        return of_all_tasks.without(without or {})
 
     def without(self, names: Mapping[str, object]) -> "MicroBatches":
-        """The same without the tasks of these names, and without those that have nothing in any micro-batch."""
+        """Returns the micro-batches without the named tasks, and without tasks that have no labels in any of them."""
         present = set().union(*self.members)
         stay = [number for number, name in enumerate(self.names) if number in present and name not in names]
         if len(stay) == len(self.tasks):
@@ -89,35 +90,39 @@ class MicroBatches:
         return self.of_tasks(stay)
 
     def of_tasks(self, numbers: Sequence[int]) -> "MicroBatches":
-        """The same with the tasks of these numbers alone."""
+        """Returns the micro-batches with only the tasks that have these indices."""
         shares = [[row[number] for number in numbers] for row in self.shares]
         return MicroBatches([self.tasks[number] for number in numbers], self.batches, shares)
 
 
 def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int]]]:
-    """The different batches in a batch by task name, with the numbers of their tasks; else the one with all tasks.
+    """Returns pairs of a batch and the indices of its tasks: several pairs if `batch` holds batches by task name.
 
-    A task that is a function of model and batch has a micro-batch of its own: it needn't go through the trunk as others
-    do.
+    A task with an objective always has a pair of its own, since an objective doesn't use the features of other tasks.
     """
     names = [task.name for task in tasks]
-    own = bool(batch) and set(batch) <= set(names) and all(isinstance(each, Mapping) for each in batch.values())
+    by_name = bool(batch) and set(batch) <= set(names) and all(isinstance(each, Mapping) for each in batch.values())
     groups: dict[object, tuple[Batch, list[int]]] = {}
     for index, task in enumerate(tasks):
-        if not own or task.name in batch:
-            fields = batch[task.name] if own else batch
+        if not by_name or task.name in batch:
+            fields = batch[task.name] if by_name else batch
             groups.setdefault((id(fields), index if task.objective else None), (fields, []))[1].append(index)
     return list(groups.values())
 
 
 def shares(tasks: Sequence[Task], batches: Sequence[Batch], members: Sequence[Sequence[int]]) -> list[list[float]]:
-    """By micro-batch and task, the share of the task's loss: what its mean divides by there, over that in the step.
+    """Computes the share of each task's loss in each micro-batch.
+
+    The share is the denominator of the task's mean on the micro-batch, divided by the sum over all micro-batches.
 
     Args:
-        tasks: all tasks of the step.
-        batches: its micro-batches.
-        members: by micro-batch, the numbers of its tasks. A task in a single one is counted only if labels may be
-            missing.
+        tasks: All tasks of the step.
+        batches: The micro-batches of the step.
+        members: By micro-batch, the indices of the tasks in it. For a task in only one micro-batch, labels are counted
+            only if some may be missing.
+
+    Returns:
+        By micro-batch and task, the share, from 0 to 1.
     """
     occurrences = [sum(index in each for each in members) for index in range(len(tasks))]
     counted: list[list[Tensor | int]] = [
@@ -136,10 +141,10 @@ def shares(tasks: Sequence[Task], batches: Sequence[Batch], members: Sequence[Se
     rows = [[next(read) if isinstance(value, Tensor) else float(value) for value in row] for row in counted]
     totals = [sum(column) for column in zip(*rows, strict=True)]
     of_step = [[value / total if total else 0.0 for value, total in zip(row, totals, strict=True)] for row in rows]
-    # A loss that is taken of the whole batch counts fully in each micro-batch, see whole_batch.py.
+    # A loss of the whole batch counts fully in each micro-batch, see whole_batch.py.
     return [[float(x > 0) if task.whole_batch else x for task, x in zip(tasks, row, strict=True)] for row in of_step]
 
 
 def _may_miss(task: Task, batch: Batch) -> bool:
-    """Whether labels of the task may be missing in the batch."""
+    """Returns whether labels of the task may be missing in the batch."""
     return task.objective is None and may_miss(task, batch.get(task.target))

@@ -1,12 +1,12 @@
-"""The three ways to make the forward and backward passes of one micro-batch. All leave the same gradient.
+"""Forward and backward passes of one micro-batch, in one of three arrangements that compute the same gradient.
 
-    passes      trunk forwards and backwards   graphs alive at once
-    joint       1                              all
-    sequential  one a task                     one task's
-    shared      1                              the trunk's and one head's
+    passes      trunk passes   graphs in memory at the same time
+    joint       1              all
+    sequential  one a task     one task's
+    shared      1              the trunk's and one head's
 
-From one state they also leave the same buffers and the same random state: `joint` and `shared` draw in the order
-trunk, head 1, loss 1, head 2, loss 2, …, and `sequential` makes each later trunk forward start from the random state
+All three also leave the same buffers and the same random state. `joint` and `shared` draw random numbers in the order
+trunk, head 1, loss 1, head 2, loss 2, …; `sequential` starts each later forward pass of the trunk from the random state
 and the buffers that the first one started from.
 """
 
@@ -31,25 +31,25 @@ from mtl.step.forward import loss_from, loss_of, without_gradients
 from mtl.step.precision import Autocast, autocast_for
 from mtl.task import Task
 
-LEAVES = (Tensor, str, int, float, NoneType)  # what features may be made of, in tuples, lists and dicts
+LEAVES = (Tensor, str, int, float, NoneType)  # the values that features may contain, in tuples, lists and dicts
 
 Weights = Sequence[float | Tensor]
-Weigh = Callable[[Sequence[Tensor]], Weights]  # from the losses to what each is multiplied by
+Weigh = Callable[[Sequence[Tensor]], Weights]  # from the losses to their weights
 
 
 class Passes:
-    """Takes tasks forward and backward on one micro-batch.
+    """Runs the forward and backward passes of tasks on one micro-batch.
 
     Args:
-        model: trunk and heads.
-        kind: `joint`, `sequential`, `shared`, or `auto`: `shared` where the tasks share a trunk, else `sequential`.
-        precision: of the forward passes, see `mtl.Step`.
+        model: The model.
+        kind: `joint`, `sequential`, `shared`, or `auto`: `shared` if the tasks share a trunk, else `sequential`.
+        precision: The precision of the forward passes, see `mtl.Step`.
 
     Attributes:
-        kind: one of the three.
+        kind: `joint`, `sequential` or `shared`.
 
     Raises:
-        UserError: for an unknown kind or precision, and for `shared` where the tasks share no trunk.
+        UserError: If the kind or the precision is unknown, or if the kind is `shared` and there is no shared trunk.
     """
 
     def __init__(self, model: MultiTaskModel, kind: str, precision: str) -> None:
@@ -57,22 +57,22 @@ class Passes:
         self.kind = choose(kind, model)
         self.precision = precision
         self._trunk = model.shared
-        autocast_for(precision, self.device)  # an unknown precision is an error now, not in the first step
+        autocast_for(precision, self.device)  # raises an error for an unknown precision before the first step
         self._starts: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return next(self.model.parameters()).device
 
     @property
     def autocast(self) -> Autocast:
-        """Makes the context that forward passes run in."""
+        """A function that makes the context manager in which forward passes run."""
         return nullcontext if self.precision == "fp32" else autocast_for(self.precision, self.device)
 
     @cached_property
     def scaler(self) -> torch.amp.GradScaler | None:
-        """What keeps fp16 gradients from underflowing; made when it is first needed, where the model is by then."""
+        """The scaler that keeps fp16 gradients from underflowing, created at first use on the model's device."""
         return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
 
     def __call__(
@@ -85,22 +85,22 @@ class Passes:
         collect: Any = None,
         reach: Reach | None = None,
     ) -> list[Tensor]:
-        """Takes the tasks forward and backward; the gradients are in `.grad`, or were collected.
+        """Runs the forward and backward passes; the gradients are accumulated in `.grad`, or collected.
 
         Args:
-            tasks: those that take part. A task with an objective is alone.
-            batch: what the model is trained on.
-            weights: what each task's loss is multiplied by, or a function that gives this when the losses are known.
-            measure: takes each task's row beside the backward passes.
-            collect: takes each task's row out of `.grad` after the backward pass of that task alone; the weights are
-                then 1. In `shared` passes it is an `AtFeatures`.
-            reach: records which parameters each task reaches.
+            tasks: The tasks that take part. A task with an objective has to be the only one.
+            batch: The micro-batch.
+            weights: The factor of each task's loss, or a function from the losses to these factors.
+            measure: Computes the gradient of each task in additional backward passes, for measurements.
+            collect: Takes the gradient of each task out of `.grad` after the backward pass of that task; the weights
+                are then 1. In `shared` passes it is an `AtFeatures`.
+            reach: Records which parameters each task reaches.
 
         Returns:
-            Each task's unweighted loss, detached, 0-dim.
+            The unweighted loss of each task, as detached 0-dim tensors.
 
         Raises:
-            UserError: for a trunk, head or loss that fails.
+            UserError: If the trunk, a head or a loss fails.
         """
         kind = "sequential" if any(task.objective for task in tasks) else self.kind
         passes: Callable[..., list[Tensor]] = getattr(self, f"_{kind}")
@@ -115,7 +115,7 @@ class Passes:
         collect: Rows | None,
         reach: Reach | None,
     ) -> list[Tensor]:
-        """One forward of everything, the weighted losses summed, one backward."""
+        """Runs one forward pass for all tasks and one backward pass of the weighted sum of their losses."""
         losses = []
         autocast = self.autocast
         with autocast():
@@ -133,9 +133,9 @@ class Passes:
         else:
             buffers = Buffers(self.model) if len(tasks) > 1 else None
             for task, loss, weight in zip(tasks, losses, weights, strict=True):
-                more = task is not tasks[-1]
-                self.backward([loss], [weight], retain_graph=more)
-                if buffers is not None and more:
+                retain_graph = task is not tasks[-1]
+                self.backward([loss], [weight], retain_graph=retain_graph)
+                if buffers is not None and retain_graph:
                     buffers.restore()
                 collect.take(task.name)
         return [loss.detach() for loss in losses]
@@ -149,7 +149,10 @@ class Passes:
         collect: Rows | None,
         reach: Reach | None,
     ) -> list[Tensor]:
-        """Per task: forward, backward, free. Weights that depend on the losses need a forward pass beforehand."""
+        """Runs a forward and a backward pass for each task; each graph is freed before the next task.
+
+        Weights that depend on the losses need an additional forward pass without gradients.
+        """
         autocast = self.autocast
         if callable(weights):
             weights = weights(without_gradients(self.model, [(tasks, batch)], autocast)[0])
@@ -187,15 +190,15 @@ class Passes:
         collect: Any,
         reach: Reach | None,
     ) -> list[Tensor]:
-        """The trunk once; per head forward and backward down to the features; one backward of the trunk.
+        """Runs each head forward and backward as far as the features, and the trunk once forward and once backward.
 
-        Where the weights depend on the losses, all heads' graphs are alive at once.
+        If the weights depend on the losses, the graphs of all heads are in memory at the same time.
         """
         autocast = self.autocast
         with autocast():
             features, structure = tree_flatten(self.model.features(batch))
         _check_features(features)
-        # Heads are given detached features, at which their gradients gather.
+        # The heads get detached features, at which their gradients accumulate.
         cuts = [f.detach().requires_grad_(f.requires_grad) if isinstance(f, Tensor) else f for f in features]
         cut_features = tree_unflatten(cuts, structure)
         pairs = {c: f for c, f in zip(cuts, features, strict=True) if isinstance(c, Tensor) and c.requires_grad}
@@ -226,19 +229,19 @@ class Passes:
         return [loss.detach() for loss in losses]
 
     def backward(self, losses: Sequence[Tensor], weights: Weights, *, retain_graph: bool = False) -> None:
-        """Takes 0-dim losses backward, each times its weight, scaled where the precision asks for it.
+        """Runs the backward pass of 0-dim losses, each multiplied by its weight and, in fp16, scaled.
 
         Args:
-            losses: with their graphs; those without are left out, since all that they reach is frozen.
-            weights: one a loss: the gradient that its backward pass starts from.
-            retain_graph: keeps the graphs for another backward pass.
+            losses: The losses. A loss without a graph is left out, since all parameters that it depends on are frozen.
+            weights: The weight of each loss.
+            retain_graph: Whether to keep the graphs for another backward pass.
         """
         pairs = [(loss, w) for loss, w in zip(losses, weights, strict=True) if loss.requires_grad]
         starts = [self._start(loss, weight) for loss, weight in pairs]
         if self.scaler:
             starts = [self.scaler.scale(start) for start in starts]
         if retain_graph:
-            leaves([loss for loss, _ in pairs])  # which refuses graphs that can go backward only once
+            leaves([loss for loss, _ in pairs])  # raises an error for graphs that allow one backward pass only
         if pairs:
             torch.autograd.backward([loss for loss, _ in pairs], starts, retain_graph=retain_graph)
 
@@ -246,24 +249,24 @@ class Passes:
         if isinstance(weight, Tensor):
             return weight.to(loss.dtype)
         key = (weight, loss.dtype, loss.device)
-        if len(self._starts) > 64:  # shares of micro-batches may be many
+        if len(self._starts) > 64:  # micro-batches may have many different shares
             self._starts.clear()
         if key not in self._starts:
             self._starts[key] = torch.tensor(weight, dtype=loss.dtype, device=loss.device)
         return self._starts[key]
 
     def _measure(self, rows: Rows, task: Task, loss: Tensor, cuts: dict[Tensor, Tensor] | None = None) -> None:
-        """Takes the task's row beside the backward passes, and restores the buffers."""
+        """Computes the task's gradient in an additional backward pass, and restores the buffers."""
         buffers = Buffers(self.model)
         rows.add(task.name, loss, cuts)
         buffers.restore()
 
 
 def choose(passes: str, model: MultiTaskModel) -> str:
-    """The kind of passes that `passes`, which may be `auto`, means for this model.
+    """Returns the kind of passes for the model: `passes`, or what `auto` stands for.
 
     Raises:
-        UserError: for an unknown kind, and for `shared` where there is no shared trunk.
+        UserError: If the kind is unknown, or if it is `shared` and there is no shared trunk.
     """
     if passes == "auto":
         return "sequential" if model.shared is None else "shared"
@@ -275,9 +278,9 @@ def choose(passes: str, model: MultiTaskModel) -> str:
 
 
 def _check_features(features: Sequence[Any]) -> None:
-    hidden = [type(feature).__name__ for feature in features if not isinstance(feature, LEAVES)]
-    if hidden:
+    opaque = [type(feature).__name__ for feature in features if not isinstance(feature, LEAVES)]
+    if opaque:
         raise UserError(
-            f"passes: 'shared' can't look into the trunk's features, a {hidden[0]}; let the trunk give tensors, "
+            f"passes: 'shared' can't look into the trunk's features, a {opaque[0]}; let the trunk give tensors, "
             "or tuples, lists or dicts of them, take a part of it with model/trunk=picked, or take passes=sequential"
         )

@@ -15,10 +15,10 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast_for(precision: str, device: torch.device) -> Autocast:
-    """Makes the context that forward passes of this precision run in.
+    """Returns a function that makes the context manager for forward passes of a precision.
 
     Raises:
-        UserError: for an unknown precision.
+        UserError: If the precision is unknown.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision: '{precision}' is not one of {', '.join(PRECISIONS)}")

@@ -1,4 +1,4 @@
-"""What a step gives back."""
+"""The result of a step."""
 
 from dataclasses import dataclass, field
 
@@ -7,19 +7,21 @@ from torch import Tensor
 
 @dataclass
 class StepResult:
-    """What one step did: 0-dim tensors on the model's device, by task name; None where it wasn't measured.
+    """The losses, weights and measurements of one step, as 0-dim tensors on the model's device.
 
     Attributes:
-        losses: each task's loss, before its weight; a task without labels in the step isn't there.
-        weights: what each task's gradient, over the shared parameters where the balancer's scope is these, was
-            multiplied by, the task's own weight included.
-        grad_norms: the norm of each unweighted loss's gradient over all the parameters it reaches.
-        cosines: by pair of names, between the two tasks' gradients over the shared parameters.
-        total_norm: of the summed gradient that the optimizer was to get, before clipping.
-        reach: from each parameter's name to the tasks that reach it.
-        taken: whether the parameters moved; False where fp16 gradients overflowed, the step was skipped, or no task had
-            labels in it.
-        nonfinite: from the names of tasks that were left out of the step to what wasn't finite.
+        losses: The unweighted loss of each task, by name; tasks without labels in the step are missing.
+        weights: The factor of each task's gradient, by name, task weight included. If the balancer's scope is `shared`,
+            the factor applies to the gradient over the shared parameters.
+        grad_norms: The gradient norm of each task's unweighted loss over all parameters that the task reaches, by name;
+            None if it wasn't measured.
+        cosines: The cosine between two tasks' gradients over the shared parameters, by pair of names; None if it wasn't
+            measured.
+        total_norm: The norm of the summed gradient before clipping; None if it wasn't computed.
+        reach: The names of the tasks that reach each parameter, by parameter name; None if it wasn't measured.
+        taken: Whether the parameters were updated. False if fp16 gradients overflowed, if the step was skipped, or if
+            no task had labels in the batch.
+        nonfinite: What wasn't finite, by name of the task that was left out of the step.
     """
 
     losses: dict[str, Tensor]

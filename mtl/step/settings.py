@@ -1,4 +1,4 @@
-"""Settings of a step that belong together, in small groups."""
+"""Groups of settings of a step."""
 
 from dataclasses import dataclass
 
@@ -11,15 +11,15 @@ from mtl.errors import UserError
 
 @dataclass(frozen=True)
 class Gradients:
-    """How a balancer gets the Gramian of the tasks' gradients.
+    """Settings of the Gramian of the tasks' gradients.
 
     Args:
-        source: where it comes from, see gradients/at_features.py: `rows`, `layerwise`, `representation`, or `auto`:
-            `layerwise` where that is possible, else `rows`, both exact.
-        every: steps from one Gramian to the next; between them the weights stay.
+        source: How the Gramian is computed, see gradients/at_features.py: `rows`, `layerwise`, `representation` or
+            `auto`. `auto` is `layerwise` if that is possible, else `rows`; both are exact.
+        every: The number of steps from one Gramian to the next; the weights stay the same in between.
 
     Raises:
-        UserError: for a value that there isn't.
+        UserError: If a value is invalid.
     """
 
     source: str = "auto"
@@ -34,24 +34,24 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Update:
-    """What goes with the optimizer when the parameters move.
+    """Settings of the parameter update: scheduler, clipping and a second optimizer.
 
     Args:
-        scheduler: of the learning rate.
-        interval: when the scheduler steps: after each optimizer `step`, or after each `epoch`, in `Step.epoch_end`;
-            `ReduceLROnPlateau` then does in `Step.validated`.
-        clip_norm: the norm that the summed gradient is clipped to.
-        clip_shared_norm: the norm that the summed gradient over the shared parameters is clipped to, before
-            `clip_norm`; heads stay as they are. Shared are parameters that at least two tasks have reached, in this
-            step or an earlier one. FAMO, FairGrad and Nash-MTL do so at 1 in their authors' code.
-        then: from how many steps on which other optimizer takes over, without the scheduler. It may be
-            `torch.optim.LBFGS`, whose line search evaluates the batch's loss again and again. Nothing is clipped then,
-            and the balancer's weights are held fixed and multiply heads too. It takes curvature from one step to the
-            next: batches, and with a balancer weights, that differ much spoil it; large batches or fixed points serve
-            it best.
+        scheduler: The learning rate scheduler.
+        interval: When the scheduler steps: after each optimizer `step`, or after each `epoch`, in `Step.epoch_end`. A
+            `ReduceLROnPlateau` needs `epoch`, and steps in `Step.validated`.
+        clip_norm: The norm that the summed gradient is clipped to.
+        clip_shared_norm: The norm that the summed gradient over the shared parameters is clipped to, before `clip_norm`
+            applies; the gradients of the heads are not clipped. A parameter is shared if at least two tasks have
+            reached it, in this step or an earlier one. The authors of FAMO, FairGrad and Nash-MTL use 1 in their code.
+        then: A number of steps and the optimizer that takes over after these steps, without the scheduler. The
+            optimizer may be `torch.optim.LBFGS`, whose line search evaluates the loss of the batch several times.
+            Gradients are then not clipped, and the balancer's weights are fixed during the line search and multiply
+            the gradients of the heads, too. LBFGS estimates the curvature from successive steps, and the estimate is
+            poor if batches or balancer weights differ much from step to step. Large batches or fixed points are best.
 
     Raises:
-        UserError: for a value that there isn't, and for a `ReduceLROnPlateau` whose interval isn't `epoch`.
+        UserError: If a value is invalid, or if the scheduler is a `ReduceLROnPlateau` and the interval isn't `epoch`.
     """
 
     scheduler: LRScheduler | None = None

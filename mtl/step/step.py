@@ -1,11 +1,11 @@
-"""One step of multi-task training: clear the gradients, take each task forward and backward, move the parameters.
+"""One step of multi-task training: clear the gradients, run all tasks forward and backward, update the parameters.
 
     step = mtl.Step(model, tasks, optimizer)
     for batch in loader:
         result = step(batch)
 
-`Step.__call__` is the whole step. computation.py goes from the batch to the gradients, passes.py makes the forward and
-backward passes of one micro-batch, and accumulation.py loops over several.
+`Step.__call__` is the whole step. computation.py computes the gradients of a batch, passes.py runs the forward and
+backward passes of one micro-batch, and accumulation.py loops over several micro-batches.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ from mtl.task import Task
 
 @contextmanager
 def reusable_graphs() -> Iterator[None]:
-    """Within, what torch.compile compiles keeps its saved tensors, since a step may go backward several times."""
+    """Makes torch.compile keep the tensors saved for backward, since a step may run several backward passes."""
     before = functorch.donated_buffer
     functorch.donated_buffer = False
     try:
@@ -44,27 +44,28 @@ def reusable_graphs() -> Iterator[None]:
 
 
 class Step:
-    """The multi-task training step, for a trainer's or anybody's own loop.
+    """A step of multi-task training, for use in any training loop.
 
     Args:
-        model: trunk and heads.
-        tasks: those that take part, in the order in which their passes go.
-        optimizer: over the model's parameters; None where only `backward` and `after` are used.
-        balancer: gives the tasks' weights; equal ones by default.
-        passes: `joint`, `sequential`, `shared`, or `auto`, see passes.py.
-        gradients: where a balancer's Gramian comes from, and how often.
-        micro_batch_size: cuts each batch into micro-batches of so many samples, of which one at a time has a graph. The
-            gradient is that of the whole batch, see accumulation.py.
-        num_micro_batches: cuts each batch into so many micro-batches, instead.
-        update: learning rate schedule, clipping, and another optimizer that takes over.
-        precision: `fp32`, or forward passes under autocast in `bf16` or, with gradient scaling, `fp16`.
-        on_nonfinite: what is done about a loss or gradient that isn't finite. `error` where a balancer looks at them;
-            otherwise they go into the parameters, and it is for whoever reads the losses to see. `skip_step` moves
-            nothing: parameters, optimizer, balancer, buffers, random state. `skip_task` makes the step as if the task
-            had no labels in it. The skips look at every step, which makes the CPU wait for a GPU.
+        model: The model: a trunk and a head for each task.
+        tasks: The tasks, in the order of their passes.
+        optimizer: The optimizer of the model's parameters; None if only `backward` and `after` are used.
+        balancer: Computes the weights of the tasks; by default all weights are equal.
+        passes: `joint`, `sequential`, `shared` or `auto`, see passes.py.
+        gradients: How, and how often, the balancer's Gramian is computed.
+        micro_batch_size: The number of samples in a micro-batch. Each batch is divided into micro-batches, which are
+            processed one after the other; the gradient is that of the whole batch, see accumulation.py.
+        num_micro_batches: The number of micro-batches that each batch is divided into, instead of `micro_batch_size`.
+        update: Learning rate scheduler, gradient clipping and an optimizer that takes over later.
+        precision: `fp32`, or forward passes under autocast in `bf16` or, with gradient scaling, in `fp16`.
+        on_nonfinite: What to do about a loss or a gradient that isn't finite. `error` raises an error if a balancer
+            reads the losses or gradients; otherwise the parameters are updated, and the caller has to check the losses.
+            `skip_step` changes nothing: neither parameters nor optimizer, balancer, buffers or random state.
+            `skip_task` runs the step as if the task had no labels in the batch. Both check the values in every step,
+            so that the CPU waits for the GPU.
 
     Raises:
-        UserError: for an unknown kind of passes or precision, and for settings that can't go together.
+        UserError: If an argument is invalid, or if settings can't be combined.
     """
 
     def __init__(
@@ -97,30 +98,34 @@ class Step:
         self.computation = Computation(model, self.parameters, self.passes, self.balancing, self._reach)
         learned, clips_shared = self.computation.learned, self._reach is not None
         check_optimizers(self.descent, self.balancing, learned, precision=precision, clips_shared=clips_shared)
-        self._searched: MicroBatches | None = None  # what a line search evaluates
+        self._searched: MicroBatches | None = None  # the micro-batches for a line search
 
     @property
     def optimizer(self) -> Optimizer | None:
-        """The one at work."""
+        """The current optimizer."""
         return self.descent.optimizer
 
     @property
     def num_taken(self) -> int:
-        """Optimizer steps taken."""
+        """The number of optimizer steps taken."""
         return self.descent.num_taken
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
-        """What keeps fp16 gradients from underflowing; None in other precisions."""
+        """The scaler that keeps fp16 gradients from underflowing; None in other precisions."""
         return self.passes.scaler
 
     def __call__(self, batch: StepBatch, *, measure: bool = False) -> StepResult:
-        """One whole step on one batch.
+        """Runs a whole step on one batch: gradients, parameter update and the balancer's update.
 
         Args:
-            batch: inputs and targets by name, on the model's device; by task name a batch each, where they have their
-                own; or a list of micro-batches.
-            measure: also measure gradient norms, cosines and reach; the parameters move the same way.
+            batch: A dict of inputs and targets by name, on the model's device; a dict of such batches by task name if
+                the tasks have separate batches; or a list of micro-batches.
+            measure: Whether to measure gradient norms, cosines and reach as well. The parameters are updated in the
+                same way.
+
+        Returns:
+            The losses, weights and measurements of the step.
         """
         result = self.backward(batch, measure=measure)
         self.update(result)
@@ -132,8 +137,8 @@ class Step:
     def backward(self, batch: StepBatch, *, measure: bool = False) -> StepResult:
         """Clears the gradients and leaves the weighted sum of the tasks' gradients in `.grad`.
 
-        For loops that clip and step by themselves; in fp16 the gradients are still scaled, and `update` is the way to
-        go on. Arguments as for a whole step.
+        For training loops that clip gradients and step the optimizer themselves. In fp16, the gradients are still
+        scaled, so that `update` has to be called next. The arguments are those of `__call__`.
         """
         self.descent.moving = False
         if self.model.frozen_until:
@@ -143,7 +148,7 @@ class Step:
         return self.computation(micro_batches, self.num_taken, measure=measure, on_nonfinite=self.on_nonfinite)
 
     def _cut(self, batch: StepBatch) -> MicroBatches:
-        """The step's micro-batches, without tasks that have no labels in it or whose weight is 0 for now."""
+        """Returns the micro-batches of the batch, without tasks that have no labels or a scheduled weight of 0."""
         now = self.num_taken
         faded = {t.name: 0 for t in self.tasks if callable(t.weight) and t.weight_at(now) == 0}
         return MicroBatches.of(
@@ -151,18 +156,18 @@ class Step:
         )
 
     def undo(self) -> bool:
-        """Restores what the last step changed before it moved the parameters, for one that didn't get to move them.
+        """Restores the state from before the last step, for a step that failed before it updated the parameters.
 
         Returns:
-            Whether everything is now as it was before the step: not where parameters may have moved, or a balancer
-            that works on rows has taken these in.
+            Whether everything is now as it was before the step. False if parameters may have been updated, or if a
+            balancer that works on rows has already processed the rows of the step.
         """
         return self.computation.undo() and not self.descent.moving
 
     def update(self, result: StepResult) -> None:
-        """Unscales, clips, and steps optimizer and scheduler, each once.
+        """Unscales and clips the gradients, and steps the optimizer and the scheduler once.
 
-        A step that overflowed, was skipped, or in which no task took part moves nothing.
+        Nothing is updated if the gradients overflowed, if the step was skipped, or if no task took part.
         """
         if not result.losses:
             return
@@ -175,7 +180,7 @@ class Step:
         result.taken = self.num_taken > before
 
     def after(self, batch: StepBatch) -> None:
-        """What a balancer does after the parameters have moved: some evaluate the losses again."""
+        """Updates the balancer after the parameters were updated; some balancers need the losses again."""
         if self.balancing.needs == "nothing":
             return
         losses_now = None
@@ -189,35 +194,35 @@ class Step:
         return self.computation.search(micro_batches, weights)
 
     def epoch_end(self) -> None:
-        """Ends an epoch: some balancers compare epochs, and a scheduler whose interval is `epoch` steps."""
+        """Ends an epoch: notifies the balancer, and steps a scheduler whose interval is `epoch`."""
         self.balancing.balancer.epoch_end()
         self.descent.epoch_end()
 
     def validated(self, value: float) -> None:
-        """Steps a `ReduceLROnPlateau`; other schedulers don't follow figures on validation.
+        """Steps a `ReduceLROnPlateau` after a validation; other schedulers don't depend on validation.
 
         Args:
-            value: the figure that it follows.
+            value: The monitored value.
         """
         self.descent.epoch_end(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps taken, states of optimizer, scheduler, scaler and balancer, and weights that serve on."""
-        others = {name: other.state_dict() for name, other in self._others().items()}
-        return {**self.descent.state_dict(), **others}
+        """Returns the number of steps taken and the states of optimizer, scheduler, gradient scaler and balancer."""
+        states = {name: component.state_dict() for name, component in self._components().items()}
+        return {**self.descent.state_dict(), **states}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The counterpart of `state_dict`."""
-        for name, other in self._others().items():
-            if name != "reach" or name in state:  # not there where the run began without clip_shared_norm
-                other.load_state_dict(state[name])
+        """Restores a state from `state_dict`."""
+        for name, component in self._components().items():
+            if name != "reach" or name in state:  # missing if the run began without clip_shared_norm
+                component.load_state_dict(state[name])
         self.descent.load_state_dict(state)
 
-    def _others(self) -> dict[str, Any]:
-        others = {
+    def _components(self) -> dict[str, Any]:
+        components = {
             "scaler": self.scaler,
             "reach": self._reach,
             "balancing": self.balancing,
             "checked": self.computation.checks,
         }
-        return {name: other for name, other in others.items() if other is not None}
+        return {name: component for name, component in components.items() if component is not None}

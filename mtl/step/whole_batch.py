@@ -1,8 +1,8 @@
-"""Losses that are taken of a whole batch that is cut into micro-batches.
+"""Losses of a whole batch that is divided into micro-batches, such as an RMSE, which is no mean over samples.
 
-Such a loss, an RMSE for instance, is no mean over samples. A forward pass without gradients gives the predictions for
-all micro-batches; the loss is taken of these together; and then each micro-batch goes forward again, with its slice of
-the loss's gradient at the predictions.
+Forward passes without gradients give the predictions for all micro-batches. The loss and its gradient at the
+predictions are computed for all of them together. Then each micro-batch runs forward again, and backward from the slice
+of that gradient that belongs to the micro-batch.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,17 @@ from mtl.task import Task
 
 
 class Preview:
-    """The losses of all micro-batches, taken without gradients. Random state and buffers are restored.
+    """Computes the losses of a step without gradients, before the training passes.
+
+    Random state and buffers are restored.
 
     Args:
-        model, micro_batches, autocast: what is evaluated.
+        model: The model.
+        micro_batches: The micro-batches of the step.
+        autocast: Makes the context manager that forward passes run in.
 
     Attributes:
-        losses: of all micro-batches together, by task, 0-dim float64.
+        losses: The loss of each task over all micro-batches, as 0-dim float64 tensors.
     """
 
     def __init__(self, model: MultiTaskModel, micro_batches: MicroBatches, autocast: Autocast) -> None:
@@ -54,13 +58,13 @@ class Preview:
         self.losses = self.corrected(totals)
 
     def tasks_of(self, number: int) -> list[Task]:
-        """The tasks in a micro-batch, with stand-ins for losses that can't be taken of it alone."""
+        """Returns the tasks of a micro-batch; losses of the whole batch are replaced by stand-ins, see `Replay`."""
         tasks, replays = self._micro_batches.tasks, self._replays[number]
         members = self._micro_batches.members[number]
         return [replace(tasks[i], **_STAND_IN, loss=replays[i]) if i in replays else tasks[i] for i in members]
 
     def corrected(self, losses: list[Tensor]) -> list[Tensor]:
-        """Losses by task, those of the stand-ins replaced by what they stand for."""
+        """Returns the losses by task, with the values of stand-ins replaced by the losses of the whole batch."""
         return [self._whole_losses.get(index, loss) for index, loss in enumerate(losses)]
 
     def _take_whole(self, index: int, numbers: list[int], predictions: list[Any], autocast: Autocast) -> None:
@@ -76,36 +80,38 @@ class Preview:
         lengths = [[len(leaf) for leaf in tree_leaves(each) if _is_floating(leaf)] for each in predictions]
         leaves = [_precise(leaf.detach()).requires_grad_() if _is_floating(leaf) else leaf for leaf in leaves]
         cuts = [leaf for leaf in leaves if _is_floating(leaf)]
-        own = [p for p in task.loss.parameters() if p.requires_grad] if isinstance(task.loss, nn.Module) else []
+        parameters = [p for p in task.loss.parameters() if p.requires_grad] if isinstance(task.loss, nn.Module) else []
         with torch.enable_grad(), autocast():
             loss = loss_of(task, tree_unflatten(leaves, structure), joined(batches, sizes, "batch"))
-        gradients = torch.autograd.grad(loss, [*cuts, *own], allow_unused=True)
+        gradients = torch.autograd.grad(loss, [*cuts, *parameters], allow_unused=True)
         self._whole_losses[index] = loss.detach().double()
         slices = [
             [None] * len(numbers) if gradient is None else torch.split(gradient, [each[place] for each in lengths])
             for place, gradient in enumerate(gradients[: len(cuts)])
         ]
         for place, number in enumerate(numbers):
-            first = list(zip(own, gradients[len(cuts) :], strict=True)) if place == 0 else []
+            first = list(zip(parameters, gradients[len(cuts) :], strict=True)) if place == 0 else []
             self._replays[number][index] = Replay([each[place] for each in slices], first)
 
 
 class Replay:
-    """A stand-in for a loss, with a gradient that is known: Σ prediction · gradient.
+    """A stand-in for a loss of the whole batch that has the same gradient: Σ prediction · gradient.
 
     Args:
-        gradients: one for each floating tensor in the prediction, None where it has none.
-        own: pairs of a parameter of the loss and its gradient.
+        gradients: The gradient at each floating-point tensor of the prediction; None if there is no gradient.
+        of_parameters: Pairs of a parameter of the loss and its gradient.
     """
 
-    def __init__(self, gradients: Sequence[Tensor | None], own: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+    def __init__(
+        self, gradients: Sequence[Tensor | None], of_parameters: Sequence[tuple[Tensor, Tensor | None]]
+    ) -> None:
         self._gradients = gradients
-        self._own = own
+        self._of_parameters = of_parameters
 
     def __call__(self, prediction: Any, target: Any) -> Tensor:
-        """A 0-dim tensor; its value means nothing."""
+        """Returns a 0-dim tensor with the gradient of the loss; its value is meaningless."""
         values = [leaf for leaf in tree_leaves(prediction) if _is_floating(leaf)]
-        pairs = [*zip(values, self._gradients, strict=True), *self._own]
+        pairs = [*zip(values, self._gradients, strict=True), *self._of_parameters]
         total: Tensor = sum((v.to(g.dtype) * g).sum() for v, g in pairs if g is not None)
         return total
 
@@ -118,7 +124,7 @@ def _prediction_or_loss(task: Task, prediction: Any, batch: Batch) -> Any:
 
 
 def _is_whole(task: Task) -> bool:
-    """Whether the loss is taken of all predictions together; an objective that is has one micro-batch alone."""
+    """Returns whether the loss is one of the whole batch; an objective isn't, since it has the batch undivided."""
     return task.whole_batch and task.objective is None
 
 
@@ -127,5 +133,5 @@ def _precise(leaf: Tensor) -> Tensor:
 
 
 def _is_floating(leaf: Any) -> bool:
-    """Whether a part of a prediction can have a gradient."""
+    """Returns whether a part of a prediction can have a gradient."""
     return isinstance(leaf, Tensor) and leaf.is_floating_point()

@@ -1,4 +1,4 @@
-"""What the logs show beside numbers, at intervals: the tasks' cosines, some predictions, histograms if asked for."""
+"""Pictures and histograms for the logs: cosines between tasks, predictions, parameters and gradients."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from mtl.model import MultiTaskModel
     from mtl.training.trainer import Trainer
 
-COUNTED = 256  # samples where there is no image
+COUNTED = 256  # the number of samples in a picture without input images
 
 
 class Gallery:
-    """Called with the trainer after each epoch, it gives pictures and histograms to those loggers that take them.
+    """Hook that sends pictures and histograms to the loggers after an epoch, for loggers that support these.
 
     Args:
-        loader: of the samples whose predictions are shown, some of them; None for none.
-        pictures_every: epochs from one set of pictures to the next; the last epoch, whatever makes it the last, has one
-            too. None for none.
-        histograms_every: the same of histograms of all parameters and their gradients.
-        facts: what is known of the data: names of classes.
+        loader: The loader of the data, for some samples of which predictions are shown; None for no predictions.
+        pictures_every: The number of epochs from one set of pictures to the next. The last epoch always has a set, also
+            if the training stops early. None for no pictures.
+        histograms_every: The same for histograms of all parameters and their gradients.
+        facts: The facts about the data, such as the names of classes.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class Gallery:
         self.facts = facts
 
     def __call__(self, trainer: "Trainer") -> None:
-        """Shows what is due."""
+        """Sends the pictures and histograms that are due after the current epoch."""
         if _due(trainer, self.pictures_every) and trainer.loggers.takes("picture"):
             try:
-                found = self.pictures(trainer)
-            except FOREIGN as error:  # odd data; training is worth more than its pictures
+                images = self.pictures(trainer)
+            except FOREIGN as error:  # unusual data should not end the training
                 trainer.report(f"warning  no more pictures: {told(error)}")
                 self.pictures_every = None
                 return
-            for tag, picture in found.items():
+            for tag, picture in images.items():
                 trainer.loggers.show("picture", tag, trainer.global_step, picture)
         if _due(trainer, self.histograms_every) and trainer.loggers.takes("histogram"):
             for name, parameter in trainer.step.parameters.items():
@@ -70,14 +70,18 @@ class Gallery:
                     trainer.loggers.show("histogram", tags.gradient(name), trainer.global_step, values)
 
     def pictures(self, trainer: "Trainer") -> dict[str, pictures.Picture]:
-        """By tag: `cosine/matrix`, the mean since the interval's last pictures, and `prediction/{task}`."""
-        found = {}
+        """Draws the pictures: `cosine/matrix`, the mean cosines since the last pictures, and `prediction/{task}`.
+
+        Returns:
+            The pictures by tag.
+        """
+        images = {}
         names = [task.name for task in trainer.step.tasks]
         every = self.pictures_every or 1
-        since = (trainer.epoch - 1) // every * every  # the same in a run that ended before and goes on
+        since = (trainer.epoch - 1) // every * every  # the same for a run that ended earlier and was resumed
         cosines = {pair: fmean(values) for pair, values in trainer.readings.cosines(since).items()}
         if cosines:
-            found[tags.COSINE_MATRIX] = pictures.cosine_matrix(names, cosines)
+            images[tags.COSINE_MATRIX] = pictures.cosine_matrix(names, cosines)
         for loader, which in self.loader.parts() if self.loader is not None else []:
             tasks = [task for task in trainer.step.tasks if which is None or task.name in which]
             tasks = [task for task in tasks if task.objective is None]
@@ -90,8 +94,8 @@ class Gallery:
                 for task in tasks:
                     picture = show(task, predictions[task.name], batch, image, class_names(self.facts, task.target))
                     if picture is not None:
-                        found[tags.prediction(task.name)] = picture
-        return found
+                        images[tags.prediction(task.name)] = picture
+        return images
 
 
 def _due(trainer: "Trainer", every: int | None) -> bool:
@@ -99,7 +103,7 @@ def _due(trainer: "Trainer", every: int | None) -> bool:
 
 
 def some_samples(loader: Loader, count: int) -> Batch:
-    """A batch of some of the data set's samples, evenly spaced, or an iterable one's first; loaded in this process."""
+    """Returns a batch of `count` evenly spaced samples, or of the first samples of an iterable data set."""
     dataset: Any = loader.dataset
     if not isinstance(dataset, IterableDataset | Drawn):
         indices = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long()
@@ -113,26 +117,26 @@ def some_samples(loader: Loader, count: int) -> Batch:
 
 
 def predict(model: "MultiTaskModel", tasks: Sequence[Task], batch: Batch, autocast: Autocast) -> dict[str, Any]:
-    """Each task's predictions, in float32 at least, in eval mode; the model's mode is afterwards what it was."""
+    """Computes the predictions of each task in eval mode, at least in float32; the model's mode is restored."""
     training = model.training
     model.eval()
     try:
-        (found,) = without_gradients(model, [(tasks, batch)], autocast, take=lambda task, prediction, batch: prediction)
+        (values,) = without_gradients(model, [(tasks, batch)], autocast, take=lambda task, prediction, _: prediction)
     finally:
         model.train(training)
-    return {task.name: at_least_single(prediction) for task, prediction in zip(tasks, found, strict=True)}
+    return {task.name: at_least_single(prediction) for task, prediction in zip(tasks, values, strict=True)}
 
 
 def image_of(model: "MultiTaskModel", batch: Batch) -> Tensor | None:
-    """The first of the model's inputs that looks like images, (N, 1 or 3, H, W)."""
+    """Returns the first input of the model that has the shape of images, (N, 1 or 3, H, W); None without any."""
     inputs = (batch.get(name) for name in model.inputs)
     return next((x for x in inputs if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] in (1, 3)), None)
 
 
 def class_names(facts: Mapping[str, Any], target: str) -> Sequence[str] | None:
-    """What the data's facts, or those of one of its sources, call the target's classes."""
-    for known in (facts, *facts.values()):
-        targets = known.get("targets") if isinstance(known, Mapping) else None
+    """Returns the names of a target's classes from the facts about the data, or about one of its sources."""
+    for of_source in (facts, *facts.values()):
+        targets = of_source.get("targets") if isinstance(of_source, Mapping) else None
         names = targets.get(target, {}).get("vocabulary") if isinstance(targets, Mapping) else None
         if names:
             return [str(name) for name in names]

@@ -1,20 +1,21 @@
-"""A task's metrics: what of the predictions each is given, and its figure over a split.
+"""The metrics of a task, and the conversion of predictions for them.
 
-What a prediction means is known from the task, see outputs.py, and is converted before a metric sees it, since most of
-torchmetrics' metrics of classification take predictions for logits where a batch has numbers outside [0, 1].
+The meaning of a prediction follows from the task, see outputs.py. Predictions are converted before they are passed to a
+metric, since most of torchmetrics' classification metrics take predictions for logits if a batch contains numbers
+outside [0, 1].
 
-    metric                                           is given
+    metric                                           input
     AUROC, average precision, EER, LogAUC without    scores in [0, 1] in the order of the probabilities, or values
     thresholds, and the rankings of labels           (float64)
     others that would guess                          probabilities (float64)
     others of classes: their highest decides         the predictions
     divergences of distributions                     probabilities, or their logarithms if `log_prob` (float64)
     perplexity                                       logits, (N, T, C)
-    all else, one's own included                     probabilities for logits of yes or no, values for their logarithms,
-                                                     other predictions as they are
+    all other metrics, custom ones included          probabilities for logits of yes or no, values for their logarithms,
+                                                     other predictions unchanged
 
-All are in float32 at least, and integer targets in int64. A metric that would guess is refused where it isn't known
-what the prediction means, or where that has no probabilities.
+Predictions have at least float32, and integer targets int64. A metric that would guess is refused if the meaning of the
+prediction isn't known, or if there are no probabilities.
 """
 
 import math
@@ -35,7 +36,7 @@ from mtl.labels import select_for_metric
 from mtl.outputs import as_values, at_least_single, log_probabilities, output_of, probabilities, ranks
 from mtl.task import BY_CLASS, Task
 
-OF_TWO = (  # those that take the sigmoid of each element
+OF_TWO = (  # metrics that apply the sigmoid to each element
     *(by_class.BinaryStatScores, by_class.MultilabelStatScores),
     *(by_class.BinaryConfusionMatrix, by_class.MultilabelConfusionMatrix),
     *(by_class.BinaryPrecisionRecallCurve, by_class.MultilabelPrecisionRecallCurve),
@@ -47,7 +48,7 @@ GUESSING = (
     *OF_TWO,
     *(by_class.MulticlassPrecisionRecallCurve, by_class.MulticlassCalibrationError, by_class.MulticlassHingeLoss),
 )
-RANKED = {  # a subclass of one's own may look at the scores themselves, so it isn't one of them
+RANKED = {  # exact classes: a subclass may use the values of the scores, not only their order
     *(by_class.BinaryAUROC, by_class.MulticlassAUROC, by_class.MultilabelAUROC),
     *(by_class.BinaryAveragePrecision, by_class.MulticlassAveragePrecision, by_class.MultilabelAveragePrecision),
     *(by_class.BinaryEER, by_class.MulticlassEER, by_class.MultilabelEER),
@@ -62,12 +63,12 @@ class TaskMetric:
     """One metric of one task.
 
     Args:
-        task: whose.
-        name: one of `task.metrics`.
-        device: where its state is.
+        task: The task.
+        name: The name of the metric in `task.metrics`.
+        device: The device of the metric's state.
 
     Raises:
-        UserError: where the metric can't be made, or can't be used with what the task's predictions mean.
+        UserError: If the metric can't be created, or doesn't suit the task's predictions.
     """
 
     def __init__(self, task: Task, name: str, device: torch.device) -> None:
@@ -82,10 +83,10 @@ class TaskMetric:
         self._has_nan = torch.zeros((), dtype=torch.bool, device=device)
 
     def update(self, prediction: Any, batch: Batch) -> None:
-        """Takes in a batch's predictions, where there are labels.
+        """Updates the metric with the predictions for a batch, without the samples whose labels are missing.
 
         Raises:
-            UserError: for a target that isn't in the batch, and where the metric fails.
+            UserError: If the target isn't in the batch, or if the metric fails.
         """
         task = self.task
         target = field(batch, task.target, f"task '{task.name}': its metrics' target")
@@ -110,13 +111,13 @@ class TaskMetric:
             ) from error
 
     def compute(self, *, cut: bool = False) -> float:
-        """The figure; NaN where nothing was taken in, or a prediction was NaN.
+        """Computes the value of the metric; NaN if there were no labels, or if a prediction was NaN.
 
         Args:
-            cut: whether a part of the split was taken in, which may have too little for a figure; that is NaN then.
+            cut: Whether the metric has seen only a part of the split, so that the value is NaN if the metric fails.
 
         Raises:
-            UserError: for a metric that fails, or gives more than one number.
+            UserError: If the metric fails, or returns more than one number.
         """
         if not self.metric.update_called or self._has_nan:
             return math.nan
@@ -140,12 +141,12 @@ class TaskMetric:
         return float(value)
 
     def reset(self) -> None:
-        """Forgets what was taken in."""
+        """Resets the state of the metric."""
         self.metric.reset()
         self._has_nan.zero_()
 
     def _conversion(self) -> Any:
-        """The function from predictions to what the metric is given."""
+        """Returns the function that converts predictions to the input of the metric."""
         modules = [module for module in self.metric.modules() if isinstance(module, Metric)]
         leaves = [module for module in modules if not any(isinstance(c, Metric) for c in module.children())]
         self._is_guessing = any(isinstance(module, GUESSING) for module in modules)
@@ -163,11 +164,10 @@ class TaskMetric:
         return self._floats(ranks if by_rank else probabilities)
 
     def _shares(self, divergences: list[Any]) -> Any:
-        """What divergences are given: probabilities, or their logarithms.
+        """Returns the conversion of predictions for divergences: to probabilities or to their logarithms.
 
         Raises:
-            UserError: where it isn't known what the predictions are, and for a metric that takes the target for
-                something else than the loss does.
+            UserError: If the meaning of the predictions isn't known, or if metric and loss disagree about the target.
         """
         output, metric = output_of(self.task), type(divergences[0]).__name__
         where = f"task '{self.task.name}': its metric '{self.name}', {metric},"
@@ -190,7 +190,7 @@ class TaskMetric:
         return log_probabilities if True in logs else probabilities if output in _OF_CLASSES else as_values
 
     def _last_is_class(self, task: Task, prediction: Tensor) -> Tensor:
-        """Logits as torchmetrics' perplexity takes them, (N, T, C)."""
+        """Returns logits in the shape that torchmetrics' perplexity expects, (N, T, C)."""
         output = output_of(task)
         if output != "logits":
             raise UserError(
@@ -204,11 +204,11 @@ class TaskMetric:
         return as_values(self.task, prediction)
 
     def _floats(self, convert: Any) -> Any:
-        """Class numbers that are predicted as such stay what they are."""
+        """Returns the conversion restricted to floating-point predictions; predicted class numbers don't change."""
         return lambda p: convert(self.task, p) if isinstance(p, Tensor) and p.is_floating_point() else p
 
     def _check_output(self, leaves: list[Metric], *, by_rank: bool) -> None:
-        """Raises a UserError where a metric that takes probabilities can't be given any."""
+        """Raises a UserError if the metric needs probabilities and the predictions can't be converted to these."""
         output = output_of(self.task)
         metric = next(type(m).__name__ for m in leaves if isinstance(m, GUESSING))
         where = f"task '{self.task.name}': its metric '{self.name}', {metric},"

@@ -1,4 +1,4 @@
-"""The one figure that decides which checkpoint is best, when to stop, and what a sweep gets back."""
+"""The monitored value, which decides about the best checkpoint and early stopping and is the result for a sweep."""
 
 import math
 from collections.abc import Mapping
@@ -11,19 +11,20 @@ if TYPE_CHECKING:
 
 
 class Monitor:
-    """The mean of some of the validation's figures.
+    """The mean of some figures of the validation.
 
     Args:
-        terms: from `task/metric` to `max` or `min`, or to {mode: max or min, scale: what one unit of it is}. None
-            stands for the first figure of each task.
-        kinds: what can be monitored.
+        terms: A mapping from `task/metric` to `max` or `min`, or to {mode: max or min, scale: the size of one unit}.
+            None stands for the first figure of each task.
+        kinds: The figures that can be monitored.
 
     Attributes:
-        mode: whether up (`max`) or down (`min`) is better. Where the terms have scales it is `max`, and those of
-            which less is better count negatively.
+        mode: Whether larger (`max`) or smaller (`min`) values are better. If the terms have scales, the mode is `max`,
+            and terms whose mode is `min` count negatively.
 
     Raises:
-        UserError: for an unknown figure, a wrong mode or scale, or figures of unlike units without scales.
+        UserError: If a figure is unknown, if a mode or scale is invalid, or if figures of different units have no
+            scales.
     """
 
     def __init__(self, terms: Mapping[str, Any] | None, kinds: "Mapping[str, Kind]") -> None:
@@ -38,26 +39,26 @@ class Monitor:
             self._where = "trainer.monitor:"
             modes = {name: term.get("mode") if isinstance(term, Mapping) else term for name, term in terms.items()}
             scales = {n: term["scale"] for n, term in terms.items() if isinstance(term, Mapping) and "scale" in term}
-        self._look_over(modes, scales, kinds)
+        self._check(modes, scales, kinds)
         self.mode = "max" if scales else str(next(iter(modes.values())))
         self.factors = {n: (1 if mode == self.mode else -1) / scales.get(n, 1) for n, mode in modes.items()}
         self._scales = scales
 
     def __call__(self, figures: "Figures") -> float:
-        """The monitored value."""
+        """Computes the monitored value from the figures of a validation."""
         values = [figures[task][metric] for task, metric in (name.split("/", 1) for name in self.factors)]
         return sum(f * v for f, v in zip(self.factors.values(), values, strict=True)) / len(values)
 
     def better(self, value: float, best: float | None) -> bool:
-        """Whether `value` is better than the best so far; NaN never is."""
+        """Returns whether `value` is better than the best value so far; NaN never is."""
         if math.isnan(value):
             return False
         return best is None or math.isnan(best) or (value > best if self.mode == "max" else value < best)
 
     def terms(self, figures: "Figures") -> str:
-        """How its value comes from the figures, such as (0.9 / 0.1 - 0.3 / 0.05) / 2; empty where there are no scales.
+        """Returns the calculation of the monitored value, such as (0.9 / 0.1 - 0.3 / 0.05) / 2; "" without scales.
 
-        A figure is written with all the digits that it takes to get the value.
+        The figures have enough digits to reproduce the value.
         """
         if not self._scales:
             return ""
@@ -69,16 +70,14 @@ class Monitor:
         return f"({text}) / {len(self.factors)}" if len(self.factors) > 1 else text
 
     def __str__(self) -> str:
-        """What it is the mean of, with signs and scales, and which way is better."""
+        """Returns the names of the figures, with signs and scales, and the mode."""
         named = [
             f"{'-' * (factor < 0)}{name}" + (f" / {self._scales[name]:g}" if self._scales else "")
             for name, factor in self.factors.items()
         ]
         return f"{'mean of ' * (len(named) > 1)}{', '.join(named)} ({self.mode})"
 
-    def _look_over(
-        self, modes: Mapping[str, str | None], scales: Mapping[str, float], kinds: "Mapping[str, Kind]"
-    ) -> None:
+    def _check(self, modes: Mapping[str, str | None], scales: Mapping[str, float], kinds: "Mapping[str, Kind]") -> None:
         if not modes:
             raise UserError("trainer.monitor: name at least one of " + ", ".join(kinds))
         for name, mode in modes.items():

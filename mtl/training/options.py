@@ -1,4 +1,4 @@
-"""How a training saves its state, and where it reports."""
+"""Options of a training: checkpoints and logs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ from mtl.loggers import Loggers
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where and when the state of a training is saved, and how much of it is kept.
+    """Options of the checkpoints of a training.
 
     Attributes:
-        folder: of last.pt and best.pt. Both are saved after each epoch; a thread writes them.
-        every_steps, every_minutes: last.pt is saved at these intervals as well; None for not.
-        keep: how many of the newest states are kept: last.pt, last-1.pt, and so on; None for all.
-        best: how many of the best by the monitored value are kept: best.pt, best-1.pt, and so on.
-        more: further plain data for each checkpoint.
+        folder: The folder of last.pt and best.pt, which a thread writes after each epoch.
+        every_steps, every_minutes: Additional intervals at which last.pt is saved; None for no such interval.
+        keep: The number of newest states to keep: last.pt, last-1.pt, and so on; None for all.
+        best: The number of best states to keep, by the monitored value: best.pt, best-1.pt, and so on.
+        more: Additional plain data to save in each checkpoint.
     """
 
     folder: Path
@@ -28,11 +28,11 @@ class Checkpoints:
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def are_due(self, steps: int, seconds: float) -> bool:
-        """Whether last.pt is to be saved within an epoch.
+        """Returns whether last.pt should be saved now, within an epoch.
 
         Args:
-            steps: optimizer steps since the training began.
-            seconds: since the last state was saved.
+            steps: The number of optimizer steps since the training began.
+            seconds: The time since the last state was saved.
         """
         by_steps = self.every_steps is not None and steps % self.every_steps == 0
         return by_steps or (self.every_minutes is not None and seconds / 60 >= self.every_minutes)
@@ -40,15 +40,15 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Logs:
-    """Where a training reports what happens in it.
+    """Options of the logs of a training.
 
     Attributes:
-        loggers: get all figures.
-        every: the number of steps from one line of the log to the next. Gradients are measured in these steps, and in
-            the first.
-        report: is given a line for what went wrong without ending the training.
-        nonfinite: the file that has a line of JSON for each step in which a loss or a gradient wasn't finite: the
-            tasks, and the numbers of the batch's samples. None for no file.
+        loggers: The loggers, which get all figures.
+        every: The number of steps from one line of the log to the next. Gradients are measured in these steps, and in
+            the first step.
+        report: Called with a message for each problem that doesn't end the training.
+        nonfinite: The file that gets a line of JSON for each step in which a loss or a gradient wasn't finite, with the
+            tasks and the numbers of the samples in the batch. None for no file.
     """
 
     loggers: Loggers = field(default_factory=Loggers)

@@ -1,4 +1,4 @@
-"""What each line of the log says besides losses and gradients: the learning rates and the speed."""
+"""The learning rates and the speed in each line of the log."""
 
 import time
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from mtl import tags
 
 
 class Pace:
-    """Counts samples and time between two lines of the log, and remembers the rates of the last step."""
+    """Counts samples and time between two lines of the log, and stores the learning rates of the last step."""
 
     def __init__(self) -> None:
         self._rates: list[float] = []
@@ -18,12 +18,12 @@ class Pace:
         self._start = 0.0
 
     def restart(self) -> float:
-        """Begins to count the time anew; returns the clock's reading."""
+        """Restarts the timer, and returns the current time of the clock."""
         self._start = time.perf_counter()
         return self._start
 
     def note_rates(self, optimizer: Optimizer) -> None:
-        """Remembers the learning rates before a step, with which the optimizer takes it."""
+        """Stores the learning rates before a step, which are those that the step uses."""
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
 
     def add(self, samples: int) -> None:
@@ -31,7 +31,10 @@ class Pace:
         self._samples += samples
 
     def take(self, optimizer: Optimizer) -> dict[str, float]:
-        """The last step's learning rate for each group, and the samples a second since the last call, by tag."""
+        """Returns the learning rate of each group in the last step, and the samples per second since the last call.
+
+        Both are by tag. The count of samples restarts at 0.
+        """
         seconds = time.perf_counter() - self._start
         scalars = {}
         for index, (group, rate) in enumerate(zip(optimizer.param_groups, self._rates, strict=False)):
@@ -41,9 +44,9 @@ class Pace:
         return scalars
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next line of the log will say, as plain data."""
+        """Returns the state as plain data."""
         return {"_samples": self._samples, "_rates": self._rates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The counterpart of `state_dict`; other keys are ignored."""
+        """Restores a state from `state_dict`; other keys are ignored."""
         self._samples, self._rates = state["_samples"], state["_rates"]

@@ -1,4 +1,4 @@
-"""A task's predictions beside the truth, as a picture."""
+"""Pictures that compare the predictions of a task with the targets."""
 
 import math
 from collections.abc import Sequence
@@ -14,30 +14,32 @@ from mtl.loggers import pictures
 from mtl.outputs import as_values, output_of
 from mtl.task import BY_CLASS, BY_ELEMENT, Task
 
-SHOWN = 8  # samples of which images are shown
-MAPS = 4  # samples whose maps are shown
-LINES = 4  # of words above an image, and numbers or labels of each sample that are shown
+SHOWN = 8  # the number of samples in a picture with input images
+MAPS = 4  # the number of samples in a picture of maps
+LINES = 4  # the largest number of lines above an image, and of numbers or labels shown for a sample
 
 
 def show(
     task: Task, prediction: Any, batch: Batch, image: Tensor | None, names: Sequence[str] | None = None
 ) -> pictures.Picture | None:
-    """The picture of a task's predictions, by its loss and their shapes; None for what there is no picture of.
+    """Draws the predictions of a task; the kind of picture depends on the loss and on the shapes.
 
     Args:
-        task: whose.
-        prediction: logits of classes (N, C) or (N, C, H, W), logits or probabilities (N,) or (N, K) of yes or no,
-            numbers (N,) or (N, K), maps (N, H, W) or (N, K, H, W), or images (N, 1 or 3, H, W). Which of them it is
-            follows from the task, see outputs.py.
-        batch: has what the prediction is compared with, class numbers or floats. Labels that `mtl.labels` knows to be
-            missing are shown as such.
-        image: the input, (N, 1 or 3, H, W), if it is one.
-        names: of the classes, or of what is yes or no.
+        task: The task.
+        prediction: Logits of classes (N, C) or (N, C, H, W), logits or probabilities of yes or no (N,) or (N, K),
+            numbers (N,) or (N, K), maps (N, H, W) or (N, K, H, W), or images (N, 1 or 3, H, W). The meaning follows
+            from the task, see outputs.py.
+        batch: The batch with the target, class numbers or floats. Missing labels, see `mtl.labels`, are shown as such.
+        image: The input images, (N, 1 or 3, H, W); None if the inputs aren't images.
+        names: The names of the classes, or of the labels that are yes or no.
+
+    Returns:
+        The picture; None if no kind of picture suits the prediction.
     """
     truth = batch.get(task.target)
     if not isinstance(prediction, Tensor) or not isinstance(truth, Tensor):
         return None
-    prediction, truth = as_values(task, prediction).float().cpu(), _known(task, batch).cpu()
+    prediction, truth = as_values(task, prediction).float().cpu(), _with_missing(task, batch).cpu()
     whole = not truth.is_floating_point()
     if isinstance(task.loss, BY_CLASS) and not whole and truth.shape == prediction.shape:  # a share of each class
         truth = torch.where(truth.isnan().any(1), MISSING_CLASS, truth.argmax(1))
@@ -74,20 +76,23 @@ def show(
     return None
 
 
-def _known(task: Task, batch: Batch) -> Tensor:
-    """The target as class numbers, -100 where the label is missing, or as numbers, NaN where it is."""
+def _with_missing(task: Task, batch: Batch) -> Tensor:
+    """Returns the target as class numbers, with -100 for missing labels, or as floats, with NaN for missing ones."""
     target: Tensor = target_of(task, batch)
     numbers = target.is_floating_point() or isinstance(task.loss, BY_ELEMENT)
-    found = there(task, batch)
+    present = there(task, batch)
     target = target.float() if numbers else target.long()
-    if found is None:
+    if present is None:
         return target
-    missing = ~found.view(*found.shape, *[1] * (target.ndim - found.ndim))
+    missing = ~present.view(*present.shape, *[1] * (target.ndim - present.ndim))
     return target.masked_fill(missing, math.nan if numbers else MISSING_CLASS)
 
 
 def _is_yes_or_no(task: Task, truth: Tensor) -> bool:
-    """By what the prediction means; where that isn't known, 0 and 1 are no and yes, and the prediction a logit."""
+    """Returns whether the labels are yes or no, by the meaning of the prediction.
+
+    If the meaning isn't known, integer targets that are all 0 or 1 are labels of yes or no.
+    """
     if output_of(task) is not None and output_of(task) not in ("multilabel_logits", "probabilities"):
         return False
     if isinstance(task.loss, BY_ELEMENT):
@@ -112,7 +117,7 @@ def _classes(predicted: Tensor, truth: Tensor, image: Tensor | None, names: Sequ
 
 
 def _labels(predicted: Tensor, truth: Tensor, image: Tensor | None, names: Sequence[str]) -> pictures.Picture:
-    """Of (N, K) yes or no: above an image those that are, or are taken to be, yes, mistakes first."""
+    """Draws (N, K) labels of yes or no: above each image those that are or were predicted as yes, mistakes first."""
     if image is None:
         return pictures.yes_and_no(predicted.numpy(), truth.numpy(), names)
     words, right = [], []
@@ -128,7 +133,7 @@ def _labels(predicted: Tensor, truth: Tensor, image: Tensor | None, names: Seque
 
 
 def _numbers(predicted: Any, truth: Any, image: Tensor | None) -> pictures.Picture:
-    """Of (N,) or (N, K) numbers."""
+    """Draws (N,) or (N, K) numbers."""
     if image is None:
         return pictures.scatter(predicted, truth)
     words = []
@@ -150,7 +155,7 @@ def _class_maps(predicted: Tensor, truth: Tensor, image: Tensor | None) -> pictu
 
 
 def _maps(rows: Sequence[Sequence[Any]], image: Tensor | None) -> pictures.Picture:
-    """Rows of what is predicted and the truth, by turns."""
+    """Draws rows of pairs of a predicted map and the true one."""
     titles = ["predicted", "truth"] * (len(rows[0]) // 2)
     if image is None:
         return pictures.side_by_side(rows, titles)

@@ -1,4 +1,4 @@
-"""What steps leave on the device, read in one go when it is wanted, and kept."""
+"""Results of steps, which stay on the device until they are needed and are then read in a single transfer."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,18 +14,18 @@ from mtl.training.faults import Faults, Place
 
 
 class Readings:
-    """Losses of all steps, weights, and what was measured of gradients.
+    """Collects the losses, the weights and the gradient measurements of the steps.
 
     Args:
-        parameters: their names.
-        faults: is told of a loss that isn't finite.
+        parameters: The names of the parameters.
+        faults: Records losses that aren't finite.
 
     Attributes:
-        measured: the gradients' figures by tag, for each step in which they were measured.
-        measured_in: the epochs of these steps.
-        reach: from each parameter's name to the tasks that reached it in a measured step.
-        without_gradient: the names of the parameters that had no gradient in any step.
-        weights: the last steps' weights by tag, as far as they have been read.
+        measured: The gradient measurements by tag, for each measured step.
+        measured_in: The epochs of the measured steps.
+        reach: By parameter name, the tasks that reached the parameter in a measured step.
+        without_gradient: The names of the parameters that had no gradient in any step.
+        weights: The weights of the last steps by tag, as far as they have been read.
     """
 
     def __init__(self, parameters: Iterable[str], faults: Faults) -> None:
@@ -36,36 +36,39 @@ class Readings:
         self.weights: dict[str, float] = {}
         self._faults = faults
         self._waiting: list[tuple[Place, StepResult]] = []  # steps that haven't been read yet
-        self._pending: list[dict[str, float]] = []  # losses that have been read, and not yet taken
-        self._of_epoch: list[dict[str, float]] = []  # losses of the epoch's steps that were taken, by task
+        self._pending: list[dict[str, float]] = []  # losses that have been read, but not returned by `take`
+        self._of_epoch: list[dict[str, float]] = []  # losses of the epoch's steps that `take` has returned, by task
 
     def add(self, place: Place, result: StepResult) -> None:
-        """A step to be read."""
+        """Adds the result of a step, to be read later."""
         if result.losses:
             self._waiting.append((place, result))
 
     def note_gradients(self, parameters: Mapping[str, Tensor]) -> None:
-        """Notes which of the parameters, by name, have a gradient after the step; it reads nothing from the device."""
+        """Records which parameters have a gradient after the step, without a transfer from the device."""
         self.without_gradient -= {name for name in self.without_gradient if parameters[name].grad is not None}
 
     def begin_epoch(self) -> None:
-        """The losses from here on are another epoch's."""
+        """Begins an epoch: discards the losses of the previous one."""
         self._of_epoch.clear()
 
     @property
     def epoch_losses(self) -> dict[str, float]:
-        """By task, the mean loss over the epoch's steps that were taken."""
+        """The mean loss of each task over the steps of the epoch for which `take` was called."""
         return _means(self._of_epoch)
 
     def take(self, result: StepResult | None, epoch: int) -> dict[str, float]:
-        """What has gathered since the last time, by tag: losses as means over the steps, the rest as it is now.
+        """Returns the scalars since the last call: mean losses over the steps, current weights and measurements.
 
         Args:
-            result: of the last step, if gradients were measured in it.
-            epoch: the one under way.
+            result: The result of the last step, if gradients were measured in it.
+            epoch: The number of the current epoch.
+
+        Returns:
+            The scalars by tag.
 
         Raises:
-            NotFinite: for a loss that isn't finite.
+            NotFinite: If a loss isn't finite.
         """
         if not self._waiting and not self._pending:
             return {}
@@ -79,22 +82,25 @@ class Readings:
         return scalars | {tags.loss(task, "train"): mean for task, mean in _means(taken).items()}
 
     def read(self, tensors: Mapping[str, Tensor] | None = None) -> dict[str, float]:
-        """Reads the losses that wait, the last weights, and these tensors, from the device in one go.
+        """Reads the losses of the waiting steps, the last weights and the given tensors in a single transfer.
+
+        Returns:
+            The weights and the values of the tensors, by tag.
 
         Raises:
-            NotFinite: for a loss that isn't finite.
+            NotFinite: If a loss isn't finite.
         """
         tensors = tensors or {}
         for _, step in self._waiting:
             tensors = {**tensors, **{tags.weight(task): weight for task, weight in step.weights.items()}}
         losses = [loss for _, step in self._waiting for loss in step.losses.values()]
-        at_hand = [tensor.double() for tensor in (*losses, *tensors.values())]
-        values = iter(torch.stack(at_hand).tolist() if at_hand else ())
+        on_device = [tensor.double() for tensor in (*losses, *tensors.values())]
+        values = iter(torch.stack(on_device).tolist() if on_device else ())
         rows = [{task: next(values) for task in step.losses} for _, step in self._waiting]
         for (place, _), row in zip(self._waiting, rows, strict=True):
-            found = {task: f"its loss is {loss}" for task, loss in row.items() if not math.isfinite(loss)}
-            if found:
-                raise self._faults.note(place, found, "ended the run", all_at_once=len(found) == len(row))
+            nonfinite = {task: f"its loss is {loss}" for task, loss in row.items() if not math.isfinite(loss)}
+            if nonfinite:
+                raise self._faults.note(place, nonfinite, "ended the run", all_at_once=len(nonfinite) == len(row))
         self._pending += rows
         figures = dict(zip(tensors, values, strict=True))
         self.weights |= {tag: value for tag, value in figures.items() if tags.is_of(tags.WEIGHT, tag)}
@@ -102,14 +108,14 @@ class Readings:
         return self.weights | figures
 
     def cosines(self, since: int = 0) -> dict[tuple[str, str], list[float]]:
-        """By pair of tasks, their cosines where these were measured and defined, in the epochs after that one."""
-        found: dict[tuple[str, str], list[float]] = {}
+        """Returns, by pair of tasks, the measured cosines in the epochs after `since`, without those that are NaN."""
+        cosines: dict[tuple[str, str], list[float]] = {}
         for figures, epoch in zip(self.measured, self.measured_in, strict=True):
             for tag, value in figures.items() if epoch > since else ():
                 if tags.is_of(tags.COSINE, tag) and math.isfinite(value):
                     first, second = tags.tasks_of(tag)
-                    found.setdefault((first, second), []).append(value)
-        return found
+                    cosines.setdefault((first, second), []).append(value)
+        return cosines
 
     def _measured(self, result: StepResult) -> dict[str, Tensor]:
         assert result.grad_norms is not None
@@ -122,7 +128,7 @@ class Readings:
         return tensors | {tags.cosine(a, b): cosine for (a, b), cosine in result.cosines.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that has been read, as plain data."""
+        """Returns all values that have been read, as plain data."""
         return {
             "measured": self.measured,
             "measured_in": self.measured_in,
@@ -134,7 +140,7 @@ class Readings:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The counterpart of `state`."""
+        """Restores a state from `state_dict`."""
         self.measured, self.measured_in, self.weights = state["measured"], state["measured_in"], state["weights"]
         self.reach = {name: set(tasks) for name, tasks in state["reach"].items()}
         unreached = [name for name, tasks in self.reach.items() if not tasks]  # a checkpoint of an earlier version
@@ -143,7 +149,7 @@ class Readings:
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """By task, the mean over the steps that it took part in."""
+    """Returns, by task, the mean over the steps in which the task took part."""
     columns: dict[str, list[float]] = {}
     for row in rows:
         for task, loss in row.items():

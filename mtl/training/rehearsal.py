@@ -1,4 +1,4 @@
-"""What would end a training after an epoch, tried before its first step."""
+"""Trials before the first step of code that otherwise would fail only after an epoch."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,24 +15,24 @@ from mtl.training.validation import Validation
 
 
 def try_split(validation: Validation, loader: Loader | Mix, name: str) -> None:
-    """Takes the figures of one batch of the split of this name. Buffers are afterwards what they were.
+    """Validates one batch of a split, whose name appears in messages. Buffers are restored.
 
     Raises:
-        UserError: for whatever fails.
+        UserError: If the validation fails.
     """
     try:
         with preserved_buffers(validation.model), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they come again with the whole split
+            warnings.simplefilter("ignore")  # the same warnings appear when the whole split is validated
             validation.trial(loader)
     except UserError as error:
         raise UserError(f"{error} (on one batch of {name}, tried before the first step)") from error
 
 
 def try_one_sample(step: Step, train: Loader | Mix) -> None:
-    """Takes one sample forward, if the training has a batch or micro-batch of one. Buffers stay what they are.
+    """Runs a forward pass on one sample if a batch or micro-batch has only one. Buffers are restored.
 
     Raises:
-        UserError: where trunk or heads can't take it, as with batch norm.
+        UserError: If the trunk or a head fails on one sample, as with batch norm.
     """
     for loader, names in train.parts():
         if min(_sizes(step, loader)) > 1:
@@ -45,12 +45,12 @@ def try_one_sample(step: Step, train: Loader | Mix) -> None:
             whole = batch[0] if isinstance(batch, list) else batch
             sample = take(whole, num_samples(whole, [task.target for task in tasks]), slice(0, 1))
         except UserError:
-            continue  # its fields aren't by samples
+            continue  # the first dimension of the fields isn't the sample
         without_gradients(step.model, [(tasks, sample)], step.passes.autocast, take=lambda *_: None)
 
 
 def _sizes(step: Step, loader: Loader) -> Iterator[int]:
-    """How many samples the batches, or micro-batches, of the training may have: that of the first and the last."""
+    """Yields the numbers of samples in the first and the last batch, or in the micro-batches of these."""
     micro = {"size": step.micro_batch_size, "count": step.num_micro_batches}
     for size in {loader.size_of(0), loader.size_of(len(loader) - 1)}:
         cut = bounds(size, **(loader.micro if loader.is_cut else micro)) if loader.is_cut or any(micro.values()) else []

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, compared with what is to take it."""
+"""Checks that the content of a checkpoint fits the model and the components that are to load it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,13 +11,13 @@ from torch.nn.parameter import is_lazy
 
 from mtl.errors import UserError, told
 
-MOST = 8  # names in a message
-MODEL = {  # what is needed of a checkpoint to have its model
+MOST = 8  # the largest number of names in a message
+MODEL = {  # the keys of a checkpoint that are needed to load its model
     **{"config": dict, "config.model": dict, "config.model._target_": str, "config.model.inputs": list},
     **{"config.model.trunk": dict, "config.model.trunk._target_": str, "config.tasks": dict},
     **{"model": dict, "code_folders": list},
 }
-RUN = {  # and to go on with its run
+RUN = {  # the keys that are needed to resume its run
     **MODEL,
     **{"composed": dict, "versions": dict, "step": dict, "step.optimizer": dict, "step.optimizer.state": dict},
     **{"step.optimizer.param_groups": list, "random": dict, "loggers": dict, "faults": dict, "data": dict},
@@ -27,12 +27,15 @@ RUN = {  # and to go on with its run
 
 
 def check(state: Mapping[str, Any], where: str, wanted: Mapping[str, type | UnionType]) -> None:
-    """Raises a UserError where the state lacks a key, or has something else under it.
+    """Checks that the state of a checkpoint has the expected keys and types.
 
     Args:
-        state: of a checkpoint.
-        where: which one it is of.
-        wanted: keys with dots, and the type of what is under each.
+        state: The state.
+        where: The name of the checkpoint, for messages.
+        wanted: The expected type for each key; a dot in a key separates levels.
+
+    Raises:
+        UserError: If a key is missing, or if the value has another type.
     """
     for key, kind in wanted.items():
         value: Any = state
@@ -47,7 +50,7 @@ def check(state: Mapping[str, Any], where: str, wanted: Mapping[str, type | Unio
 
 @contextmanager
 def built_from(where: str) -> Iterator[None]:
-    """Raises a UserError where what is within can't be built from the config of a checkpoint."""
+    """Raises a UserError if the code within the context can't build an object from the config of a checkpoint."""
     try:
         yield
     except UserError:
@@ -57,10 +60,15 @@ def built_from(where: str) -> Iterator[None]:
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
-    """Gives the model the parameters and buffers that were saved.
+    """Loads saved parameters and buffers into a model.
+
+    Args:
+        model: The model.
+        tensors: The saved parameters and buffers, by name.
+        where: The name of the checkpoint, for messages.
 
     Raises:
-        UserError: where they aren't those of this model, with their names, shapes and types.
+        UserError: If the names, shapes or types differ from those of the model.
     """
     ours = model.state_dict()
     wrong = [line for name in ours if name in tensors and (line := _other_type(name, tensors[name], ours[name]))]
@@ -73,7 +81,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
     wrong += [
         f"{name} is of shape {tuple(tensors[name].shape)} there and {tuple(ours[name].shape)} here"
         for name in ours
-        if _is_tensor(ours[name]) and isinstance(there := tensors.get(name), Tensor) and there.shape != ours[name].shape
+        if _is_tensor(ours[name]) and isinstance(saved := tensors.get(name), Tensor) and saved.shape != ours[name].shape
     ]
     parts = [_listed(wrong, "; ")] if wrong else []
     for word, names in (
@@ -87,7 +95,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
 
 
 def check_finite(parameters: Mapping[str, Tensor], step: int) -> None:
-    """Raises a UserError that names the parameters which aren't finite after the step of this number, if any."""
+    """Raises a UserError that names the parameters that aren't finite after the step with this number, if any."""
     finite = torch.stack([parameter.detach().isfinite().all() for parameter in parameters.values()])
     if not finite.all():
         broken = ", ".join(name for name, right in zip(parameters, finite.tolist(), strict=True) if not right)
@@ -95,7 +103,7 @@ def check_finite(parameters: Mapping[str, Tensor], step: int) -> None:
 
 
 def unusable(tensors: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """A line for each of our parameters and buffers in whose place there is something that is no tensor."""
+    """Returns a line for each parameter or buffer of the model for which the saved value is not a tensor."""
     return [
         f"{name} is {_kind(tensors[name])} there, not a tensor"
         for name in ours
@@ -103,27 +111,33 @@ def unusable(tensors: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def fits(there: Any, here: Any) -> bool:
-    """Whether one tensor can take the other's values: of one shape, and both of floats or both not."""
+def fits(saved: Any, ours: Any) -> bool:
+    """Returns whether a saved tensor can be loaded into a tensor: they have the same shape and the same kind of number.
+
+    The kinds of number are floating-point, complex and integer.
+    """
     return (
-        isinstance(there, Tensor)
-        and _is_tensor(here)
-        and there.shape == here.shape
-        and (there.is_floating_point(), there.is_complex()) == (here.is_floating_point(), here.is_complex())
+        isinstance(saved, Tensor)
+        and _is_tensor(ours)
+        and saved.shape == ours.shape
+        and (saved.is_floating_point(), saved.is_complex()) == (ours.is_floating_point(), ours.is_complex())
     )
 
 
 def described(value: Any) -> str:
-    """The shape of a tensor, and its type where that isn't float32."""
+    """Returns a description of a tensor: the shape, and the data type unless it is float32."""
     if not _is_tensor(value):
         return _kind(value)
     return f"shape {tuple(value.shape)}" + ("" if _short(value) == "float32" else f", {_short(value)}")
 
 
 def check_kinds(theirs: Any, ours: Any, where: str = "") -> None:
-    """Raises a UserError where what was saved is of another kind than what is here, such as a text for a tensor.
+    """Checks that each saved value is of the same kind as the current one, such as a tensor, a text or a list.
 
-    What is there in one of them alone is left to those who load it.
+    Keys that are missing on either side are not checked; the code that loads the values has to handle them.
+
+    Raises:
+        UserError: If the kinds of a value differ.
     """
     if theirs is None or ours is None:
         return
@@ -134,20 +148,20 @@ def check_kinds(theirs: Any, ours: Any, where: str = "") -> None:
             if key in theirs:
                 check_kinds(theirs[key], ours[key], f"{where}.{key}" if where else str(key))
     elif isinstance(ours, list | tuple) and len(theirs) == len(ours):
-        for index, (there, here) in enumerate(zip(theirs, ours, strict=True)):
-            check_kinds(there, here, f"{where}[{index}]")
+        for index, (saved, current) in enumerate(zip(theirs, ours, strict=True)):
+            check_kinds(saved, current, f"{where}[{index}]")
 
 
-def _other_type(name: str, there: Any, here: Any) -> str:
-    """What there is to say of a type whose values the tensor here would change; the empty text for another one."""
-    if not _is_tensor(here):
+def _other_type(name: str, saved: Any, ours: Any) -> str:
+    """Returns a message if loading would change the values because of the data types, else an empty string."""
+    if not _is_tensor(ours):
         return ""  # a module's extra state may be anything
-    if not isinstance(there, Tensor):
-        return f"{name} is {_kind(there)} there, not a tensor"
-    alike = there.is_floating_point() == here.is_floating_point() and there.is_complex() == here.is_complex()
-    if there.dtype == here.dtype or (alike and there.dtype.itemsize < here.dtype.itemsize):
+    if not isinstance(saved, Tensor):
+        return f"{name} is {_kind(saved)} there, not a tensor"
+    alike = saved.is_floating_point() == ours.is_floating_point() and saved.is_complex() == ours.is_complex()
+    if saved.dtype == ours.dtype or (alike and saved.dtype.itemsize < ours.dtype.itemsize):
         return ""
-    return f"{name} is of type {_short(there)} there and {_short(here)} here"
+    return f"{name} is of type {_short(saved)} there and {_short(ours)} here"
 
 
 def _is_tensor(value: Any) -> bool:
@@ -159,8 +173,8 @@ def _short(tensor: Tensor) -> str:
 
 
 def _listed(names: Sequence[str], between: str) -> str:
-    more = f"{between}and {len(names) - MOST} more" if len(names) > MOST else ""
-    return between.join(names[:MOST]) + more
+    rest = f"{between}and {len(names) - MOST} more" if len(names) > MOST else ""
+    return between.join(names[:MOST]) + rest
 
 
 def _kind(value: Any) -> str:

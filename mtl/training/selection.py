@@ -1,4 +1,4 @@
-"""Which parameters of a training are the best, and when no better ones are waited for."""
+"""Selection of the best parameters of a training, and early stopping."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Criterion:
-    """What makes parameters the best, and how long a training waits for better ones.
+    """The criterion for the best parameters and for early stopping.
 
     Attributes:
-        monitor: the figures that decide, see `mtl.training.monitor.Monitor`; None for each task's first one.
-        patience: the number of validations in a row without a better value after which the training stops; None for
-            no limit.
+        monitor: The monitored figures, see `mtl.training.monitor.Monitor`; None for the first figure of each task.
+        patience: The number of successive validations without a better value after which the training stops; None for
+            no early stopping.
     """
 
     monitor: Mapping[str, Any] | None = None
@@ -33,17 +33,17 @@ class Selection:
     """Validates after each epoch, and records which epoch's parameters are the best.
 
     Args:
-        val: the validation data. Without any, the last parameters are the best.
-        test: the test data, of which one batch is tried before the training.
-        criterion: what decides.
+        val: The validation data. Without them, the last parameters are the best.
+        test: The test data, of which one batch is tried before the training.
+        criterion: The criterion for the best parameters and for early stopping.
 
     Attributes:
-        monitor: computes the value that decides; None before `prepare`, and without validation data.
-        best, best_epoch, figures: the monitored value, the epoch and all of validation's figures when it was best.
-        value: the monitored value of the last validation.
+        monitor: Computes the monitored value; None before `prepare`, and without validation data.
+        best, best_epoch, figures: The best monitored value, and the epoch and the validation's figures of that value.
+        value: The monitored value of the last validation.
 
     Raises:
-        UserError: for a criterion that needs validation data where there are none.
+        UserError: If the criterion needs validation data and there are none.
     """
 
     def __init__(self, val: Loader | Mix | None, test: Loader | Mix | None, criterion: Criterion) -> None:
@@ -60,10 +60,12 @@ class Selection:
         self._validation: Validation | None = None
 
     def prepare(self, step: Step) -> None:
-        """Builds the metrics and the monitor, without validation data too, since a metric may not suit its task.
+        """Creates the metrics and the monitor.
+
+        The metrics are created without validation data as well, to check that they suit their tasks.
 
         Raises:
-            UserError: for a metric or a monitor that can't be used.
+            UserError: If a metric or the monitor can't be used.
         """
         from mtl.training.monitor import Monitor
         from mtl.training.validation import Validation
@@ -78,10 +80,12 @@ class Selection:
             _check_plateau(step, self.monitor)
 
     def rehearse(self, step: Step, train: Loader | Mix) -> None:
-        """Tries what would otherwise fail only after an epoch or at the end: a batch of each split, and one sample.
+        """Tries a batch of each split and, if batches of one occur, one sample, before the first step.
+
+        Otherwise an error would appear only after an epoch, or at the end of the training.
 
         Raises:
-            UserError: for whatever fails.
+            UserError: If a trial fails.
         """
         from mtl.training.rehearsal import try_one_sample, try_split
         from mtl.training.validation import Validation
@@ -96,15 +100,15 @@ class Selection:
             try_split(of_all, self.test, "the test split")
 
     def validate(self, step: Step, epoch: int, report: Callable[[str], None]) -> dict[str, float]:
-        """Measures the validation data after an epoch, and remembers the epoch if it is the best so far.
+        """Validates after an epoch, and records the epoch if it is the best so far.
 
         Args:
-            step: the step that trains; a scheduler that follows the monitored value gets it.
-            epoch: the number of the epoch.
-            report: is given a warning as a line.
+            step: The step, whose scheduler gets the monitored value if it needs it.
+            epoch: The number of the epoch.
+            report: Called with each warning.
 
         Returns:
-            The figures by tag; none without validation data.
+            The figures by tag; empty without validation data.
         """
         self.prepare(step)
         if self.val is None or self._validation is None or self.monitor is None:
@@ -123,25 +127,25 @@ class Selection:
         return tags.by_tag(figures, "val") | {tags.MONITOR: value}
 
     def is_better(self, value: float, other: float) -> bool:
-        """Whether one value is better than another; without validation data a later epoch is."""
+        """Returns whether one value is better than another; always true without validation data."""
         return self.monitor is None or self.monitor.better(value, other)
 
     def waits_after(self, epoch: int) -> bool:
-        """Whether the patience lasts beyond this epoch."""
+        """Returns whether the training goes on after this epoch, as far as the patience is concerned."""
         patience = self.criterion.patience
         return patience is None or not epoch or epoch - self.best_epoch < patience
 
     def state_dict(self) -> dict[str, Any]:
-        """What was best so far, as plain data."""
+        """Returns the best value, its epoch and figures, as plain data."""
         return {"best": self.best, "best_epoch": self.best_epoch, "figures": self.figures}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The counterpart of `state_dict`; other keys are ignored."""
+        """Restores a state from `state_dict`; other keys are ignored."""
         self.best, self.best_epoch, self.figures = state["best"], state["best_epoch"], state["figures"]
 
 
 def _check_plateau(step: Step, monitor: "Monitor") -> None:
-    """Raises a UserError for ReduceLROnPlateau in the wrong direction."""
+    """Raises a UserError if the mode of a ReduceLROnPlateau is not that of the monitor."""
     mode = getattr(step.descent.scheduler, "mode", None)
     if step.descent.waits_for_validation and mode != monitor.mode:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The loop: steps, logging, validation, checkpoints, stopping."""
+"""The training loop: steps, logging, validation, checkpoints and stopping."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -23,29 +23,29 @@ from mtl.training.writer import Writer
 
 
 class Trainer:
-    """Trains for some epochs, validates and saves after each.
+    """Trains a model for some epochs, with a validation and a checkpoint after each.
 
     Args:
-        step: what is done with each batch.
-        train: the training data.
-        val: the validation data. Without any, the last parameters count as the best.
-        test: the test data. One batch of these, as of the validation data, is measured before the first step, so that
-            what would fail at the end fails at the beginning.
-        max_epochs: the number of passes over the training data.
-        checkpoints: where and when the state is saved.
-        criterion: what makes parameters the best, and when the training stops early.
-        hooks: functions called after each step or epoch.
-        logs: where the training reports.
+        step: The step, which is called with each batch.
+        train: The training data.
+        val: The validation data. Without them, the last parameters count as the best.
+        test: The test data. One batch of these and of the validation data is tried before the first step, so that
+            errors appear at the beginning, not at the end.
+        max_epochs: The number of epochs.
+        checkpoints: Options of the checkpoints.
+        criterion: The criterion for the best parameters and for early stopping.
+        hooks: Functions that are called after each step or epoch.
+        logs: Options of the logs.
 
     Attributes:
-        global_step: optimizer steps taken.
-        epoch: the number of the epoch under way, from 1.
-        position: the number of batches of this epoch that are done; None between two epochs.
-        tried: the number of steps, those included that an overflow in fp16 kept from being taken.
-        selection: the best value so far, its epoch and figures, and the monitor.
-        readings: losses, weights, and what was measured of gradients.
-        costs: time and memory of the steps.
-        writer: writes the checkpoints.
+        global_step: The number of optimizer steps taken.
+        epoch: The number of the current epoch, from 1.
+        position: The number of batches of the current epoch that are done; None between two epochs.
+        tried: The number of steps, including those that were skipped because of an fp16 overflow.
+        selection: The best value so far, with its epoch and figures, and the monitor.
+        readings: The losses, weights and gradient measurements of the steps.
+        costs: The time and memory of the steps.
+        writer: Writes the checkpoints.
     """
 
     def __init__(
@@ -82,20 +82,20 @@ class Trainer:
         self.epoch = 0
         self.position: int | None = None
         self.tried = 0
-        self._intact = True  # whether parameters and counters are of one step
+        self._intact = True  # whether parameters and counters belong to the same step
         self._stop = Stop()
         self._saved_at = time.monotonic()
-        self._queued = 0  # the step of the newest state that the writer has
+        self._queued = 0  # the step of the newest state that was passed to the writer
         self._loaded = 0  # the step from which the run was resumed
         self._ended = 0  # the last epoch whose end the balancer was informed of
 
     def fit(self) -> None:
-        """Trains until the epochs are over or patience is.
+        """Trains until all epochs are done, or until early stopping.
 
         Raises:
-            Stopped: after Ctrl-C or SIGTERM, when the state is saved.
-            UserError: for a loss that isn't finite, and for mistakes that show only during the training. The state as
-                it was after the last whole step is saved.
+            Stopped: After Ctrl-C or SIGTERM, once the state has been saved.
+            UserError: If a loss isn't finite, or if the training fails for another reason that the user can correct.
+                The state after the last complete step is saved.
         """
         self.step.model.train()
         try:
@@ -133,28 +133,28 @@ class Trainer:
                 self.position = None
                 selection = self.selection
                 if selection.best_epoch == self.epoch or self.writer.ranks(selection.value, selection.is_better):
-                    self._save("best")  # first: whoever resumes from last.pt finds the best.pt that it names
+                    self._save("best")  # before last.pt, which refers to it
             if self._stop.signal:
-                self.writer.wait()  # the states before are written too, should the last one be damaged
+                self.writer.wait()  # earlier states are written as well, in case the last one gets damaged
             self._save("last")
             if self._stop.signal:
                 raise Stopped(self._stop.signal)
 
     @property
     def goes_on(self) -> bool:
-        """Whether another epoch follows the one that was validated last."""
+        """Whether another epoch follows the last validation."""
         return self.epoch < self.max_epochs and self.selection.waits_after(self.epoch)
 
     @property
     def saved_step(self) -> int:
-        """The step after which the newest last.pt was saved; 0 for none."""
+        """The step after which the newest last.pt was saved; 0 if there is none."""
         return self.writer.written.get("last", self._loaded)
 
     @property
     def seconds_per_step(self) -> float | None:
-        """The mean over all steps but the first, in which much is done once, and those whose memory was measured.
+        """The mean time of a step, without the first one and those whose memory was measured; None without others.
 
-        None where there was no other.
+        The first step is left out because it includes one-time initialisation.
         """
         count = self.tried - 1 - self.costs.weighed
         return self.costs.seconds / count if count > 0 else None
@@ -166,7 +166,7 @@ class Trainer:
         sizes = self.train.sizes(self.epoch, start=self.position)
         for batch, size in zip(self.train.batches(self.epoch, start=self.position), sizes, strict=True):
             number = self.global_step + 1
-            # Parameters that thaw may change which tasks share what.
+            # When parameters are unfrozen, the set of shared parameters may change.
             measure = self.measuring.includes(number, anyway=self.step.model.thaws(self.step.num_taken))
             self.step.descent.train()
             self._pace.note_rates(self.step.optimizer)
@@ -183,23 +183,23 @@ class Trainer:
             if measure and result.taken:
                 self._log(result)
                 self.measuring.measured(result.losses)
-                if number == 1:  # in which much is done once
+                if number == 1:  # the first step includes one-time initialisation
                     start = self._pace.restart()
-            self.faults.look(place, result)
+            self.faults.check(place, result)
             self.hooks.after_step(self, result, number)
             if self._stop.signal:
                 break
             if result.taken and self.checkpoints.are_due(self.global_step, time.monotonic() - self._saved_at):
                 self._save("last")
         if not self._stop.signal:
-            if self._ended < self.epoch:  # not again in a run that was resumed between here and the validation's end
+            if self._ended < self.epoch:  # not a second time if the run was resumed before the validation ended
                 self.step.epoch_end()
                 self._ended = self.epoch
             self._log()
         self.costs.seconds += time.perf_counter() - start
 
     def _step(self, batch: Any, number: int, measure: bool) -> StepResult:
-        """Takes the step. One that fails before it moves the parameters leaves everything as it was before."""
+        """Runs the step; if it fails before it updates the parameters, the state from before the step is restored."""
         try:
             if self.costs.wants_memory and self.tried and (not measure or self.measuring.every == 1):
                 return self.costs.weigh(self.step, batch, measure=measure)
@@ -213,10 +213,10 @@ class Trainer:
             raise
 
     def _log(self, result: StepResult | None = None) -> None:
-        """Gives the loggers the figures since the last line of the log.
+        """Passes the figures since the last line of the log to the loggers.
 
         Args:
-            result: of the last step, if gradients were measured in it.
+            result: The result of the last step, if gradients were measured in it.
         """
         with self._reading():
             scalars = self.readings.take(result, self.epoch)
@@ -228,7 +228,7 @@ class Trainer:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Reads losses: one that turns out not to be finite may have spoilt the parameters."""
+        """Marks the parameters as not intact if a loss that is read in the context turns out not to be finite."""
         try:
             yield
         except NotFinite:
@@ -236,7 +236,7 @@ class Trainer:
             raise
 
     def _save(self, name: str) -> None:
-        """Has the state written as `last` or `best`."""
+        """Passes the state to the writer, as `last` or `best`."""
         self.writer.check()
         with self._reading():
             self.readings.read()
@@ -250,9 +250,9 @@ class Trainer:
         self._queued = self.global_step
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the training depends on, in plain types and tensors.
+        """Returns the state on which the rest of the training depends, as plain types and tensors.
 
-        Where the optimizer trains other parameters than those that are evaluated, the state has these too.
+        If the optimizer has different parameters for training and evaluation, the state contains both.
         """
         descent = self.step.descent
         evaluated = {}
@@ -276,17 +276,17 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The counterpart of `state_dict`; the random states are set as well."""
+        """Restores a state from `state_dict`, the random states included."""
         epoch, position = state["epoch"], state["position"] or 0
-        saved, own = state["data"], self.train.progress(epoch, position)
-        if saved != own:
-            raise UserError(f"the training data aren't those of the run: it was at {saved}, which would be {own} here")
+        saved, ours = state["data"], self.train.progress(epoch, position)
+        if saved != ours:
+            raise UserError(f"the training data aren't those of the run: it was at {saved}, which would be {ours} here")
         load_into(self.step.model, state["model"], "the state that was saved")
         self.step.load_state_dict(state["step"])
-        self.step.model.thaw(self.step.num_taken - 1)  # so that what the last step trained doesn't thaw once more
+        self.step.model.thaw(self.step.num_taken - 1)  # parameters that the last step trained are unfrozen already
         self.readings.load_state_dict(state["readings"])
-        for part in (self.measuring, self.selection, self.costs, self._pace):
-            part.load_state_dict(state)
+        for component in (self.measuring, self.selection, self.costs, self._pace):
+            component.load_state_dict(state)
         for name in _COUNTERS:
             setattr(self, name, state[name])
         set_random_state(state["random"])

@@ -25,10 +25,12 @@ Figures = dict[str, dict[str, float]]  # by task, then by metric; `loss` is one 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a figure measures: whether up (`max`) or down (`min`) is better, None if neither, and its unit.
+    """The kind of a figure. Only figures of the same unit can be averaged.
 
-    Only figures of one unit have a mean: shares, as accuracies are, of the same kind; cross-entropies, in nats. An
-    error or a loss of another kind is in the unit of its own target.
+    Attributes:
+        mode: Whether larger (`max`) or smaller (`min`) values are better; None if neither.
+        unit: The unit: the kind of metric for metrics with a bound, such as accuracies; nats for cross-entropies; the
+            unit of the target for other errors and losses.
     """
 
     mode: str | None
@@ -36,17 +38,22 @@ class Kind:
 
 
 class Validation:
-    """Takes each task's loss and metrics over a split, with the model in eval mode.
+    """Computes the loss and the metrics of each task over a split, with the model in eval mode.
 
-    Importing this imports torchmetrics, which takes seconds: do so when the first step has been taken.
+    This module imports torchmetrics, which takes seconds, and should therefore be imported only when it is needed.
+
+    Args:
+        model: The model.
+        tasks: The tasks.
+        autocast: Makes the context manager that forward passes run in.
 
     Attributes:
-        labelled: by task, how many samples of the last split had a label, or a part of one.
-        batchwise: the tasks whose loss over the last split depends on how that was cut into batches, since it isn't a
-            mean over samples, nor over what `count` says.
+        labelled: By task, the number of samples in the last split that had at least a part of the labels.
+        batchwise: The tasks whose loss over the last split depends on the batch size, since the loss is neither a mean
+            over samples nor over what `count` counts.
 
     Raises:
-        UserError: where a metric can't be made, or used with what a task's predictions mean.
+        UserError: If a metric can't be created, or doesn't suit a task's predictions.
     """
 
     def __init__(self, model: MultiTaskModel, tasks: Sequence[Task], autocast: Autocast) -> None:
@@ -60,7 +67,7 @@ class Validation:
         self.metrics = {task.name: {name: TaskMetric(task, name, device) for name in task.metrics} for task in tasks}
 
     def kinds(self) -> dict[str, Kind]:
-        """The kind of every figure, by `task/metric`; each task's main one comes first, its loss last."""
+        """Returns the kind of each figure, by `task/metric`; the main metric of a task comes first, the loss last."""
         kinds = {}
         for task in self.tasks:
             for name, task_metric in self.metrics[task.name].items():
@@ -74,16 +81,16 @@ class Validation:
         return kinds
 
     def __call__(self, loader: Loader | Mix) -> Figures:
-        """Every task's figures over all of the loader's samples: the loss a mean over what it counts, not over batches.
+        """Computes the figures of each task over all samples.
 
-        With several loaders there are figures for the tasks that have data. Labels that are missing don't count;
-        without any, a figure is NaN. A loss that is no mean over what is counted is the mean of the batches' losses, by
-        samples; see `batchwise`.
+        The loss is the mean over all samples or elements, not over batches. A loss that is no such mean is averaged
+        over batches, weighted by the number of samples, see `batchwise`. Missing labels don't count, and without any
+        labels a figure is NaN. If there are several loaders, only tasks that have data get figures.
         """
         return self._figures(loader)
 
     def trial(self, loader: Loader | Mix) -> None:
-        """Takes the figures of the loader's first batch, the first of each source, to see what fails."""
+        """Computes the figures of the first batch of each source, to detect errors early."""
         self._figures(loader, trial=True)
 
     @torch.no_grad()
@@ -96,14 +103,14 @@ class Validation:
         labelled = {task.name: zero.clone() for task in self.tasks}
         try:
             seen: set[str] = set()
-            cut: set[str] = set()  # the tasks of which there is more than what the trial takes
+            cut: set[str] = set()  # the tasks that have more data than the trial uses
             self.batchwise = set()
             for part, names in loader.parts():
                 tasks = [task for task in self.tasks if names is None or task.name in names]
                 seen |= {task.name for task in tasks}
                 cut |= {task.name for task in tasks if trial and len(part) > 1}
                 batches: Any = part.batches()
-                with closing(batches):  # worker processes end with it
+                with closing(batches):  # also ends the worker processes
                     for batch, size in islice(zip(batches, part.sizes(), strict=not trial), 1 if trial else None):
                         self._take(tasks, batch, size, sums, counts, several=len(part) > 1 and not trial)
                         for task in tasks:
@@ -124,7 +131,7 @@ class Validation:
             self.model.train(training)
 
     def caveat(self) -> str:
-        """What there is to say of losses over the last split that depend on its batches; the empty text for none."""
+        """Returns a warning about losses over the last split that depend on the batch size, or an empty string."""
         names = ", ".join(f"{name}/loss" for name in sorted(self.batchwise))
         if not names:
             return ""
@@ -143,7 +150,7 @@ class Validation:
         *,
         several: bool,
     ) -> None:
-        """Adds the losses and metrics of these tasks on one batch of `size` samples, which may be one of several."""
+        """Adds the losses of the tasks on one batch of `size` samples to the sums, and updates their metrics."""
         features = None
         for task in tasks:
             prediction = None
@@ -159,7 +166,7 @@ class Validation:
                 counts[task.name] += count
                 if several and self._checks.depends_on_batch(task, prediction, batch):
                     self.batchwise.add(task.name)
-            # Labels of classes that weigh nothing in the loss count in the metrics.
+            # Metrics also count labels of classes whose weight in the loss is 0.
             if self.metrics[task.name] and (task.objective is not None or num_labelled(task, batch)):
                 for metric in self.metrics[task.name].values():
                     metric.update(prediction, batch)
@@ -173,7 +180,7 @@ class Validation:
 
 
 def _unit(metric: str, bound: float | None, task: Task) -> str:
-    """Accuracies are alike, whether of two classes or of many; an error without a bound is in its target's unit."""
+    """Returns the unit of a metric: the metric's name for all numbers of classes if it is bounded, else the target."""
     if bound is None:
         return f"{metric} of {task.target}"
     for kind in ("Binary", "Multiclass", "Multilabel"):

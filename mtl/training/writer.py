@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: the newest, and those of the best values."""
+"""Writes checkpoints in a thread while the training goes on: the newest states and the best ones."""
 
 import threading
 from collections import deque
@@ -18,12 +18,12 @@ Better = Callable[[Any, Any], bool]
 
 
 class Job(NamedTuple):
-    """A state that is to be written.
+    """A state to be written.
 
     Attributes:
-        name: of the file, `last` or `best`.
-        state: plain types and tensors.
-        better: whether one value is better than another, for those that are ranked.
+        name: The name of the file, `last` or `best`.
+        state: The state, as plain types and tensors.
+        better: Compares two values, for states that are ranked; else None.
     """
 
     name: str
@@ -32,23 +32,22 @@ class Job(NamedTuple):
 
 
 class Writer:
-    """Writes states into a folder in a thread of its own, in the order in which they come.
+    """Writes states into a folder, in a separate thread and in the order in which they arrive.
 
-    A write that fails costs nothing but itself: the files that are there stay, and the next is tried. Where states come
-    faster than they can be written, a newer one takes the place of the last one that waits, so that nobody waits for
-    the disk.
+    If a write fails, existing files are not changed, and later writes are tried. If states arrive faster than they can
+    be written, a newer state replaces the last one in the queue, so that the training never waits for the disk.
 
     Args:
-        folder: for the checkpoints, in that of the run.
-        keep: how many of the newest `last.pt` there are to be: last.pt, last-1.pt, …; None for all.
-        best: how many of the best: best.pt, best-1.pt, …, the best one first.
-        report: is given a line when a write fails, and none for the next ones that fail for the same reason.
+        folder: The folder of the checkpoints, inside the folder of the run.
+        keep: The number of newest states to keep: last.pt, last-1.pt, …; None for all.
+        best: The number of best states to keep: best.pt, best-1.pt, …, the best one first.
+        report: Called with a message when a write fails, but not again for the same reason.
 
     Attributes:
-        failed: by name, the newest state if it couldn't be written; of those that are ranked, the best one.
-        reason: why the last write failed; empty if it didn't.
-        written: by name, the `global_step` of the last that was written.
-        ranked: of best.pt, best-1.pt, …, value and epoch.
+        failed: By name, the newest state that couldn't be written or, if states are ranked, the best one.
+        reason: The reason why the last write failed; empty if it succeeded.
+        written: By name, the `global_step` of the last state that was written.
+        ranked: The value and the epoch of best.pt, best-1.pt, ….
     """
 
     def __init__(self, folder: Path, *, keep: int | None, best: int = 1, report: Callable[[str], None]) -> None:
@@ -64,31 +63,31 @@ class Writer:
         self._home = Folder(folder.parent)
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None  # there while there is something to write
+        self._thread: threading.Thread | None = None  # exists while there are states to write
 
     def save(self, name: str, state: dict[str, Any], better: Better | None = None) -> None:
-        """Copies the state, plain types and tensors, and returns; it is written while training goes on.
+        """Copies a state and queues it; the thread writes it while the training goes on.
 
         Args:
-            name: of the file.
-            state: with its `value` and `epoch`, if it is one of several that are ranked.
-            better: whether one value is better than another.
+            name: The name of the file, `last` or `best`.
+            state: Plain types and tensors; with `value` and `epoch` if states are ranked.
+            better: Compares two values if states are ranked; else None.
 
         Raises:
-            UserError: see `check`.
+            UserError: If the folder of the run is missing, see `check`.
         """
         self.check()
         self._begin(Job(name, _copied(state), better))
 
     def check(self) -> None:
-        """Raises a UserError where the run's folder, or what was saved in it, is gone."""
+        """Raises a UserError if the folder of the run, or a file that was saved in it, is missing."""
         self._home.check()
-        for name in list(self.written):  # a copy, since the thread that writes may add to it meanwhile
+        for name in list(self.written):  # a copy, since the writing thread may add names at the same time
             if not (path := self.folder / f"{name}.pt").exists():
                 raise UserError(f"{path} is gone: it was deleted or moved while the run trained")
 
     def is_there(self) -> bool:
-        """Whether the run's folder, and what was saved in it, is."""
+        """Returns whether the folder of the run, and all files that were saved in it, exist."""
         try:
             self.check()
         except UserError:
@@ -96,7 +95,7 @@ class Writer:
         return True
 
     def wait(self) -> None:
-        """Returns when all is written that can be; what failed before is tried once more."""
+        """Waits until the queue is written, and tries states again whose writing failed."""
         for again in (True, False):
             with self._changed:
                 self._changed.wait_for(lambda: self._thread is None)
@@ -105,13 +104,13 @@ class Writer:
                     self._begin(job)
 
     def ranks(self, value: Value, better: Better) -> bool:
-        """Whether a state of this value is to be saved as one of several that are the best."""
+        """Returns whether a state with this value is among the best ones, if several of these are kept."""
         return self.best > 1 and self._rank(value, better) < self.best
 
     def resume(self, epochs: int) -> None:
-        """Goes on after so many epochs: takes up what of them is ranked, and gives up what came later.
+        """Continues after a number of epochs: reads the ranked states up to that epoch, and deletes later ones.
 
-        Those come again, unless they come out otherwise.
+        Later epochs are trained again, and their states are saved again if they are among the best.
         """
         if self.best == 1:
             return
@@ -126,7 +125,7 @@ class Writer:
             epoch = state.get("epoch")
             if isinstance(epoch, int) and epoch <= epochs and epoch not in ranked and len(ranked) < self.best:
                 file.replace(checkpoint.with_number(path, len(ranked)))
-                ranked[epoch] = state.get("value", state.get("best"))  # no `value` where one alone was kept
+                ranked[epoch] = state.get("value", state.get("best"))  # `value` is missing if only one was kept
         for file, number in checkpoint.numbered(path):
             if 0 < len(ranked) <= number:
                 file.unlink()
@@ -162,7 +161,7 @@ class Writer:
             former = self.failed.pop(job.name, None)
             if former is not None and former is not job and job.better is not None:
                 with self._changed:
-                    self._jobs.appendleft(former)  # it may be the better one
+                    self._jobs.appendleft(former)  # it may be better than the one just written
 
     def _write(self, job: Job) -> None:
         path = self.folder / f"{job.name}.pt"
@@ -172,7 +171,7 @@ class Writer:
             return
         rank = self._rank(value := job.state["value"], job.better)
         if rank < self.best:
-            # Without any that is ranked, the file that may be there is none that was given up.
+            # If no state is ranked yet, an existing file isn't renamed but replaced.
             checkpoint.save(path, job.state, keep=self.best if self.ranked else 1, number=rank)
             self.ranked = [*self.ranked[:rank], (value, job.state["epoch"]), *self.ranked[rank:]][: self.best]
 
@@ -180,8 +179,8 @@ class Writer:
         former = self.failed.get(job.name)
         if former is None or job.better is None or job.better(job.state.get("value"), former.state.get("value")):
             self.failed[job.name] = job
-        if reason != self.reason and self.is_there():  # else training ends at the next save, and says why
-            with suppress(Exception):  # the screen may be gone as well
+        if reason != self.reason and self.is_there():  # else the next save raises an error with the reason
+            with suppress(Exception):  # printing may fail as well
                 self.report(
                     f"error    the checkpoint {self.folder / job.name}.pt could not be written: {reason}. Training "
                     "goes on, and later ones are tried; what was saved before is still there"

@@ -1,4 +1,4 @@
-"""Another library's module, and what of its output are the features."""
+"""A trunk that uses a part of the output of any module, such as one from another library."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,20 @@ _STEP = re.compile(r"(?:^|\.)(?P<name>[^.\[\]]+)|\.?\[(?P<index>[-\d:,\s]+)\]")
 
 
 class Picked(nn.Module):
-    """A module whose output is a dict, a tuple or an object, and of that the part that the heads are given.
+    """A module whose output is a dict, a tuple or an object, of which a part is used as the features.
 
     Args:
-        module: called with the inputs.
-        output: the part's key, number or attribute, and so on with dots: `last_hidden_state`, `1`, `hidden_states.-1`.
-            A number also indexes the first dimension of a tensor: of what a GRU gives, `1.-1` is the last layer's last
-            state (N, H), which an LSTM has as `1.0.-1`. Brackets hold an index as Python writes it: `0[:, -1]` is the
-            last position of every sequence of a module with `batch_first`. A list names several parts, which are
-            joined along their last dimension: `[1.-2, 1.-1]` are the states of both directions (N, 2H).
-        num_features: width of that part.
+        module: The module, which is called with the inputs.
+        output: The path of the part: keys, numbers or attributes with dots between them, such as `last_hidden_state`,
+            `1` or `hidden_states.-1`. A number also indexes the first dimension of a tensor: in the output of a GRU,
+            `1.-1` is the last state of the last layer, (N, H); for an LSTM, this is `1.0.-1`. Brackets contain a Python
+            index: `0[:, -1]` is the last position of each sequence for a module with `batch_first`. A list of paths
+            concatenates several parts along the last dimension: `[1.-2, 1.-1]` are the states of both directions,
+            (N, 2H).
+        num_features: The number of features in the part.
 
     Raises:
-        UserError: for an output that can't be read.
+        UserError: If `output` isn't a valid path.
     """
 
     def __init__(self, module: nn.Module, *, output: str | int | Sequence[str | int], num_features: int) -> None:
@@ -40,10 +41,10 @@ class Picked(nn.Module):
             raise UserError("model.trunk.output is an empty list; name at least one part of the module's output")
 
     def forward(self, *inputs: Any) -> Any:
-        """The part.
+        """Calls the module and returns the part of the output.
 
         Raises:
-            UserError: where there is no such part, with those that there are.
+            UserError: If the output has no such part; the message lists the parts that exist.
         """
         whole = self.module(*inputs)
         picked = [_walk(whole, steps, output) for steps, output in zip(self._steps, self.output, strict=True)]
@@ -65,7 +66,7 @@ def _text(output: Any) -> str:
 
 
 def _read(output: str) -> list[str | tuple[int | slice, ...]]:
-    """The steps from a module's output to its part: names, and indices of tensors."""
+    """Parses a path to the steps from the output to the part: names, and indices of tensors."""
     steps: list[str | tuple[int | slice, ...]] = []
     end = 0
     while end < len(output):
@@ -103,7 +104,7 @@ def _walk(value: Any, steps: Sequence[str | tuple[int | slice, ...]], output: st
 
 
 def _is_data(value: Any) -> bool:
-    """Whether it is no function, class or module: by these an attribute leads out of the output."""
+    """Returns whether a value is data: attributes of functions, classes and modules lead out of the output."""
     return value is not None and not callable(value) and not isinstance(value, ModuleType)
 
 

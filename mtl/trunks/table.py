@@ -1,4 +1,4 @@
-"""A network for the columns of a table."""
+"""A trunk for the columns of a table."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -65,12 +65,12 @@ class Table(nn.Module):
         widths = [dimensions or _dimensions(size) for size in sizes]
         embeddings = [nn.Embedding(size, d, sparse=sparse) for size, d in zip(sizes, widths, strict=True)]
         for embedding in embeddings:
-            # Small, as in fastai: from a category that is seldom seen little should follow.
+            # Small values, as in fastai, so that rare categories have little influence.
             nn.init.normal_(embedding.weight, std=0.01)
             nn.init.zeros_(embedding.weight.detach()[0])
         checks: Any = torch.sparse.check_sparse_tensor_invariants
         if sparse and not checks.is_enabled():
-            checks.disable()  # they are off anyway; but torch warns where nobody has said so
+            checks.disable()  # off by default, but torch warns unless they are disabled explicitly
         self.embeddings = nn.ModuleList(embeddings)
         width = 2 * len(scaled) + sum(widths)
         layers: list[nn.Module] = []
@@ -88,33 +88,33 @@ class Table(nn.Module):
         """
         if len(columns) != len(self.inputs):
             raise UserError(f"{len(columns)} columns are given, not {', '.join(self.inputs)}; look at model.inputs")
-        given = dict(zip(self.inputs, columns, strict=True))
-        raw = [self._tensor(name, column) for name, column in given.items() if name not in self.vocabularies]
+        by_name = dict(zip(self.inputs, columns, strict=True))
+        raw = [self._tensor(name, column) for name, column in by_name.items() if name not in self.vocabularies]
         parts: list[Tensor] = []
         if raw:
-            # In float64 until the mean is gone: large numbers, such as times, differ in their last digits.
+            # The mean is subtracted in float64, since large numbers, such as times, differ only in the last digits.
             values = (torch.stack(raw, 1).double() - self.mean) / self.std
             values = values.to(self.layers[0].weight.dtype)  # type: ignore[arg-type]
             missing = values.isnan()
             parts += [values.masked_fill(missing, 0), missing.to(values.dtype)]
         parts += [
-            embedding(self._tensor(name, given[name]))
+            embedding(self._tensor(name, by_name[name]))
             for name, embedding in zip(self.vocabularies, self.embeddings, strict=True)
         ]
         features: Tensor = self.layers(torch.cat(parts, 1))
         return features
 
     def _tensor(self, name: str, column: Any) -> Tensor:
-        """The column as numbers or codes, on the model's device."""
+        """Returns the column as numbers or codes, on the model's device."""
         if not isinstance(column, Tensor):
             vocabulary = self.vocabularies.get(name)
-            found = numbers(column, name) if vocabulary is None else codes(column, vocabulary)
-            return found.to(self.mean.device)
+            values = numbers(column, name) if vocabulary is None else codes(column, vocabulary)
+            return values.to(self.mean.device)
         if column.is_floating_point() == (name in self.vocabularies):
             raise UserError(f"'{name}': a tensor of {column.dtype} is given; numbers are floats, codes are integers")
         return column.to(self.mean.device)
 
 
 def _dimensions(rows: int) -> int:
-    """Of an embedding with so many rows."""
+    """Returns the number of dimensions of an embedding with this number of rows."""
     return min(600, round(1.6 * math.pow(rows, 0.56)))

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from mtl.errors import UserError, suggest
 from mtl.trunks.weights import load_weights
 
-AUXILIARY = ("googlenet", "inception_v3")  # they have classifiers on the way too, whose outputs would go nowhere
-SIZE = 224  # of the image that is sent through to see the features' shape
+AUXILIARY = ("googlenet", "inception_v3")  # excluded: the outputs of their auxiliary classifiers would be unused
+SIZE = 224  # the size of the image with which the features' shape is determined
 
 
 class Torchvision(nn.Module):
@@ -16,15 +16,15 @@ class Torchvision(nn.Module):
     Images of one channel are taken for grey ones.
 
     Args:
-        name: torchvision's, such as resnet18.
-        weights: a file with the state dict of the model of that name; the last layer's are left out. None begins with
-            random ones; nothing is downloaded.
-        features: a node of the model, such as layer3. None: what the last layer is given; or, where they aren't to be
-            pooled, the last maps (N, C, h, w) or tokens (N, T, C) before that.
-        pooled: whether maps and tokens are averaged over their positions, to (N, C).
+        name: The name of a model in torchvision, such as resnet18.
+        weights: A file with the state dict of the model, of which the last layer isn't used. None stands for random
+            initial values; nothing is downloaded.
+        features: The node of the model whose output is the features, such as layer3. None stands for the input of the
+            last layer or, without pooling, for the last maps (N, C, h, w) or tokens (N, T, C) before it.
+        pooled: Whether maps and tokens are averaged over their positions, to (N, C).
 
     Raises:
-        UserError: for a name, a file or a node that there isn't, and for weights that don't fit.
+        UserError: If the model, the file or the node doesn't exist, or if the weights don't fit the model.
     """
 
     def __init__(
@@ -54,21 +54,21 @@ class Torchvision(nn.Module):
         self.model = model if self.node is None else _up_to(model, self.node, name)
         if self.node is not None:
             with torch.no_grad():
-                given = self.model.eval()(torch.zeros(1, 3, SIZE, SIZE))[self.node]
-            self.num_features = given.shape[2 if given.ndim == 3 else 1]
+                output = self.model.eval()(torch.zeros(1, 3, SIZE, SIZE))[self.node]
+            self.num_features = output.shape[2 if output.ndim == 3 else 1]
             self.model.train()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features of shape (N, num_features), or maps or tokens of that width."""
-        given = self.model(image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image)
-        features: Tensor = given if self.node is None else given[self.node]
+        """Computes features (N, num_features), or maps or tokens with this number of channels."""
+        output = self.model(image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image)
+        features: Tensor = output if self.node is None else output[self.node]
         if not self.pooled or features.ndim == 2:
             return features
         return features.mean(1) if features.ndim == 3 else features.mean((2, 3))
 
 
 def _last_maps(model: nn.Module) -> str:
-    """The node that gives the last maps or tokens of more than one position."""
+    """Returns the last node whose output is maps or tokens with more than one position."""
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
     train, evaluation = get_graph_node_names(model, suppress_diff_warning=True)
@@ -79,19 +79,19 @@ def _last_maps(model: nn.Module) -> str:
         suppress_diff_warning=True,
     )
     with torch.no_grad():
-        given = extractor.eval()(torch.zeros(1, 3, SIZE, SIZE))
+        outputs = extractor.eval()(torch.zeros(1, 3, SIZE, SIZE))
     fixed = {path for path, module in model.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)}
     return [
         node
         for node in evaluation
-        if isinstance(value := given[node], Tensor)
+        if isinstance(value := outputs[node], Tensor)
         and (value.ndim == 3 or (value.ndim == 4 and min(value.shape[2:]) > 1))
         and node not in fixed
     ][-1]
 
 
 def _up_to(model: nn.Module, node: str, name: str) -> nn.Module:
-    """The model up to the node, as a module that gives a dict with it."""
+    """Returns the model up to the node, as a module whose output is a dict with the node's output."""
     from torchvision.models.feature_extraction import create_feature_extractor
 
     try:
