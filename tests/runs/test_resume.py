@@ -395,7 +395,7 @@ def test_memory_that_runs_out_in_the_optimizer(tmp_path: Path, balancer: str, wh
     whole = built(tmp_path / "whole", balancer)
     whole[0].fit()
     trainer, logger = built(tmp_path / "cut", balancer, every_steps=2)
-    move = trainer.step.balancing.after if where == "after" else trainer.step.optimizer.step
+    move = trainer.step.after if where == "after" else trainer.step.optimizer.step
 
     def out(*given: Any, **options: Any) -> None:
         if trainer.global_step == 6:
@@ -405,7 +405,7 @@ def test_memory_that_runs_out_in_the_optimizer(tmp_path: Path, balancer: str, wh
         move(*given, **options)
 
     if where == "after":
-        trainer.step.balancing.after = out
+        trainer.step.after = out
     else:
         trainer.step.optimizer.step = out
     with pytest.raises(torch.OutOfMemoryError):
