@@ -29,9 +29,7 @@ def target_of(task: Task, batch: Batch) -> Any:
     Raises:
         UserError: If the target isn't in the batch.
     """
-    if task.target not in batch:
-        field(batch, task.target, f"task '{task.name}': target")  # which raises the error
-    target = batch[task.target]
+    target = batch[task.target] if task.target in batch else field(batch, task.target, f"task '{task.name}': target")
     if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
         return target
     return target if target.dtype == torch.bool and not isinstance(task.loss, CLASS_NUMBERS) else target.long()
@@ -152,6 +150,22 @@ def select_for_metric(task: Task, prediction: Any, batch: Batch, *, ignored: int
         return prediction.movedim(1, -1)[present], target[present]  # classes are the second dimension
     by_element = isinstance(prediction, Tensor) and prediction.shape == target.shape
     return _taken(task, prediction, target, present, by_element=by_element)
+
+
+def denominators(tasks: list[Task], batch: Batch, members: list[int], several: list[bool]) -> list[Tensor | int]:
+    """Returns the denominator of each task's mean on this batch; 0 for the tasks that have nothing in it.
+
+    Args:
+        tasks, batch: All tasks, and one micro-batch.
+        members: The indices of the tasks in it.
+        several: By task, whether it is in several micro-batches. For others 1 is enough if no label may be missing.
+    """
+    counted: list[Tensor | int] = [0] * len(tasks)
+    for index in members:
+        task = tasks[index]
+        counts = several[index] or (task.objective is None and may_miss(task, batch.get(task.target)))
+        counted[index] = denominator(task, batch) if counts else 1
+    return counted
 
 
 def denominator(task: Task, batch: Batch) -> Tensor | int:

@@ -1,27 +1,35 @@
 """Error messages about balancers that return invalid weights or raise an exception."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from mtl.balancers import Balancer
-from mtl.errors import FOREIGN, UserError, text_of, told
+from mtl.errors import UserError, text_of, told
 
 
-def cannot_follow(balancer: Balancer, names: Sequence[str], task_weights: Tensor) -> UserError:
-    """Returns the error for task weights that the balancer would ignore, since it is invariant to the losses' scale.
+def set_preference(balancer: Balancer, needs: str, names: Sequence[str], task_weights: Tensor) -> None:
+    """Passes the task weights to a balancer that takes them as a preference.
 
     Args:
         balancer: The balancer.
+        needs: What the balancer needs; `nothing` for fixed weights, which multiply the task weights.
         names: The names of the tasks.
         task_weights: The weights that the user gave to the tasks, in the same order.
+
+    Raises:
+        UserError: If the balancer would ignore the task weights, since it is invariant to the scale of the losses.
     """
-    listed = ", ".join(f"{name} {weight:g}" for name, weight in zip(names, task_weights, strict=True))
-    return UserError(
-        f"balancer {_name(balancer)} can't follow the tasks' weights ({listed}): it doesn't see the scale of the "
-        "losses. Set tasks.*.weight to 1, or take another balancer"
-    )
+    if needs == "nothing":
+        return
+    if balancer.preference == "none" and not (task_weights == 1).all():
+        listed = ", ".join(f"{name} {weight:g}" for name, weight in zip(names, task_weights, strict=True))
+        raise UserError(
+            f"balancer {_name(balancer)} can't follow the tasks' weights ({listed}): it doesn't see the scale of the "
+            "losses. Set tasks.*.weight to 1, or take another balancer"
+        )
+    if balancer.preference == "steer":
+        balancer.own = task_weights
 
 
 def wrong_shape(balancer: Balancer, weights: object, count: int) -> UserError:
@@ -44,21 +52,11 @@ def not_finite(balancer: Balancer, names: Sequence[str], losses: Tensor, *, by_l
     return UserError(f"balancer {_name(balancer)} has no finite weights for these losses: {listed}{hint}")
 
 
-@contextmanager
-def naming(balancer: Balancer) -> Iterator[None]:
-    """Turns an exception that the balancer raises within the context into a UserError that names the balancer.
-
-    Raises:
-        UserError: If the balancer raises an exception.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except ArithmeticError as error:
-        raise UserError(f"balancer {_name(balancer)}: {text_of(error)}") from error
-    except FOREIGN as error:
-        raise UserError(f"balancer {_name(balancer)} failed: {told(error)}") from error
+def failed(balancer: Balancer, error: BaseException) -> UserError:
+    """Returns the error for an exception that the balancer raised."""
+    if isinstance(error, ArithmeticError):
+        return UserError(f"balancer {_name(balancer)}: {text_of(error)}")
+    return UserError(f"balancer {_name(balancer)} failed: {told(error)}")
 
 
 def _name(balancer: Balancer) -> str:

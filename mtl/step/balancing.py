@@ -1,16 +1,18 @@
 """How a step uses its balancer: the inputs, how often they are computed, and what the weights multiply."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtl.balancers import Balancer
-from mtl.errors import NotFinite
+from mtl.errors import FOREIGN, NotFinite, UserError
 from mtl.gradients.rows import Rows
 from mtl.step import balancer_errors
+from mtl.step.balancer_errors import set_preference
 from mtl.step.gradient_source import COLLECTING, choose_source
 from mtl.step.learned import parameters_of
 from mtl.step.settings import Gradients
@@ -32,6 +34,7 @@ class Balancing:
         collects: Whether the tasks' gradients are collected for the balancer.
         settings: The settings of the balancer's Gramian.
         source: The source of the Gramian: `rows`, `layerwise` or `representation`.
+        num_tasks: The number of all tasks.
         answered: Whether the balancer has combined rows in the current step.
 
     Raises:
@@ -48,18 +51,17 @@ class Balancing:
         self.settings = gradients
         self.source = choose_source(balancer, self.needs, gradients, passes, at_once=at_once)
         self._all_names = [task.name for task in tasks]
+        self.num_tasks = len(tasks)
         self._tasks = list(tasks)
         self._scheduled = any(callable(task.weight) for task in tasks)
         self._all_task_weights = self._task_weights_at(0)
         self._present: list[int] | None = None  # the indices of the tasks in the step; None for all tasks
-        self._give_preference()
+        set_preference(self.balancer, self.needs, self._names, self._task_weights)
         self._constant = torch.ones_like(self._task_weights)
         if self.needs == "nothing" and len(tasks) > 1:
             self._constant = balancer.weights(torch.full_like(self._task_weights, torch.nan), None)
         self._fixed = (self._task_weights * self._constant).tolist()
-        self._last = torch.full_like(
-            self._task_weights, torch.nan
-        )  # the last weights of all tasks, task weights included
+        self._last = torch.full_like(self._task_weights, torch.nan)  # of all tasks, task weights included
         self._age = 0  # the number of steps taken with the last weights
         self._applied: Tensor | None = None  # the weights of the current step
         self.answered = False
@@ -94,12 +96,12 @@ class Balancing:
             self._present = None
             self._fixed = (self._task_weights * self._constant).tolist()
             self._on_device = None
-            self._give_preference()
-        everyone = len(present) == len(self._all_names)
+            set_preference(self.balancer, self.needs, self._names, self._task_weights)
+        everyone = len(present) == self.num_tasks
         self._present = None if everyone else [n for n, name in enumerate(self._all_names) if name in present]
         self._applied = None
         self.answered = False
-        self.balancer.num_tasks = len(self._all_names)
+        self.balancer.num_tasks = self.num_tasks
         self.balancer.present = None if self._present is None else torch.tensor(self._present)
         if self.needs == "losses":
             return self._weigh
@@ -124,20 +126,6 @@ class Balancing:
             self._last[self._present] = weights
 
     @property
-    def num_tasks(self) -> int:
-        """The number of all tasks."""
-        return len(self._all_names)
-
-    def _give_preference(self) -> None:
-        """Passes the task weights to a balancer that takes them as a preference, or refuses them."""
-        if self.needs == "nothing":
-            return
-        if self.balancer.preference == "none" and not (self._task_weights == 1).all():
-            raise balancer_errors.cannot_follow(self.balancer, self._names, self._task_weights)
-        if self.balancer.preference == "steer":
-            self.balancer.own = self._task_weights
-
-    @property
     def fresh(self) -> bool:
         """Whether the current step computes new weights."""
         return self._age % self.settings.every == 0 or bool(self._last[self._present or slice(None)].isnan().any())
@@ -153,7 +141,7 @@ class Balancing:
             self._check_losses(losses)
         task_weights = self._task_weights.to(losses.device)
         steered = self.balancer.preference == "steer"
-        with balancer_errors.naming(self.balancer):
+        with self._named():
             if steered:
                 weights = self.balancer.weights(losses, gramian)
             else:
@@ -195,7 +183,7 @@ class Balancing:
 
     def _balance(self, rows: Rows, losses: Sequence[Tensor], may_overflow: bool, alone_for_now: bool) -> None:
         stacked = torch.stack(list(losses)).double()
-        single = len(self._names) == 1 and len(self._all_names) > 1
+        single = len(self._names) == 1 and self.num_tasks > 1
         if single or (alone_for_now and not rows.shared()):  # there is nothing to balance
             self._applied = self._alone(stacked)
             rows.combine(self._applied.tolist(), self._applied.tolist())
@@ -227,7 +215,7 @@ class Balancing:
         steered = self.balancer.preference == "steer"
         alone = self._alone(losses)
         self.answered = True
-        with balancer_errors.naming(self.balancer):
+        with self._named():
             weights, direction = self.balancer.combine(
                 losses if steered else task_weights * losses,
                 rows.stacked([1.0] * len(task_weights) if steered else task_weights.tolist()),
@@ -247,16 +235,26 @@ class Balancing:
         named = zip(self._names, finite.tolist(), strict=True)
         raise NotFinite({name: "its gradient is not finite" for name, right in named if not right})
 
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Turns an exception that the balancer raises into a UserError that names the balancer."""
+        try:
+            yield
+        except UserError:
+            raise
+        except FOREIGN as error:
+            raise balancer_errors.failed(self.balancer, error) from error
+
     def parameters(self, like: Tensor) -> list[nn.Parameter]:
         """Creates the balancer's parameters that the model's optimizer trains, on the device of `like`."""
-        with balancer_errors.naming(self.balancer):
-            return parameters_of(self.balancer, len(self._all_names), like)
+        with self._named():
+            return parameters_of(self.balancer, self.num_tasks, like)
 
     def learn(self, losses: Sequence[Tensor]) -> None:
         """Computes the gradients of the balancer's parameters from the losses of the current step."""
         stacked = torch.stack(list(losses)).double()
         scales = self.balancer.preference == "scale"
-        with balancer_errors.naming(self.balancer):
+        with self._named():
             self.balancer.learn(self._task_weights.to(stacked.device) * stacked if scales else stacked)
 
     def after(self, losses: Sequence[Tensor], losses_now: Sequence[Tensor] | None) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtl.batch import Batch, cut, joined, num_samples
 from mtl.errors import UserError
-from mtl.labels import denominator, may_miss
+from mtl.labels import denominators
 from mtl.task import Task
 
 StepBatch = Batch | list[Batch]
@@ -78,7 +78,7 @@ class MicroBatches:
                 sizes = [] if len(parts) == 1 else [num_samples(each, [task.target]) for each in parts]
                 batches.append(parts[0] if len(parts) == 1 else joined(parts, sizes))
                 members.append([index])
-        of_all_tasks = cls(tasks, batches, shares(tasks, batches, members))
+        of_all_tasks = cls(tasks, batches, shares(list(tasks), batches, members))
         return of_all_tasks.without(without or {})
 
     def without(self, names: Mapping[str, object]) -> "MicroBatches":
@@ -110,7 +110,7 @@ def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int
     return list(groups.values())
 
 
-def shares(tasks: Sequence[Task], batches: Sequence[Batch], members: Sequence[Sequence[int]]) -> list[list[float]]:
+def shares(tasks: list[Task], batches: list[Batch], members: list[list[int]]) -> list[list[float]]:
     """Computes the share of each task's loss in each micro-batch.
 
     The share is the denominator of the task's mean on the micro-batch, divided by the sum over all micro-batches.
@@ -125,17 +125,8 @@ def shares(tasks: Sequence[Task], batches: Sequence[Batch], members: Sequence[Se
         By micro-batch and task, the share, from 0 to 1.
     """
     occurrences = [sum(index in each for each in members) for index in range(len(tasks))]
-    counted: list[list[Tensor | int]] = [
-        [
-            0
-            if index not in numbers
-            else denominator(task, batch)
-            if occurrences[index] > 1 or _may_miss(task, batch)
-            else 1
-            for index, task in enumerate(tasks)
-        ]
-        for batch, numbers in zip(batches, members, strict=True)
-    ]
+    several = [number > 1 for number in occurrences]
+    counted = [denominators(tasks, batch, numbers, several) for batch, numbers in zip(batches, members, strict=True)]
     on_device = [value.double() for row in counted for value in row if isinstance(value, Tensor)]
     read = iter(torch.stack(on_device).tolist() if on_device else ())  # one wait for the device
     rows = [[next(read) if isinstance(value, Tensor) else float(value) for value in row] for row in counted]
@@ -143,8 +134,3 @@ def shares(tasks: Sequence[Task], batches: Sequence[Batch], members: Sequence[Se
     of_step = [[value / total if total else 0.0 for value, total in zip(row, totals, strict=True)] for row in rows]
     # A loss of the whole batch counts fully in each micro-batch, see whole_batch.py.
     return [[float(x > 0) if task.whole_batch else x for task, x in zip(tasks, row, strict=True)] for row in of_step]
-
-
-def _may_miss(task: Task, batch: Batch) -> bool:
-    """Returns whether labels of the task may be missing in the batch."""
-    return task.objective is None and may_miss(task, batch.get(task.target))
