@@ -47,13 +47,14 @@ def accumulate(
         UserError: If a loss cannot be computed in micro-batches.
     """
     tasks, autocast = micro_batches.tasks, passes.autocast
+    device = next(passes.model.parameters()).device
     checks(micro_batches, autocast)
     preview = None
     if callable(weights) or any(task.whole_batch and task.objective is None for task in tasks):
         preview = Preview(passes.model, micro_batches, autocast)
     watches = checks.watches(micro_batches)
     all_weights = weights(preview.losses) if callable(weights) and preview else cast(Weights, weights)
-    totals = [torch.zeros((), dtype=torch.float64, device=passes.device) for _ in tasks]
+    totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in tasks]
     for number, (batch, row) in enumerate(zip(micro_batches.batches, micro_batches.shares, strict=True)):
         members = micro_batches.members[number]
         if not members:
