@@ -2,7 +2,7 @@
 
     pip install -e ".[test]" && python scripts/make_tour.py [--browser /usr/bin/chromium]
 
-docs/tensorboard.png comes out of `pytest tests/test_tensorboard_page.py --screenshots docs`.
+docs/tensorboard.png comes out of `pytest tests/loggers/test_tensorboard_page.py --screenshots docs`.
 """
 
 import argparse

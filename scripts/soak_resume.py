@@ -24,7 +24,7 @@ def main() -> None:
         "pytest",
         "-p",
         "no:cacheprovider",
-        "tests/test_resume.py",
+        "tests/runs/test_resume.py",
         "-m",
         "slow",
         "-k",

@@ -1,6 +1,6 @@
 """Two finished runs in a real TensorBoard, looked at through a real browser.
 
-`pytest tests/test_tensorboard_page.py --screenshots docs` writes the picture of README.md.
+`pytest tests/loggers/test_tensorboard_page.py --screenshots docs` writes the picture of README.md.
 """
 
 import json
