@@ -63,11 +63,15 @@ class Skimmed(pickle._Unpickler):
             return self._tensor
         return _Function(f"{module}.{name}", self._spend)
 
-    def _tensor(self, storage: Any, _: Any, shape: Any, *more: Any) -> Any:
-        if not isinstance(storage, _Storage) or not all(type(each) is int and each >= 0 for each in shape):
+    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> Any:
+        numbers = (offset, *shape, *strides)
+        if not isinstance(storage, _Numbers) or not all(type(each) is int and each >= 0 for each in numbers):
             raise ValueError("a tensor in it has no storage, or no shape")
-        self._spend(sum(map(_size, (shape, *more))))
-        self.taken += math.prod(shape) * storage
+        self._spend(sum(map(_size, (shape, strides, *more))))
+        last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        if math.prod(shape) and last >= storage.count:
+            raise ValueError("a tensor in it reaches beyond its storage")
+        self.taken += math.prod(shape) * storage.size
         return _Anything()
 
     def persistent_load(self, pid: Any) -> Any:
@@ -78,7 +82,7 @@ class Skimmed(pickle._Unpickler):
             raise ValueError("a tensor in it has no storage")
         if not 0 <= count * storage <= own:
             raise ValueError(f"a tensor in it is of {count * storage:,} bytes, of which there are {own:,}")
-        return storage
+        return _Numbers(storage, count)
 
     def _spend(self, size: int) -> None:
         """Counts what is copied: by calls with what is there once, a small file can stand for billions of values."""
@@ -113,6 +117,19 @@ def _size(value: Any) -> int:
 
 class _Storage(int):
     """A kind of storage: the bytes of its elements, which no instruction can change."""
+
+
+class _Numbers:
+    """A storage: the bytes of an element, and the number of elements, which no instruction can change."""
+
+    __slots__ = ("count", "size")
+
+    def __init__(self, size: int, count: int) -> None:
+        self.size = size
+        self.count = count
+
+    def __setstate__(self, state: Any) -> None:
+        """Takes whatever it is given, and changes nothing."""
 
 
 class _Anything(dict[Any, Any]):

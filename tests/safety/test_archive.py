@@ -492,3 +492,25 @@ def test_indices_of_sparse_tensors_are_looked_over(here: Path, monkeypatch: pyte
     checkpoint.load(here / "last.pt")
     assert asked == [True]
     assert not torch.sparse.check_sparse_tensor_invariants.is_enabled()
+
+
+@pytest.mark.parametrize("change", ["strides", "offset"])
+def test_a_tensor_that_reaches_beyond_its_storage_is_known_without_torch(here: Path, change: str) -> None:
+    """So that resume=auto passes such a run over."""
+    checkpoint.save(here / "last.pt", {**STATE, "numbers": torch.arange(6.0).view(2, 3)})
+    archive.check_newest(here)
+    with zipfile.ZipFile(here / "last.pt") as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    (pickle_of,) = [name for name in members if name.endswith("data.pkl")]
+    right = b"K\x00K\x02K\x03\x86q"  # offset, shape
+    assert members[pickle_of].count(right) == 1
+    if change == "offset":
+        members[pickle_of] = members[pickle_of].replace(right, b"K\x07" + right[2:])
+    else:
+        place = members[pickle_of].index(right) + len(right) + 1
+        assert members[pickle_of][place : place + 4] == b"K\x03K\x01"
+        members[pickle_of] = members[pickle_of][:place] + b"K\x09" + members[pickle_of][place + 2 :]
+    zipped(here / "last.pt", members)
+    (here / "manifest.json").unlink()
+    with pytest.raises(mtl.UserError, match="reaches beyond its storage"):
+        archive.check_newest(here)
