@@ -143,7 +143,7 @@ def write(folder: Path, values: list[float], best: int, *, after_epoch: int) -> 
 def test_a_write_into_a_folder_that_is_gone_promises_nothing(tmp_path: Path) -> None:
     """The training ends at its next save, so it neither goes on nor is what was saved still there."""
     lines: list[str] = []
-    writer = Writer(tmp_path / "run" / "checkpoints", keep=1, tell=lines.append)
+    writer = Writer(tmp_path / "run" / "checkpoints", keep=1, report=lines.append)
     writer.save("last", state(1, 0.5))
     writer.wait()
     (tmp_path / "run").rename(tmp_path / "moved")
