@@ -39,6 +39,7 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module, module: nn.Module | None = None, *, others: Sequence[Any] = ()) -> None:
+        self._model = model
         self._generators = generators_of(model)
         self._random_states = [generator.get_state() for generator in self._generators]
         self._buffers = Buffers(model if module is None else module)
@@ -60,12 +61,10 @@ class Snapshot:
 
         The random generators then go on from where they were before the call.
         """
-        states = [generator.get_state() for generator in self._generators]
-        self.restore_random_state()
-        self._buffers.restore()
-        result = function(*args)
-        set_states(self._generators, states)
-        return result
+        with preserved_random_state(self._model):
+            self.restore_random_state()
+            self._buffers.restore()
+            return function(*args)
 
 
 @contextmanager

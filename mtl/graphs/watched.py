@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtl.batch import Batch
 from mtl.step import Step
-from mtl.step.passes import Passes, Weigh, Weights
+from mtl.step.passes import Passes, Recorders, Weigh, Weights
 from mtl.task import Task
 
 
@@ -75,7 +75,13 @@ class Watched(Passes):
         self._change(None)
         self._watcher.finish()
 
-    def __call__(self, tasks: Sequence[Task], batch: Batch, weights: Weights | Weigh, **recorders: Any) -> list[Tensor]:
+    def __call__(
+        self,
+        tasks: Sequence[Task],
+        batch: Batch,
+        weights: Weights | Weigh,
+        recorders: Recorders = Recorders(),  # noqa: B008
+    ) -> list[Tensor]:
         """See `Passes`."""
         self._change(None)
         self._part += 1
@@ -91,8 +97,8 @@ class Watched(Passes):
                 for module, which in self._beginnings().items():
                     hook = module.register_forward_pre_hook(partial(self._begins, which))
                     hooks.callback(hook.remove)
-            losses = super().__call__(tasks, batch, weights, **recorders)
-        if recorders.get("collect") is None:  # otherwise the trunk's backward may follow
+            losses = super().__call__(tasks, batch, weights, recorders)
+        if recorders.collect is None:  # otherwise the trunk's backward may follow
             self._change(None)
         return losses
 

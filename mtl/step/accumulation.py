@@ -6,16 +6,14 @@ sizes of the micro-batches; the plain mean of the losses L is not. The loss of e
 the share D / Σ D, so that the gradients and losses add up to those of the whole batch.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from mtl.gradients.reach import Reach
-from mtl.gradients.rows import Rows
 from mtl.step.loss_checks import LossChecks
 from mtl.step.micro_batches import MicroBatches
-from mtl.step.passes import Passes, Weigh, Weights
+from mtl.step.passes import Passes, Recorders, Weigh, Weights
 from mtl.step.whole_batch import Preview
 
 
@@ -24,21 +22,18 @@ def accumulate(
     checks: LossChecks,
     micro_batches: MicroBatches,
     weights: Weights | Weigh,
-    *,
-    measure: Rows | None = None,
-    collect: Any = None,
-    reach: Reach | None = None,
+    recorders: Recorders,
 ) -> list[Tensor]:
     """Runs the forward and backward passes of all micro-batches and accumulates the gradients in `.grad`.
 
-    With `collect`, the gradients are collected there instead.
+    If the recorders collect the gradients, these are there instead.
 
     Args:
         passes: Runs the forward and backward passes of one micro-batch.
         checks: Tests whether the losses are means, so that they can be computed in micro-batches.
         micro_batches: Two micro-batches or more.
         weights: The factor of each task's loss, or a function from the losses to these factors.
-        measure, collect, reach: Recorders of gradients, see `Passes.__call__`.
+        recorders: Record the gradients of the tasks.
 
     Returns:
         The loss of each task over all micro-batches, as 0-dim tensors.
@@ -59,13 +54,13 @@ def accumulate(
         members = micro_batches.members[number]
         if not members:
             continue
-        for rows in (measure, collect):
+        for rows in (recorders.measure, recorders.collect):
             if rows is not None:
                 rows.shares = {tasks[i].name: row[i] for i in members}
         present = preview.tasks_of(number) if preview else [tasks[i] for i in members]
         present = [watches[task.name].task if task.name in watches else task for task in present]
         factors = [all_weights[i] * row[i] for i in members]
-        losses = passes(present, batch, factors, measure=measure, collect=collect, reach=reach)
+        losses = passes(present, batch, factors, recorders)
         for index, loss in zip(members, losses, strict=True):
             totals[index] = totals[index] + row[index] * loss
     for watch in watches.values():

@@ -12,7 +12,6 @@ from mtl.balancers import Balancer
 from mtl.errors import FOREIGN, NotFinite, UserError
 from mtl.gradients.rows import Rows
 from mtl.step import balancer_errors
-from mtl.step.balancer_errors import set_preference
 from mtl.step.gradient_source import COLLECTING, choose_source
 from mtl.step.learned import parameters_of
 from mtl.step.settings import Gradients
@@ -56,7 +55,7 @@ class Balancing:
         self._scheduled = any(callable(task.weight) for task in tasks)
         self._all_task_weights = self._task_weights_at(0)
         self._present: list[int] | None = None  # the indices of the tasks in the step; None for all tasks
-        set_preference(self.balancer, self.needs, self._names, self._task_weights)
+        balancer_errors.set_preference(self.balancer, self.needs, self._names, self._task_weights)
         self._constant = torch.ones_like(self._task_weights)
         if self.needs == "nothing" and len(tasks) > 1:
             self._constant = balancer.weights(torch.full_like(self._task_weights, torch.nan), None)
@@ -96,7 +95,7 @@ class Balancing:
             self._present = None
             self._fixed = (self._task_weights * self._constant).tolist()
             self._on_device = None
-            set_preference(self.balancer, self.needs, self._names, self._task_weights)
+            balancer_errors.set_preference(self.balancer, self.needs, self._names, self._task_weights)
         everyone = len(present) == self.num_tasks
         self._present = None if everyone else [n for n, name in enumerate(self._all_names) if name in present]
         self._applied = None

@@ -18,7 +18,7 @@ from mtl.step.balancing import Balancing
 from mtl.step.gradient_source import source_in_micro_batches
 from mtl.step.loss_checks import LossChecks
 from mtl.step.micro_batches import MicroBatches
-from mtl.step.passes import Passes, Weigh, Weights
+from mtl.step.passes import Passes, Recorders, Weigh, Weights
 from mtl.step.result import StepResult
 from mtl.step.whole_batch import Preview
 from mtl.task import Task
@@ -98,7 +98,7 @@ class Computation:
 
     def _take(self, micro_batches: MicroBatches, step: int, measure: bool) -> StepResult:
         """Runs the passes of the tasks in the micro-batches, and balances these tasks."""
-        self._clear()
+        self.clear()
         tasks, names, balancing, scaler = micro_batches.tasks, micro_batches.names, self._balancing, self.passes.scaler
         if not tasks:
             return StepResult({}, {}, taken=False)
@@ -111,7 +111,7 @@ class Computation:
             measured = Rows(self._parameters, names, scale=min(scale, 2.0**12))
         if self._reach is not None:
             self._reach.begin()
-        losses = self._run(micro_batches, weights, measure=measured, collect=collect, reach=self._reach)
+        losses = self._run(micro_batches, weights, Recorders(measured, collect, self._reach))
         self.losses, self._tasks, self._shares = losses, tasks, micro_batches.shares
         result = StepResult(dict(zip(names, losses, strict=True)), {})
         if measure:
@@ -133,11 +133,16 @@ class Computation:
             result.total_norm = total_norm(self._parameters.values()) / scale
         return result
 
-    def _run(self, micro_batches: MicroBatches, weights: Weights | Weigh, **recorders: Any) -> list[Tensor]:
+    def _run(
+        self,
+        micro_batches: MicroBatches,
+        weights: Weights | Weigh,
+        recorders: Recorders = Recorders(),  # noqa: B008
+    ) -> list[Tensor]:
         """Runs the forward and backward passes of the micro-batches and returns the loss of each task."""
         if len(micro_batches.batches) > 1:
-            return accumulate(self.passes, self.checks, micro_batches, weights, **recorders)
-        return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, **recorders)
+            return accumulate(self.passes, self.checks, micro_batches, weights, recorders)
+        return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, recorders)
 
     def _collector(self, micro_batches: MicroBatches, scale: float) -> Rows:
         """Returns an object that collects the tasks' gradients during the passes."""
@@ -163,7 +168,7 @@ class Computation:
             return nonfinite
         self.undo()
         rows = Rows(self._parameters, list(result.losses))
-        self._run(micro_batches, [1.0] * len(micro_batches.tasks), measure=rows)
+        self._run(micro_batches, [1.0] * len(micro_batches.tasks), Recorders(measure=rows))
         norms = dict(zip(result.losses, _read(rows.norms().values()), strict=True))
         names = [name for name, norm in norms.items() if not math.isfinite(norm)] or list(norms)
         return dict.fromkeys(names, "its gradient is not finite")
@@ -175,13 +180,14 @@ class Computation:
             Whether everything is now as it was before the step. False if a balancer that works on rows has already
             processed the rows of the step, since its state isn't saved.
         """
-        self._clear()
+        self.clear()
         if self._before is None:
             return False
         self._before.restore()
         return not (self._balancing.needs == "rows" and self._balancing.answered)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Clears the gradients of the model's parameters, and those of the balancer's."""
         for parameter in (*self._parameters.values(), *self.learned):
             parameter.grad = None
 
@@ -213,8 +219,7 @@ class Computation:
             The weighted sum of the losses, a 0-dim tensor; the gradient is in `.grad`.
         """
         assert self._before is not None
-        for parameter in self._parameters.values():
-            parameter.grad = None
+        self.clear()
         self._before.restore_random_state()
         with preserved_buffers(self._model):
             losses = self._run(micro_batches, list(weights))

@@ -10,8 +10,9 @@ trunk, head 1, loss 1, head 2, loss 2, …; `sequential` starts each later forwa
 and the buffers that the first one started from.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from types import NoneType
 from typing import Any
@@ -35,6 +36,22 @@ LEAVES = (Tensor, str, int, float, NoneType)  # the values that features may con
 
 Weights = Sequence[float | Tensor]
 Weigh = Callable[[Sequence[Tensor]], Weights]  # from the losses to their weights
+
+
+@dataclass(frozen=True)
+class Recorders:
+    """Objects that record the gradients of the tasks during the passes; None for what isn't recorded.
+
+    Attributes:
+        measure: Computes the gradient of each task in additional backward passes, for measurements.
+        collect: Takes the gradient of each task out of `.grad` after the backward pass of that task. In `shared` passes
+            it is an `AtFeatures`.
+        reach: Records which parameters each task reaches.
+    """
+
+    measure: Rows | None = None
+    collect: Any = None
+    reach: Reach | None = None
 
 
 class Passes:
@@ -80,10 +97,7 @@ class Passes:
         tasks: Sequence[Task],
         batch: Batch,
         weights: Weights | Weigh,
-        *,
-        measure: Rows | None = None,
-        collect: Any = None,
-        reach: Reach | None = None,
+        recorders: Recorders = Recorders(),  # frozen
     ) -> list[Tensor]:
         """Runs the forward and backward passes; the gradients are accumulated in `.grad`, or collected.
 
@@ -91,10 +105,7 @@ class Passes:
             tasks: The tasks that take part. A task with an objective has to be the only one.
             batch: The micro-batch.
             weights: The factor of each task's loss, or a function from the losses to these factors.
-            measure: Computes the gradient of each task in additional backward passes, for measurements.
-            collect: Takes the gradient of each task out of `.grad` after the backward pass of that task; the weights
-                are then 1. In `shared` passes it is an `AtFeatures`.
-            reach: Records which parameters each task reaches.
+            recorders: Record the gradients of the tasks. If they are collected, the weights are 1.
 
         Returns:
             The unweighted loss of each task, as detached 0-dim tensors.
@@ -104,16 +115,10 @@ class Passes:
         """
         kind = "sequential" if any(task.objective for task in tasks) else self.kind
         passes: Callable[..., list[Tensor]] = getattr(self, f"_{kind}")
-        return passes(tasks, batch, weights, measure, collect, reach)
+        return passes(tasks, batch, weights, recorders)
 
     def _joint(
-        self,
-        tasks: Sequence[Task],
-        batch: Batch,
-        weights: Weights | Weigh,
-        measure: Rows | None,
-        collect: Rows | None,
-        reach: Reach | None,
+        self, tasks: Sequence[Task], batch: Batch, weights: Weights | Weigh, recorders: Recorders
     ) -> list[Tensor]:
         """Runs one forward pass for all tasks and one backward pass of the weighted sum of their losses."""
         losses = []
@@ -123,12 +128,9 @@ class Passes:
         for task in tasks:
             with autocast():
                 losses.append(loss_of(task, self.model.predict(task.name, features), batch))
-            if measure is not None:
-                self._measure(measure, task, losses[-1])
-            if reach is not None:
-                reach.add(task.name, losses[-1])
+            self._record(recorders, task, losses[-1])
         weights = weights(losses) if callable(weights) else weights
-        if collect is None:
+        if recorders.collect is None:
             self.backward(losses, weights)
         else:
             buffers = Buffers(self.model) if len(tasks) > 1 else None
@@ -137,17 +139,11 @@ class Passes:
                 self.backward([loss], [weight], retain_graph=retain_graph)
                 if buffers is not None and retain_graph:
                     buffers.restore()
-                collect.take(task.name)
+                recorders.collect.take(task.name)
         return [loss.detach() for loss in losses]
 
     def _sequential(
-        self,
-        tasks: Sequence[Task],
-        batch: Batch,
-        weights: Weights | Weigh,
-        measure: Rows | None,
-        collect: Rows | None,
-        reach: Reach | None,
+        self, tasks: Sequence[Task], batch: Batch, weights: Weights | Weigh, recorders: Recorders
     ) -> list[Tensor]:
         """Runs a forward and a backward pass for each task; each graph is freed before the next task.
 
@@ -170,25 +166,16 @@ class Passes:
                 else:
                     features = self.model.features(batch)
                 loss = loss_from(self.model, task, batch, features)
-            if measure is not None:
-                self._measure(measure, task, loss)
-            if reach is not None:
-                reach.add(task.name, loss)
+            self._record(recorders, task, loss)
             self.backward([loss], [weight])
-            if collect is not None:
-                collect.take(task.name)
+            if recorders.collect is not None:
+                recorders.collect.take(task.name)
             losses.append(loss.detach())
             del features, loss  # the next task's graph is built only after this one's is gone
         return losses
 
     def _shared(
-        self,
-        tasks: Sequence[Task],
-        batch: Batch,
-        weights: Weights | Weigh,
-        measure: Rows | None,
-        collect: Any,
-        reach: Reach | None,
+        self, tasks: Sequence[Task], batch: Batch, weights: Weights | Weigh, recorders: Recorders
     ) -> list[Tensor]:
         """Runs each head forward and backward as far as the features, and the trunk once forward and once backward.
 
@@ -207,23 +194,20 @@ class Passes:
         for index, task in enumerate(tasks):
             with autocast():
                 loss = loss_of(task, self.model.predict(task.name, cut_features), batch)
-            if measure is not None:
-                self._measure(measure, task, loss, pairs)
-            if reach is not None:
-                reach.add(task.name, loss, pairs)
+            self._record(recorders, task, loss, pairs)
             if not callable(weights):
                 self.backward([loss], [weights[index]])
                 loss = loss.detach()
             losses.append(loss)
-            if collect is not None:
-                collect.take(task.name)
+            if recorders.collect is not None:
+                recorders.collect.take(task.name)
                 at_features[task.name] = [cut.grad for cut in pairs]
                 for cut in pairs:
                     cut.grad = None
         if callable(weights):
             self.backward(losses, weights(losses))
-        if collect is not None:
-            collect.take_at_features(list(pairs.values()), at_features)
+        if recorders.collect is not None:
+            recorders.collect.take_at_features(list(pairs.values()), at_features)
         elif used := [(feature, cut.grad) for cut, feature in pairs.items() if cut.grad is not None]:
             torch.autograd.backward([f for f, _ in used], [g for _, g in used])
         return [loss.detach() for loss in losses]
@@ -255,11 +239,19 @@ class Passes:
             self._starts[key] = torch.tensor(weight, dtype=loss.dtype, device=loss.device)
         return self._starts[key]
 
-    def _measure(self, rows: Rows, task: Task, loss: Tensor, cuts: dict[Tensor, Tensor] | None = None) -> None:
-        """Computes the task's gradient in an additional backward pass, and restores the buffers."""
-        buffers = Buffers(self.model)
-        rows.add(task.name, loss, cuts)
-        buffers.restore()
+    def _record(
+        self, recorders: Recorders, task: Task, loss: Tensor, cuts: Mapping[Tensor, Tensor] | None = None
+    ) -> None:
+        """Measures the task's gradient in an additional backward pass, and records which parameters the task reaches.
+
+        The additional backward pass leaves the buffers as they were.
+        """
+        if recorders.measure is not None:
+            buffers = Buffers(self.model)
+            recorders.measure.add(task.name, loss, cuts)
+            buffers.restore()
+        if recorders.reach is not None:
+            recorders.reach.add(task.name, loss, cuts)
 
 
 def choose(passes: str, model: MultiTaskModel) -> str:

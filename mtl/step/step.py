@@ -162,7 +162,10 @@ class Step:
             Whether everything is now as it was before the step. False if parameters may have been updated, or if a
             balancer that works on rows has already processed the rows of the step.
         """
-        return self.computation.undo() and not self.descent.moving
+        if self.descent.moving:  # what was saved belongs to other parameters
+            self.computation.clear()
+            return False
+        return self.computation.undo()
 
     def update(self, result: StepResult) -> None:
         """Unscales and clips the gradients, and steps the optimizer and the scheduler once.

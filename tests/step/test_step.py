@@ -1,6 +1,7 @@
 """What happens between backward and the next step: order, clipping, precision, schedule, groups."""
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -261,3 +262,27 @@ def test_what_a_step_refuses() -> None:
         match=r"task 't0': its loss failed on a prediction of shape \(8, 5\) and the target 'y0' of shape \(3,\)",
     ):
         mtl.Step(model, tasks).backward({**batch, "y0": batch["y0"][:3]})
+
+
+def test_what_failed_while_the_parameters_moved_is_not_undone() -> None:
+    """Buffers and random state of before the step would belong to other parameters."""
+
+    class Fails(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            super().step(closure)
+            raise MemoryError
+
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    tasks = [mtl.Task("a", head=nn.Linear(4, 1), loss=nn.MSELoss(), target="y")]
+    model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
+    step = mtl.Step(model, tasks, Fails(model.parameters(), lr=0.1))
+    before = trunk[1].running_mean.clone()
+    with pytest.raises(MemoryError):
+        step({"x": torch.randn(8, 3), "y": torch.randn(8, 1)})
+    moved, draws = trunk[1].running_mean.clone(), torch.get_rng_state()
+    assert not torch.equal(moved, before)
+    assert step.undo() is False
+    assert torch.equal(trunk[1].running_mean, moved)
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert all(parameter.grad is None for parameter in model.parameters())
