@@ -65,7 +65,7 @@ def sum_tensors(tensors: Sequence[Tensor]) -> None:
             continue
         flat = torch.cat([_real(tensor).reshape(-1) for tensor in bucket])
         dist.all_reduce(flat)
-        pieces = flat.split([_real(tensor).numel() for tensor in bucket])
+        pieces = torch.split(flat, [_real(tensor).numel() for tensor in bucket])
         for tensor, piece in zip(bucket, pieces, strict=True):
             real = _real(tensor)
             real.copy_(piece.view(real.shape))
@@ -85,14 +85,14 @@ def sum_slices(tensors: Sequence[Tensor]) -> list[Tensor]:
     for bucket in _buckets(tensors):
         lengths = [-(-_real(tensor).numel() // count) for tensor in bucket]
         sent = bucket[0].new_zeros((count, sum(lengths)), dtype=_real(bucket[0]).dtype)
-        for place, tensor in zip(sent.split(lengths, dim=1), bucket, strict=True):
+        for place, tensor in zip(torch.split(sent, lengths, dim=1), bucket, strict=True):
             flat = _real(tensor).reshape(-1)
-            for number, piece in enumerate(flat.split(place.shape[1])):
+            for number, piece in enumerate(torch.split(flat, place.shape[1])):
                 place[number, : len(piece)] = piece
         received = torch.empty_like(sent)
         # gloo's reduce_scatter sends as much as an all_reduce; each pair of processes exchanges what it needs instead.
         dist.all_to_all_single(received, sent)
-        slices += received.sum(0).split(lengths)
+        slices += torch.split(received.sum(0), lengths)
     return [piece.clone() for piece in slices]
 
 
@@ -107,7 +107,7 @@ def gather_slices(slices: Sequence[Tensor], likes: Sequence[Tensor]) -> list[Ten
     for bucket in _buckets(slices):
         lengths = [len(piece) for piece in bucket]
         whole = torch.stack(_gathered(torch.cat(list(bucket))))
-        for columns in whole.split(lengths, dim=1):
+        for columns in torch.split(whole, lengths, dim=1):
             like = likes[len(results)].detach()
             result = torch.empty_like(like)
             real = _real(result)
@@ -123,7 +123,7 @@ def broadcast_tensors(tensors: Sequence[Tensor]) -> None:
     for bucket in _buckets(tensors):
         flat = torch.cat([_real(tensor.detach()).reshape(-1) for tensor in bucket])
         dist.broadcast(flat, 0)
-        pieces = flat.split([_real(tensor).numel() for tensor in bucket])
+        pieces = torch.split(flat, [_real(tensor).numel() for tensor in bucket])
         for tensor, piece in zip(bucket, pieces, strict=True):
             real = _real(tensor.detach())
             real.copy_(piece.view(real.shape))

@@ -16,9 +16,9 @@ def prepare(model: nn.Module, *, sync_batchnorm: bool = False) -> nn.Module:
 
     Args:
         model: The model, on the device of this process. It is changed.
-        sync_batchnorm: Whether to replace batch norm with `torch.nn.SyncBatchNorm`, which normalises with the statistics
-            of the whole batch. Without it, each process normalises its share of the batch by itself, and the running
-            statistics are those of rank 0.
+        sync_batchnorm: Whether to replace batch norm with `torch.nn.SyncBatchNorm`, which normalises with the
+            statistics of the whole batch. Without it, each process normalises its share of the batch by itself, and the
+            running statistics are those of rank 0.
 
     Returns:
         The model.
@@ -28,7 +28,7 @@ def prepare(model: nn.Module, *, sync_batchnorm: bool = False) -> nn.Module:
     """
     check_plain(model)
     if sync_batchnorm and world_size() > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     broadcast_tensors([*model.parameters(), *model.buffers()])
     return model
 
@@ -61,7 +61,8 @@ def check_plain(model: nn.Module) -> None:
     sharded = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
     if sharded:
         raise UserError(
-            f"'{sharded[0]}' of the model is a DTensor, which isn't supported yet. Give mtl.Step a model of plain tensors"
+            f"'{sharded[0]}' of the model is a DTensor, which isn't supported yet. Give mtl.Step a model of plain "
+            "tensors"
         )
 
 

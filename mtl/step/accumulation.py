@@ -7,7 +7,7 @@ the share D / Σ D, so that the gradients and losses add up to those of the whol
 is over the micro-batches of all of them, and each process accumulates the gradients of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
@@ -48,15 +48,17 @@ def accumulate(
     tasks, autocast = micro_batches.tasks, passes.autocast
     device = next(passes.model.parameters()).device
     checks(micro_batches, autocast)
+    totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in tasks]
     preview = None
-    at_once = callable(weights) and len(micro_batches.batches) <= 1  # the passes have the losses before the gradients
-    if (callable(weights) and not at_once) or any(task.whole_batch and task.objective is None for task in tasks):
+    weigh: Callable[..., Weights] | None = None
+    if callable(weights) and len(micro_batches.batches) <= 1:  # the passes have all losses before any gradient
+        weigh = partial(_weigh, weights, totals)
+    if (callable(weights) and weigh is None) or any(task.whole_batch and task.objective is None for task in tasks):
         preview = Preview(passes.model, micro_batches, autocast)
     watches = checks.watches(micro_batches)
     all_weights = weights(preview.losses) if callable(weights) and preview else cast(Weights, weights)
-    totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in tasks]
-    if at_once and not any(micro_batches.members):  # other processes need this one for the sums of the losses
-        _weigh([], weights, [], [], totals)
+    if weigh is not None and not any(micro_batches.members):  # other processes wait for this one's losses
+        weigh([], [], [])
     for number, (batch, row) in enumerate(zip(micro_batches.batches, micro_batches.shares, strict=True)):
         members = micro_batches.members[number]
         if not members:
@@ -67,10 +69,7 @@ def accumulate(
         present = preview.tasks_of(number) if preview else [tasks[i] for i in members]
         present = [watches[task.name].task if task.name in watches else task for task in present]
         factors: Weights | Weigh
-        if at_once:
-            factors = partial(_weigh, weights=weights, members=members, row=row, zeros=totals)
-        else:
-            factors = [all_weights[i] * row[i] for i in members]
+        factors = partial(weigh, members, row) if weigh else [all_weights[i] * row[i] for i in members]
         losses = passes(present, batch, factors, recorders)
         for index, loss in zip(members, losses, strict=True):
             totals[index] = totals[index] + row[index] * loss
@@ -80,15 +79,17 @@ def accumulate(
     return preview.corrected(totals) if preview else totals
 
 
-def _weigh(losses: Sequence[Tensor], weights: Weigh, members: Sequence[int], row: Sequence[float], zeros: Sequence[Tensor]) -> Weights:
+def _weigh(
+    weights: Weigh, zeros: Sequence[Tensor], members: Sequence[int], row: Sequence[float], losses: Sequence[Tensor]
+) -> Weights:
     """Returns the factors of this process's losses, for weights that depend on the losses over all processes.
 
     Args:
-        losses: The losses of the tasks in the only micro-batch of this process.
         weights: A function from the losses of all tasks to their weights.
-        members: The indices of the tasks in the micro-batch.
-        row: By task, the share of the micro-batch in the task's loss.
         zeros: A zero for each task.
+        members: The indices of the tasks in the only micro-batch of this process.
+        row: By task, the share of this micro-batch in the task's loss.
+        losses: The losses of the tasks in the micro-batch.
     """
     totals = list(zeros)
     for index, loss in zip(members, losses, strict=True):

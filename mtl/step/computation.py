@@ -143,7 +143,7 @@ class Computation:
     ) -> list[Tensor]:
         """Runs the forward and backward passes of the micro-batches and returns the loss of each task.
 
-        The gradients in `.grad` are those of all processes; the recorders sum the gradients that they have by themselves.
+        The gradients in `.grad` are those of all processes. Recorders sum the gradients that they hold by themselves.
         """
         if len(micro_batches.batches) == 1 and world_size() == 1:
             return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, recorders)

@@ -123,9 +123,7 @@ def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int
     return list(groups.values())
 
 
-def shares(
-    tasks: list[Task], batches: list[Batch], members: list[list[int]]
-) -> tuple[list[list[float]], set[int]]:
+def shares(tasks: list[Task], batches: list[Batch], members: list[list[int]]) -> tuple[list[list[float]], set[int]]:
     """Computes the share of each task's loss in each micro-batch.
 
     The share is the denominator of the task's mean on the micro-batch, divided by the sum over all micro-batches of all
