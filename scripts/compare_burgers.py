@@ -155,15 +155,15 @@ points are drawn anew in each step. The table shows the error relative to the ex
 
 The table was made by `scripts/compare_burgers.py`: mean ± standard deviation over {seeds} seeds, then each seed. The
 error is that of the last parameters, because in practice there is no exact solution by which better ones could be
-chosen. All methods use the network, the learning rate and the {ALL:,} steps of the task's config, which were chosen with
-`equal` and seed 0. The time is that of all steps, divided by that of `equal`, on one CPU thread; the methods were timed
-in turn in one process.
+chosen. All methods use the network, the learning rate and the {ALL:,} steps of the task's config, which were chosen
+with `equal` and seed 0. The time is that of all steps, divided by that of `equal`, on one CPU thread; the methods were
+timed in turn in one process.
 
 Methods whose errors are smaller than those of `equal` in all seeds: {told(below)}. Larger in all seeds: {told(above)}.
 Overlapping: {told(among)}.
-The seeds of two equally good methods, {seeds} each, are separated in this way in 1 of {one_in} comparisons, and this page
-has {len(errors) - 1} comparisons. So a separation is no more than a hint, and overlapping methods cannot be ranked.
-The results are for one equation and one network.
+The seeds of two equally good methods, {seeds} each, are separated in this way in 1 of {one_in} comparisons, and this
+page has {len(errors) - 1} comparisons. So a separation is no more than a hint, and overlapping methods cannot be
+ranked. The results are for one equation and one network.
 
 The last row is Adam for {ADAM:,} steps, then {LBFGS:,} steps of L-BFGS. Each of these has up to {ITERATIONS} iterations
 on the loss of its own points, with constant task weights:
