@@ -252,12 +252,13 @@ def main() -> None:
             taken = times(case, options.rounds)
             figures[case] = {column: (taken[column], memory(case, column)) for column in COLUMNS}
             print(case, {c: f"{ms:.1f} ms, {mb:.0f} MB" for c, (ms, mb) in figures[case].items()}, flush=True)
-    own = "A balancer's own arithmetic, milliseconds, mean over random Gramians:"
+    own = "Time of a balancer's own arithmetic in milliseconds, mean over random Gramians:"
     tables = f"{report(figures)}\n\n{own}\n\n{arithmetic(options.rounds)}\n"
     print(tables)
     if options.write:
-        head = "# What balancing costs\n\nMade by `scripts/bench_balancing.py`, which says what is measured. "
-        options.write.write_text(f"{head}Cells: milliseconds a step / peak MB above the model.\n\n{tables}", "utf-8")
+        head = "# What balancing costs\n\nMade by `scripts/bench_balancing.py`, which describes the measurements. "
+        cells = "Cells: milliseconds per step / peak memory in MB, without the model."
+        options.write.write_text(f"{head}{cells}\n\n{tables}", "utf-8")
 
 
 if __name__ == "__main__":

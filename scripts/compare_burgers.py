@@ -143,38 +143,40 @@ def report(errors: dict[str, list[float]], times: dict[str, float]) -> str:
     one_in = math.comb(2 * seeds, seeds) // 2
     return f"""# Burgers' equation
 
-`python -m mtl.train task=burgers` trains a network u(t, x) until it solves u_t + u·u_x = ν u_xx, with ν = 0.01/π,
-u(0, x) = −sin πx and u(t, ±1) = 0, for t from 0 to 1. There are no data: the tasks are the mean square of the
-equation's residual at 1,000 points, of u at 100 points of the boundary, and of u + sin πx at 100 points with t = 0, all
-drawn anew in each step. What is measured is the error against the exact solution (Cole–Hopf, by quadrature),
-‖u − exact‖ / ‖exact‖, on a grid of 100 times and 255 places.
+`python -m mtl.train task=burgers` trains a network u(t, x) to solve u_t + u·u_x = ν u_xx, with ν = 0.01/π,
+u(0, x) = −sin πx and u(t, ±1) = 0, for t from 0 to 1. There are no data. The tasks are the mean squares of the
+equation's residual at 1,000 points, of u at 100 points of the boundary, and of u + sin πx at 100 points with t = 0; all
+points are drawn anew in each step. The table shows the error relative to the exact solution (Cole–Hopf, by quadrature),
+‖u − exact‖ / ‖exact‖, on a grid of 100 times and 255 positions.
 
 ![The exact solution, a network's, and their difference]({PICTURE.name})
 
 {chr(10).join(lines)}
 
-Made by `scripts/compare_burgers.py`: mean ± standard deviation over {seeds} seeds, then each seed. The error is that of
-the parameters at the end: whoever solves an equation has no solution to choose the best ones by. Network, learning rate
-and the {ALL:,} steps are those of the task's config for all; they were chosen with `equal` and seed 0. The time is that
-of all steps over `equal`'s, one CPU thread, each way in turn in one process.
+The table was made by `scripts/compare_burgers.py`: mean ± standard deviation over {seeds} seeds, then each seed. The
+error is that of the last parameters, because in practice there is no exact solution by which better ones could be
+chosen. All methods use the network, the learning rate and the {ALL:,} steps of the task's config, which were chosen
+with `equal` and seed 0. The time is that of all steps, divided by that of `equal`, on one CPU thread; the methods were
+timed in turn in one process.
 
-All seeds below all of `equal`'s: {told(below)}. All above: {told(above)}. Among them: {told(among)}.
-Of two methods that are equally good, {seeds} seeds each lie that far apart in 1 of {one_in} comparisons, and here are
-{len(errors) - 1} of them: a hint and no more, and no ranking of those whose seeds lie among each other's. It is one
-equation, with one network.
+Methods whose errors are smaller than those of `equal` in all seeds: {told(below)}. Larger in all seeds: {told(above)}.
+Overlapping: {told(among)}.
+The seeds of two equally good methods, {seeds} each, are separated in this way in 1 of {one_in} comparisons, and this
+page has {len(errors) - 1} comparisons. So a separation is no more than a hint, and overlapping methods cannot be
+ranked. The results are for one equation and one network.
 
-The last row is Adam for {ADAM:,} steps, then {LBFGS:,} steps of L-BFGS, each of up to {ITERATIONS} iterations along
-the loss of its own points, the tasks' weights held fixed:
+The last row is Adam for {ADAM:,} steps, then {LBFGS:,} steps of L-BFGS. Each of these has up to {ITERATIONS} iterations
+on the loss of its own points, with constant task weights:
 
 ```bash
 python -m mtl.train task=burgers trainer.max_epochs={(ADAM + LBFGS) // 500} \\
   'optimizer.then={THEN}'
 ```
 
-`mtl.optimizers.LBFGS` is PyTorch's, but takes no curvature from the gradients of two different draws. Many iterations
-on one draw of 1,000 points may fit these and not the equation: keep `max_iter` small, or the batches large. Balancers
-that work on the gradients themselves are refused with it, and `conflict_free` doesn't suit it: its weights may be
-negative, and a loss with such weights has no lowest value.
+`mtl.optimizers.LBFGS` is PyTorch's L-BFGS, except that it takes no curvature from the gradients of two different draws.
+Many iterations on one draw of 1,000 points may fit these points instead of the equation: keep `max_iter` small, or the
+batches large. Balancers that work on the gradients themselves are refused with L-BFGS. `conflict_free` is not suitable,
+because its weights may be negative, and a loss with such weights has no lowest value.
 """
 
 

@@ -25,17 +25,18 @@ COLUMNS = 5
 EVERY = 100  # steps from one point of a path to the next
 INTRODUCTION = f"""# The two-task toy problem
 
-Where every balancer ends on the toy problem (`scripts/toy.py`) of CAGrad, Nash-MTL and FAMO: two losses of x ∈ R²,
-one ten times as steep as the other, from five starts, with Adam at 1e-3 and {toy.STEPS:,} steps. The Pareto front runs
-from (−7, −8.43) to (7, −8.43). ✓ marks ends that are on it, to within 0.05, and the thousands of steps after which the
-run was there for good. Made by `python scripts/plot_toy.py --write docs/toy.md`.
+This page shows where every balancer ends on the toy problem (`scripts/toy.py`) of CAGrad, Nash-MTL and FAMO: two losses
+of x ∈ R², one ten times as steep as the other, from five starting points, with Adam at a learning rate of 1e-3 and
+{toy.STEPS:,} steps. The Pareto front extends from (−7, −8.43) to (7, −8.43). ✓ marks end points within 0.05 of the
+front; the number after it is the number of steps, in thousands, after which the run stayed on the front. The page was
+made by `python scripts/plot_toy.py --write docs/toy.md`.
 
-The balancers are as their configs make them, with one exception: FAMO without weight decay, as its authors have it
-here. Losses are told above their lowest values, which matters to the methods that look at losses; an epoch is
-{toy.EPOCH:,} steps.
+The balancers have the arguments of their configs, with one exception: FAMO has no weight decay, as in its authors' code
+for this problem. The balancers get the losses minus a lower bound, which matters to methods that use the losses. An
+epoch is {toy.EPOCH:,} steps.
 
-A run that has not arrived may be on its way. From (9, 9) ConFIG, UPGrad, PCGrad, DualProj, CAGrad and GradVac reach the
-front after 53,000 to 101,000 steps; the plain sum has not left its valley after 130,000.
+A run that is not on the front at the end may reach it later. From (9, 9) ConFIG, UPGrad, PCGrad, DualProj, CAGrad and
+GradVac reach the front after 53,000 to 101,000 steps; the plain sum has not left its valley after 130,000 steps.
 
 ![The runs](toy.png)
 

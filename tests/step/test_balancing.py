@@ -410,7 +410,7 @@ def test_docstring_names_its_source(name: str) -> None:
 
 def test_docs_say_of_every_balancer_what_it_is() -> None:
     text = (ROOT / "docs/balancing.md").read_text()
-    text = text[: text.index("## As the authors have it")]
+    text = text[: text.index("## Settings of the authors' code")]
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
     table = {cells[0].strip("| `"): cells[1:4] for cells in rows}
     words = {"nothing": "nothing", "past": "earlier losses", "losses": "losses", "gramian": "Gramian", "rows": "rows"}
