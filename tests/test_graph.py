@@ -116,7 +116,7 @@ def test_without_dot_there_are_tables_and_numbers(here: Path, monkeypatch: pytes
     assert {"leaves.csv", "life.csv", "graph.md"} <= {path.name for path in done.run.iterdir()}
     assert not list(done.run.glob("graph*.svg"))
     assert "trunk.conv1.weight" in done.out
-    assert "Peak memory: joint" in done.out
+    assert "Peak of saved memory: joint" in done.out
 
 
 def test_without_the_extra_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ class MoCo(Balancer):
     averages start at zero and take as much memory as the gradients. In a step, the λ of the present tasks are scaled to
     the sum 1; the stored λ preserve their previous sum, so that the sum over all tasks remains 1. Needs the rows.
 
-    LibMTL's method of this name is different: it scales each gradient to the norm of its loss before the averaging, and
-    has a softmax instead of the projection.
+    LibMTL's method of this name is different: before the averaging it scales each gradient so that its norm is the
+    task's loss, and it has a softmax instead of the projection.
 
     Args:
         beta: β, in (0, 1].

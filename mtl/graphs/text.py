@@ -158,7 +158,7 @@ def _state(walk: Walk, name: str, *, called: bool, walked: bool) -> str:
 def peaks(lives: Mapping[str, Life], chosen: str) -> str:
     """Returns one sentence that compares the peaks of the kinds of passes."""
     each = [f"{kind} {size(life.peak)}{' (this config)' if kind == chosen else ''}" for kind, life in lives.items()]
-    return f"Peak memory: {', '.join(each)}."
+    return f"Peak of saved memory: {', '.join(each)}."
 
 
 def size(count: int) -> str:

@@ -92,7 +92,7 @@ class Table(nn.Module):
             UserError: If the number or the type of the columns is wrong, or if a value isn't a number.
         """
         if len(columns) != len(self.inputs):
-            raise UserError(f"the trunk got {len(columns)} columns; model.inputs needs {', '.join(self.inputs)}")
+            raise UserError(f"the trunk got {len(columns)} columns, but model.inputs is {', '.join(self.inputs)}")
         by_name = dict(zip(self.inputs, columns, strict=True))
         raw = [self._tensor(name, column) for name, column in by_name.items() if name not in self.vocabularies]
         parts: list[Tensor] = []

@@ -136,7 +136,7 @@ def test_bytes_for_people() -> None:
         life.begin(phase)
         life.change(torch.zeros(count), +1)
         life.end(phase)
-    assert text.peaks(lives, "shared") == "Peak memory: joint 2.000 kB, shared 1.000 kB (this config)."
+    assert text.peaks(lives, "shared") == "Peak of saved memory: joint 2.000 kB, shared 1.000 kB (this config)."
     assert text.life(lives).rows == [
         ["joint", "a forward", "2.000 kB", "2.000 kB"],
         ["shared", "a forward", "1.000 kB", "1.000 kB"],

@@ -68,7 +68,7 @@ def test_what_is_refused() -> None:
         trunk(torch.tensor([1]), torch.tensor([2]))
     with pytest.raises(mtl.UserError, match=r"'city' is a tensor of torch\.float32; .* categories integers"):
         trunk(torch.tensor([1.0]), torch.tensor([2.0]))
-    with pytest.raises(mtl.UserError, match=r"the trunk got 1 columns; model\.inputs needs age, city"):
+    with pytest.raises(mtl.UserError, match=r"the trunk got 1 columns, but model\.inputs is age, city"):
         trunk([1])
 
 
