@@ -238,7 +238,7 @@ def test_times_and_lists_are_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "a.parquet")
     for cell, kind in ((pandas.Timestamp("2020-01-01"), "datetime64"), ([1, 2], "mixed")):
         pandas.DataFrame({"x": [cell] * 4, "y": [1, 2, 3, 4]}).to_parquet(path)
-        with pytest.raises(mtl.UserError, match=rf"'x' of a\.parquet holds {kind}, not numbers or texts"):
+        with pytest.raises(mtl.UserError, match=rf"'x' of a\.parquet contains {kind}, not numbers or texts"):
             table(path, inputs=["x"], targets=["y"], split=[1, 0, 0])
 
 
