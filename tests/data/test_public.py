@@ -330,7 +330,7 @@ def test_pets_masks_are_drawn_with_their_pictures(tmp_path: Path) -> None:
 
 
 def test_pets_missing_or_damaged(tmp_path: Path) -> None:
-    page = r"must contain the folders images and annotations, .*get them from https://www\.robots\.ox\.ac\.uk/~vgg/data/pets"
+    page = r"must contain the folders images and annotations \(with .*get them from https://www\.robots\.ox\.ac\.uk/~vgg/data/pets"
     with pytest.raises(
         mtl.UserError, match=rf"Oxford-IIIT Pet: its files can't be read in {tmp_path}/oxford-iiit-pet.*{page}"
     ):
