@@ -1,4 +1,4 @@
-"""python -m mtl.graph task=…: shows what autograd builds for one batch, and how long it lives, without training."""
+"""python -m mtl.graph task=…: shows the graphs of one batch and their memory over a step, without training."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def graph(composed: DictConfig) -> None:
     """
     config, options = schema.check_graph(composed)  # check the config before the slow import of torch
     if config["resume"] is not None:
-        raise UserError("resume: mtl.graph trains nothing, so there is nothing to go on with; init_from=… is possible")
+        raise UserError("resume: mtl.graph doesn't train, so it can't resume a run; init_from=… is possible")
     from mtl.process.seeding import num_threads
 
     try:
@@ -68,7 +68,7 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
     text.write_life(lives, folder / "life.csv")
     of_leaves = text.notes(walk, reach, model.frozen_until)
     of_life = [text.peaks(lives, chosen)] if lives else []
-    of_life += [f"Not measured by {kind} passes: {why}." for kind, why in refused.items()]
+    of_life += [f"No measurement for {kind} passes: {why}." for kind, why in refused.items()]
     whole = [text.leaves(walk, None).markdown(), *of_leaves, text.life(lives, None).markdown(), *of_life]
     (folder / "graph.md").write_text("\n\n".join(whole), encoding="utf-8")
     show(console, text.leaves(walk), of_leaves, "leaves.csv")
@@ -120,7 +120,7 @@ def look(problem: "Built", batch: Any, pictures: "Pictures") -> "tuple[Walk, Map
 
 
 def live(problem: "Built", batch: Any) -> "tuple[dict[str, Life], dict[str, UserError]]":
-    """Returns the life of one step for each kind of passes, and for kinds that fail the error."""
+    """Returns the memory over a step for each kind of passes, and the errors of the kinds that fail."""
     from mtl.choices import PASSES
     from mtl.config.training import build_step
     from mtl.graphs import Life, backward, living_anyway
@@ -214,7 +214,7 @@ def show(console: "Console", grid: "Grid", lines: "Sequence[str]", where: str) -
     """Prints a table and sentences about it."""
     console.print(grid.rich())
     if grid.left_out:
-        report(console, f"  … and {grid.left_out} rows more, in {where}")
+        report(console, f"  … and {grid.left_out} more rows in {where}")
     for line in lines:
         console.print(line, highlight=False, markup=False)
     console.print()

@@ -165,11 +165,11 @@ def test_a_group_of_data_has_splits_of_its_own(run: Ended, figures: list[Any]) -
         (
             "standardize_targets: [income]",
             "standardize_targets: []",
-            "standardize_targets: 'income' is listed there in",
+            "standardize_targets: 'income' was listed in the config",
         ),
-        ("batch_size: 8\n", "classes: [income]\nbatch_size: 8\n", "classes: 'income' isn't listed there in the config"),
+        ("batch_size: 8\n", "classes: [income]\nbatch_size: 8\n", "classes: 'income' was not listed in the config"),
         ("inputs: [age, city]", "inputs: [age]", "model.inputs: 'city' not in batch"),
-        ("[age, city]", "[age, city]\ncategories: [age]", "categories: 'age' isn't listed there"),
+        ("[age, city]", "[age, city]\ncategories: [age]", "categories: 'age' was not listed in the config"),
     ):
         group.write_text(text.replace(old, new, 1))
         ended = command("evaluate", *given)
@@ -351,7 +351,7 @@ def test_tables_follow_the_facts_that_they_are_given(tmp_path: Path) -> None:
         assert fields["k"].tolist() == [1, -100]
         assert fields["n"].nan_to_num(-1).tolist() == [4, -1]
         assert fields["x"].nan_to_num(-1).tolist() == [5, -1]  # the trunk standardises, by the facts
-    with pytest.raises(mtl.UserError, match="data.split is null; a training needs three shares"):
+    with pytest.raises(mtl.UserError, match="data.split is null; training needs three shares"):
         table(str(tmp_path / "new.csv"), **options, split=None)
     with pytest.raises(mtl.UserError, match="the model was trained without the column 'n'; its inputs are: x, c"):
         table(str(tmp_path / "new.csv"), inputs=["n"], targets=["k"], split=None, trained_on=facts)

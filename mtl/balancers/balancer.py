@@ -33,7 +33,7 @@ class Balancer:
             has different inner products with the gradients than the method assumes.
         preference: How the balancer uses task weights, which the user sets. `scale`: losses and gradients are
             multiplied by the task weights before the balancer gets them. `steer`: the method is invariant to the scale
-            of the losses; the balancer gets them unscaled, finds the task weights in `own`, and includes them in the
+            of the losses; the balancer gets them unscaled, reads the task weights from `own`, and includes them in the
             result. `none`: the method can't use task weights.
         looks_back: Whether `after` needs the losses after the step as well.
         own: The task weights, (T,), float64, on the CPU, if `preference` is `steer`.
@@ -139,7 +139,7 @@ class Balancer:
 
     @staticmethod
     def _at(device: torch.device, present: Tensor) -> Tensor:
-        return present.to(device, non_blocking=True)  # else the CPU would wait until the GPU is idle
+        return present.to(device, non_blocking=True)  # a blocking copy would wait until the GPU is idle
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state that lasts from step to step."""
@@ -181,8 +181,8 @@ def parameters_of(over: str, scope: str | None = None) -> tuple[str, str]:
             raise ValueError(f"{name}: '{value}' is not one of shared, all")
     if over == "all" and scope == "shared":
         raise ValueError(
-            "over: 'all' finds the weights for the whole gradients, heads included, and with scope 'shared' they would "
-            "multiply the shared parameters' part alone; set scope to all"
+            "over: 'all' computes the weights for the whole gradients, heads included, but with scope 'shared' they "
+            "would multiply only the gradients over the shared parameters; set scope to all"
         )
     return over, scope or over
 

@@ -65,7 +65,7 @@ class Collate:
             text = text_of(error) if isinstance(error, UserError) else told(error)
             if self._collate is not None:
                 raise UserError(f"data.collate fails on {of}: {text}") from error
-            raise UserError(unlike(samples) or f"{of} make no batch: {text}") from error
+            raise UserError(unlike(samples) or f"{of} can't be collated: {text}") from error
 
 
 def unlike(samples: Sequence[Numbered]) -> str:

@@ -98,7 +98,7 @@ def _colours(image: "Image", path: str | Path, kind: str, bits: int, *, most_is_
     if image.mode not in (*EIGHT_BITS, *ALPHA):
         raise UserError(
             f"the picture {path} has pixels of Pillow's mode {image.mode}, whose range isn't known; save it with 8 "
-            "bits a colour, or in grey with 16"
+            "bits per colour, or as a grey picture with 16 bits"
         )
     if image.mode in ALPHA or transparent is not None:
         image = image.convert("RGBA")
@@ -109,7 +109,7 @@ def _colours(image: "Image", path: str | Path, kind: str, bits: int, *, most_is_
 
 def _transparent(path: str | Path) -> UserError:
     return UserError(
-        f"the picture {path} has transparent pixels, whose colours aren't known; lay it over a background, such as "
+        f"the picture {path} has transparent pixels, whose colours aren't known; put it on a background, for example "
         "with Pillow's Image.alpha_composite, and save it without transparency"
     )
 

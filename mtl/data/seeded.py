@@ -67,7 +67,7 @@ class SeededStream(IterableDataset[Any]):
                 sample = next(samples)
             except StopIteration:
                 name = type(self.dataset).__name__
-                raise UserError(f"{name} ends after {index} samples; its length is said to be {self.stop}") from None
+                raise UserError(f"{name} ends after {index} samples, but its length is {self.stop}") from None
             except FOREIGN as error:
                 raise _of_sample(index, error) from error
             finally:

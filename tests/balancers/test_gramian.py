@@ -562,7 +562,9 @@ def test_gradnorm_where_losses_or_gradients_are_zero() -> None:
     assert torch.equal(balancer.initial, torch.tensor([1.0, 4.0]).double())
     assert torch.equal(w[2], w[3])
     assert torch.equal(w[3], w[4])
-    with pytest.raises(ArithmeticError, match=r"ratios of losses, none of them below 0, but \[-0.5, 1.0\]"):
+    with pytest.raises(
+        ArithmeticError, match=r"training rates need losses of at least 0, but the losses are \[-0.5, 1.0\]"
+    ):
         balancer.weights(torch.tensor([-0.5, 1.0]).double(), torch.eye(2).double())
 
 

@@ -174,7 +174,11 @@ def test_classes_that_look_like_numbers_are_told_with_what_helps(problem: Path) 
             "",
             "MSELoss compares numbers; write plain numbers into the column, or take /objective@tasks.income",
         ),
-        ("1,5 2,5", "income", "'income' is of classes, which have no mean. If '1,5' is meant as a number, write plain"),
+        (
+            "1,5 2,5",
+            "income",
+            "'income' contains classes, which have no mean. If '1,5' is meant as a number, write plain",
+        ),
         ("many", "", "which no row for training has; it has: $0"),
     ):
         cells = [f"${row}" for row in range(100)] if income == "many" else income.split() * 50

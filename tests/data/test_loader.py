@@ -76,7 +76,7 @@ def test_collate_makes_the_batches() -> None:
         batches = list(Loader(dataset, batch_size=4, collate=flat).batches())
         assert [batch["names"] for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
         assert batches[2]["rows"].tolist() == [8, 9]
-    with pytest.raises(mtl.UserError, match=r"data\.collate gives a list; a batch must be a dict of fields"):
+    with pytest.raises(mtl.UserError, match=r"data\.collate returns a list; a batch must be a dict of fields"):
         list(Loader(Samples(), batch_size=4, collate=list).batches())
 
 
@@ -424,4 +424,4 @@ def test_iterable_data_sets() -> None:
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_iterable_data_set_that_ends_too_early(num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
-    assert said(Stream(Draws(), 15), num_workers).endswith("Stream ends after 12 samples; its length is said to be 15")
+    assert said(Stream(Draws(), 15), num_workers).endswith("Stream ends after 12 samples, but its length is 15")

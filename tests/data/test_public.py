@@ -121,7 +121,7 @@ def moved(image: torch.Tensor, down: int, right: int, mirrored: bool) -> torch.T
 
 
 def test_cifar100_missing_or_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = r"It must hold the files train, test and meta, whole: get them from https://www\.cs\.toronto\.edu/~kriz/cifar\.html"
+    page = r"must contain the files train, test and meta, undamaged: get them from https://www\.cs\.toronto\.edu/~kriz/cifar\.html"
     with pytest.raises(
         mtl.UserError, match=rf"CIFAR-100: its files can't be read in .*cifar-100-python .*{page}.*download=true"
     ):
@@ -248,7 +248,7 @@ def test_celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: in
 
 def test_celeba_missing_or_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (
-        r"It must hold the folder img_align_celeba and list_attr_celeba\.txt, .*get them from https://mmlab\.ie\.cuhk"
+        r"must contain the folder img_align_celeba and list_attr_celeba\.txt, .*get them from https://mmlab\.ie\.cuhk"
     )
     with pytest.raises(mtl.UserError, match=rf"CelebA: its files can't be read in {tmp_path}/celeba .*{page}"):
         celeba(root=str(tmp_path))
@@ -330,7 +330,7 @@ def test_pets_masks_are_drawn_with_their_pictures(tmp_path: Path) -> None:
 
 
 def test_pets_missing_or_damaged(tmp_path: Path) -> None:
-    page = r"It must hold the folders images and annotations, .*get them from https://www\.robots\.ox\.ac\.uk/~vgg/data/pets"
+    page = r"must contain the folders images and annotations \(with .*get them from https://www\.robots\.ox\.ac\.uk/~vgg/data/pets"
     with pytest.raises(
         mtl.UserError, match=rf"Oxford-IIIT Pet: its files can't be read in {tmp_path}/oxford-iiit-pet.*{page}"
     ):
@@ -391,8 +391,8 @@ def test_office_messages(tmp_path: Path) -> None:
         ({"kind": "office31", "domain": "Art"}, "data.domain: 'Art' is not one of amazon, dslr, webcam"),
         (
             {"kind": "office_home", "domain": "Real World"},
-            f"Office-Home: there are no pictures in {tmp_path}/Real World. It must hold a folder for each class: get the "
-            "set from https://www.hemanthdv.org/officeHomeDataset.html",
+            f"Office-Home: there are no pictures in {tmp_path}/Real World. This folder must contain a folder for each "
+            "class: get the data set from https://www.hemanthdv.org/officeHomeDataset.html",
         ),
     ):
         with pytest.raises(mtl.UserError) as error:

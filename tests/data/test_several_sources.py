@@ -70,8 +70,11 @@ def test_half_of_the_labels(here: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["tasks.left.source=pear"], "tasks.left.source: it names the source 'pear'; there are: single, pairs"),
-        (["tasks.left.source=null"], "tasks.left.source: it names no source; there are: single, pairs"),
+        (
+            ["tasks.left.source=pear"],
+            "tasks.left.source: the task names the source 'pear'; the sources are: single, pairs",
+        ),
+        (["tasks.left.source=null"], "tasks.left.source: the task names no source; the sources are: single, pairs"),
         (
             ["tasks.left.source=single"],
             "task 'left': target 'left' not in batch; the dataset gives: image, digit, parity",

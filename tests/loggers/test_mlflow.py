@@ -263,7 +263,7 @@ def test_a_refused_figure_costs_only_itself(folder: Path) -> None:
     loggers.end()
     loggers.close()
     assert len(lines) == 1
-    assert lines[0].startswith("warning  MLflowLogger leaves out 'tag/7': ")
+    assert lines[0].startswith("warning  MLflowLogger can't log 'tag/7': ")
     assert "; 'tag/1100': " in lines[0]
     found = history(folder / "runs.db")
     refused = ("tag/7", "tag/1100")
@@ -292,7 +292,7 @@ def test_a_store_that_fails_for_a_time_gets_all(folder: Path, monkeypatch: pytes
         assert loggers.state_dict()["MLflowLogger"]["run"] == state["run"]
         assert [each[0] for each in state["held"]] == ["loss/a/train", "epoch"]
     assert len(lines) == 1
-    assert "error    MLflowLogger can't write: no space left. Training goes on, and it is tried again" in lines[0]
+    assert "error    MLflowLogger can't write: no space left. Training goes on; it will try again" in lines[0]
     other = logger_of(folder)  # a process that goes on from the checkpoint of then has what was held
     other.load_state_dict(state)
     other.log(2, 1, {"loss/a/train": 0.25})
@@ -336,7 +336,7 @@ def test_parameters_that_fail_leave_the_figures(folder: Path, monkeypatch: pytes
     with Loggers([logger], lines.append) as loggers:
         loggers.log(1, 1, {"loss/a/train": 0.5})
         loggers.end()
-    assert lines == ["warning  MLflowLogger leaves out 'a': too long; 'b': too long"]
+    assert lines == ["warning  MLflowLogger can't log 'a': too long; 'b': too long"]
     assert history(folder / "runs.db")["loss/a/train"] == [(1, 0.5)]
     assert only_run(folder / "runs.db").info.status == "FINISHED"
 

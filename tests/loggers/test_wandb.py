@@ -238,8 +238,8 @@ def test_a_tag_that_is_a_column_and_a_figure_that_is_refused(tmp_path: Path, mon
         assert loggers.state_dict()["WandbLogger"]["rows"] == 2
     loggers.close()
     assert lines == [
-        "warning  WandbLogger leaves out 'odd': no number",
-        "error    WandbLogger can't write: its process is gone. Training goes on, and it is tried again",
+        "warning  WandbLogger can't log 'odd': no number",
+        "error    WandbLogger can't write: its process is gone. Training goes on; it will try again",
     ]
     found = rows(tmp_path)
     assert [row["step"] for row in found] == [1, 2, 3]

@@ -137,7 +137,7 @@ def test_network() -> None:
 
 @pytest.mark.parametrize("objective", [burgers.residual, burgers.boundary, burgers.initial])
 def test_a_network_of_another_shape_is_refused(objective: Any) -> None:
-    with pytest.raises(mtl.UserError, match=r"the trunk gives u of shape \(200, 1\) for 200 points"):
+    with pytest.raises(mtl.UserError, match=r"the trunk returns u of shape \(200, 1\) for 200 points"):
         objective(Model(nn.Linear(2, 1).double()), {"point": POINTS})
 
 

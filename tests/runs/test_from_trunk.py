@@ -103,7 +103,7 @@ def test_wrong_trunks_are_told_in_a_sentence(here: Path) -> None:
         ([*vision, "model.trunk.depth=3"], "no key 'model.trunk.depth'"),
         (["model/trunk=cnn"], "model.trunk.in_channels: a value is needed here"),
         (["model/trunk=cnn", "model.trunk.in_channels=3"], "the trunk can't take its inputs image, of shape (500, 1, 28, 28)"),
-        (["model/trunk=transformer", "model.trunk.max_length=4"], "model.trunk: give vocabulary"),
+        (["model/trunk=transformer", "model.trunk.max_length=4"], "model.trunk: set either vocabulary"),
         (
             ["model/trunk=picked", "model.trunk.module._target_=torch.nn.Flatten", "model.trunk.output=out", "model.trunk.num_features=3"],
             "model.trunk.output is 'out', and a Tensor of the module's output has no 'out'",

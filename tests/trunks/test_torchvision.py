@@ -114,7 +114,7 @@ def test_wrong_settings(tmp_path: Path, resnet: tuple[nn.Module, Path]) -> None:
     with pytest.raises(mtl.UserError, match=r"model\.trunk\.weights: there is no file 'nowhere\.pth'"):
         Torchvision("resnet18", weights="nowhere.pth")
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(mtl.UserError, match=r"text\.pth' holds no state dict"):
+    with pytest.raises(mtl.UserError, match=r"text\.pth' contains no state dict"):
         Torchvision("resnet18", weights=str(tmp_path / "text.pth"))
     with pytest.raises(
         mtl.UserError,
