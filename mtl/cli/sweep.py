@@ -190,7 +190,7 @@ def _newest_first(root: str) -> Iterator[tuple[Path, list[str]]]:
             typed = arguments(path.parent)
             check_folder(path.parent)
         except (OSError, UserError) as error:  # the folder may belong to something else
-            log.warning("%s is passed over: %s", path.parent, first_line(error))
+            log.warning("%s is skipped: %s", path.parent, first_line(error))
             continue
         yield path.parent, typed
 

@@ -399,7 +399,7 @@ def test_a_sweep_whose_config_has_changed_is_refused(here: Path) -> None:
     (own / "lr.yaml").write_text("# @package _global_\noptimizer: {lr: 2e-3}\n")
     changed = command("train", "-m", *experiment, *SMALL, "seed=0,1", "resume=auto")
     assert changed.code == 1
-    assert "optimizer.lr: 0.001 there, 0.002 here" in changed.err
+    assert "optimizer.lr: was 0.001, is 0.002" in changed.err
 
 
 @pytest.mark.slow
