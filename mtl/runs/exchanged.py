@@ -67,7 +67,7 @@ def _check_model(model: nn.Module, saved: Mapping[str, Any]) -> None:
     for difference in _differences(dict(saved), dict(current)):
         raise UserError(f"the model's parameters and buffers differ from the saved ones: {difference}")
     if list(saved) != list(current):
-        raise UserError("the model's parameters have another order than in the saved state, and the optimizer's state depends on the order")
+        raise UserError("the model's parameters have another order than in the saved state, which the optimizer needs")
 
 
 def _tried(optimizer: Optimizer, saved: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -151,10 +151,19 @@ class Turned(nn.Module):
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        (lambda: nn.Linear(16, 6), r"'heads\.t0\.1\.weight' was saved with shape \(5, 16\), and has shape \(6, 16\) now"),
+        (
+            lambda: nn.Linear(16, 6),
+            r"'heads\.t0\.1\.weight' was saved with shape \(5, 16\), and has shape \(6, 16\) now",
+        ),
         (lambda: nn.Linear(16, 5, bias=False), r"'heads\.t0\.1\.bias' was saved, and isn't part of the current state"),
-        (lambda: nn.Sequential(nn.Linear(16, 5)), r"'heads\.t0\.1\.weight' was saved, and isn't part of the current state"),
-        (lambda: nn.Bilinear(16, 16, 5), r"'heads\.t0\.1\.weight' was saved with shape \(5, 16\), and has shape \(5, 16, 16\) now"),
+        (
+            lambda: nn.Sequential(nn.Linear(16, 5)),
+            r"'heads\.t0\.1\.weight' was saved, and isn't part of the current state",
+        ),
+        (
+            lambda: nn.Bilinear(16, 16, 5),
+            r"'heads\.t0\.1\.weight' was saved with shape \(5, 16\), and has shape \(5, 16, 16\) now",
+        ),
         (Turned, "the model's parameters have another order than in the saved state"),
     ],
 )

@@ -672,7 +672,7 @@ def test_a_dict_that_hides_its_items(here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(np.zeros(1), r"asks for numpy"), (Counter("aab"), r"asks for collections\.Counter")],
+    [(np.zeros(1), r"names numpy"), (Counter("aab"), r"names collections\.Counter")],
 )
 def test_other_types_than_a_run_writes_are_refused(here: Path, value: Any, message: str) -> None:
     run = written(here / "outputs" / "run", changed("tasks.a.more", value))

@@ -235,7 +235,7 @@ def test_a_run_does_not_go_on_with_a_hard_link(stopped: Path) -> None:
     os.link("outside/bashrc", stopped / "metrics.csv")
     ended = command("train", *SMALL, "trainer.max_epochs=2", "resume=run")
     assert ended.code == 1
-    assert ended.err.startswith("error: resume: run/metrics.csv has another name elsewhere (a hard link)")
+    assert ended.err.startswith("error: resume: run/metrics.csv has another hard link")
 
 
 def test_the_folder_of_a_run_may_be_a_link(stopped: Path) -> None:
