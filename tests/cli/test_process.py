@@ -28,7 +28,7 @@ def test_ctrl_c_ends_with_what_was_saved_and_how_to_look_at_it(tmp_path: Path) -
     assert "Stopped at step" in out
     assert "checkpoints/last.pt" in out
     assert (
-        f"go on     python -m mtl.train task=mnist_two_head trainer.max_epochs=1000000 resume=outputs/mnist_two_head/{run.name}"
+        f"resume    python -m mtl.train task=mnist_two_head trainer.max_epochs=1000000 resume=outputs/mnist_two_head/{run.name}"
         in out
     )
     assert f"tensorboard --logdir outputs/mnist_two_head/{run.name}" in out

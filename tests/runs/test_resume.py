@@ -168,7 +168,7 @@ def test_sigterm_saves_and_says_how_to_go_on(here: Path, undisturbed: Path, at: 
     run = interrupted(at)
     assert run.code == 128 + signal.SIGTERM
     assert f"Stopped at step {at}" in run.out
-    (line,) = [line for line in run.out.splitlines() if line.startswith("go on")]
+    (line,) = [line for line in run.out.splitlines() if line.startswith("resume    python")]
     assert "resume=outputs/mnist_two_head/" in line
     again = command("train", *SMALL, "balancer=moco", "resume=auto")
     assert again.code == 0, again.err
@@ -346,7 +346,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(here: Pat
     (run / "metrics.json").write_text('{"status": "running"}')
     again = command("train", *SMALL, "output_root=again", "resume=auto")
     assert again.code == 0, again.err
-    assert "has no checkpoint yet: it begins anew" in again.out
+    assert "has no checkpoint yet: it starts from the beginning" in again.out
     same_runs(run, whole.run)
 
 

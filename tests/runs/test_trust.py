@@ -519,7 +519,7 @@ def test_where_the_code_of_a_run_was_is_told_and_how_to_name_it(here: Path, monk
     for trust in ((), ["given"]):
         with pytest.raises(mtl.UserError, match="there is no module 'given'") as error:
             mtl.load(run, trust=trust)
-        assert f"The run's own code was in {str(theirs)!r}. A folder with code for it is named by" in str(error.value)
+        assert f"The run's own code was in {str(theirs)!r}. Name the folder of its code with" in str(error.value)
     assert f"own code was in {str(theirs)!r}" in command("evaluate", f"run={run}").err
     lost = written(here / "outputs" / "lost", config, code_folders=[])
     with pytest.raises(mtl.UserError, match="there is no module 'given'") as error:

@@ -119,7 +119,10 @@ def test_what_schedulers_of_schedulers_refuse() -> None:
     outer = {"_target_": f"{SCHEDULER}.SequentialLR", "interval": "step", "milestones": [5]}
     inner = {"_target_": f"{SCHEDULER}.ExponentialLR", "gamma": 0.9}
     for schedulers_, message in (
-        ([inner, {**inner, "interval": "step"}], r"scheduler\.schedulers\[1\]\.interval: all of them count the same"),
+        (
+            [inner, {**inner, "interval": "step"}],
+            r"scheduler\.schedulers\[1\]\.interval: all inner schedulers have the same interval",
+        ),
         ([inner, 3], r"scheduler\.schedulers\[1\] is 3; it must be a mapping"),
         ([], r"scheduler\.schedulers is \[\]; it must be a list"),
         (
@@ -179,7 +182,7 @@ def test_from_the_command_line(here: Path) -> None:
     node = f"scheduler={{_target_: {SCHEDULER}.StepLR, step_size: 2, gamma: 0.1}}"
     ended = command("train", *FAST, "trainer.max_epochs=4", "~scheduler", f"+{node}")
     assert ended.code == 1
-    assert "scheduler.interval: say what StepLR counts" in ended.err + ended.out
+    assert "scheduler.interval: set what StepLR counts" in ended.err + ended.out
     node = f"scheduler={{_target_: {SCHEDULER}.StepLR, step_size: 2, gamma: 0.1, interval: epoch}}"
     ended = command("train", *FAST, "trainer.max_epochs=4", "~scheduler", f"+{node}")
     assert ended.code == 0, ended.err
