@@ -193,7 +193,7 @@ def test_a_group_of_data_has_splits_of_its_own(run: Ended, figures: list[Any]) -
         ("data.path=nowhere.csv", "there is no file"),
         (
             "data.path={test: people.csv}",
-            "data.path.train: a file is needed here; for all rows of one file: data.path=",
+            "data.path.train: a file is required; for all rows of one file: data.path=",
         ),
         (
             "data.seed=1",

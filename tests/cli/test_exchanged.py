@@ -236,15 +236,15 @@ def test_an_option_whose_class_a_file_replaces_is_told_of(here: Path) -> None:
     typed = "model/trunk=mlp", "model.trunk.in_features=784"
     note = "model/trunk=mlp doesn't replace the class, because mine/task/flat.yaml names flat.Flat; add"
     without = command("train", *run)
-    assert "doesn't exchange" not in without.out
+    assert "doesn't replace" not in without.out
     ignored = command("train", *run, typed[0])
-    assert f"note     {note} model.trunk._target_=mtl.trunks.MLP besides, it does" in ignored.out, ignored.err
+    assert f"note     {note} model.trunk._target_=mtl.trunks.MLP to replace it" in ignored.out, ignored.err
     assert config(*run, typed[0])["model"]["trunk"]["_target_"] == "flat.Flat"
     besides = command("train", *run, *typed, "model.trunk._target_=mtl.trunks.MLP")
     assert besides.code == 0, besides.err
-    assert "doesn't exchange" not in besides.out
+    assert "doesn't replace" not in besides.out
     assert isinstance(mtl.load(besides.run).trunk, mtl.trunks.MLP)
-    assert "doesn't exchange" not in command("train", TWO, *FAST, *typed).out  # no file is in its way
+    assert "doesn't replace" not in command("train", TWO, *FAST, *typed).out  # no file is in its way
 
 
 def test_torch_is_imported_only_where_a_class_was_exchanged() -> None:

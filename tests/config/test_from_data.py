@@ -172,7 +172,7 @@ def test_classes_that_look_like_numbers_are_told_with_what_helps(problem: Path) 
         (
             "1,5 2,5",
             "",
-            "MSELoss compares numbers; write plain numbers into the column, or take /objective@tasks.income",
+            "MSELoss compares numbers; write plain numbers into the column, or use /objective@tasks.income",
         ),
         ("1,5 2,5", "income", "'income' is of classes, which have no mean. If '1,5' is meant as a number, write plain"),
         ("many", "", "which no row for training has; it has: $0"),

@@ -335,7 +335,7 @@ def test_no_place_of_a_run_runs_code(here: Path, place: str, shape: Callable[[An
         return  # it is no trunk at all
     assert "builtins.eval" in str(error.value)
     assert "trust=[" not in str(error.value)
-    assert "no need of Python's own library" in str(error.value)
+    assert "doesn't need Python's standard library" in str(error.value)
     assert PLACES[place] in str(error.value)
     assert not canary.exists()
 

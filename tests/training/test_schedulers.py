@@ -83,7 +83,7 @@ def test_what_needs_not_say_it() -> None:
     assert interval_of({"_target_": f"{SCHEDULER}.CosineAnnealingLR", "T_max": "total_steps"}) == "step"
     for interval, word in (("epoch", "total_steps"), ("step", "total_epochs")):
         node = {"_target_": f"{SCHEDULER}.CosineAnnealingLR", "T_max": word, "interval": interval}
-        with pytest.raises(mtl.UserError, match=f"it counts {interval}s .*take total_{interval}s"):
+        with pytest.raises(mtl.UserError, match=f"it counts {interval}s .*use total_{interval}s"):
             interval_of(node)
 
 
@@ -127,7 +127,7 @@ def test_what_schedulers_of_schedulers_refuse() -> None:
         ([], r"scheduler\.schedulers is \[\]; it must be a list"),
         (
             [inner, {"_target_": f"{SCHEDULER}.ReduceLROnPlateau"}],
-            r"scheduler\.schedulers\[1\]: ReduceLROnPlateau follows a figure",
+            r"scheduler\.schedulers\[1\]: ReduceLROnPlateau follows a validation metric",
         ),
     ):
         with pytest.raises(mtl.UserError, match=message):
