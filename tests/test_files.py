@@ -208,7 +208,7 @@ def test_a_folder_is_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         folder = Folder(path)
         shutil.rmtree(path)
         path.mkdir()
-        with pytest.raises(mtl.UserError, match="any more"):
+        with pytest.raises(mtl.UserError, match="no longer"):
             folder.check()
 
 

@@ -139,8 +139,7 @@ def trusted_names(trust: Trusted) -> tuple[str, ...]:
 def loads_nothing(node: Any) -> None:
     """Changes a checked config so that building it loads no initial values of a model and downloads no data.
 
-    The checkpoint contains the values, and the file of the initial values may be missing; and a run must not decide
-    what is written to the disk.
+    The checkpoint contains the values, and a run must not decide what is written to the disk.
     """
     for _, value in _children(node):
         loads_nothing(value)
@@ -200,8 +199,6 @@ def _walked(
     target: str, where: str, *, imports: Callable[[str, str | None], bool], passes: Callable[[Any], bool]
 ) -> Any | None:
     """Returns the object with this name, or None if a module or attribute on the way isn't allowed.
-
-    No other modules are imported.
 
     Args:
         target: A dotted name.

@@ -70,7 +70,7 @@ def test_warm_ups_that_are_refused() -> None:
 def test_what_counts_says_what(name: str) -> None:
     with pytest.raises(mtl.UserError) as error:
         interval_of({"_target_": f"{SCHEDULER}.{name}", "step_size": 100})
-    assert f"say what {name} counts" in str(error.value)
+    assert f"set what {name} counts" in str(error.value)
     assert "scheduler.interval=step" in str(error.value)
     assert "scheduler.interval=epoch" in str(error.value)
     for interval in ("step", "epoch"):
