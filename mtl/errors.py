@@ -43,7 +43,7 @@ class NotFinite(UserError):
         self.told = "; ".join(f"task '{name}': {what}" for name, what in found.items()) + place
         super().__init__(
             f"{self.told}. Try a smaller optimizer.lr, trainer.clip_norm=1.0, on_nonfinite=skip_step or skip_task; "
-            "or look for such values in the data, and for roots and divisions by zero"
+            "or search for such values in the data, and for roots and divisions by zero"
         )
 
 

@@ -80,7 +80,7 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
     shown = folder_name(folder)
     report(console, f"Written to {shown}: {text.listed(written, 2 * text.MODULES)}")
     if options["tensorboard"]:
-        report(console, f"look     {looking(shown)}")
+        report(console, f"view     {looking(shown)}")
     if chosen in refused:
         raise refused[chosen]
 

@@ -184,20 +184,23 @@ def test_a_group_of_data_has_splits_of_its_own(run: Ended, figures: list[Any]) -
         ("splt=val", "there is no key 'splt'; did you mean 'split'?"),
         (
             "model.x=1",
-            "model.x: a model is measured as it was trained; what can be given is run, checkpoint, split, data",
+            "model.x: a model is evaluated as it was trained; the options are run, checkpoint, split, data",
         ),
-        ("+tasks.smoker.num_outputs=3", "tasks.smoker.num_outputs: a model is measured as it was trained"),
-        ("optimizer=sgd", "optimizer: a model is measured as it was trained"),
-        ("~data.path", "~data.path: nothing can be taken away here"),
+        ("+tasks.smoker.num_outputs=3", "tasks.smoker.num_outputs: a model is evaluated as it was trained"),
+        ("optimizer=sgd", "optimizer: a model is evaluated as it was trained"),
+        ("~data.path", "~data.path: nothing can be removed here"),
         ("data.pth=new.csv", "mtl.data.table got an unexpected keyword argument 'pth'"),
         ("data.path=nowhere.csv", "there is no file"),
         (
             "data.path={test: people.csv}",
-            "data.path.train: a file is needed here; for all rows of one file: data.path=",
+            "data.path.train: a file is required; for all rows of one file: data.path=",
         ),
-        ("data.seed=1", "data.seed: with another draw, samples that the model was trained on would be among those"),
+        (
+            "data.seed=1",
+            "data.seed: with another draw, the evaluation would include samples that the model was trained on",
+        ),
         ("+data.split=[0.5,0,0.5]", "data.split: with another draw"),
-        ("data.inputs=[age]", "data.inputs: other data are read and encoded as the training's were"),
+        ("data.inputs=[age]", "data.inputs: other data are read and encoded as in training"),
         ("data.eval_batch_size=0", "data.eval_batch_size is 0; it must be a whole number of at least 1"),
         ("data=nope", "data: there is no 'nope'"),
         ("data=mnist", "task 'smoker': target 'smoker' not in batch; the dataset gives: image, digit, parity"),
@@ -295,7 +298,7 @@ def test_a_function_of_ones_own_is_given_the_trainings_facts_or_compared(own: li
         again = command("evaluate", f"run={ended.run}", "+data.shift=100.0")
         if name == "strict":
             assert again.code == 1
-            assert "they aren't what this run was trained on: mean was 5.5 and is 105.5" in again.err
+            assert "they differ from what this run was trained on: mean was 5.5 and is 105.5" in again.err
             continue
         assert again.code == 0, again.err
         x = torch.arange(12.0) + 100
@@ -387,7 +390,7 @@ def test_a_column_of_splits_is_the_trainings_alone(tmp_path: Path) -> None:
         assert make(kept, "data").test.fields["kind"].tolist() == [1, 0, 1]
     given = {**config["data"], "split_column": None}
     with pytest.raises(
-        mtl.UserError, match=r"data\.split_column: with another draw, samples that the model was traine"
+        mtl.UserError, match=r"data\.split_column: with another draw, the evaluation would include samples"
     ):
         with_other_data(config, given, ["data.split_column"], facts)
 
@@ -418,7 +421,7 @@ def test_a_group_keeps_the_draw_and_the_pictures_scale(change: dict[str, Any], m
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ([], "error: run: a value is needed here; none is given: run=outputs/…\n"),
+        ([], "error: run: a value is required: run=outputs/…\n"),
         (["my run"], "error: 'my run' can't be read; values are written key=value, as run=outputs/…\n"),
     ],
 )

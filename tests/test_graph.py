@@ -272,7 +272,7 @@ def test_a_balancer_that_training_would_refuse(here: Path) -> None:
         (["resume=auto"], "mtl.graph doesn't train, so it can't resume a run"),
         (["optimizer.lr=-1"], "optimizer.lr is -1"),
         (["passes=both"], "passes is 'both'"),
-        (["seed=0,1", "-m"], "mtl.graph looks at one problem at a time"),
+        (["seed=0,1", "-m"], "mtl.graph shows one problem at a time"),
     ],
 )
 def test_messages(here: Path, arguments: list[str], message: str) -> None:

@@ -15,5 +15,5 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: there is no '{name}' here; {torch.cuda.device_count()} GPUs are visible. Try cpu")
+        raise UserError(f"device: there is no '{name}'; {torch.cuda.device_count()} GPUs are visible. Try cpu")
     return device

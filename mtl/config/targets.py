@@ -101,7 +101,7 @@ def find(name: Any, where: str) -> Callable[..., Any]:
             raise UserError(f"{where}._target_: '{'.'.join(parts[:depth])}' has no '{part}'{instead or near}")
         target = getattr(target, part)
     if instead := shadowed(parts, defining=True):
-        raise UserError(f"{where}._target_: '{name}' may mean two things{instead}")
+        raise UserError(f"{where}._target_: '{name}' is ambiguous{instead}")
     if not callable(target):
         raise UserError(f"{where}._target_: '{name}' is a {type(target).__name__}, which can't be called")
     result: Callable[..., Any] = target
@@ -125,7 +125,7 @@ def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwa
             names = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
             text = f"{where}: {name} {error}; it takes: {', '.join(names) or 'nothing'}"
             if inspect.isroutine(target) and not args and str(error).startswith("missing"):
-                text += "; a function that is called later, with what is missing, has _partial_: true beside _target_"
+                text += "; for a function that is called later with the missing arguments, add _partial_: true"
             raise Unfit(text, where) from error
         if tensors := _as_tensors(target, bound.arguments, where):
             bound.arguments.update(tensors)
@@ -213,8 +213,8 @@ def _import(module: str, where: str, name: str) -> Any:
         if error.name != module:
             raise UserError(f"{where}._target_: '{module}' can't be imported: {first_line(error)}") from error
         raise Absent(
-            f"{where}._target_: '{name}' can't be imported: there is no module '{module}'; a module of one's own is "
-            "looked for in the current folder and in the folder of --config-dir"
+            f"{where}._target_: '{name}' can't be imported: there is no module '{module}'; your own modules are "
+            "imported from the current folder and from the folder of --config-dir"
         ) from None
     except FOREIGN as error:
         raise UserError(f"{where}._target_: importing '{module}' failed: {told(error)}") from error

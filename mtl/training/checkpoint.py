@@ -65,7 +65,7 @@ def load(path: Path) -> dict[str, Any]:
             if isinstance(value, Tensor):
                 room -= Tensor.numel(value) * value.dtype.itemsize if value.layout is torch.strided else 0
                 if value.is_meta or room < 0:
-                    raise UserError(f"the checkpoint {path} holds tensors of far more numbers than it has bytes")
+                    raise UserError(f"the checkpoint {path} has tensors with far more elements than the file has bytes")
         state = plain_types(state, f"the checkpoint {path}")
     state.pop(archive.SAVED_AS, None)
     return state

@@ -123,7 +123,7 @@ def test_a_file_that_inherits_a_problem_and_takes_another_trunk(here: Path) -> N
     ended = command("train", *own("task/mine", DERIVED), "task=mine", *FAST)
     assert ended.code == 0, ended.err
     line = (
-        "model.trunk is now mtl.trunks.CNN, without those arguments of the class before that it doesn't take: num_features "
+        "model.trunk is now mtl.trunks.CNN, without the previous class's arguments that it doesn't accept: num_features "
         "(from configs/task/mnist_two_source.yaml)"
     )
     assert f"note     {line}" in ended.out
@@ -223,7 +223,7 @@ def test_such_a_run_goes_on_is_loaded_and_shown(here: Path) -> None:
     auto = command("train", *longer, "resume=auto")
     assert "resume   from step 16, epoch 2" in auto.out
     shown = command("graph", *run)
-    assert "note     tasks.digit.head is now torch.nn.Linear, without those arguments of the class before" in shown.out
+    assert "note     tasks.digit.head is now torch.nn.Linear, without the previous class's arguments" in shown.out
 
 
 def test_an_option_whose_class_a_file_replaces_is_told_of(here: Path) -> None:
@@ -234,17 +234,17 @@ def test_an_option_whose_class_a_file_replaces_is_told_of(here: Path) -> None:
     Path("mine/flat.py").write_text(code)
     run = [*mine, "task=flat", *FAST]
     typed = "model/trunk=mlp", "model.trunk.in_features=784"
-    note = "model/trunk=mlp doesn't exchange the class, since mine/task/flat.yaml names flat.Flat; with"
+    note = "model/trunk=mlp doesn't replace the class, because mine/task/flat.yaml names flat.Flat; add"
     without = command("train", *run)
-    assert "doesn't exchange" not in without.out
+    assert "doesn't replace" not in without.out
     ignored = command("train", *run, typed[0])
-    assert f"note     {note} model.trunk._target_=mtl.trunks.MLP besides, it does" in ignored.out, ignored.err
+    assert f"note     {note} model.trunk._target_=mtl.trunks.MLP to replace it" in ignored.out, ignored.err
     assert config(*run, typed[0])["model"]["trunk"]["_target_"] == "flat.Flat"
     besides = command("train", *run, *typed, "model.trunk._target_=mtl.trunks.MLP")
     assert besides.code == 0, besides.err
-    assert "doesn't exchange" not in besides.out
+    assert "doesn't replace" not in besides.out
     assert isinstance(mtl.load(besides.run).trunk, mtl.trunks.MLP)
-    assert "doesn't exchange" not in command("train", TWO, *FAST, *typed).out  # no file is in its way
+    assert "doesn't replace" not in command("train", TWO, *FAST, *typed).out  # no file is in its way
 
 
 def test_torch_is_imported_only_where_a_class_was_exchanged() -> None:

@@ -101,7 +101,7 @@ def test_a_name_that_both_modules_have_is_not_taken_silently(own: Path, file: st
     (own / file).write_text(text)
     with pytest.raises(mtl.UserError) as error:
         find(target, "here")
-    assert f"here._target_: '{target}' may mean two things: '{target.split('.')[0]}' is " in str(error.value)
+    assert f"here._target_: '{target}' is ambiguous: '{target.split('.')[0]}' is " in str(error.value)
     assert f"and your {own / file} isn't read; give the file another name" in str(error.value)
 
 

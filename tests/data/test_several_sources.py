@@ -83,7 +83,7 @@ def test_half_of_the_labels(here: Path) -> None:
         (["data.epoch=0"], "data.epoch is 0; it must be one of min, max, sum, or a number of steps"),
         (
             ["~data.batch_size", "+data.batch_size={single: 5}"],
-            "data.batch_size: it has single, and no number for the source 'pairs'",
+            "data.batch_size has single, but no number for the source 'pairs'",
         ),
         (
             ["data.batch_size=x"],

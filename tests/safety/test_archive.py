@@ -292,42 +292,42 @@ def names_in_capitals(path: Path) -> None:
 
 HUGE = b"\x8a\x08" + struct.pack("<q", 2**45)
 BOMBS = {
-    deflated: "data.pkl in it is compressed",
-    overlapping: "its parts take more bytes than it has",
-    of_one_more: "a tensor in it is of 4,194,304 bytes, of which there are 4,000",
-    of_another_size: "a tensor in it is of 262,140 bytes, of which there are 4,000",
-    expanded: "holds tensors of far more numbers than it has bytes",
-    meta: "it asks for torch._utils._rebuild_meta_tensor_no_storage",
+    deflated: "data.pkl is compressed",
+    overlapping: "the members of the archive take more bytes than the file has",
+    of_one_more: "a tensor's storage takes 4,194,304 bytes, but the archive has 4,000 of it",
+    of_another_size: "a tensor's storage takes 262,140 bytes, but the archive has 4,000 of it",
+    expanded: "has tensors with far more elements than the file has bytes",
+    meta: "its pickle names torch._utils._rebuild_meta_tensor_no_storage",
     doubling: "values",
     deep: "has format None",
     deep_config: "is nested more than 100 levels deep",
     itself: "is nested more than 100 levels deep",
-    calling("builtins.bytearray", HUGE): "it asks for builtins.bytearray",
-    calling("torch.Tensor", HUGE): "it asks for torch.Tensor",
-    calling("torch.FloatTensor", HUGE): "it asks for torch.FloatTensor",
-    calling("os.system", b"X\x0c\x00\x00\x00touch canary"): "it asks for os.system",
-    bytearray8: "there is no 150 in it, or none is known",
+    calling("builtins.bytearray", HUGE): "its pickle names builtins.bytearray",
+    calling("torch.Tensor", HUGE): "its pickle names torch.Tensor",
+    calling("torch.FloatTensor", HUGE): "its pickle names torch.FloatTensor",
+    calling("os.system", b"X\x0c\x00\x00\x00touch canary"): "its pickle names os.system",
+    bytearray8: "there is no member or pickle instruction 150",
     long_memo: "has format None",
-    code: "it asks for",
-    nothing_in_it: "there is nothing in it",
-    with_another_directory: "there is nothing in it",
-    no_pickle: "there is no archive/data.pkl in it",
-    twice: "data.pkl is in it twice",
-    with_a_comment: "its parts take more bytes than it has",
-    a_tuple_as_key: "has a tuple for a key",
-    a_tuple_in_a_set: "has a tuple for a key",
-    a_tuple_in_an_ordered_dict: "has a tuple for a key",
-    keys_of_one_hash: "has a int for a key",
-    encodings: "it asks for another encoding than that of bytes",
-    a_slow_encoding: "it asks for another encoding than that of bytes",
-    copied("__builtin__.set"): "what it copies takes more bytes than it has",
-    copied("torch.Size"): "what it copies takes more bytes than it has",
-    copied_attributes: "what it copies takes more bytes than it has",
-    a_set_of_a_tensor: "it makes a builtins.set of something else than a list",
-    before_an_archive: "there is more in it than an archive",
-    two_lists_of_parts: "there is more in it than an archive",
-    names_in_capitals: "names of its parts could be taken for each other",
-    larger_than_memory: "is of 8,796,093,022,208 bytes, more than this machine's memory",
+    code: "its pickle names",
+    nothing_in_it: "the archive is empty",
+    with_another_directory: "the archive is empty",
+    no_pickle: "there is no member or pickle instruction archive/data.pkl",
+    twice: "the archive contains archive/data.pkl twice",
+    with_a_comment: "the members of the archive take more bytes than the file has",
+    a_tuple_as_key: "a dict has a key of type tuple",
+    a_tuple_in_a_set: "a dict has a key of type tuple",
+    a_tuple_in_an_ordered_dict: "a dict has a key of type tuple",
+    keys_of_one_hash: "a dict has a key of type int",
+    encodings: "its pickle names another encoding than latin1",
+    a_slow_encoding: "its pickle names another encoding than latin1",
+    copied("__builtin__.set"): "the copies in its pickle take more bytes than the pickle",
+    copied("torch.Size"): "the copies in its pickle take more bytes than the pickle",
+    copied_attributes: "the copies in its pickle take more bytes than the pickle",
+    a_set_of_a_tensor: "its pickle creates a builtins.set from something else than a list",
+    before_an_archive: "the file contains more than an archive",
+    two_lists_of_parts: "the file contains more than an archive",
+    names_in_capitals: "the names of the archive's members are ambiguous",
+    larger_than_memory: "has 8,796,093,022,208 bytes, which is more than this machine's memory",
 }
 
 
@@ -360,10 +360,10 @@ def test_bombs(here: Path, little_memory: None, make: Callable[[Path], None]) ->
 def test_a_storage_that_is_not_there_or_of_another_folder(here: Path) -> None:
     for key in ("9", "/"):
         of_one_more(here / "last.pt", 1000, key)
-        with pytest.raises(mtl.UserError, match=rf"there is no archive/data/{key} in it"):
+        with pytest.raises(mtl.UserError, match=rf"there is no member or pickle instruction archive/data/{key}"):
             checkpoint.load(here / "last.pt")
     of_one_more(here / "last.pt", -1)
-    with pytest.raises(mtl.UserError, match="a tensor in it is of -4 bytes"):
+    with pytest.raises(mtl.UserError, match="a tensor's storage takes -4 bytes"):
         checkpoint.load(here / "last.pt")
 
 

@@ -174,7 +174,7 @@ def test_from_the_config_what_is_refused(here) -> None:
     first = command("train", *RUN, "trainer.max_epochs=1")
     other = command("train", *RUN, "trainer.max_epochs=2", "balancer.optimizer=own", f"resume={first.run}")
     assert other.code == 1
-    assert "balancer.optimizer: 'model' there, 'own' here" in other.err
+    assert "balancer.optimizer: was 'model', is 'own'" in other.err
 
 
 def test_a_model_that_is_frozen_and_scaled_gradients() -> None:

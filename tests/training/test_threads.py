@@ -65,7 +65,7 @@ def test_another_number_is_refused_when_a_run_goes_on_unless_it_is_allowed(here:
     more = [*SMALL[:1], *SMALL[2:], "scheduler=none", "trainer.max_epochs=2", f"resume={run}"]
     refused = command("train", *more)
     assert refused.code == 1
-    assert "threads: 2 there, 1 here" in refused.err
+    assert "threads: was 2, is 1" in refused.err
     assert command("train", *more, "resume_allow=[threads]").code == 0
 
 
@@ -82,7 +82,7 @@ def test_a_run_that_is_older_than_the_key_has_the_number_it_was_made_with(here: 
     more = [*SMALL[:1], *SMALL[2:], "scheduler=none", "trainer.max_epochs=2"]
     refused = command("train", *more, f"resume={run}")
     assert refused.code == 1
-    assert "threads: 2 there, 1 here" in refused.err
+    assert "threads: was 2, is 1" in refused.err
     metrics = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps({**metrics, "status": "stopped"}))
     assert command("train", *more, "threads=2", "resume=auto").run is None  # no other run was made

@@ -295,7 +295,7 @@ def test_several_are_kept_evaluated_and_loaded(here: Path) -> None:
     assert none.code == 1
     assert "has no checkpoint 'best-2'; it has: best, best-1, last, last-1, last-2, last-3" in none.err
     wrong = command("evaluate", f"run={ended.run}", "checkpoint=first")
-    assert "checkpoint: 'first' is not one of best, last, nor best-1, last-1 and so on" in wrong.err
+    assert "checkpoint: 'first' is not one of best, last, best-1, last-1 and so on" in wrong.err
     plain = command("train", *options)
     assert plain.code == 0, plain.err
     first, only = (checkpoint.load(each.run / "checkpoints/best.pt") for each in (ended, plain))
