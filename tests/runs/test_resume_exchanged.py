@@ -243,5 +243,8 @@ def test_a_class_that_does_not_take_the_state_leaves_the_run_as_it_is(began: End
     options = [f"{HEAD}=new_heads.Head", f"resume={began.run}", f"resume_allow=[{HEAD}]"]
     ended = command("train", "--config-dir", "code", *FAST, *options)
     assert ended.code == 1
-    assert "resume: the state that was saved doesn't fit this model: only there: heads.digit.weight" in ended.err
+    assert (
+        "resume: the state that was saved doesn't fit this model: only in the checkpoint: heads.digit.weight"
+        in ended.err
+    )
     assert before == {path: path.read_bytes() for path in before}

@@ -197,9 +197,9 @@ def test_second_derivatives_within_an_objective() -> None:
 
 
 def test_what_a_task_needs() -> None:
-    with pytest.raises(mtl.UserError, match="task 't': give head, loss and target, or an objective; loss isn't there"):
+    with pytest.raises(mtl.UserError, match="task 't': give head, loss and target, or an objective; loss is missing"):
         mtl.Task("t", head=nn.Linear(1, 1), target="y")
-    with pytest.raises(mtl.UserError, match="with an objective, loss, mask, missing and mean_over have no place"):
+    with pytest.raises(mtl.UserError, match="with an objective, leave out loss, mask, missing and mean_over"):
         mtl.Task("t", objective=lambda m, b: 0, mask="m")
     model, _ = plain()
     tasks = [mtl.Task("t0", objective=lambda model, batch: batch["nowhere"])]

@@ -219,7 +219,7 @@ def test_a_guess_is_refused_where_nothing_is_known() -> None:
         figures({"auc": by_class.BinaryAUROC}, logits, target, size=7)
     with pytest.raises(mtl.UserError, match="takes probabilities, and the predictions are values"):
         figures({"f1": by_class.BinaryF1Score}, logits, target, size=7, output="values")
-    with pytest.raises(mtl.UserError, match="predictions are logits of classes. Take the metric for several classes"):
+    with pytest.raises(mtl.UserError, match="predictions are logits of classes. Use the metric for several classes"):
         figures({"f1": lambda: 1 - by_class.BinaryF1Score()}, logits, target, size=7, output="logits")
     wrapped = lambda: torchmetrics.wrappers.Running(by_class.BinaryF1Score(), window=3)  # noqa: E731
     with pytest.raises(mtl.UserError, match="BinaryF1Score, takes probabilities"):
@@ -317,12 +317,12 @@ def test_divergences_of_what_is_not_known_are_refused() -> None:
     logits, _ = logits_of("Multiclass")
     shares = torch.rand(40, CLASSES).softmax(1)
     metric = {"kl": torchmetrics.KLDivergence}
-    with pytest.raises(mtl.UserError, match=r"isn't known what the predictions are. Set tasks\.t\.output=logits or"):
+    with pytest.raises(mtl.UserError, match=r"the kind of the predictions isn't known. Set tasks\.t\.output=logits or"):
         figures(metric, logits, shares, size=7)
     with pytest.raises(mtl.UserError, match="probabilities of classes, and the predictions are multilabel_logits"):
         figures(metric, logits, shares, size=7, loss=nn.BCEWithLogitsLoss())
     with pytest.raises(
-        mtl.UserError, match=r"target 'y' for their logarithms, and the loss takes it for probabilities"
+        mtl.UserError, match=r"expects log-probabilities in the target 'y', and the loss expects probabilities"
     ):
         figures(
             {"kl": partial(torchmetrics.KLDivergence, log_prob=True)},
@@ -388,5 +388,5 @@ def test_a_class_that_weighs_nothing_counts_in_metrics(size: int) -> None:
 
 def test_it_is_refused_before_the_first_batch() -> None:
     task = mtl.Task("t", head=nn.Identity(), loss=nn.MultiMarginLoss(), target="y", metrics={"a": by_class.BinaryAUROC})
-    with pytest.raises(mtl.UserError, match="it isn't known what the predictions are"):
+    with pytest.raises(mtl.UserError, match="the kind of the predictions isn't known"):
         TaskMetric(task, "a", torch.device("cpu"))
