@@ -116,7 +116,10 @@ def test_a_report_is_written_through_no_link(surroundings: Path, name: str, kind
     place = surroundings / "runs" / name
     place.parent.mkdir(parents=True, exist_ok=True)
     kind(place)
-    with at_most(), pytest.raises(mtl.UserError, match=f"the report isn't written: runs/{name} is a .*; --out names"):
+    with (
+        at_most(),
+        pytest.raises(mtl.UserError, match=f"the report isn't written: runs/{name} is a .*; choose a folder"),
+    ):
         report([Path("runs")])
 
 
