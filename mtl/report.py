@@ -112,10 +112,8 @@ def main() -> None:
         "folders", nargs="+", type=Path, metavar="FOLDER", help="folder of runs or multiruns, read with all subfolders"
     )
     parser.add_argument("--out", type=Path, help="folder of the report (default: FOLDER/report)")
-    parser.add_argument(
-        "--split", choices=["test", "val"], help="split of the figures (default: test, if there is one)"
-    )
-    parser.add_argument("--reference", metavar="METHOD", help="method for the tests of all others (default: equal)")
+    parser.add_argument("--split", choices=["test", "val"], help="split of the figures (default: test, if any)")
+    parser.add_argument("--reference", metavar="METHOD", help="method to test others against (default: equal)")
     parser.add_argument(
         "--pair",
         nargs=2,
