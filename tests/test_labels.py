@@ -1,4 +1,4 @@
-"""Labels that are missing don't count: NaN, an ignored class, a mask; by sample and by element."""
+"""Missing labels don't count: NaN, an ignored class, a mask; by sample and by element."""
 
 import math
 
@@ -109,7 +109,7 @@ def missing_labels(seed: int = 0):
 
 
 def by_hand(model: mtl.MultiTaskModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Losses with the samples taken out one by one."""
+    """Returns the losses, with the labelled samples selected one by one."""
     predictions = model(batch)
     there = ~batch["vector"].isnan()
     pairs = [(predictions["vector"][i, j], batch["vector"][i, j]) for i, j in there.nonzero().tolist()]
@@ -421,7 +421,7 @@ def test_weights_of_labels_of_which_some_are_missing_are_refused() -> None:
 
 
 def cosine(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The loss of surface normals: one less the cosine of each pixel's vectors, a mean over pixels."""
+    """Returns the loss of surface normals: 1 minus the cosine of each pixel's vectors, a mean over pixels."""
     return (1 - F.cosine_similarity(prediction, target, dim=1)).mean()
 
 
@@ -455,7 +455,7 @@ def own_means(*, masked: bool):
 
 
 def maps(seed: int, *, masked: bool) -> dict[str, torch.Tensor]:
-    """Uneven shares of valid pixels: sample 0 has none."""
+    """Returns maps with different shares of valid pixels; sample 0 has none."""
     generator = torch.Generator().manual_seed(seed)
     batch = {"x": torch.randn(9, 1, 8, 8, generator=generator, dtype=torch.float64)}
     share = torch.linspace(0, 1, 9).view(9, 1, 1)

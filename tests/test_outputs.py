@@ -1,4 +1,4 @@
-"""What a prediction means: by the loss, as stated, and what is made of it."""
+"""The meaning of predictions, by the loss or as declared, and their conversions."""
 
 import math
 from decimal import Decimal, localcontext
@@ -17,7 +17,7 @@ def task(loss=None, **options):
 
 
 class Focal(nn.CrossEntropyLoss):
-    """A subclass takes what its class takes."""
+    """A subclass, which takes the same predictions as its base class."""
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def said(folder: Path, split: str | None = None) -> list[str]:
 
 
 def make(folder: Path, methods: dict[str, dict[str, Any]] | None = None, *, seeds: int = 6) -> None:
-    """Six seeds of two methods, in which nothing is wrong but what the methods' own values make so."""
+    """Writes runs of two methods, by default with six seeds, which have no caveats except for the methods' values."""
     for name, more in (methods or {"equal": {}, "X": {}}).items():
         for seed in range(seeds):
             figures = accuracies(a=0.5 + 0.01 * seed, b=0.6 - 0.01 * seed)

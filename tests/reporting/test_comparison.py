@@ -1,4 +1,4 @@
-"""Numbers of runs whose figures are known."""
+"""The numbers of a comparison, on runs with known figures."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Δm of figures that are worked by hand, and how often its interval holds the truth."""
+"""Δm of figures computed by hand, and the coverage of its interval."""
 
 import math
 

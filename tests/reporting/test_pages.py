@@ -1,4 +1,4 @@
-"""What is said of a comparison before its tables."""
+"""The texts before the tables of a comparison."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Runs on the disk, in every state."""
+"""Reading of runs in every state."""
 
 import json
 from pathlib import Path

@@ -15,7 +15,7 @@ from mtl.report import main
 
 
 def report(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Runs the command in this process, and gives its exit code."""
+    """Runs the command in this process, and returns the exit code."""
     monkeypatch.setattr(sys, "argv", ["python -m mtl.report", *arguments])
     try:
         main()

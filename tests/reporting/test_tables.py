@@ -1,4 +1,4 @@
-"""What tables say, and leave out since it would say nothing."""
+"""The content of the tables, and what they leave out."""
 
 from pathlib import Path
 

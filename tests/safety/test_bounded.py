@@ -1,4 +1,4 @@
-"""Files of any size and depth, with any numbers and types, beside runs that are as they should be."""
+"""Files of any size and depth, with any numbers and types, among valid runs."""
 
 import json
 import os

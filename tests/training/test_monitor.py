@@ -1,4 +1,4 @@
-"""What decides."""
+"""The monitored value."""
 
 import math
 

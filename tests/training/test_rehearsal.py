@@ -1,4 +1,4 @@
-"""What would end a training after an epoch, or at its end, ends it before the first step, and changes nothing else."""
+"""Errors that would end a training after an epoch end it before the first step; trials have no other effect."""
 
 import re
 from functools import partial
@@ -42,7 +42,7 @@ def test_a_command_ends_before_anything_is_trained_or_saved(here: Path, override
 
 
 class Single(nn.Module):
-    """Batch norm over samples alone, in the trunk or the head."""
+    """A model with batch norm over samples only, in the trunk or the head."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def test_batch_norm_of_one_sample(
 
 
 class Draws(Metric):
-    """A metric that draws where it must not, and keeps a state."""
+    """A metric that draws random numbers, which it must not, and has a state."""
 
     higher_is_better = True
 
@@ -118,7 +118,7 @@ class Draws(Metric):
 
 
 class Counts(nn.Module):
-    """Keeps a buffer that any pass changes, in evaluation too."""
+    """A module with a buffer that any pass changes, also in eval mode."""
 
     def __init__(self) -> None:
         super().__init__()

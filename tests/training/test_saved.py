@@ -1,4 +1,4 @@
-"""Checkpoints that don't fit what is to take them: a sentence by every command."""
+"""Checkpoints that don't fit the model or the config: every command ends with a message."""
 
 import shutil
 import sys
@@ -43,7 +43,7 @@ def code(width: int, more: str = "") -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of such a trunk, that is unfinished."""
+    """Provides an unfinished run with such a trunk."""
     folder = tmp_path_factory.mktemp("written")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -69,7 +69,7 @@ def commands(run: Path) -> Iterator[tuple[str, Ended]]:
 
 
 def rewritten(run: Path, change: Any) -> None:
-    """The run's checkpoints, changed."""
+    """Changes the run's checkpoints."""
     (run / "checkpoints/manifest.json").unlink(missing_ok=True)
     for path in run.glob("checkpoints/*.pt"):
         state = torch.load(path, weights_only=True)

@@ -1,4 +1,4 @@
-"""Figures over a split: means over samples, whatever the batches."""
+"""Figures over a split: means over samples, for every batch size."""
 
 from contextlib import nullcontext
 from functools import partial

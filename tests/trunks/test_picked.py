@@ -49,7 +49,7 @@ def test_parts(kind, output, factor) -> None:
 
 
 class Recurrent(nn.Module):
-    """A module of torch's, batch second or first, with sequences (N, L, 2) as inputs."""
+    """A recurrent module of torch, with batch as second or first dimension and inputs (N, L, 2)."""
 
     def __init__(self, kind: type[nn.Module], **options) -> None:
         super().__init__()
