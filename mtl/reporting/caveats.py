@@ -95,7 +95,7 @@ def _seeds(comparison: Comparison) -> Iterator[str]:
         )
     stiff = [method.label for method in comparison.everything if _same_in_all_seeds(method, comparison)]
     if stiff:
-        yield f"All seeds of {listed(stiff)} have the same figures: the seed seems to have no effect there."
+        yield f"All seeds of {listed(stiff)} have the same figures: the seed seems to have no effect."
     if repeated := [run for method in comparison.everything for run in method.repeated]:
         yield (
             "Run more than once with the same settings and seed, so that only the newest run counts, without "

@@ -13,7 +13,7 @@ ORDER = ("balancer", "tasks", "model", "optimizer", "scheduler", "trainer")  # t
 LONGEST = 40  # the most characters of a value
 LONG = 40  # characters of a name; if any name is longer, all names omit keys that aren't needed to distinguish them
 
-Found = list[dict[str, str]]  # for each config, the values by dotted key, as text
+Values = list[dict[str, str]]  # for each config, the values by dotted key, as text
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ def names(configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, s
     ]
 
 
-def differences(configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, str]]) -> Found:
+def differences(configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, str]]) -> Values:
     """Returns, for each config, the keys that differ between any of the configs, with the config's values as text."""
-    values: Found = [{} for _ in configs]
+    values: Values = [{} for _ in configs]
     _compare(dict(enumerate(configs)), "", values, choices)
     return values
 
@@ -77,13 +77,13 @@ def natural(label: str) -> list[tuple[int, float, str]]:
     return [(1, float(part), "") if index % 2 else (0, 0.0, part) for index, part in enumerate(parts)]
 
 
-def _compare(nodes: Mapping[int, Any], where: str, found: Found, choices: Sequence[Mapping[str, str]]) -> None:
-    """Records the differences between nodes of the configs in `found`.
+def _compare(nodes: Mapping[int, Any], where: str, result: Values, choices: Sequence[Mapping[str, str]]) -> None:
+    """Records the differences between nodes of the configs in `result`.
 
     Args:
         nodes: The node for each config that has one, by the index of the config.
         where: The dotted key of the nodes.
-        found: The differences by config and key, to which those of these nodes are added.
+        result: The differences by config and key, to which those of these nodes are added.
         choices: For each config, the chosen option of each Hydra group.
     """
     values = list(nodes.values())
@@ -94,36 +94,36 @@ def _compare(nodes: Mapping[int, Any], where: str, found: Found, choices: Sequen
         if len({tuple(node) for node in present.values()}) > 1:
             for index, node in present.items():
                 names = list(node)
-                found[index]["tasks"] = "+".join(names) if len(names) <= 4 else f"{len(names)} tasks"
+                result[index]["tasks"] = "+".join(names) if len(names) <= 4 else f"{len(names)} tasks"
         for task in dict.fromkeys(task for node in present.values() for task in node):
             having = {index: node[task] for index, node in present.items() if task in node}
-            _compare(having, f"tasks.{task}", found, choices)
+            _compare(having, f"tasks.{task}", result, choices)
         return
     targets = {index: node.get("_target_") if isinstance(node, dict) else None for index, node in nodes.items()}
     if any(targets.values()):
         options = {index: choices[index].get(where.replace(".", "/")) for index in nodes}
         known = all(options.values())
         kinds = {index: (targets[index], options[index] if known else None) for index in nodes}
-        alike: dict[Any, dict[int, Any]] = {}
+        by_kind: dict[Any, dict[int, Any]] = {}
         for index, node in nodes.items():
-            alike.setdefault(kinds[index], {})[index] = node
-        for same in alike.values():
+            by_kind.setdefault(kinds[index], {})[index] = node
+        for same in by_kind.values():
             for index, node in same.items():
-                if len(alike) > 1:
-                    found[index][where] = _part(node, where, choices[index])
-            _compare_keys(same, where, found, choices)
+                if len(by_kind) > 1:
+                    result[index][where] = _part(node, where, choices[index])
+            _compare_keys(same, where, result, choices)
     elif all(isinstance(value, dict) for value in values):
-        _compare_keys(nodes, where, found, choices)
+        _compare_keys(nodes, where, result, choices)
     else:
         for index, node in nodes.items():
-            found[index][where] = _value(node)
+            result[index][where] = _value(node)
 
 
-def _compare_keys(nodes: Mapping[int, Any], where: str, found: Found, choices: Sequence[Mapping[str, str]]) -> None:
+def _compare_keys(nodes: Mapping[int, Any], where: str, result: Values, choices: Sequence[Mapping[str, str]]) -> None:
     mappings = {index: node for index, node in nodes.items() if isinstance(node, dict)}
     for key in dict.fromkeys(key for node in mappings.values() for key in node if key != "_target_"):
         inner = {index: node.get(key, MISSING) for index, node in mappings.items()}
-        _compare(inner, f"{where}.{key}" if where else str(key), found, choices)
+        _compare(inner, f"{where}.{key}" if where else str(key), result, choices)
 
 
 def _part(node: Any, where: str, chosen: Mapping[str, str]) -> str:
@@ -173,12 +173,12 @@ def _rank(key: str) -> int:
     return ORDER.index(first) if first in ORDER else len(ORDER)
 
 
-def _distinguishing(values: Found) -> Found:
+def _distinguishing(values: Values) -> Values:
     """Returns the values that distinguish the configs.
 
     Keys are added in order. A key is added to the configs that agree in all previous keys and differ in this one.
     """
-    chosen: Found = [{} for _ in values]
+    chosen: Values = [{} for _ in values]
     groups = [list(range(len(values)))]  # the configs that agree in all previous keys
     for key in sorted(dict.fromkeys(key for pieces in values for key in pieces), key=_rank):
         divided: list[list[int]] = []
@@ -214,7 +214,7 @@ def _pieces(values: Mapping[str, str], short: Mapping[str, str]) -> list[str]:
     return pieces
 
 
-def _repeated_variables(values: Found) -> set[str]:
+def _repeated_variables(values: Values) -> set[str]:
     """Returns the user's variables that have, in every config, the value of another key."""
     keys = dict.fromkeys(key for pieces in values for key in pieces)
     variables = [key for key in keys if key.startswith("vars.")]

@@ -118,7 +118,7 @@ def find(folders: Iterable[Path]) -> list[Run]:
                     if run.status != UNREADABLE:
                         below.clear()  # a run's own folders hold no runs
     if not runs:
-        raise UserError(f"there is no run in {', '.join(map(str, roots))}; a run's folder holds a config.yaml")
+        raise UserError(f"there is no run in {', '.join(map(str, roots))}; a run's folder contains a config.yaml")
     return list(runs.values())
 
 

@@ -173,7 +173,7 @@ class Validation:
 
     def _loss(self, task: Task, prediction: Any, batch: Batch) -> Tensor:
         if task.objective is not None:
-            with torch.enable_grad(), self.autocast():  # it may differentiate by itself
+            with torch.enable_grad(), self.autocast():  # the objective may compute gradients
                 return objective_of(self.model, task, batch).detach()
         with self.autocast():
             return loss_of(task, prediction, batch)

@@ -38,7 +38,7 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def records(path: Path) -> Iterator[Any]:
-    """Yields the records of a .wandb file: seven bytes of identification, then blocks of LevelDB's log with messages."""
+    """Yields the records of a .wandb file: seven bytes of identification, then blocks of LevelDB's log."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content = path.read_bytes()
