@@ -82,7 +82,7 @@ def _mask(task: Task, target: Any, batch: Batch) -> Tensor:
     mask = field(batch, task.mask, f"task '{task.name}': mask")
     if not isinstance(mask, Tensor):
         kind = type(mask).__name__
-        raise UserError(f"task '{task.name}': its mask '{task.mask}' is a {kind}; it must be a boolean tensor")
+        raise UserError(f"task '{task.name}': its mask '{task.mask}' is a {kind}; it must be a tensor of booleans")
     if mask.is_floating_point() and not ((mask == 0) | (mask == 1)).all():
         raise UserError(
             f"task '{task.name}': its mask '{task.mask}' has numbers other than 0 and 1; a mask can't weight labels"

@@ -98,7 +98,7 @@ def _seeds(comparison: Comparison) -> Iterator[str]:
         yield f"All seeds of {listed(stiff)} have the same figures: the seed seems to have no effect."
     if repeated := [run for method in comparison.everything for run in method.repeated]:
         yield (
-            "Run more than once with the same settings and seed, so that only the newest run counts, without "
+            "Run more than once with the same settings and seed, of which only the newest run counts. Left out: "
             f"{listed([str(run.folder) for run in repeated])}."
         )
 

@@ -25,7 +25,7 @@ class Run:
     """The folder of a run.
 
     Args:
-        folder: The path of the folder, as found from the folders of the command line.
+        folder: The path of the folder, which begins with a folder of the command line.
         config: The whole config with the trained tasks; empty if the run ended before it was written.
         metrics: The content of metrics.json; empty if there is no such file.
         status: finished, failed, stopped, running, unfinished (killed), or can't be read.
