@@ -513,7 +513,7 @@ def test_a_mean_that_is_declared_wrongly_is_refused() -> None:
         task(own, mean_over="pixels")
     with pytest.raises(mtl.UserError, match="mean_over is for custom losses; the mean of MSELoss is known"):
         task(nn.MSELoss(), mean_over="elements")
-    with pytest.raises(mtl.UserError, match="count and mean_over both say"):
+    with pytest.raises(mtl.UserError, match="both count and mean_over set the loss"):
         task(own, mean_over="elements", count=len)
     half = torch.tensor([[[1.0, nan]], [[1.0, 2.0]]]).movedim(-1, 1)
     with pytest.raises(mtl.UserError, match="some positions have only a part of their target 'y'"):

@@ -138,7 +138,9 @@ def test_parts_that_cannot_be_joined_are_named() -> None:
 def test_a_trunk_that_gives_a_tuple_is_told_of_picked() -> None:
     task = mtl.Task("a", head=nn.Linear(3, 4), loss=nn.CrossEntropyLoss(), target="a")
     model = mtl.MultiTaskModel(nn.LSTM(2, 3), [task], inputs=["x"])
-    with pytest.raises(mtl.UserError, match=r"trunk gives a tuple: model/trunk=picked .*model\.trunk\.output=1\.0\.-1"):
+    with pytest.raises(
+        mtl.UserError, match=r"trunk returns a tuple: model/trunk=picked .*model\.trunk\.output=1\.0\.-1"
+    ):
         model({"x": torch.randn(4, 5, 2)})
 
 
