@@ -204,7 +204,7 @@ def test_runs_without_what_newer_ones_have(
     (run(here / "bare") / "metrics.json").write_text('{"status": "finished"}')
     assert report(monkeypatch, ".") == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "Which way a accuracy and b accuracy is better isn't known" in out
+    assert "Whether higher or lower is better isn't known for a accuracy and b accuracy" in out
     assert "No run has figures of the val split." in out
 
 
