@@ -1,10 +1,10 @@
-"""Solves Burgers' equation with some balancers, and with L-BFGS after Adam: docs/burgers.md and docs/burgers.png.
+"""Solves Burgers' equation with some balancers, and with L-BFGS after Adam, for docs/burgers.md and docs/burgers.png.
 
     pip install matplotlib && python scripts/compare_burgers.py [--seeds 3] [--write docs/burgers.md]
 
-Each run is the command line of a user, `python -m mtl.train task=burgers … seed=…`, one after the other, one thread
-each: half an hour of processor time. Runs are kept in the folder of `--runs`, and one that is there already is not made
-again.
+Each run is a command, `python -m mtl.train task=burgers … seed=…`. The commands run one after the other with one thread
+each, and take half an hour of processor time together. Runs are saved in the folder of `--runs`; existing runs are not
+repeated.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from mtl.problems import burgers
 from mtl.process.seeding import seed_all
 
 PICTURE = Path(__file__).parents[1] / "docs" / "burgers.png"
-ALL, ADAM, LBFGS, ITERATIONS = 8000, 5000, 500, 5  # steps; iterations in one
+ALL, ADAM, LBFGS, ITERATIONS = 8000, 5000, 500, 5  # numbers of steps, and of iterations in a step of L-BFGS
 THEN = f"{{_target_: mtl.optimizers.LBFGS, after: {ADAM}, max_iter: {ITERATIONS}, line_search_fn: strong_wolfe}}"
-STEPS = 50  # of a round of the timing
+STEPS = 50  # the number of steps in a round of the timing
 LAST = "equal, then L-BFGS"
-SHOWN = "equal"  # in the picture, with seed 0
+SHOWN = "equal"  # the way that the picture shows, with seed 0
 WAYS = {
     "equal": [],
     "conflict_free": ["balancer=conflict_free"],
@@ -52,7 +52,7 @@ WAYS = {
 
 
 def run(folder: Path, arguments: list[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """The figures of a run in this folder, which is made unless it is there."""
+    """Returns the figures of the run in this folder, which is trained if there is none."""
     done = list(folder.glob("*/*/metrics.json"))
     if not done:
         command = [sys.executable, "-m", "mtl.train", *arguments, f"output_root={folder}", "logger=[]"]
@@ -64,7 +64,7 @@ def run(folder: Path, arguments: list[str]) -> dict[str, dict[str, dict[str, flo
 
 
 def solution(folder: Path, point: Tensor) -> Tensor:
-    """u at the points by the run's network as it was at the end."""
+    """Returns u at the points, by the network at the end of the run in this folder."""
     (checkpoints,) = folder.glob("*/*/checkpoints")
     model = mtl.load(checkpoints.parent, checkpoint="last")
     with torch.no_grad():
@@ -72,7 +72,7 @@ def solution(folder: Path, point: Tensor) -> Tensor:
 
 
 def step_times(rounds: int = 5) -> dict[str, float]:
-    """Seconds of a step with each way's last optimizer, in turn in this process; the best of some rounds."""
+    """Returns, for each way, the seconds per step with the last optimizer, the best of some interleaved rounds."""
     steps = {}
     with initialize_config_dir(CONFIG_DIR, version_base=None):
         for name, arguments in WAYS.items():
@@ -96,7 +96,7 @@ def step_times(rounds: int = 5) -> dict[str, float]:
 
 
 def draw(folder: Path) -> None:
-    """The exact solution, the network's, and their difference."""
+    """Draws the exact solution, the network's solution, and their difference."""
     times, places = torch.linspace(0, 1, 201), torch.linspace(-1, 1, 401)
     point = torch.cartesian_prod(times, places)
     exact, u = burgers.exact(point).float(), solution(folder, point)
@@ -125,7 +125,7 @@ def draw(folder: Path) -> None:
 
 
 def report(errors: dict[str, list[float]], times: dict[str, float]) -> str:
-    """The page in Markdown."""
+    """Returns the page in Markdown."""
     seeds = len(errors["equal"])
     lines = [
         f"| | relative L2 error | {' | '.join(f'seed {seed}' for seed in range(seeds))} | time |",
@@ -181,12 +181,12 @@ because its weights may be negative, and a loss with such weights has no lowest 
 
 
 def told(names: list[str]) -> str:
-    """The names as code, but for what isn't a balancer's alone."""
+    """Returns the names as text; names of balancers are formatted as code."""
     return ", ".join(name if " " in name else f"`{name}`" for name in names) or "none"
 
 
 def main() -> None:
-    """Trains what is to be trained, draws, and prints or writes the page."""
+    """Trains the missing runs, draws the picture, and prints or writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("outputs/compare_burgers"))

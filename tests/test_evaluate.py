@@ -1,4 +1,4 @@
-"""Evaluation on other data: figures against numpy, with the training's encoding; and what is refused."""
+"""Evaluation on other data: figures against numpy, with the encoding of the training; and refusals."""
 
 import re
 from pathlib import Path
@@ -53,7 +53,7 @@ def people(count: int, seed: int, **columns: Any) -> pandas.DataFrame:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is measured, whoever asks for it."""
+    """Provides a list that gets the figures of each evaluation."""
     seen: list[Any] = []
     original = Validation.__call__
     monkeypatch.setattr(Validation, "__call__", lambda self, loader: (seen.append(original(self, loader)), seen[-1])[1])
@@ -77,14 +77,14 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 @pytest.fixture
 def run(trained_run: Ended, monkeypatch: pytest.MonkeyPatch) -> Ended:
-    """The trained run; its folder is the current one."""
+    """Provides the trained run; its folder is the current one."""
     assert trained_run.run is not None
     monkeypatch.chdir(trained_run.run.parents[2])
     return trained_run
 
 
 def by_hand(run: Path, frame: pandas.DataFrame) -> dict[str, dict[str, float]]:
-    """The figures on raw rows, in numpy, with mean and deviation of the training rows as pandas has them."""
+    """Returns the figures on raw rows, in numpy, with mean and deviation of the training rows by pandas."""
     drawn = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:160].sort().values
     income = pandas.read_csv("people.csv").iloc[drawn.numpy()]["income"]
     rows = frame[["age", "city"]].astype(object).where(frame[["age", "city"]].notna(), None)

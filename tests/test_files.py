@@ -70,7 +70,7 @@ def test_what_a_killed_process_left_is_not_written_into(tmp_path: Path) -> None:
 
 
 class Small(io.BytesIO):
-    """A file on a disk that holds so many bytes more."""
+    """A file on a disk with room for this number of bytes."""
 
     def __init__(self, room: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The command: python -m mtl.graph."""
+"""The command python -m mtl.graph."""
 
 import csv
 import hashlib
@@ -131,7 +131,7 @@ def test_without_the_extra_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take seconds, and are drawn elsewhere."""
+    """Replaces the drawing of pictures, which takes seconds and is tested in other files."""
     monkeypatch.setattr(graph.Pictures, "draw", lambda *_: None)
 
 

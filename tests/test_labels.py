@@ -1,4 +1,4 @@
-"""Labels that are missing don't count: NaN, an ignored class, a mask; by sample and by element."""
+"""Missing labels don't count: NaN, an ignored class, a mask; by sample and by element."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_what_a_loss_is_given_by_hand() -> None:
     p = torch.arange(6.0).view(3, 2)
     prediction, target = select(task(nn.MSELoss()), p, {"y": y})
     assert (prediction.tolist(), target.tolist()) == ([0, 4, 5], [1, 3, 4])
-    with pytest.raises(mtl.UserError, match="some samples have a part of their target 'y' only"):
+    with pytest.raises(mtl.UserError, match="some samples have only a part of their target 'y'"):
         select(task(lambda p, y: (p - y).square().mean()), p, {"y": y})
     whole = torch.tensor([[1.0, 2.0], [nan, nan], [3.0, 4.0]])
     prediction, target = select(task(lambda p, y: (p - y).square().mean()), p, {"y": whole})
@@ -109,7 +109,7 @@ def missing_labels(seed: int = 0):
 
 
 def by_hand(model: mtl.MultiTaskModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Losses with the samples taken out one by one."""
+    """Returns the losses, with the labelled samples selected one by one."""
     predictions = model(batch)
     there = ~batch["vector"].isnan()
     pairs = [(predictions["vector"][i, j], batch["vector"][i, j]) for i, j in there.nonzero().tolist()]
@@ -421,7 +421,7 @@ def test_weights_of_labels_of_which_some_are_missing_are_refused() -> None:
 
 
 def cosine(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The loss of surface normals: one less the cosine of each pixel's vectors, a mean over pixels."""
+    """Returns the loss of surface normals: 1 minus the cosine of each pixel's vectors, a mean over pixels."""
     return (1 - F.cosine_similarity(prediction, target, dim=1)).mean()
 
 
@@ -455,7 +455,7 @@ def own_means(*, masked: bool):
 
 
 def maps(seed: int, *, masked: bool) -> dict[str, torch.Tensor]:
-    """Uneven shares of valid pixels: sample 0 has none."""
+    """Returns maps with different shares of valid pixels; sample 0 has none."""
     generator = torch.Generator().manual_seed(seed)
     batch = {"x": torch.randn(9, 1, 8, 8, generator=generator, dtype=torch.float64)}
     share = torch.linspace(0, 1, 9).view(9, 1, 1)
@@ -511,14 +511,14 @@ def test_a_mean_that_is_declared_wrongly_is_refused() -> None:
     own = lambda p, y: (p - y).square().mean()  # noqa: E731
     with pytest.raises(mtl.UserError, match="mean_over is 'pixels'; it must be one of samples, elements, positions"):
         task(own, mean_over="pixels")
-    with pytest.raises(mtl.UserError, match="mean_over is for losses of one's own; of MSELoss it is known"):
+    with pytest.raises(mtl.UserError, match="mean_over is for custom losses; the mean of MSELoss is known"):
         task(nn.MSELoss(), mean_over="elements")
-    with pytest.raises(mtl.UserError, match="count and mean_over both say"):
+    with pytest.raises(mtl.UserError, match="both count and mean_over set the loss"):
         task(own, mean_over="elements", count=len)
     half = torch.tensor([[[1.0, nan]], [[1.0, 2.0]]]).movedim(-1, 1)
-    with pytest.raises(mtl.UserError, match="some positions have a part of their target 'y' only"):
+    with pytest.raises(mtl.UserError, match="some positions have only a part of their target 'y'"):
         select(task(own, mean_over="positions"), torch.zeros(2, 2, 1), {"y": half})
-    with pytest.raises(mtl.UserError, match=r"prediction of shape \(2, 1\) must have their channels as dimension 1"):
+    with pytest.raises(mtl.UserError, match=r"prediction of shape \(2, 1\) must have the channels as dimension 1"):
         select(task(own, mean_over="positions"), torch.zeros(2, 1), {"y": torch.zeros(2)})
     model, _ = missing_labels()
     wrong = mtl.Task("number", head=nn.Linear(16, 1), loss=own, target="flat", mean_over="elements")

@@ -1,4 +1,4 @@
-"""Text from a run is data: what a terminal, a page or a spreadsheet would obey in it reaches none of these."""
+"""Texts of a run never act as commands on a terminal, a page or a spreadsheet."""
 
 import csv
 import io

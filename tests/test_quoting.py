@@ -1,4 +1,4 @@
-"""Commands that are printed give their values back, whatever is in these, through the shell and Hydra's grammar."""
+"""Printed commands reproduce their values, whatever these contain, through the shell and Hydra's grammar."""
 
 import os
 import shlex
@@ -32,7 +32,7 @@ examples = settings(max_examples=int(os.environ.get("MTL_FUZZ", "300")), deadlin
 
 
 def read(override: str) -> object:
-    """What the config has for x, as Hydra and OmegaConf see it; the same in a job of a multirun."""
+    """Returns the config's value of x, as Hydra and OmegaConf read it; the same in a job of a multirun."""
     parsed = OverridesParser.create().parse_override(override)
     again = f"{parsed.get_key_element()}={parsed.get_value_element_as_str()}"
     assert OverridesParser.create().parse_override(again).value() == parsed.value()

@@ -1,4 +1,4 @@
-"""What is said of a config that is wrong, before torch is imported."""
+"""Messages about wrong configs, before torch is imported."""
 
 import pytest
 from conftest import ROOT

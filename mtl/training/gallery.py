@@ -30,7 +30,7 @@ class Gallery:
     """Hook that sends pictures and histograms to the loggers after an epoch, for loggers that support these.
 
     Args:
-        loader: The loader of the data, for some samples of which predictions are shown; None for no predictions.
+        loader: The loader of the samples whose predictions are shown; None for no predictions.
         pictures_every: The number of epochs from one set of pictures to the next. The last epoch always has a set, also
             if the training stops early. None for no pictures.
         histograms_every: The same for histograms of all parameters and their gradients.

@@ -28,8 +28,9 @@ def show(
         task: The task.
         prediction: Logits of classes (N, C) or (N, C, H, W), logits or probabilities of yes or no (N,) or (N, K),
             numbers (N,) or (N, K), maps (N, H, W) or (N, K, H, W), or images (N, 1 or 3, H, W). The meaning follows
-            from the task, see outputs.py.
-        batch: The batch with the target, class numbers or floats. Missing labels, see `mtl.labels`, are shown as such.
+            from the task, see `mtl.outputs`.
+        batch: The batch with the target, class numbers or floats. Missing labels, see `mtl.labels`, are shown as
+            unknown.
         image: The input images, (N, 1 or 3, H, W); None if the inputs aren't images.
         names: The names of the classes, or of the labels that are yes or no.
 

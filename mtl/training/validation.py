@@ -45,7 +45,7 @@ class Validation:
     Args:
         model: The model.
         tasks: The tasks.
-        autocast: Makes the context manager that forward passes run in.
+        autocast: Returns the context manager in which forward passes run.
 
     Attributes:
         labelled: By task, the number of samples in the last split that had at least a part of the labels.
@@ -137,7 +137,7 @@ class Validation:
             return ""
         return (
             f"warning  {names}: a mean over evaluation batches, which depends on data.eval_batch_size, since the loss "
-            "isn't a mean over samples; tasks.NAME.count can say what it is a mean over"
+            "isn't a mean over samples; tasks.NAME.count can give the denominator"
         )
 
     def _take(
@@ -173,7 +173,7 @@ class Validation:
 
     def _loss(self, task: Task, prediction: Any, batch: Batch) -> Tensor:
         if task.objective is not None:
-            with torch.enable_grad(), self.autocast():  # it may differentiate by itself
+            with torch.enable_grad(), self.autocast():  # the objective may compute gradients
                 return objective_of(self.model, task, batch).detach()
         with self.autocast():
             return loss_of(task, prediction, batch)

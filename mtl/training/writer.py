@@ -183,7 +183,7 @@ class Writer:
             with suppress(Exception):  # printing may fail as well
                 self.report(
                     f"error    the checkpoint {self.folder / job.name}.pt could not be written: {reason}. Training "
-                    "goes on, and later ones are tried; what was saved before is still there"
+                    "goes on, and later checkpoints are tried; earlier ones are unchanged"
                 )
         self.reason = reason
 

@@ -1,4 +1,4 @@
-"""What each method that keeps something makes of absent tasks, by hand; see test_presence.py for what all have in common."""
+"""How each method with a state treats absent tasks, computed by hand; test_presence.py has the common properties."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A class that takes another's place gets none of its arguments, but those that fit; and where keys come from is said."""
+"""A class that replaces another gets only the arguments that fit; and messages that name the origin of keys."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ class SGD(__import__("torch").optim.SGD):
 
 
 def config(*overrides: str) -> dict[str, Any]:
-    """The config as it is composed."""
+    """Returns the composed config."""
     ended = command("train", "--cfg", "job", *overrides)
     assert ended.code == 0, ended.err
     return yaml.safe_load(ended.out)
@@ -52,7 +52,7 @@ def node(where: str, *overrides: str) -> Any:
 
 
 def own(name: str, text: str, code: str = LATER) -> list[str]:
-    """A file of one's own beside some code, and how to take it."""
+    """Writes a user's config file and some code, and returns the arguments to use them."""
     path = Path("mine") / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

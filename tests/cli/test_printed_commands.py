@@ -1,4 +1,4 @@
-"""Every command that is printed runs as it is, also where folders have names of all kinds."""
+"""Every printed command runs unchanged, also if folders have unusual names."""
 
 import json
 import os
@@ -18,20 +18,20 @@ SHELL = 'show() { printf "%s\\0" "${@:1}"; }; python() { show "$@"; }; tensorboa
 
 
 def words(line: str) -> list[str]:
-    """The words of a printed command, as bash gives them to it."""
+    """Returns the words of a printed command, as bash passes them to the program."""
     done = subprocess.run(["bash", "-c", SHELL + line], capture_output=True, check=True)
     return done.stdout.decode().split("\0")[:-1]
 
 
 def printed(ended: Ended, purpose: str) -> list[str]:
-    """The words of the last command that is printed for this purpose."""
+    """Returns the words of the last command that is printed for this purpose."""
     found = re.findall(rf"^{purpose} +((?:python -m|tensorboard) .+)$", ended.out, re.M)
     assert found, ended.out
     return words(found[-1])
 
 
 def run(typed: list[str]) -> Ended:
-    """Runs what bash would give to python."""
+    """Runs python with the arguments that bash would pass."""
     assert typed[0] == "-m"
     ended = command(typed[1].removeprefix("mtl."), *typed[2:])
     assert ended.code == 0, (typed, ended.err)

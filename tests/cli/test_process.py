@@ -1,4 +1,4 @@
-"""What only a process of its own can show: signals, exit codes, no warnings on the screen."""
+"""Behaviour that only a separate process shows: signals, exit codes, no warnings on the screen."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Which tests may be skipped where all that they need is to be there."""
+"""Which tests may be skipped if everything that they need is installed."""
 
 import pytest
 from conftest import pytest_runtest_makereport

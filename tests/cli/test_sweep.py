@@ -1,4 +1,4 @@
-"""Multiruns: what they go over, what they are called, how they end, and how they are taken up again."""
+"""Multiruns: what they sweep, how jobs are named, how they end, and how they are resumed."""
 
 import itertools
 import json
@@ -30,13 +30,13 @@ SMALL = ["task=mnist_two_head", "trainer.max_epochs=1", "data.batch_size=500", "
 
 
 def jobs_of(ended: Ended) -> dict[str, dict]:
-    """By job its metrics.json."""
+    """Returns each job's metrics.json, by job."""
     assert ended.run is not None
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(ended.run.parent.glob("*/metrics.json"))}
 
 
 def differing(run: Path) -> list[str]:
-    """The options that the run's HParams say are swept over."""
+    """Returns the options that are swept according to the run's HParams."""
     events = EventAccumulator(str(run))
     events.Reload()
     content = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/experiment"])
@@ -232,7 +232,7 @@ def test_all_balancers_are_swept(here: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def failing(folder: Path) -> list[str]:
-    """A callback that fails in the jobs of seed 1 unless a file is there."""
+    """Writes a callback that fails in the jobs of seed 1 unless a file exists; returns the arguments for it."""
     (folder / "fails.py").write_text(
         "import torch\nfrom pathlib import Path\n\nclass Fails:\n    def __call__(self, trainer, result):\n"
         "        if torch.initial_seed() == 1 and trainer.global_step == 3 and not Path('mended').exists():\n"

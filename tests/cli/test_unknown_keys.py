@@ -1,4 +1,4 @@
-"""Keys that the config lacks: which are added, and what is said of the others."""
+"""Keys that the config doesn't have: which are added, and the messages about the others."""
 
 import re
 import subprocess
@@ -40,7 +40,7 @@ def bare(here: Path) -> list[str]:
 
 
 def composed(typed: list[str]) -> tuple[dict, list[str]]:
-    """The config of a command line, as `launch` composes it, and the overrides that it took."""
+    """Returns the config of a command line, as `launch` composes it, and the overrides."""
     given = for_hydra(typed)
     for _ in range(5):
         try:

@@ -1,4 +1,4 @@
-"""Variables of the user's own: named in other values, kept with the run, compared when it goes on."""
+"""The user's variables: used in other values, saved with the run, compared when the run is resumed."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ FAST = ["task=mnist_two_head", "trainer.max_epochs=1", "data.batch_size=1000", "
 
 
 def hparams(run: Path) -> dict[str, float | str]:
-    """What TensorBoard is told of the run's options."""
+    """Returns the options of the run that TensorBoard gets."""
     events = EventAccumulator(str(run))
     events.Reload()
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content

@@ -1,4 +1,4 @@
-"""A problem on a table from its config alone: what models know of their data, and predictions from raw rows."""
+"""A problem on a table, from a config alone: what models know of their data, and predictions from raw rows."""
 
 import re
 from pathlib import Path

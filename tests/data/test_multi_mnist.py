@@ -1,4 +1,4 @@
-"""The pairs of digits: how they are laid over each other, who is paired with whom, and the problem as it is run."""
+"""The pairs of digits: how two digits are combined, which digits form a pair, and the problem as a run."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mtl.data.multi_mnist import CHUNK, overlay, pairs
 
 
 def by_hand(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """One pair (28, 28) in [0, 1], pixel by pixel, and resized by Pillow."""
+    """Returns one pair (28, 28) in [0, 1], computed pixel by pixel and resized by Pillow."""
     canvas = np.zeros((36, 36), np.float32)
     for row in range(28):
         for column in range(28):

@@ -1,4 +1,4 @@
-"""Other people's data sets: their values named, and batches of what isn't plain tensors."""
+"""Data sets of other libraries: names for their values, and batches that aren't plain tensors."""
 
 from collections import namedtuple
 from pathlib import Path
@@ -16,7 +16,7 @@ PAIRS = TensorDataset(torch.arange(6.0).view(3, 2), torch.tensor([5, 6, 7]))
 
 
 class Rows:
-    """What a Hugging Face dataset is to us: length, and dicts by index."""
+    """A data set with the interface of Hugging Face datasets that is used: a length, and dicts by index."""
 
     def __len__(self) -> int:
         return 3
@@ -45,7 +45,7 @@ def test_dicts_by_key() -> None:
 
 
 class Lines(IterableDataset):
-    """Three tuples, one after the other."""
+    """A data set that yields three tuples, one after the other."""
 
     def __iter__(self):
         return iter([(torch.tensor([float(index)]), index % 2) for index in range(3)])

@@ -1,4 +1,4 @@
-"""Public sets, on small files in the very format in which they are published."""
+"""Public data sets, on small files in the format in which they are published."""
 
 import hashlib
 import pickle
@@ -17,7 +17,7 @@ from mtl.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 
 def picture(path: Path, height: int, width: int, seed: int) -> np.ndarray:
-    """Writes a picture, by PNG's means even where it is called .jpg, so that the pixels stay what they are."""
+    """Writes an image as PNG, even if the name ends in .jpg, so that the pixels don't change."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, format="PNG")
@@ -25,7 +25,7 @@ def picture(path: Path, height: int, width: int, seed: int) -> np.ndarray:
 
 
 def seen(pixels: np.ndarray, size: int) -> np.ndarray:
-    """What a model is to see of a picture."""
+    """Returns the input that a model should get from an image."""
     resized = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)) / 255
     return ((resized - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
 

@@ -1,4 +1,4 @@
-"""Problems whose tasks have data sets of their own, or half of the labels, from the command line."""
+"""Problems whose tasks have separate data sets, or half of the labels, from the command line."""
 
 import json
 import signal

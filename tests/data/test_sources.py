@@ -1,4 +1,4 @@
-"""Several data sets: whose batch comes in which step, and that it depends on seed and epoch alone."""
+"""Several data sets: which batch is used in which step, and that this depends only on seed and epoch."""
 
 from collections import Counter
 from typing import Any

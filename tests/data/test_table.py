@@ -1,4 +1,4 @@
-"""Tables: what becomes of each column, against values by hand and pandas; and what is said of a wrong file."""
+"""Tables: the encoding of each column, against values by hand and pandas; and messages about wrong files."""
 
 import math
 import sys

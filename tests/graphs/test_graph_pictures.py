@@ -1,4 +1,4 @@
-"""Pictures: what is in them, and what is said where they can't be drawn."""
+"""Pictures of graphs: their content, and the messages if they can't be drawn."""
 
 import re
 import subprocess
@@ -33,7 +33,7 @@ def drawn(model: mtl.MultiTaskModel, tasks: list[mtl.Task], batch: dict[str, tor
 
 
 def boxes(path: Path) -> dict[str, list[str]]:
-    """By the first line of a node's text, the colours in it."""
+    """Returns the colours in each node, by the first line of the node's text."""
     found = {}
     for group in ElementTree.parse(path).iter(f"{SVG}g"):
         if group.get("class") == "node":

@@ -88,7 +88,7 @@ def test_sentences_on_what_is_absent_and_unreached() -> None:
 
 
 class Stops(torch.autograd.Function):
-    """Its first input is in the graph, and is given no gradient."""
+    """A function whose first input is in the graph and gets no gradient."""
 
     @staticmethod
     def forward(ctx, first, second):

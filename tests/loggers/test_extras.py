@@ -1,4 +1,4 @@
-"""What both loggers of extra packages have in common: what is said where these are missing, and that nobody is called."""
+"""Common behaviour of both loggers of extra packages: messages if these are missing, and no network access."""
 
 import importlib.util
 import os

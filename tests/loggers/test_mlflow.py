@@ -1,4 +1,4 @@
-"""What MLflow has, read back by its own client."""
+"""The content of MLflow, read back by its own client."""
 
 import csv
 import math
@@ -33,7 +33,7 @@ HEAD = ["task=mnist_two_head", "trainer.max_epochs=2", "log.every=20", "logger=[
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database without a run; to make one takes seconds."""
+    """Provides a database without a run, since creating one takes seconds."""
     logger = logger_of(tmp_path_factory.mktemp("empty"))
     logger.log(1, 1, {})
     logger._client.delete_run(logger._run)
@@ -64,7 +64,7 @@ def only_run(database: Path, experiment: str = "mtl"):
 
 
 def history(database: Path) -> dict[str, list[tuple[int, float]]]:
-    """By key, steps and values in the order in which they came."""
+    """Returns, by key, steps and values in the order of arrival."""
     store, run = client(database), only_run(database)
     return {
         key: [(m.step, m.value) for m in sorted(store.get_metric_history(run.info.run_id, key), key=lambda m: m.step)]

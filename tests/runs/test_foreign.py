@@ -1,4 +1,4 @@
-"""What somebody's own class may raise: exceptions without a text, sys.exit, Ctrl-C, and where."""
+"""Errors that a user's class may raise anywhere: exceptions without a text, sys.exit, Ctrl-C."""
 
 import json
 import re

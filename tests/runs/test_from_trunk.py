@@ -1,4 +1,4 @@
-"""Heads whose width is the trunk's: from its config, from the trunk itself, for one trunk and for several."""
+"""Heads whose width is that of the trunk: from the trunk's config or the trunk, for one trunk and for several."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Runs that go on are those that never stopped: from every step, after kills, and with what is damaged or changed."""
+"""Resumed runs equal uninterrupted ones: from every step, after kills, and with damaged or changed files."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ SMALL = ["task=mnist_two_head", "trainer.max_epochs=3", "data.batch_size=500", "
 
 
 class Lasting(Remembers):
-    """A logger that can go back."""
+    """A logger that can return to an earlier state."""
 
     def state_dict(self) -> int:
         return len(self.lines)
@@ -125,7 +125,7 @@ def test_stopping_at_any_step_and_going_on_is_never_having_stopped(tmp_path: Pat
 
 
 def same_runs(mine: Path, its: Path) -> None:
-    """The same parameters, logs and figures, but for times."""
+    """Checks that two runs have the same parameters, logs and figures, except for times."""
     for name in ("last", "best"):
         states = [checkpoint.load(run / f"checkpoints/{name}.pt") for run in (mine, its)]
         for key in ("model", "step", "random", "global_step", "epoch", "best", "figures", "readings"):
@@ -159,7 +159,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def interrupted(at: int, *more: str) -> Ended:
-    """A run that SIGTERM stops at this step."""
+    """Runs a training that SIGTERM stops at this step."""
     return command("train", *stopping(at), *SMALL, "balancer=moco", *more)
 
 

@@ -1,4 +1,4 @@
-"""Runs that go on with classes of other names: where the state that was saved fits them, and only there."""
+"""Runs that are resumed with another class: allowed only if the saved state fits it."""
 
 import copy
 from collections.abc import Callable
@@ -24,11 +24,11 @@ HEAD = "tasks.digit.head._target_"
 
 
 class Moved(torch.optim.AdamW):
-    """The same class by another name."""
+    """The same class with another name."""
 
 
 class Newer(torch.optim.AdamW):
-    """One with the same options that keeps something else."""
+    """A class with the same options and another state."""
 
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
@@ -64,7 +64,7 @@ def config_of(step: Step) -> dict[str, Any]:
 
 
 def saved(step: Step) -> dict[str, Any]:
-    """The state after two steps."""
+    """Returns the state after two steps."""
     for batch in batches(2, 2):
         step(batch)
     state = {"model": step.model.state_dict(), "step": step.state_dict(), "composed": config_of(step)}
@@ -213,7 +213,7 @@ def test_what_no_state_fits_is_never_allowed(key: str) -> None:
 
 @pytest.fixture
 def began(here: Path) -> Ended:
-    """A run that was stopped, whose head was then moved into another module."""
+    """Provides a stopped run, whose head was then moved into another module."""
     stop = stopping(3)
     for name in ("old_heads", "new_heads"):
         (here / f"code/{name}.py").write_text("import torch\nclass Head(torch.nn.Linear): pass\n")
@@ -252,5 +252,5 @@ def test_a_class_that_does_not_take_the_state_leaves_the_run_as_it_is(began: End
     options = [f"{HEAD}=new_heads.Head", f"resume={began.run}", f"resume_allow=[{HEAD}]"]
     ended = command("train", "--config-dir", "code", *FAST, *options)
     assert ended.code == 1
-    assert "resume: the saved state doesn't fit this model: only there: heads.digit.weight" in ended.err
+    assert "resume: the saved state doesn't fit this model: only in the checkpoint: heads.digit.weight" in ended.err
     assert before == {path: path.read_bytes() for path in before}

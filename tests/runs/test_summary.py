@@ -1,4 +1,4 @@
-"""What is said of a run at its end."""
+"""The summary at the end of a run."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Runs of somebody else's: which code their configs may name, and that no other code is run or imported."""
+"""Runs of somebody else: the code that their configs may name, and that no other code is run or imported."""
 
 import copy
 import importlib.util
@@ -69,7 +69,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def written(run: Path, config: Any = CONFIG, **more: Any) -> Path:
-    """A run's folder with a checkpoint of this config; the parameters are those of CONFIG's model."""
+    """Writes a run's folder with a checkpoint of this config; the parameters are those of CONFIG's model."""
     model = mtl.MultiTaskModel(
         mtl.trunks.MLP(3, widths=[4]),
         [mtl.Task("a", head=mtl.heads.Linear(4, 2), loss=nn.CrossEntropyLoss(), target="a")],
@@ -721,7 +721,7 @@ def test_names_are_not_walked_into_other_libraries(here: Path) -> None:
 
 
 def hostile(trained: Path, run: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """As `tampered`, and the change is one of the whole state."""
+    """As `tampered`, but with a change of the whole state."""
     state = torch.load(trained / "checkpoints" / "best.pt", weights_only=True)
     change(state)
     (run / "checkpoints").mkdir(parents=True)
@@ -750,7 +750,7 @@ def test_facts_are_not_built(here: Path, people: Path) -> None:
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on a table."""
+    """Provides a run on a table."""
     folder = tmp_path_factory.mktemp("people")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -1,4 +1,4 @@
-"""Checkpoints from somebody else: bombs, claims of more than there is, and files under another's name."""
+"""Checkpoints from somebody else: bombs, false sizes, and files under another name."""
 
 import io
 import os
@@ -25,7 +25,7 @@ STATE: dict[str, Any] = {"format": checkpoint.FORMAT, "model": {"w": torch.arang
 
 
 def saved(state: Any) -> dict[str, bytes]:
-    """What is in the archive that torch makes of the state."""
+    """Returns the members of the archive that torch makes of the state."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     with zipfile.ZipFile(buffer) as file:
@@ -39,7 +39,7 @@ def zipped(path: Path, members: dict[str, bytes], how: int = zipfile.ZIP_STORED)
 
 
 def pickled(path: Path, content: bytes, **more: bytes) -> None:
-    """A checkpoint whose pickle is this."""
+    """Writes a checkpoint with this pickle."""
     members = saved(STATE) | {"archive/data.pkl": content} | {f"archive/{name}": each for name, each in more.items()}
     zipped(path, members)
 
@@ -50,7 +50,7 @@ def deflated(path: Path) -> None:
 
 
 def overlapping(path: Path) -> None:
-    """Two hundred names for the same bytes."""
+    """Writes an archive with two hundred names for the same bytes."""
     zipped(path, saved(STATE) | {"archive/data/1": b"0" * 10_000})
     content = bytearray(path.read_bytes())
     entry = content[(start := content.rindex(b"PK\x01\x02")) :]
@@ -65,7 +65,7 @@ def overlapping(path: Path) -> None:
 
 
 def of_one_more(path: Path, numel: int = 2**20, key: str = "0") -> None:
-    """Its storage claims more numbers than are in the file, which torch would read from beyond the memory."""
+    """Writes a storage that claims more numbers than the file has, which torch would read from beyond the memory."""
     members = saved(STATE)
     claimed = members["archive/data.pkl"].replace(b"M\xe8\x03tq", b"J" + struct.pack("<i", numel) + b"tq", 1)
     assert claimed != members["archive/data.pkl"]
@@ -85,7 +85,7 @@ def meta(path: Path) -> None:
 
 
 def doubling(path: Path) -> None:
-    """A list of a list of a list, …, each twice: 2^60 values."""
+    """Writes a list of a list of a list, …, each twice, which has 2^60 values."""
     value: Any = "x"
     for _ in range(60):
         value = [value, value]
@@ -119,7 +119,7 @@ def calling(what: str, argument: bytes) -> Callable[[Path], None]:
 
 
 def bytearray8(path: Path) -> None:
-    """An instruction that sets memory aside for as much as it says."""
+    """Writes a pickle with an instruction that allocates as much memory as it claims."""
     pickled(path, b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".")
 
 
@@ -161,7 +161,7 @@ def with_a_comment(path: Path) -> None:
 
 
 def with_another_directory(path: Path) -> None:
-    """An empty one behind the first: readers of archives may take either."""
+    """Writes an empty directory behind the first one; readers of archives may use either."""
     with_a_comment(path)
     path.write_bytes(path.read_bytes()[:-30] + b"x" * 8 + b"PK\x05\x06" + b"\0" * 18)
 
@@ -172,7 +172,7 @@ def larger_than_memory(path: Path) -> None:
 
 
 def of_another_size(path: Path) -> None:
-    """The kind of a storage is told that its elements take no byte."""
+    """Writes a storage whose elements claim to have zero bytes."""
     members = saved(STATE)
     kind = b"ctorch\nFloatStorage\n"
     assert kind in members["archive/data.pkl"]
@@ -190,7 +190,7 @@ def text(value: str) -> bytes:
 
 
 def of_config(path: Path, *parts: bytes) -> None:
-    """A state whose config is what these instructions make."""
+    """Writes a state whose config is the result of these instructions."""
     begin = b"\x80\x02}(" + text("format") + b"K" + bytes([checkpoint.FORMAT]) + text("config")
     pickled(path, begin + b"".join(parts) + b"u.")
 
@@ -223,7 +223,7 @@ def keys_of_one_hash(path: Path) -> None:
 
 
 def encodings(path: Path) -> None:
-    """Each of forty is twice as long as the one that it is of."""
+    """Writes a text that is encoded forty times, each time to twice the length."""
     value = called(ENCODE, text("a"), text("latin1"))
     for _ in range(40):
         value = called(ENCODE, value, text("hex"))
@@ -235,7 +235,7 @@ def a_slow_encoding(path: Path) -> None:
 
 
 def copied(what: str) -> Callable[[Path], None]:
-    """The same long list given to many calls, each of which keeps a copy."""
+    """Returns a function that writes many calls, each of which makes a copy of the same long list."""
     make = lambda path: of_config(path, b"](", LIST, called(what, b"h\x01") * 30_000, b"e")  # noqa: E731
     make.__name__ = f"copied by {what}"
     return make
@@ -247,7 +247,7 @@ def copied_attributes(path: Path) -> None:
 
 
 def a_set_of_a_tensor(path: Path) -> None:
-    """Of a single number, that is there a million million times."""
+    """Writes a set of a tensor in which a single number appears a million million times."""
     storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"M\xe8\x03tQ"
     size = b"\x8a\x06" + (10**12).to_bytes(6, "little") + b"\x85"
     tensor = called("torch._utils._rebuild_tensor_v2", storage, b"K\x00", size, b"K\x00\x85\x89N")
@@ -258,7 +258,7 @@ EVIL = b"\x80\x02}" + text("format") + b"K" + bytes([checkpoint.FORMAT]) + b"s" 
 
 
 def before_an_archive(path: Path) -> None:
-    """PyTorch goes by the beginning of the file, and takes it for one of its earlier format."""
+    """Writes bytes before the archive, which PyTorch takes for its earlier format."""
     zipped(path, saved(STATE))
     old = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True, "protocol_version": 1001, "type_sizes": {}}]
     begin = b"".join(pickle.dumps(each, 2) for each in old) + EVIL + pickle.dumps([], 2)
@@ -266,7 +266,7 @@ def before_an_archive(path: Path) -> None:
 
 
 def two_lists_of_parts(path: Path) -> None:
-    """The end tells the place of a list of other parts, which Python's reader never looks at."""
+    """Writes an archive whose end points to a second list of members, which Python's reader never uses."""
     both = []
     for content, how in ((EVIL, zipfile.ZIP_DEFLATED), (b"\x80\x02}.", zipfile.ZIP_STORED)):
         zipped(path, {"archive/data.pkl": content, "archive/version": b"3"}, how)
@@ -286,7 +286,7 @@ def two_lists_of_parts(path: Path) -> None:
 
 
 def names_in_capitals(path: Path) -> None:
-    """PyTorch takes names that differ in case for the same."""
+    """Writes names that differ only in case, which PyTorch takes for the same name."""
     zipped(path, {"archive/DATA.PKL": EVIL} | saved(STATE))
 
 
@@ -333,7 +333,7 @@ BOMBS = {
 
 @pytest.fixture
 def little_memory() -> Any:
-    """No more than 3 GB beyond what is taken."""
+    """Limits the memory to 3 GB more than what is in use."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + 3 * 2**30, hard))
@@ -395,7 +395,7 @@ def test_what_states_are_made_of_is_read(here: Path) -> None:
 
 @pytest.fixture
 def two(here: Path) -> Path:
-    """The folder of a best and two last checkpoints."""
+    """Provides a folder with a best and two last checkpoints."""
     folder = here / "checkpoints"
     checkpoint.save(folder / "best.pt", {"number": 0})
     for number in (1, 2):

@@ -1,4 +1,4 @@
-"""Runs' folders from somebody else, with links, pipes and devices in them: nothing outside is read, changed or made."""
+"""Folders from somebody else with links, pipes and devices: nothing outside is read, changed or created."""
 
 import json
 import os
@@ -64,7 +64,7 @@ ODD = [*LINKS, pipe, unix_socket]
 
 @pytest.fixture
 def surroundings(here: Path) -> Iterator[Path]:
-    """The current folder, with files outside of the run that are to stay as they are."""
+    """Provides the current folder, with files outside of the run that must not change."""
     (here / "outside/below").mkdir(parents=True)
     (here / "outside/bashrc").write_text("alias ls=ls\n")
     (here / "outside/below/secret.json").write_text('{"status": "finished", "secret": 1}')
@@ -116,7 +116,10 @@ def test_a_report_is_written_through_no_link(surroundings: Path, name: str, kind
     place = surroundings / "runs" / name
     place.parent.mkdir(parents=True, exist_ok=True)
     kind(place)
-    with at_most(), pytest.raises(mtl.UserError, match=f"the report isn't written: runs/{name} is a .*; --out names"):
+    with (
+        at_most(),
+        pytest.raises(mtl.UserError, match=f"the report isn't written: runs/{name} is a .*; choose a folder"),
+    ):
         report([Path("runs")])
 
 
@@ -153,7 +156,7 @@ def test_a_link_in_a_circle_and_a_folder_that_cannot_be_listed(
 
 @pytest.fixture(scope="module")
 def stopped_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with two checkpoints, of which there is more to come."""
+    """Provides an unfinished run with two checkpoints."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -1,4 +1,4 @@
-"""Every balancer at work in the step and in the whole trainer."""
+"""Every balancer in the step and in the whole trainer."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ STEERED = ["uw", "imtl_l", "uw_so", "gls", "si", "stch", "db_mtl"]
 
 
 def made(name: str) -> mtl.balancers.Balancer:
-    """The balancer as its config makes it."""
+    """Returns the balancer that its config describes."""
     node = OmegaConf.to_container(OmegaConf.load(ROOT / f"configs/balancer/{name}.yaml"), resolve=False)
     kind = getattr(mtl.balancers, node.pop("_target_").rsplit(".", 1)[1])
     return kind(**{key: 7 if value == "${seed}" else value for key, value in node.items()})
@@ -118,7 +118,7 @@ def test_famo_refuses_tasks_weights() -> None:
 
 
 class Spy(mtl.balancers.Balancer):
-    """Writes down what it is given."""
+    """A balancer that records its arguments."""
 
     looks_back = True
 
@@ -220,7 +220,7 @@ def test_losses_that_have_no_weights_are_named() -> None:
 
 
 class Cliff(nn.Module):
-    """Its value is finite and its gradient isn't."""
+    """A loss with a finite value and an infinite gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -300,7 +300,7 @@ def test_rows_cannot_be_kept_for_some_steps_or_had_layer_by_layer() -> None:
 
 
 class Halves(mtl.balancers.Balancer):
-    """Needs rows; takes half of the sum."""
+    """A balancer that needs rows, and returns half of their sum."""
 
     needs = "rows"
 
@@ -331,7 +331,7 @@ def test_rows_reach_the_balancer_and_its_direction_the_parameters(kind: str, pre
 
 @pytest.fixture(scope="module")
 def trajectory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ended]:
-    """A short run of mnist_two_head with a balancer."""
+    """Returns a short run of mnist_two_head with a balancer."""
     folder = tmp_path_factory.mktemp("trajectories")
 
     @cache

@@ -1,4 +1,4 @@
-"""What a balancer learns, where it starts, and where the model's optimizer moves it."""
+"""Parameters that a balancer learns: initial values, and updates by the model's optimizer."""
 
 import csv
 import math

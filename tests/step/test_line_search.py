@@ -1,4 +1,4 @@
-"""L-BFGS after another optimizer: against the same thing by hand, and where it can't be."""
+"""L-BFGS after another optimizer: against the same steps by hand, and cases in which it is refused."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What goes wrong in the middle of a run, in one sentence each."""
+"""Errors in the middle of a run, with a message of one sentence each."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def test_deterministic_names_the_operation_that_is_not(own: list[str], here: Pat
 
 @pytest.fixture
 def points(here: Path) -> list[str]:
-    """Data that go through worker processes, and fail at a sample if they are told to."""
+    """Data that pass through worker processes, and that can fail at a sample."""
     (here / "mine/task").mkdir(parents=True)
     (here / "mine/points.py").write_text(
         "import os, random, signal, torch\n"

@@ -1,4 +1,4 @@
-"""The number of threads belongs to the run, not to the process it happens to be in."""
+"""The number of threads is that of the run, not that of the process."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ SMALL = ["task=mnist_two_head", "trainer.max_epochs=1", "data.batch_size=500", "
 
 @pytest.fixture(autouse=True)
 def another_number() -> Iterator[None]:
-    """The process has one that no run here asks for, and keeps it."""
+    """Sets a number of threads that no run here uses, and checks that it doesn't change."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -29,7 +29,7 @@ def another_number() -> Iterator[None]:
 
 
 def noted(folder: Path) -> tuple[list[str], list[int]]:
-    """A callback that notes the number of threads after each step, and what it noted."""
+    """Writes a callback that records the numbers of threads; returns the arguments for it, and the record so far."""
     (folder / "notes.py").write_text(
         "import torch\nfrom pathlib import Path\n\nclass Notes:\n    def __call__(self, trainer, result):\n"
         "        with Path('threads').open('a') as file: print(torch.get_num_threads(), file=file)\n"
@@ -106,7 +106,7 @@ def test_an_environment_that_may_have_it_otherwise(monkeypatch: pytest.MonkeyPat
 
 
 class Counting(Dataset):
-    """Samples that say with how many threads they are made."""
+    """Samples that contain the number of threads with which they were made."""
 
     def __len__(self) -> int:
         return 4

@@ -1,4 +1,4 @@
-"""The network for tables: what goes into its first layer, and raw values."""
+"""The network for tables: the inputs of its first layer, and raw values."""
 
 import math
 

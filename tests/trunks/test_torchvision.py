@@ -1,4 +1,4 @@
-"""Torchvision's classifiers as trunks: their own features, their own weights."""
+"""Torchvision's classifiers as trunks: their features and weights."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
-    """Torchvision's model with its classifier replaced by nothing, and a file with its weights."""
+    """Provides torchvision's model without the classifier, and a file with its weights."""
     torch.manual_seed(0)
     model = models.resnet18(num_classes=7).eval()
     path = tmp_path_factory.mktemp("weights") / "resnet18.pth"

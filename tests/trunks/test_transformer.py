@@ -1,4 +1,4 @@
-"""The transformer encoder: what it pays attention to, and what not."""
+"""The transformer encoder, and the positions that it attends to."""
 
 import pytest
 import torch
