@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from mtl import cli, schema
 from mtl.cli.record import folder_name, report
 from mtl.errors import UserError, first_line, is_out_of_memory
-from mtl.quoting import looking
+from mtl.quoting import viewing
 from mtl.safety.regular import check_folder
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
     config, model = problem.config, problem.model
     chosen = choose(config["passes"], model)
     pictures = Pictures(console)
-    walk, reach = look(problem, batch, pictures)
+    walk, reach = inspect(problem, batch, pictures)
     if not walk.seen:
         raise UserError("no task has labels in the first batch, so there is no graph")
-    lives, refused = live(problem, batch)
+    lives, refused = memory(problem, batch)
 
     text.write_leaves(walk, folder / "leaves.csv")
     text.write_life(lives, folder / "life.csv")
@@ -80,7 +80,7 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
     shown = folder_name(folder)
     report(console, f"Written to {shown}: {text.listed(written, 2 * text.MODULES)}")
     if options["tensorboard"]:
-        report(console, f"view     {looking(shown)}")
+        report(console, f"view     {viewing(shown)}")
     if chosen in refused:
         raise refused[chosen]
 
@@ -105,7 +105,7 @@ def built(config: dict[str, Any], console: "Console") -> "tuple[Built, Any]":
     return problem, batch
 
 
-def look(problem: "Built", batch: Any, pictures: "Pictures") -> "tuple[Walk, Mapping[str, Sequence[str]]]":
+def inspect(problem: "Built", batch: Any, pictures: "Pictures") -> "tuple[Walk, Mapping[str, Sequence[str]]]":
     """Inspects the graphs of one joint step; returns the graphs, and for each parameter the tasks with a gradient."""
     from mtl.graphs import Walk, backward
     from mtl.step import Step
@@ -114,12 +114,12 @@ def look(problem: "Built", batch: Any, pictures: "Pictures") -> "tuple[Walk, Map
     pictures.named = walk.named()
     parts = {key: problem.config["trainer"][key] for key in ("micro_batch_size", "num_micro_batches")}
     step = Step(problem.model, problem.tasks, passes="joint", precision=problem.config["precision"], **parts)
-    with walk.looking():
+    with walk.recording():
         result = backward(step, batch, walk, measure=True)
     return walk, result.reach or {}
 
 
-def live(problem: "Built", batch: Any) -> "tuple[dict[str, Life], dict[str, UserError]]":
+def memory(problem: "Built", batch: Any) -> "tuple[dict[str, Life], dict[str, UserError]]":
     """Returns the memory over a step for each kind of passes, and the errors of the kinds that fail."""
     from mtl.choices import PASSES
     from mtl.config.training import build_step

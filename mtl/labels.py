@@ -52,7 +52,7 @@ def _is_yes_or_no(task: Task, target: Any) -> bool:
     return isinstance(task.loss, YES_OR_NO) and isinstance(target, Tensor) and target.dtype != torch.bool
 
 
-def there(task: Task, batch: Batch) -> Tensor | None:
+def label_mask(task: Task, batch: Batch) -> Tensor | None:
     """Returns a boolean tensor that is true where a label is present.
 
     Returns:
@@ -117,11 +117,11 @@ def select(task: Task, prediction: Any, batch: Batch) -> tuple[Any, Any]:
     out; for losses that average over elements or positions, single elements or positions are left out.
 
     Raises:
-        UserError: If the mask is invalid, see `there`, or if the loss averages over samples and only a part of a
+        UserError: If the mask is invalid, see `label_mask`, or if the loss averages over samples and only a part of a
             sample's label is missing.
     """
     target = target_of(task, batch)
-    present = there(task, batch) if may_miss(task, target) else None
+    present = label_mask(task, batch) if may_miss(task, target) else None
     if _by_position(task):
         return _positions(task, prediction, target, present)
     if present is None or (task.mask is None and _ignores(task, target)) or present.all():
@@ -137,7 +137,7 @@ def select_for_metric(task: Task, prediction: Any, batch: Batch, *, ignored: int
     A metric that has an ignored value gets the whole target, with that value for missing labels.
     """
     target = target_of(task, batch)
-    present = None if task.missing is False else there(task, batch)
+    present = None if task.missing is False else label_mask(task, batch)
     if isinstance(target, Tensor) and not target.is_floating_point() and not target.is_complex():
         target = target.long()
     if _by_position(task):
@@ -177,13 +177,13 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
     samples. For other losses than torch's, it is `task.count(target)` if given, else the number of samples.
 
     Raises:
-        UserError: If the mask is invalid, see `there`.
+        UserError: If the mask is invalid, see `label_mask`.
     """
     if task.objective is not None:
         number: Tensor | int = task.count(batch) if task.count else num_samples(batch, [task.target])
         return number
     target = target_of(task, batch)
-    present = there(task, batch) if may_miss(task, target) or _ignores(task, target) else None
+    present = label_mask(task, batch) if may_miss(task, target) or _ignores(task, target) else None
     if task.count is not None:
         if present is not None and not present.all():
             target = _picked(target, _rows(task, present))
@@ -207,9 +207,9 @@ def num_labelled(task: Task, batch: Batch) -> Tensor | int:
     """Returns the number of samples in the batch that have a label of the task, or a part of one.
 
     Raises:
-        UserError: If the mask is invalid, see `there`.
+        UserError: If the mask is invalid, see `label_mask`.
     """
-    present = None if task.missing is False or task.objective is not None else there(task, batch)
+    present = None if task.missing is False or task.objective is not None else label_mask(task, batch)
     if present is None:
         return num_samples(batch, [task.target])
     return present.flatten(1).any(1).sum() if present.ndim > 1 else present.sum()

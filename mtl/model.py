@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mtl.batch import Batch, describe, field
-from mtl.errors import FOREIGN, UserError, is_elsewhere, text_of, told
+from mtl.errors import FOREIGN, UserError, describe_error, is_unrelated, text_of
 from mtl.task import Task
 
 
@@ -78,10 +78,11 @@ class MultiTaskModel(nn.Module):
         except UserError:
             raise
         except FOREIGN as error:
-            if is_elsewhere(error):
+            if is_unrelated(error):
                 raise
             raise UserError(
-                f"the trunk can't take its inputs {', '.join(self.inputs)}, {describe(inputs)}: {told(error)}. "
+                f"the trunk can't take its inputs {', '.join(self.inputs)}, {describe(inputs)}: "
+                f"{describe_error(error)}. "
                 f"Check model.trunk and model.inputs{_one_sample(error)}"
             ) from error
 
@@ -98,10 +99,11 @@ class MultiTaskModel(nn.Module):
         except FOREIGN as error:
             if "in-place" in text_of(error) or "inplace" in text_of(error):
                 raise UserError(_IN_PLACE.format(task=task)) from error
-            if is_elsewhere(error):
+            if is_unrelated(error):
                 raise
             raise UserError(
-                f"task '{task}': its head can't take the trunk's features, {describe(features)}: {told(error)}. "
+                f"task '{task}': its head can't take the trunk's features, {describe(features)}: "
+                f"{describe_error(error)}. "
                 f"Check tasks.{task}.head and model.trunk{_parts_of(features)}{_one_sample(error)}"
             ) from error
         if before != _versions(features):

@@ -171,7 +171,7 @@ def run(
             mean[i] += 0.1 * (d[i] - mean[i])
             square[i] += 0.001 * (d[i] ** 2 - square[i])
             x[i] -= lr * (mean[i] / (1 - 0.9**step)) / (math.sqrt(square[i] / (1 - 0.999**step)) + 1e-8)
-        asked.after(before, losses(*x) if balancer.looks_back else None)
+        asked.after(before, losses(*x) if balancer.needs_losses_after else None)
         if step % EPOCH == 0:
             balancer.epoch_end()
         if step % every == 0 or step == steps:

@@ -80,17 +80,17 @@ def test_tensorboard_shows_pictures_table_and_numbers(here: Path) -> None:
 
 def test_nothing_is_trained(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = []
-    look = graph.look
+    inspect = graph.inspect
 
-    def looking(problem, *rest):
+    def viewing(problem, *rest):
         state = problem.model.state_dict()
         models.append((problem.model, {name: value.clone() for name, value in state.items()}))
-        return look(problem, *rest)
+        return inspect(problem, *rest)
 
     def step(*_: object, **__: object) -> None:
         raise AssertionError("an optimizer took a step")
 
-    monkeypatch.setattr(graph, "look", looking)
+    monkeypatch.setattr(graph, "inspect", viewing)
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     done = command(
         "graph",

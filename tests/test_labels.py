@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 import mtl
 from mtl.choices import PASSES
 from mtl.data import Fields, Loader
-from mtl.labels import denominator, select, there
+from mtl.labels import denominator, label_mask, select
 from mtl.step.forward import loss_of
 from mtl.step.micro_batches import shares
 from mtl.training.validation import Validation
@@ -27,22 +27,22 @@ def task(loss, **options):
 
 def test_what_is_there_by_hand() -> None:
     y = torch.tensor([[1.0, nan], [nan, nan], [3.0, 4.0]])
-    assert there(task(nn.MSELoss()), {"y": y}).tolist() == [[True, False], [False, False], [True, True]]
+    assert label_mask(task(nn.MSELoss()), {"y": y}).tolist() == [[True, False], [False, False], [True, True]]
     classes = torch.tensor([1, -100, 2])
-    assert there(task(nn.CrossEntropyLoss()), {"y": classes}).tolist() == [True, False, True]
-    assert there(task(nn.CrossEntropyLoss(ignore_index=2)), {"y": classes}).tolist() == [True, True, False]
-    assert there(task(lambda p, y: p.mean()), {"y": classes}) is None
+    assert label_mask(task(nn.CrossEntropyLoss()), {"y": classes}).tolist() == [True, False, True]
+    assert label_mask(task(nn.CrossEntropyLoss(ignore_index=2)), {"y": classes}).tolist() == [True, True, False]
+    assert label_mask(task(lambda p, y: p.mean()), {"y": classes}) is None
     mask = torch.tensor([True, True, False])
-    assert there(task(nn.MSELoss(), mask="m"), {"y": y, "m": mask}).tolist() == [
+    assert label_mask(task(nn.MSELoss(), mask="m"), {"y": y, "m": mask}).tolist() == [
         [True, False],
         [False] * 2,
         [False] * 2,
     ]
-    assert there(task(nn.CrossEntropyLoss(), mask="m"), {"y": classes, "m": mask}).tolist() == [True, False, False]
+    assert label_mask(task(nn.CrossEntropyLoss(), mask="m"), {"y": classes, "m": mask}).tolist() == [True, False, False]
     with pytest.raises(mtl.UserError, match=r"its mask 'm' is of shape \(2,\) and its target 'y' of shape \(3, 2\)"):
-        there(task(nn.MSELoss(), mask="m"), {"y": y, "m": mask[:2]})
+        label_mask(task(nn.MSELoss(), mask="m"), {"y": y, "m": mask[:2]})
     with pytest.raises(mtl.UserError, match="mask 'm' not in batch; the dataset gives: y"):
-        there(task(nn.MSELoss(), mask="m"), {"y": y})
+        label_mask(task(nn.MSELoss(), mask="m"), {"y": y})
 
 
 def test_what_a_loss_is_given_by_hand() -> None:
@@ -366,10 +366,10 @@ def test_class_numbers_of_any_integer_type(
 def test_a_class_that_uint8_holds_as_156_is_one() -> None:
     """As an int64 it isn't -100; what marks a missing label in a mask of bytes, 255, is an ignore_index."""
     y = torch.tensor([156, 255, 3], dtype=torch.uint8)
-    assert there(task(nn.CrossEntropyLoss()), {"y": y}).tolist() == [True, True, True]
-    assert there(task(nn.CrossEntropyLoss(ignore_index=255)), {"y": y}).tolist() == [True, False, True]
+    assert label_mask(task(nn.CrossEntropyLoss()), {"y": y}).tolist() == [True, True, True]
+    assert label_mask(task(nn.CrossEntropyLoss(ignore_index=255)), {"y": y}).tolist() == [True, False, True]
     yes = task(mtl.losses.BinaryCrossEntropy())
-    assert there(yes, {"y": y}).all()
+    assert label_mask(yes, {"y": y}).all()
     logits = torch.randn(3, 256)
     prediction, target = select(task(nn.CrossEntropyLoss(), mask="m"), logits, {"y": y, "m": torch.tensor([1, 0, 1])})
     assert target.tolist() == [156, -100, 3]
@@ -394,7 +394,7 @@ def test_a_class_that_uint8_holds_as_156_is_one() -> None:
 def test_a_mask_of_another_shape_is_refused(target: object, mask: torch.Tensor, options: dict) -> None:
     kind = task(mask="m", **{"loss": nn.MSELoss(), **options})
     with pytest.raises(mtl.UserError, match=r"its mask 'm' is of shape"):
-        there(kind, {"y": target, "m": mask.bool()})
+        label_mask(kind, {"y": target, "m": mask.bool()})
 
 
 def test_a_mask_holds_for_the_whole_of_a_sample() -> None:
@@ -407,7 +407,7 @@ def test_a_mask_holds_for_the_whole_of_a_sample() -> None:
     torch.testing.assert_close(F.mse_loss(prediction, target), F.mse_loss(p[::3], y[::3].float()))
     assert denominator(kind, batch) == 8
     with pytest.raises(mtl.UserError, match="its mask 'm' has numbers other than 0 and 1"):
-        there(kind, {"y": y, "m": torch.tensor([1.0, 0.5, nan, 1.0])})
+        label_mask(kind, {"y": y, "m": torch.tensor([1.0, 0.5, nan, 1.0])})
 
 
 def test_weights_of_labels_of_which_some_are_missing_are_refused() -> None:

@@ -91,7 +91,7 @@ def test_the_other_commands() -> None:
     assert quoting.evaluating("a", inside) == "python -m mtl.evaluate run=a"
     outside = ["--config-dir", "/else where", "task=a"]
     assert quoting.evaluating("a", outside) == "python -m mtl.evaluate --config-dir '/else where' run=a"
-    assert quoting.looking("-a b") == "tensorboard --logdir './-a b'"
+    assert quoting.viewing("-a b") == "tensorboard --logdir './-a b'"
     assert quoting.command("ls", "a\nb'\t\x1b") == "ls $'a\\nb\\'\\t\\033'"
 
 

@@ -35,7 +35,7 @@ class Balancer:
             multiplied by the task weights before the balancer gets them. `steer`: the method is invariant to the scale
             of the losses; the balancer gets them unscaled, reads the task weights from `own`, and includes them in the
             result. `none`: the method can't use task weights.
-        looks_back: Whether `after` needs the losses after the step as well.
+        needs_losses_after: Whether `after` needs the losses after the step as well.
         own: The task weights, (T,), float64, on the CPU, if `preference` is `steer`.
         num_tasks: T, the number of all tasks, set once by the caller. None means the number of tasks in the step.
         present: The indices of the tasks in the step, (P,), int64, ascending, on the CPU, set by the caller before each
@@ -48,7 +48,7 @@ class Balancer:
 
     needs: ClassVar[str] = "gramian"
     preference: ClassVar[str] = "scale"
-    looks_back: ClassVar[bool] = False
+    needs_losses_after: ClassVar[bool] = False
     kept: ClassVar[tuple[str, ...]] = ()
     scope: str = "shared"
     over: str = "shared"
@@ -109,7 +109,8 @@ class Balancer:
 
         Args:
             losses: The losses of the step, (P,), float64, on the model's device.
-            again: The losses after the update, with the same batch and random numbers, if `looks_back`; else None.
+            again: The losses after the update, with the same batch and random numbers; None without
+                `needs_losses_after`.
         """
 
     def epoch_end(self) -> None:

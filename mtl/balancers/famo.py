@@ -36,7 +36,7 @@ class FAMO(Balancer):
 
     needs = "losses"
     preference = "none"
-    looks_back = True
+    needs_losses_after = True
     kept: ClassVar[tuple[str, ...]] = ("learned",)
 
     def __init__(self, *, lr: float = 0.025, weight_decay: float = 1e-3, init: float | Sequence[float] = 0.0) -> None:

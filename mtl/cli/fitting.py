@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 
 from mtl.cli.record import folder_name, report
-from mtl.errors import UserError, dead_worker, first_line, is_of_backward, is_out_of_memory, text_of, told
+from mtl.errors import UserError, dead_worker, describe_error, first_line, is_of_backward, is_out_of_memory, text_of
 from mtl.quoting import as_path, command, override
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
             raise UserError(f"deterministic=true {place}: {first_line(error)}") from error
         if is_of_backward(error):
             raise UserError(
-                f"the backward pass {place} failed: {told(error)}. Check the losses, and the operations in the model"
+                f"the backward pass {place} failed: "
+                f"{describe_error(error)}. Check the losses, and the operations in the "
+                "model"
             ) from error
         raise
 

@@ -151,6 +151,6 @@ def stopped(console: Any, trainer: "Trainer", home: Folder, code: int) -> NoRetu
     if checkpoints and HydraConfig.get().mode == RunMode.RUN:
         report(console, f"resume    {quoting.resuming(cli.arguments(), saved)}")
     if checkpoints:
-        report(console, f"view      {quoting.looking(saved)}")
+        report(console, f"view      {quoting.viewing(saved)}")
         report(console, f"evaluate  {quoting.evaluating(saved, cli.arguments(), 'checkpoint=last')}")
     raise Ended(code)

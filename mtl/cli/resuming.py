@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl.cli.record import folder_name, report, versions
-from mtl.errors import UserError, told
+from mtl.errors import UserError, describe_error
 from mtl.files import why
 from mtl.runs import resume
 from mtl.runs.resume import Refused
@@ -80,6 +80,6 @@ def load_state(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]
     except OSError as error:
         raise Refused(f"resume: the log files can't be continued: {why(error)}") from error
     except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-        raise Refused(f"resume: the saved state doesn't fit this config: {told(error)}") from error
+        raise Refused(f"resume: the saved state doesn't fit this config: {describe_error(error)}") from error
     allowed = config["resume_allow"] + exchanged.options(trainer.step, state, config)
     resume.reset_options(trainer.step.descent.param_groups(first=True), fresh, allowed)

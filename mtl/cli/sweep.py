@@ -18,7 +18,7 @@ from mtl.quoting import command
 from mtl.runs.resume import IRRELEVANT
 from mtl.safety.bounded import LARGEST, LONGEST, parse_json, read_json, read_lines
 from mtl.safety.regular import check_folder, regular
-from mtl.text import log, say
+from mtl.text import echo, log
 
 STOP = "stop-"  # prefix of the files that ask jobs to stop
 ABOUT = "sweep.json"  # the command line
@@ -70,7 +70,7 @@ class Sweep:
             if not _same(theirs, self.typed):
                 raise UserError(f"resume: '{resume}' was started with other arguments: {command(*theirs)}")
         if self.folder is None and resume == "auto" and not folder.exists():
-            say("resume   there is no multirun with these arguments: a new one begins")
+            echo("resume   there is no multirun with these arguments: a new one begins")
         self.folder = folder
         return str(folder)
 

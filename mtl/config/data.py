@@ -11,7 +11,7 @@ import torch
 from mtl.config.targets import make
 from mtl.data import Loader, Mix, Sources, Splits
 from mtl.data.fields import first
-from mtl.errors import FOREIGN, UserError, suggest, told
+from mtl.errors import FOREIGN, UserError, describe_error, suggest
 
 Config = dict[str, Any]
 Data = Splits | Sources
@@ -54,7 +54,7 @@ def _collated(sample: Any, collate: Callable[[list[Any]], Any]) -> Mapping[str, 
     except UserError:
         raise
     except FOREIGN as error:
-        raise UserError(f"data.collate fails on a list of one sample: {told(error)}") from error
+        raise UserError(f"data.collate fails on a list of one sample: {describe_error(error)}") from error
     if not isinstance(batch, Mapping):
         raise UserError(f"data.collate gives a {type(batch).__name__}; a batch must be a dict of fields")
     return batch

@@ -10,7 +10,7 @@ from types import ModuleType, NoneType
 from typing import Any, get_args, get_type_hints
 
 from mtl.config.shadows import shadowed
-from mtl.errors import FOREIGN, UserError, first_line, suggest, told
+from mtl.errors import FOREIGN, UserError, describe_error, first_line, suggest
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def find(name: Any, where: str) -> Callable[..., Any]:
                 if error.name != path:
                     raise UserError(f"{where}._target_: '{path}' can't be imported: {first_line(error)}") from error
             except FOREIGN as error:
-                raise UserError(f"{where}._target_: importing '{path}' failed: {told(error)}") from error
+                raise UserError(f"{where}._target_: importing '{path}' failed: {describe_error(error)}") from error
         if not hasattr(target, part):
             public = [key for key in dir(target) if not key.startswith("_")]
             near = suggest(part, public).split(" (possible")[0] if len(public) > 20 else suggest(part, public)
@@ -136,7 +136,7 @@ def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwa
         raise
     except FOREIGN as error:
         arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if isinstance(value, PLAIN))
-        raise Unfit(f"{where}: {name}({arguments}) failed: {told(error)}", where) from error
+        raise Unfit(f"{where}: {name}({arguments}) failed: {describe_error(error)}", where) from error
 
 
 def takes(target: Callable[..., Any]) -> list[str] | None:
@@ -217,7 +217,7 @@ def _import(module: str, where: str, name: str) -> Any:
             "imported from the current folder and from the folder of --config-dir"
         ) from None
     except FOREIGN as error:
-        raise UserError(f"{where}._target_: importing '{module}' failed: {told(error)}") from error
+        raise UserError(f"{where}._target_: importing '{module}' failed: {describe_error(error)}") from error
 
 
 def add_code_folders(folders: Iterable[str]) -> None:

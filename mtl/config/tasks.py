@@ -13,7 +13,7 @@ from mtl.config.targets import make
 from mtl.data import Fields, Splits
 from mtl.data.cells import written_otherwise
 from mtl.errors import UserError
-from mtl.labels import there
+from mtl.labels import label_mask
 from mtl.task import BY_ELEMENT, Task
 
 
@@ -113,5 +113,5 @@ def _complete(task: Task, splits: Splits) -> bool:
     """Returns whether all labels of the task are known to be present."""
     if task.mask is not None or not all(isinstance(dataset, Fields) for _, dataset in splits.items()):
         return False
-    masks = [there(task, dataset.fields) for _, dataset in splits.items()]
+    masks = [label_mask(task, dataset.fields) for _, dataset in splits.items()]
     return all(labels is None or bool(labels.all()) for labels in masks)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from mtl.errors import FOREIGN, UserError, text_of, told
+from mtl.errors import FOREIGN, UserError, describe_error, text_of
 
 
 class Fields(Dataset[dict[str, Tensor]]):
@@ -103,7 +103,7 @@ class Splits:
             except UserError as error:
                 raise UserError(f"data.{split}: {text_of(error)}") from error
             except FOREIGN as error:
-                raise UserError(f"data.{split}: sample 0 of {kind} fails: {told(error)}") from error
+                raise UserError(f"data.{split}: sample 0 of {kind} fails: {describe_error(error)}") from error
             if not isinstance(sample, Mapping):
                 raise UserError(
                     f"data.{split}: a sample of {kind} is a {type(sample).__name__}; "

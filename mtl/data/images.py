@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mtl.errors import UserError, told
+from mtl.errors import UserError, describe_error
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,7 +75,7 @@ def open_image(path: str | Path, mode: str | None = "RGB") -> "Image":
     except UserError:
         raise
     except Exception as error:  # a decoder may raise any exception
-        raise UserError(f"the picture {path} is damaged: {told(error)}") from error
+        raise UserError(f"the picture {path} is damaged: {describe_error(error)}") from error
 
 
 def _tag(image: Any, number: int, otherwise: int) -> int:

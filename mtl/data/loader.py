@@ -13,7 +13,7 @@ from mtl.data.collating import Collate, Numbers, NumbersInStream
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
 from mtl.data.seeded import Seeded, SeededStream, seed_of
-from mtl.errors import FOREIGN, UserError, dead_worker, text_of, told
+from mtl.errors import FOREIGN, UserError, dead_worker, describe_error, text_of
 from mtl.process.seeding import num_threads
 
 
@@ -90,7 +90,7 @@ class Loader:
         """Describes in plain types how much of the epoch's data has been used after `position` batches."""
         return {"epoch": epoch, "batches": position, "of samples": self.num_samples}
 
-    def parts(self) -> list[tuple["Loader", list[str] | None]]:
+    def by_source(self) -> list[tuple["Loader", list[str] | None]]:
         """Returns the loader itself, for all tasks; validation iterates over this list of loaders and task names."""
         return [(self, None)]
 
@@ -192,7 +192,7 @@ def _in_process(error: BaseException) -> str:
     if text.startswith("Caught "):
         message = text.rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")[2]
         return message if message != text else text.splitlines()[-1]
-    return text if isinstance(error, UserError) else told(error)
+    return text if isinstance(error, UserError) else describe_error(error)
 
 
 def _as_dicts(value: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from mtl.data.alike import Alike
-from mtl.errors import FOREIGN, UserError, text_of, told
+from mtl.errors import FOREIGN, UserError, describe_error, text_of
 from mtl.process.seeding import cpu_states, seed_cpu, set_cpu_states
 
 
@@ -92,7 +92,7 @@ def seed_of(*numbers: int) -> int:
 
 
 def _of_sample(index: int, error: BaseException) -> UserError:
-    return UserError(f"sample {index}: {text_of(error) if isinstance(error, UserError) else told(error)}")
+    return UserError(f"sample {index}: {text_of(error) if isinstance(error, UserError) else describe_error(error)}")
 
 
 def _readable(sample: Any) -> Any:

@@ -128,7 +128,7 @@ class Mix:
         """Returns the number of steps in an epoch."""
         return self._length
 
-    def parts(self) -> list[tuple[Loader, list[str] | None]]:
+    def by_source(self) -> list[tuple[Loader, list[str] | None]]:
         """Returns each loader with the names of its tasks; validation iterates over this list."""
         of = {name: [task for task, source in self.tasks.items() if source == name] for name in self.loaders}
         return [(loader, of[name]) for name, loader in self.loaders.items()]

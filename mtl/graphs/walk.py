@@ -131,7 +131,7 @@ class Walk(Watcher):
         return [name for name in self.names if name in present or name in self.without_graph]
 
     @contextmanager
-    def looking(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         """Records within the block what the modules of the model do."""
         with ExitStack() as stack:
             for name, module in self._model.named_modules():

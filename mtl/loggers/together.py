@@ -6,7 +6,7 @@ from typing import Any
 
 from mtl.errors import UserError, first_line
 from mtl.loggers.logger import Logger, Refusal
-from mtl.process.seeding import kept_random_state
+from mtl.process.seeding import preserved_generators
 from mtl.process.signals import Ended
 
 
@@ -79,7 +79,7 @@ class Loggers:
         """Loads the states that `state_dict` returned."""
         for logger in self._loggers:
             if type(logger).__name__ in states:
-                with kept_random_state():
+                with preserved_generators():
                     logger.load_state_dict(states[type(logger).__name__])
 
     def _call(self, method: str, *arguments: Any) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Loggers:
 
     def _call_one(self, logger: Logger, method: str, *arguments: Any) -> Any:
         try:
-            with kept_random_state():
+            with preserved_generators():
                 return getattr(logger, method)(*arguments)
         except Refusal as refusal:
             self.report(f"warning  {type(logger).__name__} can't log {first_line(refusal)}")

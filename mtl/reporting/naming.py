@@ -22,12 +22,12 @@ class Name:
 
     Args:
         text: The name, different for each config.
-        told: The keys that differ between any of the configs, with the values of this config.
-        left_out: The keys in `told` that aren't in the text.
+        settings: The keys that differ between any of the configs, with the values of this config.
+        left_out: The keys in `settings` that aren't in the text.
     """
 
     text: str
-    told: dict[str, str]
+    settings: dict[str, str]
     left_out: list[str]
 
 

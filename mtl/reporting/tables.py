@@ -17,10 +17,10 @@ WIDE = 6  # the most figures in one table; otherwise each task has a table
 
 def settings(comparison: Comparison) -> list[Block]:
     """Returns a table of the keys in which the methods differ, if there are several such keys."""
-    keys = list(dict.fromkeys(key for method in comparison.methods for key in method.name.told))
+    keys = list(dict.fromkeys(key for method in comparison.methods for key in method.name.settings))
     if len(keys) < 2:
         return []
-    rows = [[method.label, *(method.name.told.get(key, "–") for key in keys)] for method in comparison.methods]
+    rows = [[method.label, *(method.name.settings.get(key, "–") for key in keys)] for method in comparison.methods]
     note = "–: the method's class has no such key."
     return [Table("How the methods differ", ["method", *keys], rows, note=note, detail=True)]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mtl.errors import UserError, told
+from mtl.errors import UserError, describe_error
 from mtl.step import Step
 
 MOVED = ("lr", "initial_lr", "momentum", "betas")  # options of an optimizer that a scheduler changes
@@ -81,7 +81,7 @@ def _tried(optimizer: Optimizer, saved: Mapping[str, Any], what: str) -> dict[st
         optimizer.step()
         state = {index: optimizer.state[parameter] for index, parameter in with_state.items()}
     except Exception as error:
-        raise UserError(f"{what}: a step fails: {told(error)}") from error
+        raise UserError(f"{what}: a step fails: {describe_error(error)}") from error
     finally:
         with torch.no_grad():
             for index, parameter in with_state.items():

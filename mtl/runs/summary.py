@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtl import tags
-from mtl.quoting import command, evaluating, looking
+from mtl.quoting import command, evaluating, viewing
 from mtl.runs.fingerprint import fingerprints
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
     split = [] if "test" in available else ["split=val"] if "val" in available else ["split=train"]
     commands = [("evaluate", evaluating(run.folder, run.arguments, *split))]
     if any(Path(run.folder).glob("events.out.tfevents.*")):
-        commands.insert(0, ("view", looking(run.folder)))
+        commands.insert(0, ("view", viewing(run.folder)))
     if len(run.tasks) > 1:
         for task in run.tasks[:4]:
             commands.append((f"{task} alone", command("python", "-m", "mtl.train", *arguments, f"only={task}")))

@@ -89,7 +89,7 @@ class Faults:
         error = self.note(place, result.nonfinite, done)
         if self._in_a_row >= TOO_MANY:
             raise UserError(f"{TOO_MANY} steps in a row: {error}")
-        self._report(f"warning  {error.told}; {done}")
+        self._report(f"warning  {error.summary}; {done}")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the counters and the length of the file."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mtl.errors import FOREIGN, UserError, told
-from mtl.process.seeding import kept_random_state
+from mtl.errors import FOREIGN, UserError, describe_error
+from mtl.process.seeding import preserved_generators
 from mtl.step import StepResult
 
 if TYPE_CHECKING:
@@ -48,13 +48,13 @@ class Hooks:
                     callback(trainer, result)
                 except FOREIGN as error:
                     name = getattr(callback, "__name__", type(callback).__name__)
-                    raise UserError(f"callback {name} failed at step {number}: {told(error)}") from error
+                    raise UserError(f"callback {name} failed at step {number}: {describe_error(error)}") from error
 
 
 @contextmanager
 def protected(model: nn.Module) -> Iterator[None]:
     """Restores the random state and the training mode of the model at the end of the context."""
-    with kept_random_state():
+    with preserved_generators():
         yield
     if not model.training:
         model.train()

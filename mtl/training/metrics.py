@@ -31,7 +31,7 @@ from torchmetrics.wrappers import BinaryTargetTransformer, LambdaInputTransforme
 
 from mtl.batch import Batch, describe, field
 from mtl.choices import OUTPUTS
-from mtl.errors import FOREIGN, UserError, is_elsewhere, told
+from mtl.errors import FOREIGN, UserError, describe_error, is_unrelated
 from mtl.labels import select_for_metric
 from mtl.outputs import as_values, at_least_single, log_probabilities, output_of, probabilities, ranks
 from mtl.task import BY_CLASS, Task
@@ -102,11 +102,11 @@ class TaskMetric:
         except UserError:
             raise
         except FOREIGN as error:
-            if is_elsewhere(error):
+            if is_unrelated(error):
                 raise
             raise UserError(
                 f"task '{task.name}': its metric '{self.name}' failed on a prediction {describe(prediction)} and the "
-                f"target '{task.target}' {describe(target)}: {told(error)}. Check "
+                f"target '{task.target}' {describe(target)}: {describe_error(error)}. Check "
                 f"tasks.{task.name}.metrics.{self.name}"
             ) from error
 
@@ -124,13 +124,13 @@ class TaskMetric:
         try:
             value = self.metric.compute()
         except Exception as error:
-            if is_elsewhere(error):
+            if is_unrelated(error):
                 raise
             if cut:
                 return math.nan
             name = self.task.name
             raise UserError(
-                f"task '{name}': its metric '{self.name}' failed on the whole split: {told(error)}. Check "
+                f"task '{name}': its metric '{self.name}' failed on the whole split: {describe_error(error)}. Check "
                 f"tasks.{name}.metrics.{self.name}"
             ) from error
         if not isinstance(value, Tensor) or value.numel() != 1:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl.batch import Batch
-from mtl.labels import MISSING_CLASS, target_of, there
+from mtl.labels import MISSING_CLASS, label_mask, target_of
 from mtl.loggers import pictures
 from mtl.outputs import as_values, output_of
 from mtl.task import BY_CLASS, BY_ELEMENT, Task
@@ -81,7 +81,7 @@ def _with_missing(task: Task, batch: Batch) -> Tensor:
     """Returns the target as class numbers, with -100 for missing labels, or as floats, with NaN for missing ones."""
     target: Tensor = target_of(task, batch)
     numbers = target.is_floating_point() or isinstance(task.loss, BY_ELEMENT)
-    present = there(task, batch)
+    present = label_mask(task, batch)
     target = target.float() if numbers else target.long()
     if present is None:
         return target

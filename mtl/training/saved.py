@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mtl.errors import UserError, told
+from mtl.errors import UserError, describe_error
 
 MOST = 8  # the largest number of names in a message
 MODEL = {  # the keys of a checkpoint that are needed to load its model
@@ -56,7 +56,9 @@ def built_from(where: str) -> Iterator[None]:
     except UserError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, AssertionError) as error:
-        raise UserError(f"{where} can't be used: nothing can be built from its config: {told(error)}") from error
+        raise UserError(
+            f"{where} can't be used: nothing can be built from its config: {describe_error(error)}"
+        ) from error
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
@@ -77,7 +79,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
             model.load_state_dict(dict(tensors))
             return
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        reason = told(error)
+        reason = describe_error(error)
     wrong += [
         f"{name} has shape {tuple(tensors[name].shape)} in the checkpoint and {tuple(ours[name].shape)} in the model"
         for name in ours

@@ -72,7 +72,7 @@ class Selection:
 
         if self._validation is not None:
             return
-        named = [names for _, names in self.val.parts()] if self.val is not None else [None]
+        named = [names for _, names in self.val.by_source()] if self.val is not None else [None]
         tasks = [task for task in step.tasks if any(names is None or task.name in names for names in named)]
         self._validation = Validation(step.model, tasks, step.passes.autocast)
         if self.val is not None:

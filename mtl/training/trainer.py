@@ -209,7 +209,7 @@ class Trainer:
             if isinstance(error, NotFinite):
                 assert self.position is not None
                 place = Place(number, self.epoch, self.position)
-                raise self.faults.note(place, error.found, "ended the run") from error
+                raise self.faults.note(place, error.reasons, "ended the run") from error
             raise
 
     def _log(self, result: StepResult | None = None) -> None:
@@ -291,7 +291,7 @@ class Trainer:
             setattr(self, name, state[name])
         set_random_state(state["random"])
         self._loaded = self._queued = self.global_step
-        self.writer.resume(epoch if state["position"] is None else epoch - 1)
+        self.writer.continue_after(epoch if state["position"] is None else epoch - 1)
         self.loggers.load_state_dict(state["loggers"])  # last, since it can't be undone
         self.faults.load_state_dict(state["faults"])
 

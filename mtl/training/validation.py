@@ -105,7 +105,7 @@ class Validation:
             seen: set[str] = set()
             cut: set[str] = set()  # the tasks that have more data than the trial uses
             self.batchwise = set()
-            for part, names in loader.parts():
+            for part, names in loader.by_source():
                 tasks = [task for task in self.tasks if names is None or task.name in names]
                 seen |= {task.name for task in tasks}
                 cut |= {task.name for task in tasks if trial and len(part) > 1}

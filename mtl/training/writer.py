@@ -107,7 +107,7 @@ class Writer:
         """Returns whether a state with this value is among the best ones, if several of these are kept."""
         return self.best > 1 and self._rank(value, better) < self.best
 
-    def resume(self, epochs: int) -> None:
+    def continue_after(self, epochs: int) -> None:
         """Continues after a number of epochs: reads the ranked states up to that epoch, and deletes later ones.
 
         Later epochs are trained again, and their states are saved again if they are among the best.

@@ -62,7 +62,7 @@ def step(balancer: b.Balancer, number: int, tasks: list[int], own: torch.Tensor,
         moved = weights @ rows
     assert weights.shape == (len(tasks),)
     alone = balancer.alone(losses)
-    again = losses * (0.1 * numbers(number + 2000, len(own))[tasks]).exp() if balancer.looks_back else None
+    again = losses * (0.1 * numbers(number + 2000, len(own))[tasks]).exp() if balancer.needs_losses_after else None
     balancer.after(losses, again)
     return torch.cat([moved, weights, alone])
 

@@ -27,7 +27,7 @@ def drawn(model: mtl.MultiTaskModel, tasks: list[mtl.Task], batch: dict[str, tor
         model, [t.name for t in tasks], batch, lambda n, loss: found.update({n: pictures.of_task(n, loss, names)})
     )
     names = walk.named()
-    with walk.looking():
+    with walk.recording():
         backward(mtl.Step(model, tasks, passes="joint"), batch, walk)
     return walk, found
 

@@ -14,7 +14,7 @@ from mtl.graphs.watched import Phase
 
 def walked(model: mtl.MultiTaskModel, tasks: list[mtl.Task], batch: dict[str, torch.Tensor]):
     walk = Walk(model, [task.name for task in tasks], batch)
-    with walk.looking():
+    with walk.recording():
         result = backward(mtl.Step(model, tasks, passes="joint"), batch, walk, measure=True)
     return walk, result.reach
 

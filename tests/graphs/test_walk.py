@@ -18,7 +18,7 @@ def walked(
     model: mtl.MultiTaskModel, tasks: list[mtl.Task], batch: Any, **options: Any
 ) -> tuple[Walk, dict[str, tuple[str, ...]]]:
     walk = Walk(model, [task.name for task in tasks], batch)
-    with walk.looking():
+    with walk.recording():
         result = backward(mtl.Step(model, tasks, passes="joint", **options), batch, walk, measure=True)
     return walk, result.reach
 

@@ -120,7 +120,7 @@ def test_famo_refuses_tasks_weights() -> None:
 class Spy(mtl.balancers.Balancer):
     """A balancer that records its arguments."""
 
-    looks_back = True
+    needs_losses_after = True
 
     def __init__(self, needs: str, preference: str = "scale", scope: str = "shared") -> None:
         self.needs, self.preference, self.scope = needs, preference, scope
@@ -171,7 +171,7 @@ def test_the_second_look_sees_the_moved_parameters_and_touches_nothing_else(kind
     for looks in (True, False):
         model, tasks = problem(3)
         spy = Spy("losses")
-        spy.looks_back = looks
+        spy.needs_losses_after = looks
         step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.5), balancer=spy, passes=kind)
         torch.manual_seed(4)
         for batch in batches(3):

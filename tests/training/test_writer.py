@@ -132,7 +132,7 @@ def write(folder: Path, values: list[float], best: int, *, after_epoch: int) -> 
     writer = Writer(folder, keep=3, best=best, report=pytest.fail)
     writer._begin = lambda job: writer._write(job)  # type: ignore[method-assign]
     if after_epoch:
-        writer.resume(after_epoch)
+        writer.continue_after(after_epoch)
     for epoch, value in list(enumerate(values, start=1))[after_epoch:]:
         if writer.ranks(value, higher):
             writer.save("best", state(epoch, value), higher)
