@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # those that wait for one a
 
 import torch
 from hypothesis import HealthCheck, settings
+from slow import DEFAULT
 from torch import nn
 
 import mtl
@@ -67,8 +69,13 @@ COMMAND_LINE = {"here", "trained", "wheel"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the fast tests."""
+    """Marks the slow tests and the fast ones."""
+    seen: Counter[str] = Counter()
     for item in items:
+        name = f"{item.path.stem}::{getattr(item, 'originalname', item.name)}"
+        seen[name] += 1
+        if seen[name] > DEFAULT.get(name, seen[name]):
+            item.add_marker(pytest.mark.slow)
         uses = set(getattr(item, "fixturenames", ()))
         if not (item.get_closest_marker("slow") or COMMAND_LINE & uses or item.path.name in NOT_FAST):
             item.add_marker(pytest.mark.fast)
