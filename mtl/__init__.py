@@ -1,6 +1,7 @@
 """Multi-task training for PyTorch: several tasks, one optimizer step.
 
-What is imported from here is loaded when it is first used, so that the command line can answer before torch is there.
+The names of this package are imported when they are first used, so that the command line can respond before torch is
+loaded.
 """
 
 from importlib import import_module

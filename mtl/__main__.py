@@ -8,7 +8,7 @@ from mtl.errors import suggest
 
 COMMANDS = {
     "train": "train a problem",
-    "evaluate": "measure a trained model",
+    "evaluate": "evaluate a trained model",
     "graph": "show what autograd builds",
     "report": "compare finished runs",
 }

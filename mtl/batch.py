@@ -47,8 +47,8 @@ def num_samples(batch: Batch, targets: Iterable[str] = ()) -> int:
         listed = ", ".join(f"'{name}' {length}" for name, length in lengths_by_name.items())
         raise UserError(
             f"the number of samples in a batch isn't known, since its fields have different lengths: {listed}. Give "
-            "the step a list of micro-batches, or let the loader collate each of them by itself; a task that is a "
-            "function of model and batch says with tasks.NAME.count what its mean divides by"
+            "the step a list of micro-batches, or let the loader collate each micro-batch separately; for a task that "
+            "is a function of model and batch, tasks.NAME.count gives the denominator of the mean"
         )
     return lengths.pop() if lengths else 1
 
@@ -133,8 +133,8 @@ def take_field(value: Any, total: int, which: slice | list[int], name: str) -> A
 def _not_by_samples(name: str, what: str, total: int) -> UserError:
     return UserError(
         f"the batch can't be cut into micro-batches: its field '{name}' is {what}, and the batch has {total} samples. "
-        "Let samples come one by one, so that the loader collates each micro-batch by itself, or give the step a list "
-        "of micro-batches"
+        "Use a data set that returns single samples, so that the loader collates each micro-batch separately, or give "
+        "the step a list of micro-batches"
     )
 
 

@@ -30,20 +30,20 @@ class NotFinite(UserError):
     """Raised if a loss or gradient isn't finite.
 
     Args:
-        found: A description of the problem by task name, such as `its loss is nan`.
+        reasons: A description of the problem by task name, such as `its loss is nan`.
         place: The place, which is appended to the descriptions.
 
     Attributes:
-        found: The argument `found`.
-        told: The descriptions and the place, without advice.
+        reasons: The argument `reasons`.
+        summary: The descriptions and the place, without advice.
     """
 
-    def __init__(self, found: Mapping[str, str], place: str = "") -> None:
-        self.found = dict(found)
-        self.told = "; ".join(f"task '{name}': {what}" for name, what in found.items()) + place
+    def __init__(self, reasons: Mapping[str, str], place: str = "") -> None:
+        self.reasons = dict(reasons)
+        self.summary = "; ".join(f"task '{name}': {what}" for name, what in reasons.items()) + place
         super().__init__(
-            f"{self.told}. Try a smaller optimizer.lr, trainer.clip_norm=1.0, on_nonfinite=skip_step or skip_task; "
-            "or look for such values in the data, and for roots and divisions by zero"
+            f"{self.summary}. Try a smaller optimizer.lr, trainer.clip_norm=1.0, on_nonfinite=skip_step or skip_task; "
+            "or search for such values in the data, and for roots and divisions by zero"
         )
 
 
@@ -61,7 +61,7 @@ def dead_worker(error: BaseException | None) -> str | None:
     return None
 
 
-def is_elsewhere(error: BaseException) -> bool:
+def is_unrelated(error: BaseException) -> bool:
     """Returns whether the error is unrelated to the code that raised it."""
     return is_out_of_memory(error) or dead_worker(error) is not None
 
@@ -85,7 +85,7 @@ def first_line(error: BaseException) -> str:
     return (text_of(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Describes an exception of foreign code in one line: type, message, and the place in the user's code."""
     frames = [frame for frame in extract_tb(error.__traceback__) if is_users(frame.filename)]
     place = f" ({basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""

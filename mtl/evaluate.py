@@ -1,4 +1,4 @@
-"""python -m mtl.evaluate run=outputs/…: measures a trained model on one split of its data, or on other data."""
+"""python -m mtl.evaluate run=outputs/…: evaluates a trained model on one split of its data, or on other data."""
 
 import os
 import re
@@ -15,10 +15,10 @@ SPLITS = ("train", "val", "test")
 
 
 def evaluate(composed: DictConfig) -> None:
-    """Prints the figures of the run's model; those of the test split are the ones the run itself printed.
+    """Prints the losses and metrics of the run's model; on the test split they are the same as the run printed.
 
     Raises:
-        UserError: where there is no such run, checkpoint or split, and for data that the model can't be measured on.
+        UserError: If the run, checkpoint or split doesn't exist, or if the model can't be evaluated on the data.
     """
     own = OmegaConf.masked_copy(composed, [key for key in schema.EVALUATE if key != "data"])
     options: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
@@ -26,8 +26,8 @@ def evaluate(composed: DictConfig) -> None:
         raise UserError(f"split: '{options['split']}' is not one of {', '.join(SPLITS)}")
     if not re.fullmatch(r"(best|last)(-[1-9]\d*)?", str(options["checkpoint"])):
         raise UserError(
-            f"checkpoint: '{options['checkpoint']}' is not one of best, last, nor best-1, last-1 and so on, of which a "
-            "run has those that its checkpoint.best and checkpoint.keep say"
+            f"checkpoint: '{options['checkpoint']}' is not one of best, last, best-1, last-1 and so on; which of these "
+            "exist depends on the run's checkpoint.best and checkpoint.keep"
         )
 
     if not Path(str(options["run"])).is_dir():  # before torch is imported, which takes seconds
@@ -51,9 +51,9 @@ def evaluate(composed: DictConfig) -> None:
     code = runs.trusted_folders(folder, state, cli.code_folders()[1:], parts=built, trust=trust)
     where = f"the checkpoint '{options['checkpoint']}' of '{folder}'"
     add_code_folders(code)
-    given: Any = OmegaConf.to_container(OmegaConf.masked_copy(composed, "data"), resolve=False)
+    changes: Any = OmegaConf.to_container(OmegaConf.masked_copy(composed, "data"), resolve=False)
     with saved.built_from(where):
-        config, others = with_other_data(_measured(state["config"], options), given["data"] or {}, typed, facts)
+        config, others = with_other_data(_measured(state["config"], options), changes["data"] or {}, typed, facts)
     with num_threads(config["threads"]):
         with saved.built_from(where):
             problem = build(config, code_folders=code, trained_on=facts, loaded=True)
@@ -66,8 +66,8 @@ def evaluate(composed: DictConfig) -> None:
     lines = [f"warning  {line}" for line in cli.shadowed()]
     lines.append(f"data     {problem.splits.summary(options['split'])}")
     if others:
-        known = "; vocabularies, means and standard deviations are those of the training" if facts else ""
-        lines.append(f"others   these are not the run's own data{known}")
+        encoded = "; vocabularies, means and standard deviations are those of the training" if facts else ""
+        lines.append(f"others   these are not the run's own data{encoded}")
     lines += [line] if (line := validation.caveat()) else []
     console = Screen()
     for line in (*lines, f"model    {folder}, {options['checkpoint']}.pt"):
@@ -76,13 +76,13 @@ def evaluate(composed: DictConfig) -> None:
 
 
 def _measured(config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """The run's config, so that all samples are measured.
+    """Returns the run's config, changed so that all samples are evaluated.
 
-    On another device operations may have no deterministic algorithm, and figures need none.
+    Deterministic algorithms are switched off, because another device may lack them, and an evaluation needs none.
     """
     trainer = {**config["trainer"], "tail": "keep", "micro_batch_size": None, "num_micro_batches": None}
     data = config["data"]
-    if isinstance(data, dict) and type(data.get("num_workers")) is int:  # the run may be of a larger machine
+    if isinstance(data, dict) and type(data.get("num_workers")) is int:  # the run's machine may have had more CPUs
         data = {**data, "num_workers": min(data["num_workers"], os.cpu_count() or 1)}
     device = options["device"] or config["device"]
     return {**config, "data": data, "device": device, "deterministic": False, "trainer": trainer}

@@ -1,4 +1,4 @@
-"""Writing on a disk that may be full, into a folder that may be gone."""
+"""Writes files on a disk that may be full, into a folder that may have been deleted."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from mtl.safety.regular import check_kind, regular
 
 
 def why(error: BaseException) -> str:
-    """Why a file could not be written, without its name, which may be that of a temporary one."""
+    """Returns the reason why a file couldn't be written, without the file's name, which may be a temporary one."""
     if isinstance(error, OSError) and error.strerror:
         return f"[Errno {error.errno}] {error.strerror}"
     return first_line(error)
@@ -21,8 +21,8 @@ def why(error: BaseException) -> str:
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """A name for what is to take the place of another file. What still has that name afterwards is removed."""
-    path.unlink(missing_ok=True)  # a process that was killed may have left one
+    """Yields the path, at which a file can be written before it replaces another; a remaining file is removed."""
+    path.unlink(missing_ok=True)  # a killed process may have left a file
     try:
         yield path
     finally:
@@ -31,25 +31,25 @@ def temporary(path: Path) -> Iterator[Path]:
 
 
 def fill(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Makes a new file, and returns when what `write` writes into it is on the disk.
+    """Creates a file, calls `write` with it, and returns when the content is on the disk.
 
     Raises:
-        OSError: where the file can't be written, also where the library that writes makes another error of that.
+        OSError: If the file can't be written, even if `write` turns this error into another one.
     """
     with path.open("xb") as file:
-        noted = _Noted(file)
+        recorder = _Recorder(file)
         try:
-            write(noted)  # type: ignore[arg-type]  # torch and text need no more of a file than its `write`
+            write(recorder)  # type: ignore[arg-type]  # torch and text only need `write` of a file
         except Exception as error:
-            if noted.error is None or noted.error is error:
+            if recorder.error is None or recorder.error is error:
                 raise
-            raise noted.error from error
+            raise recorder.error from error
         file.flush()
         os.fsync(file.fileno())
 
 
-class _Noted:
-    """A file that remembers why it could not be written; torch's own writer says something else instead."""
+class _Recorder:
+    """A file that records the error if it can't be written; torch's own writer raises another error instead."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -67,18 +67,18 @@ class _Noted:
 
 
 def write_whole(path: Path, text: str, *, room: int = 0) -> None:
-    """Writes the file so that it is there whole or as it was before, also where several processes write it at once.
+    """Writes the file completely or not at all, even if several processes write it at the same time.
 
-    Where the disk is full, a text that isn't longer than the file takes its place in the file itself.
+    If the disk is full, a text that isn't longer than the existing file overwrites it in place.
 
     Args:
-        path: of the file.
-        text: that is to be its content.
-        room: spaces at the end, for a longer text that may have to take its place.
+        path: The path of the file.
+        text: The new content.
+        room: The number of spaces at the end, which reserve space for a longer text.
 
     Raises:
-        OSError: where the file can't be written.
-        UserError: where the path is that of a link or a device.
+        OSError: If the file can't be written.
+        UserError: If the path is a link or a device.
     """
     check_kind(path)
     data = text.encode() + b" " * room
@@ -95,10 +95,10 @@ def write_whole(path: Path, text: str, *, room: int = 0) -> None:
 
 
 class Appended:
-    """A file that is only added to. What can't be written waits in memory for the next time.
+    """A file to which data is appended. Data that can't be written stays in memory until the next attempt.
 
     Args:
-        path: of the file, which may be there; or `os.devnull`, for a log that is to be written nowhere.
+        path: The path of the file, which may exist; or `os.devnull` for a log that isn't written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -107,23 +107,23 @@ class Appended:
         self._waiting = bytearray()
 
     def write(self, data: bytes) -> None:
-        """Adds the data.
+        """Appends the data.
 
         Raises:
-            OSError: where they, or earlier ones, can't be written; they are kept.
+            OSError: If this or earlier data can't be written; it stays in memory.
         """
         self._waiting += data
         self.flush()
 
     def hold(self, data: bytes) -> None:
-        """Keeps the data for the next `write` or `flush`."""
+        """Keeps the data in memory until the next `write` or `flush`."""
         self._waiting += data
 
     def flush(self) -> None:
-        """Writes what waits.
+        """Writes the waiting data.
 
         Raises:
-            OSError: where it can't be written; it is kept.
+            OSError: If the data can't be written; it stays in memory.
         """
         while self._waiting:
             del self._waiting[: self._file.write(self._waiting)]
@@ -132,14 +132,14 @@ class Appended:
         return os.fstat(self._file.fileno()).st_size + len(self._waiting)
 
     def shorten(self, length: int) -> None:
-        """Takes away what is beyond this length."""
+        """Truncates the file to at most this length in bytes."""
         self._file.truncate(min(length, os.fstat(self._file.fileno()).st_size))
 
     def close(self) -> None:
-        """Writes what waits, and closes the file.
+        """Writes the waiting data, and closes the file.
 
         Raises:
-            OSError: where something is left that can't be written.
+            OSError: If some data can't be written; it is lost.
         """
         try:
             self.flush()
@@ -149,24 +149,24 @@ class Appended:
 
 
 class LogFile(logging.FileHandler):
-    """A run's log. Where a line can't be written, one sentence says so, and the line waits for the next one."""
+    """A run's log. If lines can't be written, one message is printed, and the lines are written with a later line."""
 
     def __init__(self, filename: str) -> None:
-        self._lines = Appended(Path(filename))  # first: where it can't be opened, logging must know of no handler
-        super().__init__(filename, encoding="utf-8", delay=True)  # its own stream is never opened
+        self._lines = Appended(Path(filename))  # first: logging must not know a handler without a file
+        super().__init__(filename, encoding="utf-8", delay=True)  # the handler's own stream is never opened
         self._failed = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes the record's line."""
         try:
             text = self.format(record)
-        except Exception:  # arguments that don't fit
+        except Exception:  # the arguments don't fit the message
             self.handleError(record)
         else:
             self.add(f"{text}\n")
 
     def add(self, text: str) -> None:
-        """Writes the text as it is."""
+        """Writes the text without formatting."""
         try:
             self._lines.write(text.encode(errors="backslashreplace"))
             self._failed = False
@@ -177,20 +177,20 @@ class LogFile(logging.FileHandler):
             self._failed = True
 
     def close(self) -> None:
-        """Closes the file; what can't be written has been complained of."""
+        """Closes the file; lines that can't be written have already been reported."""
         with suppress(OSError, ValueError):
             self._lines.close()
         super().close()
 
 
 class Screen:
-    """Standard output, so that a full disk below it, or a pipe that is closed, ends no training.
+    """A standard output that records errors instead of raising them; a full disk or closed pipe ends no training.
 
     Args:
-        stream: what was standard output before.
+        stream: The original standard output.
 
     Attributes:
-        error: why something could not be written.
+        error: The last error of writing, or None.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -198,7 +198,7 @@ class Screen:
         self.error: OSError | None = None
 
     def write(self, text: str) -> int:
-        """Writes the text, as far as it can be."""
+        """Writes the text; an error is recorded."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -206,21 +206,21 @@ class Screen:
             return len(text)
 
     def flush(self) -> None:
-        """Writes what was held back, as far as it can be; the rest is held back further."""
+        """Flushes the stream; data that can't be written stays in its buffer."""
         with suppress(OSError):
             self._stream.flush()
 
     def complete(self) -> bool:
-        """Whether all could be written; says so where it couldn't."""
+        """Returns whether all output was written; prints an error otherwise."""
         try:
             self._stream.flush()
         except OSError as error:
             self.error = error
-            with suppress(OSError, ValueError):  # or Python would try once more when it ends, and fail
+            with suppress(OSError, ValueError):  # otherwise Python would flush again at exit, and fail
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         if self.error is not None:
             with suppress(OSError):
-                sys.stderr.write(f"error: not all that was to be printed could be: {why(self.error)}\n")
+                sys.stderr.write(f"error: some output could not be printed: {why(self.error)}\n")
         return self.error is None
 
     def __getattr__(self, name: str) -> Any:
@@ -229,34 +229,34 @@ class Screen:
 
 @contextmanager
 def patient_screen() -> Iterator[Screen]:
-    """Within, standard output is a `Screen`."""
+    """Replaces standard output by a `Screen` within the block."""
     screen = Screen(sys.stdout)
     with redirect_stdout(screen):
         yield screen
 
 
 class Folder:
-    """A folder that is known again, whatever is in its place by then.
+    """A folder, with a check whether another folder has taken its place.
 
     Args:
-        path: of the folder, which must be there.
+        path: The path of the folder, which must exist.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        # While it is open no other folder gets its number. Elsewhere than on a Unix a folder can't be opened.
+        # No other folder gets the same inode number while the folder is open. Only on Unix can folders be opened.
         self._handle = os.open(self.path, os.O_RDONLY) if os.name == "posix" else None
 
     def check(self) -> None:
-        """Raises a UserError where the folder was deleted, moved, or replaced by another."""
+        """Raises a UserError if the folder was deleted, moved, or replaced by another one."""
         try:
-            now = os.stat(self.path)
+            current = os.stat(self.path)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{self.path} is gone: it {_LOST}") from None
-        except OSError:  # a disk that can't be asked; whoever writes there is told why
+        except OSError:  # an inaccessible disk; the next write reports the error
             return
-        if self._handle is not None and not os.path.samestat(os.fstat(self._handle), now):
-            raise UserError(f"{self.path} isn't the run's folder any more: that one {_LOST}")
+        if self._handle is not None and not os.path.samestat(os.fstat(self._handle), current):
+            raise UserError(f"{self.path} is no longer the run's folder, which {_LOST}")
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:

@@ -1,4 +1,4 @@
-"""python -m mtl.graph task=…: shows what autograd builds for one batch, and how long it lives, without training."""
+"""python -m mtl.graph task=…: shows the graphs of one batch and their memory over a step, without training."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from mtl import cli, schema
 from mtl.cli.record import folder_name, report
 from mtl.errors import UserError, first_line, is_out_of_memory
-from mtl.quoting import looking
+from mtl.quoting import viewing
 from mtl.safety.regular import check_folder
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def graph(composed: DictConfig) -> None:
     """
     config, options = schema.check_graph(composed)  # check the config before the slow import of torch
     if config["resume"] is not None:
-        raise UserError("resume: mtl.graph trains nothing, so there is nothing to go on with; init_from=… is possible")
+        raise UserError("resume: mtl.graph doesn't train, so it can't resume a run; init_from=… is possible")
     from mtl.process.seeding import num_threads
 
     try:
@@ -59,16 +59,16 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
     config, model = problem.config, problem.model
     chosen = choose(config["passes"], model)
     pictures = Pictures(console)
-    walk, reach = look(problem, batch, pictures)
+    walk, reach = inspect(problem, batch, pictures)
     if not walk.seen:
         raise UserError("no task has labels in the first batch, so there is no graph")
-    lives, refused = live(problem, batch)
+    lives, refused = memory(problem, batch)
 
     text.write_leaves(walk, folder / "leaves.csv")
     text.write_life(lives, folder / "life.csv")
     of_leaves = text.notes(walk, reach, model.frozen_until)
     of_life = [text.peaks(lives, chosen)] if lives else []
-    of_life += [f"Not measured by {kind} passes: {why}." for kind, why in refused.items()]
+    of_life += [f"No measurement for {kind} passes: {why}." for kind, why in refused.items()]
     whole = [text.leaves(walk, None).markdown(), *of_leaves, text.life(lives, None).markdown(), *of_life]
     (folder / "graph.md").write_text("\n\n".join(whole), encoding="utf-8")
     show(console, text.leaves(walk), of_leaves, "leaves.csv")
@@ -80,7 +80,7 @@ def _graph(config: dict[str, Any], options: dict[str, Any], folder: Path) -> Non
     shown = folder_name(folder)
     report(console, f"Written to {shown}: {text.listed(written, 2 * text.MODULES)}")
     if options["tensorboard"]:
-        report(console, f"look     {looking(shown)}")
+        report(console, f"view     {viewing(shown)}")
     if chosen in refused:
         raise refused[chosen]
 
@@ -105,7 +105,7 @@ def built(config: dict[str, Any], console: "Console") -> "tuple[Built, Any]":
     return problem, batch
 
 
-def look(problem: "Built", batch: Any, pictures: "Pictures") -> "tuple[Walk, Mapping[str, Sequence[str]]]":
+def inspect(problem: "Built", batch: Any, pictures: "Pictures") -> "tuple[Walk, Mapping[str, Sequence[str]]]":
     """Inspects the graphs of one joint step; returns the graphs, and for each parameter the tasks with a gradient."""
     from mtl.graphs import Walk, backward
     from mtl.step import Step
@@ -114,13 +114,13 @@ def look(problem: "Built", batch: Any, pictures: "Pictures") -> "tuple[Walk, Map
     pictures.named = walk.named()
     parts = {key: problem.config["trainer"][key] for key in ("micro_batch_size", "num_micro_batches")}
     step = Step(problem.model, problem.tasks, passes="joint", precision=problem.config["precision"], **parts)
-    with walk.looking():
+    with walk.recording():
         result = backward(step, batch, walk, measure=True)
     return walk, result.reach or {}
 
 
-def live(problem: "Built", batch: Any) -> "tuple[dict[str, Life], dict[str, UserError]]":
-    """Returns the life of one step for each kind of passes, and for kinds that fail the error."""
+def memory(problem: "Built", batch: Any) -> "tuple[dict[str, Life], dict[str, UserError]]":
+    """Returns the memory over a step for each kind of passes, and the errors of the kinds that fail."""
     from mtl.choices import PASSES
     from mtl.config.training import build_step
     from mtl.graphs import Life, backward, living_anyway
@@ -214,7 +214,7 @@ def show(console: "Console", grid: "Grid", lines: "Sequence[str]", where: str) -
     """Prints a table and sentences about it."""
     console.print(grid.rich())
     if grid.left_out:
-        report(console, f"  … and {grid.left_out} rows more, in {where}")
+        report(console, f"  … and {grid.left_out} more rows in {where}")
     for line in lines:
         console.print(line, highlight=False, markup=False)
     console.print()

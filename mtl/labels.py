@@ -52,7 +52,7 @@ def _is_yes_or_no(task: Task, target: Any) -> bool:
     return isinstance(task.loss, YES_OR_NO) and isinstance(target, Tensor) and target.dtype != torch.bool
 
 
-def there(task: Task, batch: Batch) -> Tensor | None:
+def label_mask(task: Task, batch: Batch) -> Tensor | None:
     """Returns a boolean tensor that is true where a label is present.
 
     Returns:
@@ -82,10 +82,10 @@ def _mask(task: Task, target: Any, batch: Batch) -> Tensor:
     mask = field(batch, task.mask, f"task '{task.name}': mask")
     if not isinstance(mask, Tensor):
         kind = type(mask).__name__
-        raise UserError(f"task '{task.name}': its mask '{task.mask}' is a {kind}; it must be a field of true and false")
+        raise UserError(f"task '{task.name}': its mask '{task.mask}' is a {kind}; it must be a tensor of booleans")
     if mask.is_floating_point() and not ((mask == 0) | (mask == 1)).all():
         raise UserError(
-            f"task '{task.name}': its mask '{task.mask}' has numbers other than 0 and 1; it can't weigh labels"
+            f"task '{task.name}': its mask '{task.mask}' has numbers other than 0 and 1; a mask can't weight labels"
         )
     mask = mask.bool()
     wrong = f"task '{task.name}': its mask '{task.mask}' is of shape {tuple(mask.shape)} and its target "
@@ -93,7 +93,7 @@ def _mask(task: Task, target: Any, batch: Batch) -> Tensor:
         lengths = [len(leaf) for leaf in tree_leaves(target) if isinstance(leaf, Tensor) and leaf.ndim]
         lengths += [len(target)] if isinstance(target, list) else []
         if mask.ndim != 1 or len(mask) not in lengths:
-            raise UserError(f"{wrong}'{task.target}' {describe(target)}; here a mask has one value for each sample")
+            raise UserError(f"{wrong}'{task.target}' {describe(target)}; its mask must have one value for each sample")
         return mask
     shape = target.shape
     if mask.shape == shape[:1]:
@@ -102,7 +102,7 @@ def _mask(task: Task, target: Any, batch: Batch) -> Tensor:
     if by_position and mask.shape in ((shape[0], *shape[2:]), (shape[0], 1, *shape[2:])):
         return mask.view(shape[0], 1, *shape[2:]).expand(shape)
     if mask.shape != shape:
-        positions = " For a loss that is a mean over positions, such as pixels, which have one value each in the mask, "
+        positions = " For a loss that is a mean over positions, such as pixels, and a mask with one value for each, "
         raise UserError(
             f"{wrong}'{task.target}' of shape {tuple(shape)}; a mask has the target's shape or one value for each "
             f"sample.{positions}set tasks.{task.name}.mean_over=positions"
@@ -117,11 +117,11 @@ def select(task: Task, prediction: Any, batch: Batch) -> tuple[Any, Any]:
     out; for losses that average over elements or positions, single elements or positions are left out.
 
     Raises:
-        UserError: If the mask is invalid, see `there`, or if the loss averages over samples and only a part of a
+        UserError: If the mask is invalid, see `label_mask`, or if the loss averages over samples and only a part of a
             sample's label is missing.
     """
     target = target_of(task, batch)
-    present = there(task, batch) if may_miss(task, target) else None
+    present = label_mask(task, batch) if may_miss(task, target) else None
     if _by_position(task):
         return _positions(task, prediction, target, present)
     if present is None or (task.mask is None and _ignores(task, target)) or present.all():
@@ -137,7 +137,7 @@ def select_for_metric(task: Task, prediction: Any, batch: Batch, *, ignored: int
     A metric that has an ignored value gets the whole target, with that value for missing labels.
     """
     target = target_of(task, batch)
-    present = None if task.missing is False else there(task, batch)
+    present = None if task.missing is False else label_mask(task, batch)
     if isinstance(target, Tensor) and not target.is_floating_point() and not target.is_complex():
         target = target.long()
     if _by_position(task):
@@ -153,12 +153,14 @@ def select_for_metric(task: Task, prediction: Any, batch: Batch, *, ignored: int
 
 
 def denominators(tasks: list[Task], batch: Batch, members: list[int], several: list[bool]) -> list[Tensor | int]:
-    """Returns the denominator of each task's mean on this batch; 0 for the tasks that have nothing in it.
+    """Returns the denominator of each task's loss on a micro-batch; 0 for tasks that take no part in it.
 
     Args:
-        tasks, batch: All tasks, and one micro-batch.
-        members: The indices of the tasks in it.
-        several: By task, whether it is in several micro-batches. For others 1 is enough if no label may be missing.
+        tasks: All tasks.
+        batch: The micro-batch.
+        members: The indices of the tasks that take part in the micro-batch.
+        several: For each task, whether it takes part in several micro-batches. For other tasks, the denominator may be
+            1 if no label may be missing, since the micro-batch's share is 1 anyway.
     """
     counted: list[Tensor | int] = [0] * len(tasks)
     for index in members:
@@ -175,13 +177,13 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
     samples. For other losses than torch's, it is `task.count(target)` if given, else the number of samples.
 
     Raises:
-        UserError: If the mask is invalid, see `there`.
+        UserError: If the mask is invalid, see `label_mask`.
     """
     if task.objective is not None:
         number: Tensor | int = task.count(batch) if task.count else num_samples(batch, [task.target])
         return number
     target = target_of(task, batch)
-    present = there(task, batch) if may_miss(task, target) or _ignores(task, target) else None
+    present = label_mask(task, batch) if may_miss(task, target) or _ignores(task, target) else None
     if task.count is not None:
         if present is not None and not present.all():
             target = _picked(target, _rows(task, present))
@@ -205,9 +207,9 @@ def num_labelled(task: Task, batch: Batch) -> Tensor | int:
     """Returns the number of samples in the batch that have a label of the task, or a part of one.
 
     Raises:
-        UserError: If the mask is invalid, see `there`.
+        UserError: If the mask is invalid, see `label_mask`.
     """
-    present = None if task.missing is False or task.objective is not None else there(task, batch)
+    present = None if task.missing is False or task.objective is not None else label_mask(task, batch)
     if present is None:
         return num_samples(batch, [task.target])
     return present.flatten(1).any(1).sum() if present.ndim > 1 else present.sum()
@@ -240,8 +242,8 @@ def _positions(task: Task, prediction: Any, target: Any, present: Tensor | None)
     if not both or target.shape != shape:
         raise UserError(
             f"task '{task.name}': its loss is a mean over positions; its prediction {describe(prediction)} must have "
-            f"their channels as dimension 1, and its target '{task.target}' {describe(target)} the same shape, or "
-            "without the channels if it is of class numbers"
+            f"the channels as dimension 1, and its target '{task.target}' {describe(target)} the same shape, or that "
+            "shape without the channels if it consists of class numbers"
         )
     prediction, target = prediction.movedim(1, -1), target.movedim(1, -1) if numbers else target
     if present is None:
@@ -249,8 +251,8 @@ def _positions(task: Task, prediction: Any, target: Any, present: Tensor | None)
     labelled = present.all(1) if numbers else present
     if numbers and not torch.equal(labelled, present.any(1)):
         raise UserError(
-            f"task '{task.name}': some positions have a part of their target '{task.target}' only, and its loss is "
-            f"said to be a mean over whole positions: tasks.{task.name}.mean_over"
+            f"task '{task.name}': some positions have only a part of their target '{task.target}', but according to "
+            f"tasks.{task.name}.mean_over its loss is a mean over whole positions"
         )
     return prediction[labelled], target[labelled]
 
@@ -261,13 +263,13 @@ def _taken(task: Task, prediction: Any, target: Any, present: Tensor, *, by_elem
             shown = tuple(prediction.shape) if isinstance(prediction, Tensor) else type(prediction).__name__
             raise UserError(
                 f"task '{task.name}': single elements of its target '{task.target}' {tuple(target.shape)} are missing, "
-                f"and its prediction, {shown}, isn't of the same shape"
+                f"but its prediction, {shown}, doesn't have the same shape"
             )
         weights = (getattr(task.loss, name, None) for name in ("weight", "pos_weight"))
         if isinstance(task.loss, BY_ELEMENT) and any(w is not None and w.numel() > 1 for w in weights):
             raise UserError(
                 f"task '{task.name}': single elements of its target '{task.target}' are missing, and its loss has "
-                "weights for each, which don't fit the elements that are left. Take one weight for all, or a mask with "
+                "weights for each, which don't fit the elements that are left. Use one weight for all, or a mask with "
                 "one value for each sample"
             )
         return prediction[present], target[present]
@@ -282,9 +284,9 @@ def _rows(task: Task, present: Tensor) -> Tensor:
     whole, some = present.flatten(1).all(1), present.flatten(1).any(1)
     if not torch.equal(whole, some):
         raise UserError(
-            f"task '{task.name}': some samples have a part of their target '{task.target}' only, and of its loss it "
-            "isn't known that it is a mean over elements. Take a loss that is, such as torch.nn.MSELoss, or a mask "
-            f"with one value for each sample, or declare tasks.{task.name}.mean_over=elements, or positions"
+            f"task '{task.name}': some samples have only a part of their target '{task.target}', and its loss isn't "
+            "known to be a mean over elements. Use a loss that is, such as torch.nn.MSELoss, or a mask with one value "
+            f"for each sample, or set tasks.{task.name}.mean_over=elements, or positions"
         )
     return whole
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mtl.batch import Batch, describe, field
-from mtl.errors import FOREIGN, UserError, is_elsewhere, text_of, told
+from mtl.errors import FOREIGN, UserError, describe_error, is_unrelated, text_of
 from mtl.task import Task
 
 
@@ -78,11 +78,12 @@ class MultiTaskModel(nn.Module):
         except UserError:
             raise
         except FOREIGN as error:
-            if is_elsewhere(error):
+            if is_unrelated(error):
                 raise
             raise UserError(
-                f"the trunk can't take its inputs {', '.join(self.inputs)}, {describe(inputs)}: {told(error)}. "
-                f"Look at model.trunk and model.inputs{_one_sample(error)}"
+                f"the trunk can't take its inputs {', '.join(self.inputs)}, {describe(inputs)}: "
+                f"{describe_error(error)}. "
+                f"Check model.trunk and model.inputs{_one_sample(error)}"
             ) from error
 
     def predict(self, task: str, features: Any) -> Any:
@@ -98,11 +99,12 @@ class MultiTaskModel(nn.Module):
         except FOREIGN as error:
             if "in-place" in text_of(error) or "inplace" in text_of(error):
                 raise UserError(_IN_PLACE.format(task=task)) from error
-            if is_elsewhere(error):
+            if is_unrelated(error):
                 raise
             raise UserError(
-                f"task '{task}': its head can't take the trunk's features, {describe(features)}: {told(error)}. "
-                f"Look at tasks.{task}.head and model.trunk{_parts_of(features)}{_one_sample(error)}"
+                f"task '{task}': its head can't take the trunk's features, {describe(features)}: "
+                f"{describe_error(error)}. "
+                f"Check tasks.{task}.head and model.trunk{_parts_of(features)}{_one_sample(error)}"
             ) from error
         if before != _versions(features):
             raise UserError(_IN_PLACE.format(task=task))
@@ -181,7 +183,7 @@ class MultiTaskModel(nn.Module):
 
 
 _IN_PLACE = (
-    "task '{task}': its head changes the features in place, and the other tasks' heads would see the changed ones; "
+    "task '{task}': its head changes the features in place, and the other tasks' heads would get the changed features; "
     "use inplace=False in the head's first layers"
 )
 
@@ -191,8 +193,8 @@ def _one_sample(error: BaseException) -> str:
     if "more than 1 value per channel" not in text_of(error):
         return ""
     return (
-        ". Batch norm can't train on one sample: trainer.tail=drop leaves out an epoch's last batch where it is "
-        "incomplete; trainer.micro_batch_size, trainer.num_micro_batches and data.batch_size say how batches are cut"
+        ". Batch norm can't train on one sample: trainer.tail=drop leaves out the last batch of an epoch if it is "
+        "incomplete; trainer.micro_batch_size, trainer.num_micro_batches and data.batch_size set the sizes"
     )
 
 
@@ -201,7 +203,7 @@ def _parts_of(features: Any) -> str:
     if isinstance(features, Tensor):
         return ""
     return (
-        f". The trunk gives a {type(features).__name__}: model/trunk=picked gives heads a part of that, such as an "
+        f". The trunk returns a {type(features).__name__}: model/trunk=picked selects a part of it, such as an "
         "LSTM's last state with model.trunk.output=1.0.-1"
     )
 
@@ -225,7 +227,7 @@ def match(model: nn.Module, patterns: Iterable[str], where: str) -> list[str]:
     Raises:
         UserError: If a pattern matches no parameter.
     """
-    first = {parameter: name for name, parameter in model.named_parameters()}  # tied ones have several names
+    first = {parameter: name for name, parameter in model.named_parameters()}  # tied parameters have several names
     names = {name: first[p] for name, p in model.named_parameters(remove_duplicate=False)}
     matched: set[str] = set()
     for pattern in patterns:

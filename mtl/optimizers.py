@@ -1,4 +1,4 @@
-"""Optimizers that PyTorch hasn't."""
+"""Optimizers that PyTorch doesn't have."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,15 +7,15 @@ import torch
 
 
 class LBFGS(torch.optim.LBFGS):
-    """PyTorch's, for batches that change from step to step: curvature comes from pairs of gradients of one batch alone.
+    """PyTorch's L-BFGS for batches that change from step to step: curvature is estimated within one batch only.
 
-    PyTorch's takes the first pair of a step from the last batch's gradient and the new one's, whose difference is no
-    curvature: where it is nearly at right angles to the last move, the next one goes anywhere.
+    In each step, PyTorch's L-BFGS also uses the difference between the gradients of the previous batch and of the new
+    one, which isn't curvature: if it is nearly orthogonal to the last update, the next update is arbitrary.
     """
 
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
-        """Up to `max_iter` iterations on the loss that the closure gives, its gradient in `.grad`."""
+        """Runs up to `max_iter` iterations on the loss that the closure returns, with the gradient in `.grad`."""
         state = self.state[self._params[0]]
         if "t" in state:
-            state["t"] = 0  # the last move counts as none, and its pair is left out, as every one without curvature
+            state["t"] = 0  # an update of length 0 has no curvature, so its pair of gradients is left out
         return super().step(closure)  # type: ignore[no-untyped-call]

@@ -86,8 +86,8 @@ def probabilities(task: "Task", prediction: Tensor) -> Tensor:
     if ((prediction < -0.01) | (prediction > 1.01)).any():
         low, high = prediction.min().item(), prediction.max().item()
         raise UserError(
-            f"task '{task.name}': its predictions are said to be probabilities, and lie between {low:.4g} and "
-            f"{high:.4g}. Set tasks.{task.name}.output to what they are: {', '.join(OUTPUTS)}"
+            f"task '{task.name}': its output is probabilities, but its predictions are between {low:.4g} and "
+            f"{high:.4g}. Set tasks.{task.name}.output to one of {', '.join(OUTPUTS)}"
         )
     return prediction.clamp(0, 1)
 
@@ -138,8 +138,8 @@ def ranks(task: "Task", prediction: Tensor) -> Tensor:
 def _by_class(task: "Task", prediction: Tensor) -> Tensor:
     if prediction.ndim < 2:
         raise UserError(
-            f"task '{task.name}': its output is said to be logits of classes along dimension 1, and its prediction is "
-            f"of shape {tuple(prediction.shape)}; a single logit of yes or no is "
+            f"task '{task.name}': its output is logits of classes along dimension 1, but its prediction has shape "
+            f"{tuple(prediction.shape)}; for a single logit of yes or no, set "
             f"tasks.{task.name}.output=multilabel_logits"
         )
     return prediction
@@ -169,6 +169,6 @@ def _in_order(scores: Tensor) -> Tensor:
 
     Floats have the order of their bit patterns, negative ones in reverse. The last 3 bits of the patterns are dropped.
     """
-    bits = (scores + 0.0).contiguous().view(torch.int64)  # one zero
+    bits = (scores + 0.0).contiguous().view(torch.int64)  # adding 0.0 converts -0.0 to 0.0
     ordered = torch.where(bits >= 0, bits, _SIGN - bits) >> 3
     return (ordered + 0x2FEE000000000000).view(torch.float64).masked_fill(scores.isnan(), math.nan)

@@ -61,7 +61,7 @@ def evaluating(folder: str | Path, arguments: Sequence[str], *more: str) -> str:
     return command("python", "-m", "mtl.evaluate", *chain(*named), override("run", as_path(folder)), *more)
 
 
-def looking(folder: str | Path) -> str:
+def viewing(folder: str | Path) -> str:
     """Returns the command that shows the events in the folder."""
     return command("tensorboard", "--logdir", as_path(folder))
 

@@ -65,7 +65,7 @@ def report(
         terminal.show(console, blocks)
         console.print(f"\n{plain(written)}", soft_wrap=True)
     except OSError as error:
-        raise UserError(f"it can't be printed: {error.strerror or error}. {written}") from error
+        raise UserError(f"the report can't be printed: {error.strerror or error}. {written}") from error
 
 
 def _write(place: Path, blocks: "Sequence[Block]", comparisons: "Sequence[Comparison]", *, beside_runs: bool) -> None:
@@ -96,9 +96,9 @@ def _write(place: Path, blocks: "Sequence[Block]", comparisons: "Sequence[Compar
         write_whole(place / "report.html", html.write(blocks))
         tidy.write(place / "report.csv", comparisons)
     except OSError as error:
-        raise UserError(f"{place} can't be written: {error.strerror or error}; --out names another folder") from error
+        raise UserError(f"{place} can't be written: {error.strerror or error}; choose a folder with --out") from error
     except UserError as error:
-        raise UserError(f"the report isn't written: {error}; --out names another folder") from error
+        raise UserError(f"the report isn't written: {error}; choose a folder with --out") from error
 
 
 def main() -> None:
@@ -109,11 +109,11 @@ def main() -> None:
         "time and memory, curves, conflict, fronts. Written as report.html, report.md and report.csv.",
     )
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="of runs or multiruns; all below is read"
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="folder of runs or multiruns, read with all subfolders"
     )
-    parser.add_argument("--out", type=Path, help="where the report is written (default: FOLDER/report)")
-    parser.add_argument("--split", choices=["test", "val"], help="whose figures are compared (default: test, if any)")
-    parser.add_argument("--reference", metavar="METHOD", help="what the others are tested against (default: equal)")
+    parser.add_argument("--out", type=Path, help="folder of the report (default: FOLDER/report)")
+    parser.add_argument("--split", choices=["test", "val"], help="split of the figures (default: test, if any)")
+    parser.add_argument("--reference", metavar="METHOD", help="method to test others against (default: equal)")
     parser.add_argument(
         "--pair",
         nargs=2,
@@ -121,7 +121,7 @@ def main() -> None:
         default=[],
         dest="pairs",
         metavar="TASK",
-        help="two tasks to be shown against each other; may be repeated (default: all pairs of up to 5 tasks)",
+        help="two tasks to plot against each other; may be repeated (default: all pairs of up to 5 tasks)",
     )
     options = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):

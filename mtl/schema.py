@@ -10,7 +10,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from mtl.choices import INTERVALS, MEAN_OVER, ON_NONFINITE, OUTPUTS, PASSES, PRECISIONS, SOURCES, TAILS
 from mtl.errors import UserError, first_line, suggest
 
-VARIABLE = "a variable of one's own goes below vars"
+VARIABLE = "your own variables belong below vars"
 Check = tuple[Callable[[Any], bool], str]  # whether a value is valid, and a description of valid values
 
 
@@ -45,7 +45,7 @@ _NODES: Check = (
 )
 _METRICS: Check = (
     lambda v: v is None or (isinstance(v, Mapping) and all(n is None or _NODE[0](n) for n in v.values())),
-    "names, each with a mapping that has a _target_, or null for one that isn't wanted",
+    "names, each with a mapping that has a _target_, or null to leave the metric out",
 )
 _MAPPING: Check = (lambda v: isinstance(v, Mapping), "a mapping")
 _MAPPINGS: Check = (
@@ -167,18 +167,18 @@ def check(config: DictConfig) -> dict[str, Any]:
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key or 'config'}: a value is needed here; none is given") from error
+        raise UserError(f"{error.full_key or 'config'}: a value is required") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'config'}: {first_line(error)}") from error
     for group in ("data", "model"):
         if plain.get(group) is None:
-            raise UserError(f"{group}: the task names none; give one on the command line or in the task's defaults")
+            raise UserError(f"{group}: the task has none; choose one on the command line or in the task's defaults")
     _check_level(plain, "", SCHEMA)
     for group in ("log", "gradients", "checkpoint", "trainer", "data", "model", "optimizer", "scheduler"):
         if plain[group] is not None:
             _check_group(plain[group], group)
     if not plain["tasks"]:
-        raise UserError("tasks: there are none; a problem needs at least one")
+        raise UserError("tasks: the config has none; a problem needs at least one")
     plain = narrowed(plain)
     for name, task in plain["tasks"].items():
         where = f"tasks.{name}"
@@ -259,7 +259,7 @@ def trained(only: str | Sequence[str] | None, tasks: Iterable[Any]) -> list[str]
         if name not in names:
             raise UserError(f"only: there is no task '{name}'" + suggest(str(name), names))
     if wanted is not None and not wanted:
-        raise UserError("only: it is empty; name a task, or leave it out")
+        raise UserError("only is empty; name a task, or leave the key out")
     return [name for name in names if wanted is None or name in wanted]
 
 
@@ -281,7 +281,7 @@ def _check_level(
         if name not in node:
             if prefix + name in OPTIONAL or name in optional:
                 continue
-            raise UserError(f"{prefix}{name}: a value is needed here; none is given")
+            raise UserError(f"{prefix}{name}: a value is required")
         right, wanted = checks[name]
         if not right(node[name]):
             group = f"; an option is chosen with model/trunk={node[name]}" if prefix + name == "model.trunk" else ""

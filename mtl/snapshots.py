@@ -18,7 +18,7 @@ class Buffers:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        # By owner and name, since a forward pass may put another tensor in a buffer's place.
+        # By module and name, since a forward pass may replace a buffer by another tensor.
         owned = [(m, name, b) for m in module.modules() for name, b in m.named_buffers(recurse=False)]
         self._copies = [(m, name, buffer, buffer.clone()) for m, name, buffer in owned if not is_lazy(buffer)]
 

@@ -98,10 +98,10 @@ class Task:
         arguments = {"head": self.head is not _NONE, "loss": self.loss is not _no_loss, "target": bool(self.target)}
         if self.objective is None and not all(arguments.values()):
             missing = ", ".join(name for name, is_set in arguments.items() if not is_set)
-            raise UserError(f"task '{self.name}': give head, loss and target, or an objective; {missing} isn't there")
+            raise UserError(f"task '{self.name}': give head, loss and target, or an objective; {missing} is missing")
         of_a_loss = (arguments["loss"], self.mask, self.missing, self.mean_over)
         if self.objective is not None and any(of_a_loss):
-            raise UserError(f"task '{self.name}': with an objective, loss, mask, missing and mean_over have no place")
+            raise UserError(f"task '{self.name}': with an objective, leave out loss, mask, missing and mean_over")
         if self.mask is not None:
             self.missing = True
         check_output(self)
@@ -140,7 +140,7 @@ def check_mean_over(task: Task) -> None:
         )
     if isinstance(task.loss, BY_CLASS + BY_ELEMENT):
         raise UserError(
-            f"task '{task.name}': mean_over is for losses of one's own; of {type(task.loss).__name__} it is known"
+            f"task '{task.name}': mean_over is for custom losses; the mean of {type(task.loss).__name__} is known"
         )
     if task.count is not None and task.mean_over != "samples":
-        raise UserError(f"task '{task.name}': count and mean_over both say what the loss's mean divides by; give one")
+        raise UserError(f"task '{task.name}': both count and mean_over set the loss's denominator; use only one")

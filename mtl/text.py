@@ -28,7 +28,7 @@ def _escape(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Prints the text to the terminal without buffering."""
     print(plain(text, keep="\n"), flush=True)
 

@@ -41,7 +41,7 @@ def train(composed: DictConfig) -> float | None:
         record.failed(began, text_of(error))
         raise
     except Exception as error:
-        log.exception("an error that is not a mistake of the user")
+        log.exception("unexpected error, which may be a bug in mtl")
         record.failed(began, f"{type(error).__name__}: {text_of(error)}")
         raise
 

@@ -1,10 +1,11 @@
-"""What balancing costs: time and memory of a step, by where the Gramian comes from, beside TorchJD and LibMTL's way.
+"""Measures time and memory of balancing, by source of the Gramian, in comparison with TorchJD and the way of LibMTL.
 
     python scripts/bench_balancing.py [--rounds 5] [--only linear] [--write docs/balancing_cost.md]
 
-One CPU thread. A step is forward, backward and whatever gives the balanced gradient in `.grad`, without an optimizer.
-Times of one case are taken in turn in one process, and the best round counts; memory is the peak above that of the
-process with the model built, each measured in a process of its own. All use MGDA, T tasks with linear heads.
+All cases use one CPU thread, MGDA, and T tasks with linear heads. A step consists of forward, backward and all that
+computes the balanced gradient in `.grad`, without an optimizer. The columns of a case are timed in turn in one process,
+and the best round counts. Memory is the peak minus the peak after the model was built, measured in a process for each
+column.
 
     joint by hand    one forward, the losses summed, one backward: no balancing
     rows             mtl, gradients.source=rows
@@ -14,7 +15,7 @@ process with the model built, each measured in a process of its own. All use MGD
     TorchJD          torchjd.autojac.mtl_backward, one row at a time, then jac_to_grad
     TorchJD, thrifty the same with optimize_gramian_computation=True
     grad and cat     a torch.autograd.grad for each task, torch.cat into a matrix, weights from its Gramian, a
-                     combined gradient copied into .grad: as LibMTL does it
+                     combined gradient copied into .grad, as in LibMTL
 """
 
 import argparse
@@ -37,7 +38,7 @@ COLUMNS = ("joint by hand", "rows", "auto", "representation", "every 10", "Torch
 
 
 class Transformer(nn.Module):
-    """Four encoder layers of width 512, mean over the positions."""
+    """A transformer with four encoder layers of width 512, whose output is the mean over the positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,12 +46,12 @@ class Transformer(nn.Module):
         self.layers = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, L, 512) to (N, 512)."""
+        """Maps (N, L, 512) to (N, 512)."""
         return self.layers(x).mean(1)
 
 
 def small_cnn() -> nn.Module:
-    """Three convolutions and a linear layer, for 28×28 images."""
+    """Returns a network of three convolutions and a linear layer, for 28×28 images."""
     return nn.Sequential(
         *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
@@ -60,12 +61,12 @@ def small_cnn() -> nn.Module:
 
 
 def linear() -> nn.Module:
-    """Eight linear layers of width 2048: 33 million parameters."""
+    """Returns a network of eight linear layers of width 2048, with 33 million parameters."""
     return nn.Sequential(*(module for _ in range(8) for module in (nn.Linear(2048, 2048), nn.ReLU())))
 
 
 def resnet() -> nn.Module:
-    """torchvision's ResNet-18 up to its pooled features."""
+    """Returns torchvision's ResNet-18 up to the pooled features."""
     net = torchvision.models.resnet18()
     net.fc = nn.Identity()
     return net
@@ -95,7 +96,7 @@ class Problem:
         self._steps: dict[str, mtl.Step] = {}
 
     def run(self, column: str) -> None:
-        """One step, or for `every 10` ten."""
+        """Runs a step of the column, or ten steps for `every 10`."""
         if column == "joint by hand":
             self._clear()
             torch.stack(self._losses(self.model.trunk(self.batch["x"]))).sum().backward()
@@ -137,9 +138,9 @@ class Problem:
         rows = []
         for task, loss in zip(self.tasks, losses, strict=True):
             own = list(task.head.parameters())
-            found = torch.autograd.grad(loss, [*shared, *own], retain_graph=True)
-            rows.append(torch.cat([gradient.flatten() for gradient in found[: len(shared)]]))
-            for parameter, gradient in zip(own, found[len(shared) :], strict=True):
+            gradients = torch.autograd.grad(loss, [*shared, *own], retain_graph=True)
+            rows.append(torch.cat([gradient.flatten() for gradient in gradients[: len(shared)]]))
+            for parameter, gradient in zip(own, gradients[len(shared) :], strict=True):
                 parameter.grad = gradient
         matrix = torch.stack(rows)
         weights = MGDA().weights(torch.ones(len(rows)), (matrix @ matrix.T).double())
@@ -149,7 +150,7 @@ class Problem:
 
 
 def times(case: str, rounds: int) -> dict[str, float]:
-    """Milliseconds a step by column, the best of all rounds."""
+    """Returns the milliseconds per step of each column, the best of all rounds."""
     problem = Problem(case)
     best = dict.fromkeys(COLUMNS, float("inf"))
     for column in COLUMNS:
@@ -165,18 +166,18 @@ def times(case: str, rounds: int) -> dict[str, float]:
 
 
 def memory(case: str, column: str) -> float:
-    """Peak MB above the process with the model built, of a process that makes three steps."""
+    """Returns the peak of a process that runs three steps, minus the peak after the model was built, in MB."""
     command = [sys.executable, __file__, "--memory", case, column]
-    # Every larger tensor gets pages of its own, so that what is measured is what is held and not how the heap is cut.
+    # Larger tensors get their own pages, so that the peak doesn't depend on the fragmentation of the heap.
     heap = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | heap)
     return float(done.stdout)
 
 
 def measure_memory(case: str, column: str) -> None:
-    """What the process for `memory` does."""
+    """Prints the memory of a column; runs in the process that `memory` starts."""
     if column.startswith("TorchJD"):
-        import torchjd.autojac  # noqa: F401  its import isn't the step's
+        import torchjd.autojac  # noqa: F401  the memory of the import doesn't count
     problem = Problem(case)
     base = peak()
     for _ in range(3):
@@ -185,16 +186,16 @@ def measure_memory(case: str, column: str) -> None:
 
 
 def peak() -> float:
-    """The most MB that this process ever held.
+    """Returns the peak memory of this process in MB.
 
-    getrusage's ru_maxrss is this too, but a process inherits it from the one that started it.
+    A process would inherit getrusage's ru_maxrss from the process that started it.
     """
     status = Path("/proc/self/status").read_text()
     return next(float(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def report(figures: dict[str, dict[str, tuple[float, float]]]) -> str:
-    """The Markdown table: ms a step / peak MB."""
+    """Returns two Markdown tables: milliseconds per step / peak MB by column, and ratios of columns."""
     lines = [f"| trunk, batch, T | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for case, columns in figures.items():
         cells = [f"{ms:.0f} / {mb:.0f}" if ms >= 100 else f"{ms:.1f} / {mb:.0f}" for ms, mb in columns.values()]
@@ -211,7 +212,7 @@ def report(figures: dict[str, dict[str, tuple[float, float]]]) -> str:
 
 
 def arithmetic(rounds: int) -> str:
-    """Milliseconds that each balancer's own arithmetic takes, worst T up to 10, mean over random Gramians."""
+    """Returns a Markdown table of the milliseconds of each balancer's own arithmetic, as means over random Gramians."""
     lines = ["| balancer | T=2 | T=5 | T=10 |", "|---|---|---|---|"]
     for name in mtl.balancers.__all__:
         kind = getattr(mtl.balancers, name)
@@ -235,7 +236,7 @@ def arithmetic(rounds: int) -> str:
 
 
 def main() -> None:
-    """Measures all cases and prints, or writes, the tables."""
+    """Measures all cases, and prints the tables or writes them to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="cases whose name contains this")
@@ -252,12 +253,13 @@ def main() -> None:
             taken = times(case, options.rounds)
             figures[case] = {column: (taken[column], memory(case, column)) for column in COLUMNS}
             print(case, {c: f"{ms:.1f} ms, {mb:.0f} MB" for c, (ms, mb) in figures[case].items()}, flush=True)
-    own = "A balancer's own arithmetic, milliseconds, mean over random Gramians:"
+    own = "Time of a balancer's own arithmetic in milliseconds, mean over random Gramians:"
     tables = f"{report(figures)}\n\n{own}\n\n{arithmetic(options.rounds)}\n"
     print(tables)
     if options.write:
-        head = "# What balancing costs\n\nMade by `scripts/bench_balancing.py`, which says what is measured. "
-        options.write.write_text(f"{head}Cells: milliseconds a step / peak MB above the model.\n\n{tables}", "utf-8")
+        head = "# What balancing costs\n\nMade by `scripts/bench_balancing.py`, which describes the measurements. "
+        cells = "Cells: milliseconds per step / peak memory in MB, without the model."
+        options.write.write_text(f"{head}{cells}\n\n{tables}", "utf-8")
 
 
 if __name__ == "__main__":

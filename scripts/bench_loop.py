@@ -1,11 +1,11 @@
-"""How much time mtl's training loop takes over the same loop written by hand: ratios from one run, interleaved.
+"""Compares the time of mtl's training loop with that of the same loop written by hand, in interleaved rounds.
 
     python scripts/bench_loop.py [--rounds 7] [--batch-size 64]
 
-One thread, the default network, the bundled images, AdamW. Ours is `Trainer.fit` with its TensorBoard and CSV logs
-and the gradients measured every 100 steps, over 500 steps without the first; validation and saving are left out on
-both sides. By hand is the shortest loop that does the same training. Both index their batches out of the same
-tensors. The best of all rounds counts.
+All cases use one thread, the default network, the bundled images and AdamW. The loop of mtl is `Trainer.fit` with
+TensorBoard and CSV logs and with gradients measured every 100 steps, over 500 steps without the first. The loop by hand
+is the shortest one that does the same training. Neither includes validation and saving, and both index batches from the
+same tensors. The best of all rounds counts.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from mtl.training.trainer import Trainer
 
 
 def problem(num_tasks: int) -> tuple[mtl.MultiTaskModel, list[mtl.Task], torch.optim.Optimizer]:
-    """The default network with `num_tasks` heads, and its optimizer."""
+    """Returns the default network with `num_tasks` heads, the tasks and the optimizer."""
     torch.manual_seed(0)
     tasks = [
         mtl.Task(
@@ -42,7 +42,7 @@ def problem(num_tasks: int) -> tuple[mtl.MultiTaskModel, list[mtl.Task], torch.o
 
 
 def ours(passes: str, num_tasks: int, data: Fields, batch_size: int) -> float:
-    """Seconds a step of the trainer."""
+    """Returns the seconds per step of the trainer."""
     model, tasks, optimizer = problem(num_tasks)
     names = [task.name for task in tasks]
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,7 @@ def ours(passes: str, num_tasks: int, data: Fields, batch_size: int) -> float:
 
 
 def sequential_by_hand(num_tasks: int, data: Fields, batch_size: int) -> float:
-    """Seconds a step of the six-line loop."""
+    """Returns the seconds per step of the six-line loop."""
     model, tasks, optimizer = problem(num_tasks)
     trunk, image = model.trunk, data.fields["image"]
     parts = [(task.head, task.loss, data.fields[task.target]) for task in tasks]
@@ -76,7 +76,7 @@ def sequential_by_hand(num_tasks: int, data: Fields, batch_size: int) -> float:
 
 
 def joint_by_hand(num_tasks: int, data: Fields, batch_size: int) -> float:
-    """Seconds a step with one forward of the trunk and one backward of the summed loss."""
+    """Returns the seconds per step with one forward pass of the trunk and one backward pass of the summed loss."""
     model, tasks, optimizer = problem(num_tasks)
     trunk, image = model.trunk, data.fields["image"]
     parts = [(task.head, task.loss, data.fields[task.target]) for task in tasks]
@@ -91,7 +91,7 @@ def joint_by_hand(num_tasks: int, data: Fields, batch_size: int) -> float:
 
 
 def start_up(command: list[str]) -> float:
-    """Seconds of a whole process."""
+    """Returns the seconds that a process takes from start to end."""
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True, cwd=tempfile.gettempdir())
     return time.perf_counter() - start
@@ -102,7 +102,7 @@ FIRST_STEP = "class Leave:\n    def __call__(self, trainer, result):\n        im
 
 
 def start_up_ratio(rounds: int) -> tuple[float, float]:
-    """Seconds to the first step from the shell, and of a bare script that imports torch and builds an AdamW."""
+    """Returns the seconds of a training up to its first step, and of a script that imports torch and builds AdamW."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "leave_at_once.py").write_text(FIRST_STEP)
         Path(folder, "task").mkdir()
@@ -115,7 +115,7 @@ def start_up_ratio(rounds: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Runs all cases in turn, some rounds of them, and prints the table."""
+    """Runs all cases in turn for some rounds, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=64)

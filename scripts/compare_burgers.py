@@ -1,10 +1,10 @@
-"""Solves Burgers' equation with some balancers, and with L-BFGS after Adam: docs/burgers.md and docs/burgers.png.
+"""Solves Burgers' equation with some balancers, and with L-BFGS after Adam, for docs/burgers.md and docs/burgers.png.
 
     pip install matplotlib && python scripts/compare_burgers.py [--seeds 3] [--write docs/burgers.md]
 
-Each run is the command line of a user, `python -m mtl.train task=burgers … seed=…`, one after the other, one thread
-each: half an hour of processor time. Runs are kept in the folder of `--runs`, and one that is there already is not made
-again.
+Each run is a command, `python -m mtl.train task=burgers … seed=…`. The commands run one after the other with one thread
+each, and take half an hour of processor time together. Runs are saved in the folder of `--runs`; existing runs are not
+repeated.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from mtl.problems import burgers
 from mtl.process.seeding import seed_all
 
 PICTURE = Path(__file__).parents[1] / "docs" / "burgers.png"
-ALL, ADAM, LBFGS, ITERATIONS = 8000, 5000, 500, 5  # steps; iterations in one
+ALL, ADAM, LBFGS, ITERATIONS = 8000, 5000, 500, 5  # numbers of steps, and of iterations in a step of L-BFGS
 THEN = f"{{_target_: mtl.optimizers.LBFGS, after: {ADAM}, max_iter: {ITERATIONS}, line_search_fn: strong_wolfe}}"
-STEPS = 50  # of a round of the timing
+STEPS = 50  # the number of steps in a round of the timing
 LAST = "equal, then L-BFGS"
-SHOWN = "equal"  # in the picture, with seed 0
+SHOWN = "equal"  # the way that the picture shows, with seed 0
 WAYS = {
     "equal": [],
     "conflict_free": ["balancer=conflict_free"],
@@ -52,7 +52,7 @@ WAYS = {
 
 
 def run(folder: Path, arguments: list[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """The figures of a run in this folder, which is made unless it is there."""
+    """Returns the figures of the run in this folder, which is trained if there is none."""
     done = list(folder.glob("*/*/metrics.json"))
     if not done:
         command = [sys.executable, "-m", "mtl.train", *arguments, f"output_root={folder}", "logger=[]"]
@@ -64,7 +64,7 @@ def run(folder: Path, arguments: list[str]) -> dict[str, dict[str, dict[str, flo
 
 
 def solution(folder: Path, point: Tensor) -> Tensor:
-    """u at the points by the run's network as it was at the end."""
+    """Returns u at the points, by the network at the end of the run in this folder."""
     (checkpoints,) = folder.glob("*/*/checkpoints")
     model = mtl.load(checkpoints.parent, checkpoint="last")
     with torch.no_grad():
@@ -72,7 +72,7 @@ def solution(folder: Path, point: Tensor) -> Tensor:
 
 
 def step_times(rounds: int = 5) -> dict[str, float]:
-    """Seconds of a step with each way's last optimizer, in turn in this process; the best of some rounds."""
+    """Returns, for each way, the seconds per step with the last optimizer, the best of some interleaved rounds."""
     steps = {}
     with initialize_config_dir(CONFIG_DIR, version_base=None):
         for name, arguments in WAYS.items():
@@ -96,7 +96,7 @@ def step_times(rounds: int = 5) -> dict[str, float]:
 
 
 def draw(folder: Path) -> None:
-    """The exact solution, the network's, and their difference."""
+    """Draws the exact solution, the network's solution, and their difference."""
     times, places = torch.linspace(0, 1, 201), torch.linspace(-1, 1, 401)
     point = torch.cartesian_prod(times, places)
     exact, u = burgers.exact(point).float(), solution(folder, point)
@@ -125,7 +125,7 @@ def draw(folder: Path) -> None:
 
 
 def report(errors: dict[str, list[float]], times: dict[str, float]) -> str:
-    """The page in Markdown."""
+    """Returns the page in Markdown."""
     seeds = len(errors["equal"])
     lines = [
         f"| | relative L2 error | {' | '.join(f'seed {seed}' for seed in range(seeds))} | time |",
@@ -143,48 +143,50 @@ def report(errors: dict[str, list[float]], times: dict[str, float]) -> str:
     one_in = math.comb(2 * seeds, seeds) // 2
     return f"""# Burgers' equation
 
-`python -m mtl.train task=burgers` trains a network u(t, x) until it solves u_t + u·u_x = ν u_xx, with ν = 0.01/π,
-u(0, x) = −sin πx and u(t, ±1) = 0, for t from 0 to 1. There are no data: the tasks are the mean square of the
-equation's residual at 1,000 points, of u at 100 points of the boundary, and of u + sin πx at 100 points with t = 0, all
-drawn anew in each step. What is measured is the error against the exact solution (Cole–Hopf, by quadrature),
-‖u − exact‖ / ‖exact‖, on a grid of 100 times and 255 places.
+`python -m mtl.train task=burgers` trains a network u(t, x) to solve u_t + u·u_x = ν u_xx, with ν = 0.01/π,
+u(0, x) = −sin πx and u(t, ±1) = 0, for t from 0 to 1. There are no data. The tasks are the mean squares of the
+equation's residual at 1,000 points, of u at 100 points of the boundary, and of u + sin πx at 100 points with t = 0; all
+points are drawn anew in each step. The table shows the error relative to the exact solution (Cole–Hopf, by quadrature),
+‖u − exact‖ / ‖exact‖, on a grid of 100 times and 255 positions.
 
 ![The exact solution, a network's, and their difference]({PICTURE.name})
 
 {chr(10).join(lines)}
 
-Made by `scripts/compare_burgers.py`: mean ± standard deviation over {seeds} seeds, then each seed. The error is that of
-the parameters at the end: whoever solves an equation has no solution to choose the best ones by. Network, learning rate
-and the {ALL:,} steps are those of the task's config for all; they were chosen with `equal` and seed 0. The time is that
-of all steps over `equal`'s, one CPU thread, each way in turn in one process.
+The table was made by `scripts/compare_burgers.py`: mean ± standard deviation over {seeds} seeds, then each seed. The
+error is that of the last parameters, because in practice there is no exact solution by which better ones could be
+chosen. All methods use the network, the learning rate and the {ALL:,} steps of the task's config, which were chosen
+with `equal` and seed 0. The time is that of all steps, divided by that of `equal`, on one CPU thread; the methods were
+timed in turn in one process.
 
-All seeds below all of `equal`'s: {told(below)}. All above: {told(above)}. Among them: {told(among)}.
-Of two methods that are equally good, {seeds} seeds each lie that far apart in 1 of {one_in} comparisons, and here are
-{len(errors) - 1} of them: a hint and no more, and no ranking of those whose seeds lie among each other's. It is one
-equation, with one network.
+Methods whose errors are smaller than those of `equal` in all seeds: {told(below)}. Larger in all seeds: {told(above)}.
+Overlapping: {told(among)}.
+The seeds of two equally good methods, {seeds} each, are separated in this way in 1 of {one_in} comparisons, and this
+page has {len(errors) - 1} comparisons. So a separation is no more than a hint, and overlapping methods cannot be
+ranked. The results are for one equation and one network.
 
-The last row is Adam for {ADAM:,} steps, then {LBFGS:,} steps of L-BFGS, each of up to {ITERATIONS} iterations along
-the loss of its own points, the tasks' weights held fixed:
+The last row is Adam for {ADAM:,} steps, then {LBFGS:,} steps of L-BFGS. Each of these has up to {ITERATIONS} iterations
+on the loss of its own points, with constant task weights:
 
 ```bash
 python -m mtl.train task=burgers trainer.max_epochs={(ADAM + LBFGS) // 500} \\
   'optimizer.then={THEN}'
 ```
 
-`mtl.optimizers.LBFGS` is PyTorch's, but takes no curvature from the gradients of two different draws. Many iterations
-on one draw of 1,000 points may fit these and not the equation: keep `max_iter` small, or the batches large. Balancers
-that work on the gradients themselves are refused with it, and `conflict_free` doesn't suit it: its weights may be
-negative, and a loss with such weights has no lowest value.
+`mtl.optimizers.LBFGS` is PyTorch's L-BFGS, except that it takes no curvature from the gradients of two different draws.
+Many iterations on one draw of 1,000 points may fit these points instead of the equation: keep `max_iter` small, or the
+batches large. Balancers that work on the gradients themselves are refused with L-BFGS. `conflict_free` is not suitable,
+because its weights may be negative, and a loss with such weights has no lowest value.
 """
 
 
 def told(names: list[str]) -> str:
-    """The names as code, but for what isn't a balancer's alone."""
+    """Returns the names as text; names of balancers are formatted as code."""
     return ", ".join(name if " " in name else f"`{name}`" for name in names) or "none"
 
 
 def main() -> None:
-    """Trains what is to be trained, draws, and prints or writes the page."""
+    """Trains the missing runs, draws the picture, and prints or writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("outputs/compare_burgers"))

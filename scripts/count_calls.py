@@ -1,9 +1,9 @@
-"""Counts the calls, and the crossings from one file of `mtl` to another, in one training step.
+"""Counts the calls in one training step, and the calls from one file of `mtl` to another.
 
     python scripts/count_calls.py
 
-The model is small and the step is the fourth, when nothing is set up any more. A crossing is a call of a function in
-another file of `mtl` than the nearest caller in `mtl`; what torch does in between doesn't count.
+The model is small, and the step is the fourth, in which nothing is set up any more. A crossing is a call of a function
+whose nearest caller in `mtl` is in another file; functions of torch between the two are ignored.
 """
 
 import sys
@@ -27,7 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def make_step(balancer: str = "Equal", **settings: Any) -> Callable[[], Any]:
-    """A step of two tasks on one batch."""
+    """Returns a function that runs a step of two tasks on one batch."""
     torch.manual_seed(0)
     tasks = [
         mtl.Task(name, head=nn.Linear(20, classes), loss=nn.CrossEntropyLoss(), target=name)
@@ -42,7 +42,7 @@ def make_step(balancer: str = "Equal", **settings: Any) -> Callable[[], Any]:
 
 
 def count(call: Callable[[], Any]) -> tuple[int, int, int]:
-    """Calls of functions in `mtl`, crossings and files of one call."""
+    """Returns the numbers of calls of functions in `mtl`, of crossings and of files in one call."""
     calls = crossings = 0
     files = set()
 
@@ -67,7 +67,7 @@ def count(call: Callable[[], Any]) -> tuple[int, int, int]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints a table of the counts."""
     print(f"{'':24}{'calls':>8}{'crossings':>12}{'files':>8}")
     for name, settings in SETTINGS.items():
         step = make_step(**settings)

@@ -1,4 +1,4 @@
-"""Runs the fuzz test of configs with as many cases as one likes.
+"""Runs the fuzz test of configs with a chosen number of cases.
 
 python scripts/fuzz_configs.py [--cases 5000]
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Runs pytest on that one test."""
+    """Runs pytest on the fuzz test."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=5000)
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Makes the pictures of the tutorial: runs its sweeps and its report, and the graph of docs/howto/graph.md.
+"""Makes the pictures of the tutorial: runs the tutorial's sweeps and report, and the graph of docs/howto/graph.md.
 
     pip install -e ".[test]" && python scripts/make_tour.py [--browser /usr/bin/chromium]
 
-docs/tensorboard.png comes out of `pytest tests/loggers/test_tensorboard_page.py --screenshots docs`.
+docs/tensorboard.png is made by `pytest tests/loggers/test_tensorboard_page.py --screenshots docs`.
 """
 
 import argparse

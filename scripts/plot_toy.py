@@ -1,8 +1,9 @@
-"""Runs every balancer on the toy problem: docs/toy.png, and a table of where each run ends.
+"""Runs every balancer on the toy problem, draws docs/toy.png, and prints a table of the last point of each run.
 
     pip install matplotlib && python scripts/plot_toy.py [--only mgda,cagrad] [--write docs/toy.md]
 
-Adam, learning rate 1e-3, 50,000 steps from each of five starts, a process a core: fourteen minutes of processor time.
+Each run takes 50,000 steps of Adam with learning rate 1e-3, from each of five starts. Runs are distributed over
+processes, one per core; together they take fourteen minutes of processor time.
 """
 
 import argparse
@@ -25,17 +26,18 @@ COLUMNS = 5
 EVERY = 100  # steps from one point of a path to the next
 INTRODUCTION = f"""# The two-task toy problem
 
-Where every balancer ends on the toy problem (`scripts/toy.py`) of CAGrad, Nash-MTL and FAMO: two losses of x ∈ R²,
-one ten times as steep as the other, from five starts, with Adam at 1e-3 and {toy.STEPS:,} steps. The Pareto front runs
-from (−7, −8.43) to (7, −8.43). ✓ marks ends that are on it, to within 0.05, and the thousands of steps after which the
-run was there for good. Made by `python scripts/plot_toy.py --write docs/toy.md`.
+This page shows where every balancer ends on the toy problem (`scripts/toy.py`) of CAGrad, Nash-MTL and FAMO: two losses
+of x ∈ R², one ten times as steep as the other, from five starting points, with Adam at a learning rate of 1e-3 and
+{toy.STEPS:,} steps. The Pareto front extends from (−7, −8.43) to (7, −8.43). ✓ marks end points within 0.05 of the
+front; the number after it is the number of steps, in thousands, after which the run stayed on the front. The page was
+made by `python scripts/plot_toy.py --write docs/toy.md`.
 
-The balancers are as their configs make them, with one exception: FAMO without weight decay, as its authors have it
-here. Losses are told above their lowest values, which matters to the methods that look at losses; an epoch is
-{toy.EPOCH:,} steps.
+The balancers have the arguments of their configs, with one exception: FAMO has no weight decay, as in its authors' code
+for this problem. The balancers get the losses minus a lower bound, which matters to methods that use the losses. An
+epoch is {toy.EPOCH:,} steps.
 
-A run that has not arrived may be on its way. From (9, 9) ConFIG, UPGrad, PCGrad, DualProj, CAGrad and GradVac reach the
-front after 53,000 to 101,000 steps; the plain sum has not left its valley after 130,000.
+A run that is not on the front at the end may reach it later. From (9, 9) ConFIG, UPGrad, PCGrad, DualProj, CAGrad and
+GradVac reach the front after 53,000 to 101,000 steps; the plain sum has not left its valley after 130,000 steps.
 
 ![The runs](toy.png)
 
@@ -45,20 +47,20 @@ Runs = dict[str, list[NDArray[np.float64]]]
 
 
 def run(method: str, start: toy.Pair) -> NDArray[np.float64]:
-    """The path of a method from a start."""
+    """Returns the path of a method from a start, (N, 2)."""
     torch.set_num_threads(1)
     return toy.run(toy.methods()[method](), start, every=EVERY)
 
 
 def end(path: NDArray[np.float64]) -> str:
-    """The last point, and if it is on the front, since when."""
+    """Describes the last point and, if it is on the front, after how many steps the path stays on the front."""
     on = [toy.reached(*point) for point in path]
     since = len(on) - on[::-1].index(False) if False in on else 0
     return f"({path[-1, 0]:.2f}, {path[-1, 1]:.2f})" + (f" ✓ {since * EVERY / 1000:.0f}k" if on[-1] else "")
 
 
 def table(runs: Runs) -> str:
-    """Markdown: a row a method, a column a start, and how many of its runs reached the front."""
+    """Returns a Markdown table: a row per method, a column per start, and the number of runs that reached the front."""
     starts = [f"({x1:g}, {x2:g})" for x1, x2 in toy.STARTS]
     lines = [f"| method | {' | '.join(starts)} | on the front |", "|---|" + "---|" * (len(starts) + 1)]
     for name, paths in runs.items():
@@ -68,7 +70,7 @@ def table(runs: Runs) -> str:
 
 
 def draw(runs: Runs) -> None:
-    """A panel a method: contours of the mean loss, the front, the starts, and the runs, from dark to light."""
+    """Draws a panel per method: contours of the mean loss, the front, the starts, and the runs from dark to light."""
     grid = np.linspace(-10.5, 10.5, 160)
     mean = np.array([[sum(toy.losses(x1, x2)) / 2 for x1 in grid] for x2 in grid])
     along = np.linspace(-7, 7, 50)
@@ -95,7 +97,7 @@ def draw(runs: Runs) -> None:
 
 
 def main() -> None:
-    """Runs, draws, prints."""
+    """Runs the methods, draws the paths and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="some of the methods, separated by commas")
     parser.add_argument("--write", type=Path, help="file for the table")

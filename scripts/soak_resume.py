@@ -1,8 +1,8 @@
-"""Kills a training process at random moments, resumes it each time, and compares the end with an undisturbed run.
+"""Kills a training process at random moments, resumes it each time, and compares the result with an undisturbed run.
 
     python scripts/soak_resume.py [--rounds 10] [--seed 0]
 
-Each round is the suite's test of it, 10 kills, with other moments.
+Each round runs the corresponding test of the test suite, with 10 kills, at other moments.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Runs that test once for each round, until one fails."""
+    """Runs the test once for each round, until it fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""A real browser for the tests that look at pages: Debian's or anybody's Chromium, through Playwright."""
+"""A real browser, Chromium through Playwright, for the tests of pages."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromi
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """A headless one, in which a test opens pages."""
+    """Provides a headless browser in which a test opens pages."""
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -35,7 +35,7 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[str]:
-    """The address of a TensorBoard process that serves the multirun in this folder."""
+    """Provides the address of a TensorBoard process that serves the multirun in this folder."""
     place, shown = folder.parents[2], str(folder.relative_to(folder.parents[2]))  # the page shows what it is given
     serve = [sys.executable, "-m", "tensorboard.main", "--logdir", shown, "--port", "0"]
     server = subprocess.Popen(serve, cwd=place, stderr=subprocess.PIPE, text=True)

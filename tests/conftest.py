@@ -1,4 +1,4 @@
-"""What the tests have in common: small problems, and the command line in this process."""
+"""Helpers of the tests: small problems, and the command line in this process."""
 
 import io
 import json
@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # those that wait for one a
 
 import torch
 from hypothesis import HealthCheck, settings
+from slow import DEFAULT
 from torch import nn
 
 import mtl
@@ -37,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def same_path() -> Iterator[None]:
-    """Folders that mtl.load has made importable in a test aren't searched in the next one."""
+    """Removes folders that mtl.load added to the import path, so that the next test doesn't search them."""
     path = list(sys.path)
     yield
     sys.path[:] = path
@@ -48,7 +50,7 @@ MUST_BE_THERE = re.compile("chromium|playwright|graphviz|torchviz", re.IGNORECAS
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Where MTL_TEST_ALL is set, a test that is skipped for want of a browser or of what draws graphs fails."""
+    """Lets skipped tests fail if MTL_TEST_ALL is set and a browser or the program that draws graphs is missing."""
     report = yield
     if os.environ.get("MTL_TEST_ALL") and report.skipped and MUST_BE_THERE.search(str(report.longrepr)):
         report.outcome = "failed"
@@ -67,22 +69,27 @@ COMMAND_LINE = {"here", "trained", "wheel"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the fast tests."""
+    """Marks the slow tests and the fast ones."""
+    seen: Counter[str] = Counter()
     for item in items:
+        name = f"{item.path.stem}::{getattr(item, 'originalname', item.name)}"
+        seen[name] += 1
+        if seen[name] > DEFAULT.get(name, seen[name]):
+            item.add_marker(pytest.mark.slow)
         uses = set(getattr(item, "fixturenames", ()))
         if not (item.get_closest_marker("slow") or COMMAND_LINE & uses or item.path.name in NOT_FAST):
             item.add_marker(pytest.mark.fast)
 
 
 def slow_but(quick: Sequence[Any], values: Iterable[Any]) -> list[Any]:
-    """The values of a parameter, all but the quick ones marked as slow."""
+    """Returns the values of a parameter; all except the quick ones are marked as slow."""
     several = [(value, value if isinstance(value, tuple) else (value,)) for value in values]
     return [pytest.param(*each, marks=() if value in quick else pytest.mark.slow) for value, each in several]
 
 
 @dataclass
 class Ended:
-    """How a command ended: its exit code, what it printed, and the run's folder if it made one."""
+    """The end of a command: exit code, printed text, and the run's folder if it made one."""
 
     code: int
     out: str
@@ -125,7 +132,7 @@ def command(module: str, *arguments: str) -> Ended:
 
 
 def stopping(at: int) -> list[str]:
-    """Arguments, and a file in the current folder, for a run that SIGTERM stops at this step."""
+    """Returns arguments for a run that SIGTERM stops at this step, and writes a file into the current folder for it."""
     Path("code").mkdir(exist_ok=True)
     Path("code/stops.py").write_text(
         "import os, signal\n"
@@ -139,7 +146,7 @@ def stopping(at: int) -> list[str]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder."""
+    """Provides an empty current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     return tmp_path
@@ -147,7 +154,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """One short run of mnist_two_head, from a folder of its own."""
+    """Provides one short run of mnist_two_head, in a separate folder."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -159,7 +166,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 
 def most_saved(run: Callable[[], object]) -> int:
-    """The most numbers that autograd had saved and not yet given up at any one time while it ran."""
+    """Returns the largest number of elements that autograd held for backward at any one time."""
     alive = peak = 0
 
     class Saved:
@@ -179,7 +186,7 @@ def most_saved(run: Callable[[], object]) -> int:
 
 
 class Trunk(nn.Module):
-    """All that draws or keeps state: batch norm, dropout, spectral norm, a buffer that is replaced."""
+    """A trunk with everything that draws or has a state: batch norm, dropout, spectral norm, a replaced buffer."""
 
     def __init__(self, *, momentum: float | None = 0.1, dropout: float = 0.3) -> None:
         super().__init__()
@@ -203,7 +210,7 @@ def problem(
     weights: list[float] | None = None,
     **trunk: Any,
 ) -> tuple[mtl.MultiTaskModel, list[mtl.Task]]:
-    """A model of several classification tasks over `Trunk`, with heads that draw too."""
+    """Returns a model of several classification tasks over `Trunk`, with heads that draw random numbers too."""
     torch.manual_seed(seed)
     weights = weights or [1.0] * num_tasks
     tasks = [
@@ -222,7 +229,7 @@ def problem(
 def batches(
     count: int, num_tasks: int = 3, *, size: int = 8, dtype: torch.dtype = torch.float64
 ) -> list[dict[str, torch.Tensor]]:
-    """Batches for `problem`, always the same ones."""
+    """Returns batches for `problem`, which are always the same."""
     generator = torch.Generator().manual_seed(1)
     return [
         {"x": torch.randn(size, 1, 8, 8, generator=generator, dtype=dtype)}

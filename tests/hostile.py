@@ -1,4 +1,4 @@
-"""Runs' folders as somebody might send them: broken by chance or on purpose."""
+"""Folders of runs as somebody might send them, damaged by accident or on purpose."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ COSINE = {"a~b": {"mean": -0.1, "below_zero": 0.6, "steps": 30}}
 
 
 def good_runs(folder: Path) -> None:
-    """Two methods with two seeds each, that can be compared."""
+    """Writes two methods with two seeds each, which can be compared."""
     for seed in range(2):
         for name in ("equal", "upgrad"):
             figures = accuracies(a=0.5 + 0.01 * seed, b=0.6 + 0.02 * seed + 0.01 * (name == "equal"))
@@ -42,7 +42,7 @@ def good_runs(folder: Path) -> None:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[str, Any]]:
-    """All that is in the folder and below, links not followed."""
+    """Returns all content of the folder and its subfolders, without following links."""
     found: dict[str, tuple[str, Any]] = {}
     for place, below, files in os.walk(folder):
         for name in [*below, *files]:
@@ -59,7 +59,7 @@ def snapshot(folder: Path) -> dict[str, tuple[str, Any]]:
 
 @contextmanager
 def at_most(seconds: int = HANGS) -> Iterator[None]:
-    """Fails what takes longer: it hangs."""
+    """Lets the code in the context fail if it takes longer than this, since it probably hangs."""
 
     def hangs(*_: object) -> None:
         raise AssertionError(f"it took more than {seconds} seconds")
@@ -74,7 +74,7 @@ def at_most(seconds: int = HANGS) -> Iterator[None]:
 
 
 class Literal:
-    """What stands in the file as it is."""
+    """Text that is written into the file unchanged."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -106,7 +106,7 @@ KEYS = ["", " ", "a.b", "\x1b[2J", "weight", "_target_", "x" * 400, "a~b", "=cmd
 
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths to all values within each other."""
+    """Returns the paths to all nested values."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
         yield (*path, key)
@@ -114,7 +114,7 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def exchanged(tree: Any, draws: random.Random) -> tuple[Any, dict[str, str]]:
-    """The tree with one or two of its values exchanged, renamed or taken away; and what stands for literals in it."""
+    """Returns the tree with one or two values replaced, renamed or removed, and the texts for literals in it."""
     literals: dict[str, str] = {}
     for _ in range(draws.choice([1, 1, 2])):
         there = list(places(tree))
@@ -146,7 +146,7 @@ def written(tree: Any, literals: dict[str, str], dump: Callable[[Any], str]) -> 
 
 
 def spoilt(content: bytes, draws: random.Random) -> bytes:
-    """The content with a few bytes changed, cut out or put in."""
+    """Returns the content with a few bytes changed, removed or inserted."""
     content = bytearray(content)
     for _ in range(draws.choice([1, 1, 3, 20])):
         at = draws.randrange(len(content) + 1)
@@ -178,7 +178,7 @@ LINES += [
 
 
 def mutated(folder: Path, draws: random.Random) -> str:
-    """Changes one file of a run; gives what was changed."""
+    """Changes one file of a run; returns a description of the change."""
     name = draws.choice(["metrics.json"] * 5 + ["config.yaml"] * 5 + ["metrics.csv"] * 2)
     path = folder / name
     if draws.random() < 0.3:
@@ -198,7 +198,7 @@ def mutated(folder: Path, draws: random.Random) -> str:
 
 
 def one_input(folder: Path, number: int) -> tuple[str, str | None]:
-    """Makes a report of good runs beside a bad one; gives what was changed, and what went wrong, if anything did."""
+    """Makes a report of good runs and a bad one; returns the change, and the error if there was one."""
     draws = random.Random(number)
     shutil.rmtree(folder, ignore_errors=True)
     good_runs(folder / "runs")
@@ -232,7 +232,7 @@ def one_input(folder: Path, number: int) -> tuple[str, str | None]:
 
 
 def one_resume(folder: Path, number: int) -> tuple[str, str | None]:
-    """Looks for the run and the multirun to go on with, where a newer one of each was changed."""
+    """Searches for the run and the multirun to resume, after a newer one of each was changed."""
     draws = random.Random(number)
     shutil.rmtree(folder, ignore_errors=True)
     good = run(folder / "runs/2020", status="running", curves=CURVES)

@@ -1,4 +1,4 @@
-"""Runs that are made by hand, with figures that are known."""
+"""Folders of runs that are written by hand, with known figures."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def run(
     config: Mapping[str, Any] | None = None,
     **metrics: Any,
 ) -> Path:
-    """Writes a run's folder; `config` and `metrics` replace what else would be there, None takes a metric out."""
+    """Writes a run's folder; `config` and `metrics` replace defaults, and None removes a metric."""
     folder.mkdir(parents=True)
     whole: dict[str, Any] = {
         "seed": seed,
@@ -86,11 +86,11 @@ def run(
 
 
 def accuracies(**tasks: float) -> dict[str, dict[str, float]]:
-    """Figures with an accuracy each, by task."""
+    """Returns figures with one accuracy for each task."""
     return {name: {"accuracy": value, "loss": 1 - value} for name, value in tasks.items()}
 
 
 def comparison(folder: Path, reference: str | None = None) -> Comparison:
-    """Of all runs in the folder, which are of one section."""
+    """Returns the comparison of all runs in the folder, which must form one section."""
     (section,) = sections(find([folder]), None)
     return Comparison(section, reference)

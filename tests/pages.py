@@ -1,4 +1,4 @@
-"""The pages of the documentation, and the commands, files and snippets on them: README.md, docs/ and examples/."""
+"""The pages of the documentation (README.md, docs/ and examples/), with their commands, files and snippets."""
 
 import random
 import re
@@ -34,7 +34,7 @@ class Page:
 
     @cached_property
     def blocks(self) -> list[tuple[str, str]]:
-        """Language and text of each fenced block; what is taken from another file isn't one."""
+        """The language and the text of each fenced block, without blocks that include another file."""
         found = re.findall(r"^```(\w+)[^\n]*\n(.*?)^```$", self.text, re.M | re.S)
         return [(kind, text) for kind, text in found if "--8<--" not in text]
 
@@ -45,7 +45,7 @@ class Page:
 
     @property
     def to_run(self) -> Iterator[tuple[str, str]]:
-        """Each snippet of Python, and each command of the shell, in order."""
+        """The Python snippets and the shell commands, in order."""
         for kind, text in self.blocks:
             if FILE.match(text) or INSTALLS in text:
                 continue
@@ -56,7 +56,7 @@ class Page:
 
 
 def commands(text: str) -> list[str]:
-    """The commands of a block of the shell: lines, a function or what ends in a backslash being one."""
+    """Returns the commands of a shell block; a function, or lines joined by backslashes, count as one command."""
     joined = re.sub(r"\\\n\s*", "", text)
     return re.findall(r"^\w+\(\) \{\n(?:.*\n)*?\}\n|^.+$", joined, re.M)
 
@@ -72,7 +72,7 @@ PAGES = [
 
 
 def data_of_ones_own(folder: Path) -> None:
-    """The data that the pages' problems are about."""
+    """Writes the data that the problems of the pages use."""
     from PIL import Image
 
     draws = random.Random(0)
@@ -104,7 +104,7 @@ def data_of_ones_own(folder: Path) -> None:
 
 
 def write_files(folder: Path) -> None:
-    """The data, and the files that any page shows: how-to pages build on each other's."""
+    """Writes the data and the files that any page shows, since how-to pages build on each other."""
     data_of_ones_own(folder)
     for page in PAGES:
         for name, text in page.files.items():

@@ -29,7 +29,7 @@ def page(name: str) -> Page:
 
 
 def starts_tensorboard(command: str, folder: Path) -> None:
-    """It runs until it is stopped, so it is stopped when it says where it listens."""
+    """Stops the command when it prints its address, since it would run until it is stopped."""
     process = subprocess.Popen(
         [*command.split(), "--port", "0"], cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
     )
@@ -42,7 +42,7 @@ def starts_tensorboard(command: str, folder: Path) -> None:
 
 
 def prepared(page: Page, folder: Path, trained: Ended) -> Path:
-    """The folder that the page's commands run in: the files of all pages, or the example's; and one run."""
+    """Returns the folder for the page's commands, with the files of all pages or the example's, and one run."""
     if page.name.startswith("examples/"):
         shutil.copytree(page.path.parent, folder / "example")
         return folder / "example"

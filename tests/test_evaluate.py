@@ -1,4 +1,4 @@
-"""Evaluation on other data: figures against numpy, with the training's encoding; and what is refused."""
+"""Evaluation on other data: figures against numpy, with the encoding of the training; and refusals."""
 
 import re
 from pathlib import Path
@@ -53,7 +53,7 @@ def people(count: int, seed: int, **columns: Any) -> pandas.DataFrame:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is measured, whoever asks for it."""
+    """Provides a list that gets the figures of each evaluation."""
     seen: list[Any] = []
     original = Validation.__call__
     monkeypatch.setattr(Validation, "__call__", lambda self, loader: (seen.append(original(self, loader)), seen[-1])[1])
@@ -77,14 +77,14 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 @pytest.fixture
 def run(trained_run: Ended, monkeypatch: pytest.MonkeyPatch) -> Ended:
-    """The trained run; its folder is the current one."""
+    """Provides the trained run; its folder is the current one."""
     assert trained_run.run is not None
     monkeypatch.chdir(trained_run.run.parents[2])
     return trained_run
 
 
 def by_hand(run: Path, frame: pandas.DataFrame) -> dict[str, dict[str, float]]:
-    """The figures on raw rows, in numpy, with mean and deviation of the training rows as pandas has them."""
+    """Returns the figures on raw rows, in numpy, with mean and deviation of the training rows by pandas."""
     drawn = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:160].sort().values
     income = pandas.read_csv("people.csv").iloc[drawn.numpy()]["income"]
     rows = frame[["age", "city"]].astype(object).where(frame[["age", "city"]].notna(), None)
@@ -165,11 +165,11 @@ def test_a_group_of_data_has_splits_of_its_own(run: Ended, figures: list[Any]) -
         (
             "standardize_targets: [income]",
             "standardize_targets: []",
-            "standardize_targets: 'income' is listed there in",
+            "standardize_targets: 'income' was listed in the config",
         ),
-        ("batch_size: 8\n", "classes: [income]\nbatch_size: 8\n", "classes: 'income' isn't listed there in the config"),
+        ("batch_size: 8\n", "classes: [income]\nbatch_size: 8\n", "classes: 'income' was not listed in the config"),
         ("inputs: [age, city]", "inputs: [age]", "model.inputs: 'city' not in batch"),
-        ("[age, city]", "[age, city]\ncategories: [age]", "categories: 'age' isn't listed there"),
+        ("[age, city]", "[age, city]\ncategories: [age]", "categories: 'age' was not listed in the config"),
     ):
         group.write_text(text.replace(old, new, 1))
         ended = command("evaluate", *given)
@@ -184,20 +184,23 @@ def test_a_group_of_data_has_splits_of_its_own(run: Ended, figures: list[Any]) -
         ("splt=val", "there is no key 'splt'; did you mean 'split'?"),
         (
             "model.x=1",
-            "model.x: a model is measured as it was trained; what can be given is run, checkpoint, split, data",
+            "model.x: a model is evaluated as it was trained; the options are run, checkpoint, split, data",
         ),
-        ("+tasks.smoker.num_outputs=3", "tasks.smoker.num_outputs: a model is measured as it was trained"),
-        ("optimizer=sgd", "optimizer: a model is measured as it was trained"),
-        ("~data.path", "~data.path: nothing can be taken away here"),
+        ("+tasks.smoker.num_outputs=3", "tasks.smoker.num_outputs: a model is evaluated as it was trained"),
+        ("optimizer=sgd", "optimizer: a model is evaluated as it was trained"),
+        ("~data.path", "~data.path: nothing can be removed here"),
         ("data.pth=new.csv", "mtl.data.table got an unexpected keyword argument 'pth'"),
         ("data.path=nowhere.csv", "there is no file"),
         (
             "data.path={test: people.csv}",
-            "data.path.train: a file is needed here; for all rows of one file: data.path=",
+            "data.path.train: a file is required; for all rows of one file: data.path=",
         ),
-        ("data.seed=1", "data.seed: with another draw, samples that the model was trained on would be among those"),
+        (
+            "data.seed=1",
+            "data.seed: with another draw, the evaluation would include samples that the model was trained on",
+        ),
         ("+data.split=[0.5,0,0.5]", "data.split: with another draw"),
-        ("data.inputs=[age]", "data.inputs: other data are read and encoded as the training's were"),
+        ("data.inputs=[age]", "data.inputs: other data are read and encoded as in training"),
         ("data.eval_batch_size=0", "data.eval_batch_size is 0; it must be a whole number of at least 1"),
         ("data=nope", "data: there is no 'nope'"),
         ("data=mnist", "task 'smoker': target 'smoker' not in batch; the dataset gives: image, digit, parity"),
@@ -295,7 +298,7 @@ def test_a_function_of_ones_own_is_given_the_trainings_facts_or_compared(own: li
         again = command("evaluate", f"run={ended.run}", "+data.shift=100.0")
         if name == "strict":
             assert again.code == 1
-            assert "they aren't what this run was trained on: mean was 5.5 and is 105.5" in again.err
+            assert "they differ from what this run was trained on: mean was 5.5 and is 105.5" in again.err
             continue
         assert again.code == 0, again.err
         x = torch.arange(12.0) + 100
@@ -351,7 +354,7 @@ def test_tables_follow_the_facts_that_they_are_given(tmp_path: Path) -> None:
         assert fields["k"].tolist() == [1, -100]
         assert fields["n"].nan_to_num(-1).tolist() == [4, -1]
         assert fields["x"].nan_to_num(-1).tolist() == [5, -1]  # the trunk standardises, by the facts
-    with pytest.raises(mtl.UserError, match="data.split is null; a training needs three shares"):
+    with pytest.raises(mtl.UserError, match="data.split is null; training needs three shares"):
         table(str(tmp_path / "new.csv"), **options, split=None)
     with pytest.raises(mtl.UserError, match="the model was trained without the column 'n'; its inputs are: x, c"):
         table(str(tmp_path / "new.csv"), inputs=["n"], targets=["k"], split=None, trained_on=facts)
@@ -387,7 +390,7 @@ def test_a_column_of_splits_is_the_trainings_alone(tmp_path: Path) -> None:
         assert make(kept, "data").test.fields["kind"].tolist() == [1, 0, 1]
     given = {**config["data"], "split_column": None}
     with pytest.raises(
-        mtl.UserError, match=r"data\.split_column: with another draw, samples that the model was traine"
+        mtl.UserError, match=r"data\.split_column: with another draw, the evaluation would include samples"
     ):
         with_other_data(config, given, ["data.split_column"], facts)
 
@@ -418,7 +421,7 @@ def test_a_group_keeps_the_draw_and_the_pictures_scale(change: dict[str, Any], m
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ([], "error: run: a value is needed here; none is given: run=outputs/…\n"),
+        ([], "error: run: a value is required: run=outputs/…\n"),
         (["my run"], "error: 'my run' can't be read; values are written key=value, as run=outputs/…\n"),
     ],
 )

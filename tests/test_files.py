@@ -70,7 +70,7 @@ def test_what_a_killed_process_left_is_not_written_into(tmp_path: Path) -> None:
 
 
 class Small(io.BytesIO):
-    """A file on a disk that holds so many bytes more."""
+    """A file on a disk with room for this number of bytes."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ def test_a_folder_is_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(mtl.UserError, match=r"run is gone: it was deleted or moved while the run trained"):
         folder.check()
     path.mkdir()
-    with pytest.raises(mtl.UserError, match=r"run isn't the run's folder any more: that one was deleted or moved"):
+    with pytest.raises(mtl.UserError, match=r"run is no longer the run's folder, which was deleted or moved"):
         folder.check()
     path.rmdir()
     (tmp_path / "elsewhere").rename(path)
@@ -208,7 +208,7 @@ def test_a_folder_is_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         folder = Folder(path)
         shutil.rmtree(path)
         path.mkdir()
-        with pytest.raises(mtl.UserError, match="any more"):
+        with pytest.raises(mtl.UserError, match="no longer"):
             folder.check()
 
 
@@ -230,4 +230,4 @@ def test_a_screen_that_is_full_or_gone(capsys: pytest.CaptureFixture[str]) -> No
     screen.flush()
     assert not screen.complete()
     assert stream.getvalue() == "a"
-    assert capsys.readouterr().err == "error: not all that was to be printed could be: [Errno 32] Broken pipe\n"
+    assert capsys.readouterr().err == "error: some output could not be printed: [Errno 32] Broken pipe\n"

@@ -1,4 +1,4 @@
-"""Configs that are wrong in any way end as a run or as a message, never as a traceback."""
+"""Configs that are wrong in any way end as a run or with a message, never with a traceback."""
 
 import json
 import os
@@ -100,7 +100,7 @@ def test_any_config_is_a_run_or_a_message(here: Path, given_overrides: list[str]
 
 @pytest.fixture
 def stopped(here: Path) -> Path:
-    """A run that is there to go on."""
+    """Provides a run that can be resumed."""
     ended = command("train", "task=mnist_two_head", *BASE, "scheduler=none")
     assert ended.code == 0, ended.err
     return ended.run
@@ -190,7 +190,7 @@ unknown_keys = st.builds(
 
 
 def shown(*typed: str) -> tuple[int, str, str]:
-    """Composes the config, and shows it."""
+    """Composes the config and prints it."""
     with at_most(HANGS):
         ended = command("train", *typed, "--cfg", "job")
     assert "Traceback" not in ended.err, (typed, ended.err[-2000:])

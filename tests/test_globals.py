@@ -1,4 +1,4 @@
-"""What a process that trains with `mtl` has set for all of torch stays as it was; and compiled modules all the same."""
+"""A training doesn't change process-wide settings of torch; and compiled modules."""
 
 import logging
 import os
@@ -49,7 +49,7 @@ CALLS = [
 
 
 def settings() -> dict[str, Any]:
-    """All that torch lets one set for the whole process, and what else processes have but one of."""
+    """Returns all process-wide settings of torch, and other state that a process has only once."""
     return {
         **{call.__qualname__: call() for call in CALLS},
         **{f"{name}.{n}": getattr(backend, n) for name, (backend, names) in BACKENDS.items() for n in names},
@@ -131,7 +131,7 @@ def outcome(model: mtl.MultiTaskModel, step: mtl.Step, batch: dict[str, torch.Te
 
 
 def elsewhere(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The function in a thread that sees no setting but the defaults, as those of a GPU's backward passes."""
+    """Returns the function in a thread with default settings, like the threads of backward passes on a GPU."""
 
     def called(*args: Any, **options: Any) -> Any:
         found: list[Any] = []

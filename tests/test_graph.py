@@ -1,4 +1,4 @@
-"""The command: python -m mtl.graph."""
+"""The command python -m mtl.graph."""
 
 import csv
 import hashlib
@@ -37,8 +37,8 @@ def test_all_of_it(here: Path) -> None:
     assert {name for name in names if not name.startswith("events.out.tfevents.")} == {*pictured, *TABLES}
     assert "trunk.conv2.weight" in (done.run / "graph_digit.svg").read_text()
     assert "trunk.conv1.weight" not in (done.run / "graph_digit.svg").read_text()
-    assert "and not walked" in done.out
-    assert "trunk.conv1 (130 numbers)" in done.out
+    assert "Frozen, outside the graph" in done.out
+    assert "trunk.conv1 (130 numbers)" in " ".join(done.out.split())
     assert f"tensorboard --logdir {os.path.relpath(done.run)}" in done.out
 
     leaves = {row["leaf"]: row for row in rows(done.run / "leaves.csv")}
@@ -80,17 +80,17 @@ def test_tensorboard_shows_pictures_table_and_numbers(here: Path) -> None:
 
 def test_nothing_is_trained(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = []
-    look = graph.look
+    inspect = graph.inspect
 
-    def looking(problem, *rest):
+    def viewing(problem, *rest):
         state = problem.model.state_dict()
         models.append((problem.model, {name: value.clone() for name, value in state.items()}))
-        return look(problem, *rest)
+        return inspect(problem, *rest)
 
     def step(*_: object, **__: object) -> None:
         raise AssertionError("an optimizer took a step")
 
-    monkeypatch.setattr(graph, "look", looking)
+    monkeypatch.setattr(graph, "inspect", viewing)
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     done = command(
         "graph",
@@ -116,7 +116,7 @@ def test_without_dot_there_are_tables_and_numbers(here: Path, monkeypatch: pytes
     assert {"leaves.csv", "life.csv", "graph.md"} <= {path.name for path in done.run.iterdir()}
     assert not list(done.run.glob("graph*.svg"))
     assert "trunk.conv1.weight" in done.out
-    assert "At most alive: joint" in done.out
+    assert "Peak of saved memory: joint" in done.out
 
 
 def test_without_the_extra_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_without_the_extra_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take seconds, and are drawn elsewhere."""
+    """Replaces the drawing of pictures, which takes seconds and is tested in other files."""
     monkeypatch.setattr(graph.Pictures, "draw", lambda *_: None)
 
 
@@ -252,7 +252,7 @@ def test_a_task_that_is_not_in_the_batch(here: Path) -> None:
     done = command("graph", "task=mnist_two_source", "data.sampling=round_robin")
     assert done.code == 0, done.err
     out = " ".join(done.out.split())
-    assert "Not in this batch, so in none of this: " in out
+    assert "Tasks without labels in this batch, so without a graph: " in out
 
 
 def test_a_balancer_that_training_would_refuse(here: Path) -> None:
@@ -269,10 +269,10 @@ def test_a_balancer_that_training_would_refuse(here: Path) -> None:
         (["graph.tensorbord=true"], "there is no key 'graph.tensorbord'; did you mean 'graph.tensorboard'?"),
         (["graph.tensorboard=3"], "graph.tensorboard is 3; it must be true or false"),
         (["graph=3"], "graph is 3; it must be a mapping"),
-        (["resume=auto"], "mtl.graph trains nothing, so there is nothing to go on with"),
+        (["resume=auto"], "mtl.graph doesn't train, so it can't resume a run"),
         (["optimizer.lr=-1"], "optimizer.lr is -1"),
         (["passes=both"], "passes is 'both'"),
-        (["seed=0,1", "-m"], "mtl.graph looks at one problem at a time"),
+        (["seed=0,1", "-m"], "mtl.graph shows one problem at a time"),
     ],
 )
 def test_messages(here: Path, arguments: list[str], message: str) -> None:

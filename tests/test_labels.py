@@ -1,4 +1,4 @@
-"""Labels that are missing don't count: NaN, an ignored class, a mask; by sample and by element."""
+"""Missing labels don't count: NaN, an ignored class, a mask; by sample and by element."""
 
 import math
 
@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
 import mtl
 from mtl.choices import PASSES
 from mtl.data import Fields, Loader
-from mtl.labels import denominator, select, there
+from mtl.labels import denominator, label_mask, select
 from mtl.step.forward import loss_of
 from mtl.step.micro_batches import shares
 from mtl.training.validation import Validation
@@ -27,22 +27,22 @@ def task(loss, **options):
 
 def test_what_is_there_by_hand() -> None:
     y = torch.tensor([[1.0, nan], [nan, nan], [3.0, 4.0]])
-    assert there(task(nn.MSELoss()), {"y": y}).tolist() == [[True, False], [False, False], [True, True]]
+    assert label_mask(task(nn.MSELoss()), {"y": y}).tolist() == [[True, False], [False, False], [True, True]]
     classes = torch.tensor([1, -100, 2])
-    assert there(task(nn.CrossEntropyLoss()), {"y": classes}).tolist() == [True, False, True]
-    assert there(task(nn.CrossEntropyLoss(ignore_index=2)), {"y": classes}).tolist() == [True, True, False]
-    assert there(task(lambda p, y: p.mean()), {"y": classes}) is None
+    assert label_mask(task(nn.CrossEntropyLoss()), {"y": classes}).tolist() == [True, False, True]
+    assert label_mask(task(nn.CrossEntropyLoss(ignore_index=2)), {"y": classes}).tolist() == [True, True, False]
+    assert label_mask(task(lambda p, y: p.mean()), {"y": classes}) is None
     mask = torch.tensor([True, True, False])
-    assert there(task(nn.MSELoss(), mask="m"), {"y": y, "m": mask}).tolist() == [
+    assert label_mask(task(nn.MSELoss(), mask="m"), {"y": y, "m": mask}).tolist() == [
         [True, False],
         [False] * 2,
         [False] * 2,
     ]
-    assert there(task(nn.CrossEntropyLoss(), mask="m"), {"y": classes, "m": mask}).tolist() == [True, False, False]
+    assert label_mask(task(nn.CrossEntropyLoss(), mask="m"), {"y": classes, "m": mask}).tolist() == [True, False, False]
     with pytest.raises(mtl.UserError, match=r"its mask 'm' is of shape \(2,\) and its target 'y' of shape \(3, 2\)"):
-        there(task(nn.MSELoss(), mask="m"), {"y": y, "m": mask[:2]})
+        label_mask(task(nn.MSELoss(), mask="m"), {"y": y, "m": mask[:2]})
     with pytest.raises(mtl.UserError, match="mask 'm' not in batch; the dataset gives: y"):
-        there(task(nn.MSELoss(), mask="m"), {"y": y})
+        label_mask(task(nn.MSELoss(), mask="m"), {"y": y})
 
 
 def test_what_a_loss_is_given_by_hand() -> None:
@@ -50,7 +50,7 @@ def test_what_a_loss_is_given_by_hand() -> None:
     p = torch.arange(6.0).view(3, 2)
     prediction, target = select(task(nn.MSELoss()), p, {"y": y})
     assert (prediction.tolist(), target.tolist()) == ([0, 4, 5], [1, 3, 4])
-    with pytest.raises(mtl.UserError, match="some samples have a part of their target 'y' only"):
+    with pytest.raises(mtl.UserError, match="some samples have only a part of their target 'y'"):
         select(task(lambda p, y: (p - y).square().mean()), p, {"y": y})
     whole = torch.tensor([[1.0, 2.0], [nan, nan], [3.0, 4.0]])
     prediction, target = select(task(lambda p, y: (p - y).square().mean()), p, {"y": whole})
@@ -109,7 +109,7 @@ def missing_labels(seed: int = 0):
 
 
 def by_hand(model: mtl.MultiTaskModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Losses with the samples taken out one by one."""
+    """Returns the losses, with the labelled samples selected one by one."""
     predictions = model(batch)
     there = ~batch["vector"].isnan()
     pairs = [(predictions["vector"][i, j], batch["vector"][i, j]) for i, j in there.nonzero().tolist()]
@@ -366,10 +366,10 @@ def test_class_numbers_of_any_integer_type(
 def test_a_class_that_uint8_holds_as_156_is_one() -> None:
     """As an int64 it isn't -100; what marks a missing label in a mask of bytes, 255, is an ignore_index."""
     y = torch.tensor([156, 255, 3], dtype=torch.uint8)
-    assert there(task(nn.CrossEntropyLoss()), {"y": y}).tolist() == [True, True, True]
-    assert there(task(nn.CrossEntropyLoss(ignore_index=255)), {"y": y}).tolist() == [True, False, True]
+    assert label_mask(task(nn.CrossEntropyLoss()), {"y": y}).tolist() == [True, True, True]
+    assert label_mask(task(nn.CrossEntropyLoss(ignore_index=255)), {"y": y}).tolist() == [True, False, True]
     yes = task(mtl.losses.BinaryCrossEntropy())
-    assert there(yes, {"y": y}).all()
+    assert label_mask(yes, {"y": y}).all()
     logits = torch.randn(3, 256)
     prediction, target = select(task(nn.CrossEntropyLoss(), mask="m"), logits, {"y": y, "m": torch.tensor([1, 0, 1])})
     assert target.tolist() == [156, -100, 3]
@@ -394,7 +394,7 @@ def test_a_class_that_uint8_holds_as_156_is_one() -> None:
 def test_a_mask_of_another_shape_is_refused(target: object, mask: torch.Tensor, options: dict) -> None:
     kind = task(mask="m", **{"loss": nn.MSELoss(), **options})
     with pytest.raises(mtl.UserError, match=r"its mask 'm' is of shape"):
-        there(kind, {"y": target, "m": mask.bool()})
+        label_mask(kind, {"y": target, "m": mask.bool()})
 
 
 def test_a_mask_holds_for_the_whole_of_a_sample() -> None:
@@ -407,7 +407,7 @@ def test_a_mask_holds_for_the_whole_of_a_sample() -> None:
     torch.testing.assert_close(F.mse_loss(prediction, target), F.mse_loss(p[::3], y[::3].float()))
     assert denominator(kind, batch) == 8
     with pytest.raises(mtl.UserError, match="its mask 'm' has numbers other than 0 and 1"):
-        there(kind, {"y": y, "m": torch.tensor([1.0, 0.5, nan, 1.0])})
+        label_mask(kind, {"y": y, "m": torch.tensor([1.0, 0.5, nan, 1.0])})
 
 
 def test_weights_of_labels_of_which_some_are_missing_are_refused() -> None:
@@ -421,7 +421,7 @@ def test_weights_of_labels_of_which_some_are_missing_are_refused() -> None:
 
 
 def cosine(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The loss of surface normals: one less the cosine of each pixel's vectors, a mean over pixels."""
+    """Returns the loss of surface normals: 1 minus the cosine of each pixel's vectors, a mean over pixels."""
     return (1 - F.cosine_similarity(prediction, target, dim=1)).mean()
 
 
@@ -455,7 +455,7 @@ def own_means(*, masked: bool):
 
 
 def maps(seed: int, *, masked: bool) -> dict[str, torch.Tensor]:
-    """Uneven shares of valid pixels: sample 0 has none."""
+    """Returns maps with different shares of valid pixels; sample 0 has none."""
     generator = torch.Generator().manual_seed(seed)
     batch = {"x": torch.randn(9, 1, 8, 8, generator=generator, dtype=torch.float64)}
     share = torch.linspace(0, 1, 9).view(9, 1, 1)
@@ -511,14 +511,14 @@ def test_a_mean_that_is_declared_wrongly_is_refused() -> None:
     own = lambda p, y: (p - y).square().mean()  # noqa: E731
     with pytest.raises(mtl.UserError, match="mean_over is 'pixels'; it must be one of samples, elements, positions"):
         task(own, mean_over="pixels")
-    with pytest.raises(mtl.UserError, match="mean_over is for losses of one's own; of MSELoss it is known"):
+    with pytest.raises(mtl.UserError, match="mean_over is for custom losses; the mean of MSELoss is known"):
         task(nn.MSELoss(), mean_over="elements")
-    with pytest.raises(mtl.UserError, match="count and mean_over both say"):
+    with pytest.raises(mtl.UserError, match="both count and mean_over set the loss"):
         task(own, mean_over="elements", count=len)
     half = torch.tensor([[[1.0, nan]], [[1.0, 2.0]]]).movedim(-1, 1)
-    with pytest.raises(mtl.UserError, match="some positions have a part of their target 'y' only"):
+    with pytest.raises(mtl.UserError, match="some positions have only a part of their target 'y'"):
         select(task(own, mean_over="positions"), torch.zeros(2, 2, 1), {"y": half})
-    with pytest.raises(mtl.UserError, match=r"prediction of shape \(2, 1\) must have their channels as dimension 1"):
+    with pytest.raises(mtl.UserError, match=r"prediction of shape \(2, 1\) must have the channels as dimension 1"):
         select(task(own, mean_over="positions"), torch.zeros(2, 1), {"y": torch.zeros(2)})
     model, _ = missing_labels()
     wrong = mtl.Task("number", head=nn.Linear(16, 1), loss=own, target="flat", mean_over="elements")

@@ -1,4 +1,4 @@
-"""Who may import whom."""
+"""Which modules may import which."""
 
 import ast
 import subprocess
@@ -30,7 +30,7 @@ LEVELS = [
 
 
 def imports_of(path: Path) -> set[str]:
-    """Parts of mtl that are imported when the module runs, those for type annotations left out."""
+    """Returns the parts of mtl that are imported when the module runs, without imports for type annotations."""
     found: set[str] = set()
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""L-BFGS for changing batches: which pairs its curvature comes from."""
+"""L-BFGS for changing batches: the pairs of gradients from which curvature is estimated."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ CENTRES = [torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64) * factor for 
 
 
 def descend(kind: type[torch.optim.LBFGS], batches: list[int]) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Steps of three iterations each on one of two quadratic losses; the parameters and the optimizer's state."""
+    """Runs steps of three iterations each on one of two quadratic losses; returns parameters and optimizer state."""
     x = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
     optimizer = kind([x], max_iter=3, max_eval=50, line_search_fn="strong_wolfe")
     for batch in batches:
@@ -30,7 +30,7 @@ def descend(kind: type[torch.optim.LBFGS], batches: list[int]) -> tuple[torch.Te
 
 
 def of_one_batch(state: dict[str, Any]) -> list[bool]:
-    """Whether each pair of the history is the curvature of one of the two losses."""
+    """Returns whether each pair of the history has the curvature of one of the two losses."""
     return [
         any(torch.allclose(y, hessian @ s, rtol=1e-8) for hessian in HESSIANS)
         for y, s in zip(state["old_dirs"], state["old_stps"], strict=True)

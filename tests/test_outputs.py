@@ -1,4 +1,4 @@
-"""What a prediction means: by the loss, as stated, and what is made of it."""
+"""The meaning of predictions, by the loss or as declared, and their conversions."""
 
 import math
 from decimal import Decimal, localcontext
@@ -17,7 +17,7 @@ def task(loss=None, **options):
 
 
 class Focal(nn.CrossEntropyLoss):
-    """A subclass takes what its class takes."""
+    """A subclass, which takes the same predictions as its base class."""
 
 
 @pytest.mark.parametrize(
@@ -73,11 +73,11 @@ def test_what_is_no_probability_is_refused() -> None:
     kind = task(output="probabilities")
     assert probabilities(kind, torch.tensor([-1e-3, 0.5, 1.0 + 2**-7])).tolist() == [0, 0.5, 1]  # rounded in bfloat16
     with pytest.raises(
-        mtl.UserError, match=r"are said to be probabilities, and lie between -2 and 3\. Set tasks\.t\.o"
+        mtl.UserError, match=r"output is probabilities, but its predictions are between -2 and 3\. Set tasks\.t\.o"
     ):
         probabilities(kind, torch.tensor([0.5, -2.0, 3.0]))
     with pytest.raises(
-        mtl.UserError, match=r"of shape \(4,\); a single logit of yes or no is tasks\.t\.output=multilab"
+        mtl.UserError, match=r"has shape \(4,\); for a single logit of yes or no, set tasks\.t\.output=multil"
     ):
         ranks(task(output="logits"), torch.zeros(4))
 

@@ -1,4 +1,4 @@
-"""The wheel: has the configs and the data, and trains from any folder."""
+"""The wheel has the configs and the data, and trains from any folder."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Text from a run is data: what a terminal, a page or a spreadsheet would obey in it reaches none of these."""
+"""Texts of a run never act as commands on a terminal, a page or a spreadsheet."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ from mtl.reporting import markdown
 from mtl.reporting.svg import alone
 from mtl.reporting.tidy import _cell
 from mtl.reporting.writing import slug
-from mtl.text import log, plain, say
+from mtl.text import echo, log, plain
 from mtl.training import checkpoint
 
 ODD = "\x1b[31mred\x1b[0m \x1b]8;;http://x\x07 \x9b2J \x00 \x7f \x08 \r \x85 \u202e\u2066 \u200b\u200d\ufeff \u2028\u2029 \ud800 \U000e0041"
@@ -73,7 +73,7 @@ def test_nothing_that_is_obeyed_leaves(capsys: pytest.CaptureFixture[str], caplo
             show(raised, full=False, config_name="train")
     finally:
         log.removeHandler(handler)
-    say(f"one\n{ODD}")
+    echo(f"one\n{ODD}")
     show(ValueError(ODD), full=True, config_name="train")
     show(mtl.UserError(ODD), full=False, config_name="train", where=ODD)
     out, err = capsys.readouterr()

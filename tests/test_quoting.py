@@ -1,4 +1,4 @@
-"""Commands that are printed give their values back, whatever is in these, through the shell and Hydra's grammar."""
+"""Printed commands reproduce their values, whatever these contain, through the shell and Hydra's grammar."""
 
 import os
 import shlex
@@ -32,7 +32,7 @@ examples = settings(max_examples=int(os.environ.get("MTL_FUZZ", "300")), deadlin
 
 
 def read(override: str) -> object:
-    """What the config has for x, as Hydra and OmegaConf see it; the same in a job of a multirun."""
+    """Returns the config's value of x, as Hydra and OmegaConf read it; the same in a job of a multirun."""
     parsed = OverridesParser.create().parse_override(override)
     again = f"{parsed.get_key_element()}={parsed.get_value_element_as_str()}"
     assert OverridesParser.create().parse_override(again).value() == parsed.value()
@@ -91,7 +91,7 @@ def test_the_other_commands() -> None:
     assert quoting.evaluating("a", inside) == "python -m mtl.evaluate run=a"
     outside = ["--config-dir", "/else where", "task=a"]
     assert quoting.evaluating("a", outside) == "python -m mtl.evaluate --config-dir '/else where' run=a"
-    assert quoting.looking("-a b") == "tensorboard --logdir './-a b'"
+    assert quoting.viewing("-a b") == "tensorboard --logdir './-a b'"
     assert quoting.command("ls", "a\nb'\t\x1b") == "ls $'a\\nb\\'\\t\\033'"
 
 

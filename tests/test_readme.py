@@ -1,4 +1,4 @@
-"""What README.md promises; that its commands and snippets run is tested in test_docs.py."""
+"""The statements of README.md; test_docs.py runs its commands and snippets."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What is said of a config that is wrong, before torch is imported."""
+"""Messages about wrong configs, before torch is imported."""
 
 import pytest
 from conftest import ROOT
@@ -59,7 +59,7 @@ def test_a_variable_goes_below_vars() -> None:
     config = composed("task=mnist_two_head")
     OmegaConf.update(config, "fold", 0, force_add=True)
     with pytest.raises(
-        mtl.UserError, match=r"fold: there is no such key .*; a variable of one's own goes below vars: vars\.fold"
+        mtl.UserError, match=r"fold: there is no such key .*; your own variables belong below vars: vars\.fold"
     ):
         schema.check(config)
     checked = schema.check(composed("task=mnist_two_head", "+vars.fold=3", "+vars.deep.rate=0.5", "seed=${vars.fold}"))
@@ -104,15 +104,15 @@ def test_documented_forms() -> None:
         ("data.batch_size", 0, "data.batch_size is 0; it must be a whole number of at least 1"),
         ("data", None, "data: the task names none"),
         ("model.inputs", "image", "model.inputs is 'image'; it must be a list of texts"),
-        ("tasks", {}, "tasks: there are none; a problem needs at least one"),
+        ("tasks", {}, "tasks: the config has none; a problem needs at least one"),
         ("tasks", None, "tasks is None; it must be a mapping"),
         ("tasks.digit.weight", -1, "tasks.digit.weight is -1; it must be a finite number of at least 0"),
         ("tasks.digit.weight", float("nan"), "tasks.digit.weight is nan"),
         ("tasks.digit.waight", 1, "tasks.digit.waight: there is no such key; did you mean 'weight'?"),
         ("tasks.digit", None, "tasks.digit is None; it must be a mapping with target"),
         ("tasks.a b", {}, "tasks.a b: use letters a to z, digits and _"),
-        ("tasks.new", {"target": "digit"}, "tasks.new.head: a value is needed here; none is given"),
-        ("tasks.digit.target", "???", "tasks.digit.target: a value is needed here; none is given"),
+        ("tasks.new", {"target": "digit"}, "tasks.new.head: a value is required"),
+        ("tasks.digit.target", "???", "tasks.digit.target: a value is required"),
         ("log.every", "${nowhere}", "log.every: Interpolation key 'nowhere' not found"),
         (
             "callbacks.x",

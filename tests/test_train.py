@@ -208,7 +208,7 @@ def test_init_from(trained: Ended, here: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "trunk.conv1.weight" in lines["loaded:"]
     assert "heads.digit.bias" in lines["loaded:"]
     assert "heads.again.weight" in lines["new:"]
-    assert "heads.parity.weight (there of shape (2, 20), here shape (3, 20))" in lines["new:"]
+    assert "heads.parity.weight (shape (2, 20) in the run, shape (3, 20) in this model)" in lines["new:"]
     wrong = command("train", *FAST, "init_from=nowhere")
     assert wrong.code == 1
     assert "'nowhere' is not the folder of a run" in wrong.err
@@ -491,7 +491,7 @@ def test_monitor_without_validation_data_is_refused(own: list[str]) -> None:
 def test_a_monitor_that_is_missing_is_told_with_a_command_that_works(own: list[str]) -> None:
     ended = command("train", *own, "trainer.monitor=null")
     assert ended.code == 1
-    assert "go on with" not in ended.out  # a run of another monitor is another run
+    assert "resume with" not in ended.out  # a run of another monitor is another run
     proposed = shlex.split(ended.err[ended.err.index("'trainer.monitor=") :].splitlines()[0])[0]
     again = command("train", *own, proposed)
     assert again.code == 0, again.err
@@ -550,7 +550,7 @@ OWN_MISTAKES = {
     "unequal shapes": ("class Breaks(Points):\n    def __getitem__(self, index):\n        return {**super().__getitem__(index), 'x': torch.zeros(index + 1)}\n", ["data.train._target_=drawn_points.Breaks"], "data: a batch of Breaks (train) can't be loaded: field 'x' is float32 of shape ("),
     "trunk": ("class Breaks(Trunk):\n    def forward(self, x):\n        return y\n", ["model.trunk._target_=drawn_points.Breaks"], "the trunk can't take its inputs x, of shape (50, 4): NameError: name 'y' is not defined (drawn_points.py, line 30)"),
     "no training data": ("", ["data.train=null"], "data.train is null; a problem needs training data"),
-    "all frozen": ("", ["model.freeze=['*']"], "model.freeze takes every parameter out of the training"),
+    "all frozen": ("", ["model.freeze=['*']"], "model.freeze freezes every parameter"),
     "no weight": ("", ["tasks.sign.weight=0", "+tasks.size.weight=0"], "every task's weight is 0"),
     "learning rate": ("", ["optimizer.lr=abc"], "optimizer.lr is 'abc'; it must be a finite number of at least 0, or null"),
     "output root": ("", ["output_root="], "output_root is ''; it must be the name of a folder"),

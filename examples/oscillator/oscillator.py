@@ -11,18 +11,18 @@ END = 2.0
 
 
 def exact(time: Tensor) -> Tensor:
-    """The solution at the times."""
+    """Returns the exact solution at the times."""
     frequency = math.sqrt(STIFFNESS - DAMPING**2)
     swing = torch.cos(frequency * time) + DAMPING / frequency * torch.sin(frequency * time)
     return torch.exp(-DAMPING * time) * swing
 
 
 class Times(torch.utils.data.Dataset):
-    """Times at equal distances, with the exact solution.
+    """A data set of evenly spaced times, with the exact solution.
 
     Args:
-        count: the number of times.
-        offset: the first one, in units of the distance.
+        count: The number of times.
+        offset: The first time, in units of the distance between two times.
     """
 
     def __init__(self, count: int, offset: float = 0.0) -> None:
@@ -36,7 +36,7 @@ class Times(torch.utils.data.Dataset):
 
 
 class Network(nn.Module):
-    """From times (N,) to u (N,)."""
+    """A network that computes u, (N,), from times, (N,)."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -45,12 +45,12 @@ class Network(nn.Module):
         )
 
     def forward(self, time: Tensor) -> Tensor:
-        """u at the times, (N,)."""
+        """Returns u at the times, (N,)."""
         return self.layers(2 * time[:, None] / END - 1).squeeze(1)
 
 
 def derivatives(model, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """u, u' and u'' at the times."""
+    """Returns u, u' and u'' at the times."""
     time = time.detach().requires_grad_()
     u = model.trunk(time)
     (first,) = torch.autograd.grad(u.sum(), time, create_graph=True)
@@ -59,12 +59,12 @@ def derivatives(model, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def residual(model, batch) -> Tensor:
-    """The mean square of the left side of the equation."""
+    """Returns the mean square of the left side of the equation."""
     u, first, second = derivatives(model, batch["time"])
     return (second + 2 * DAMPING * first + STIFFNESS * u).square().mean()
 
 
 def start(model, batch) -> Tensor:
-    """The squared error of u(0) = 1 and u'(0) = 0."""
+    """Returns the squared error of u(0) = 1 and u'(0) = 0."""
     u, first, _ = derivatives(model, torch.zeros_like(batch["time"][:1]))
     return (u - 1).square().sum() + first.square().sum()

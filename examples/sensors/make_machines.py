@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Draws 600 machines, always the same ones."""
+    """Draws 600 machines, the same ones in every call."""
     draws = random.Random(0)
     with Path(__file__).with_name("machines.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

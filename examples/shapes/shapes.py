@@ -8,11 +8,11 @@ KINDS = ("circle", "square", "triangle")
 
 
 class Shapes(torch.utils.data.Dataset):
-    """One shape in each image, with noise.
+    """A data set of noisy images, with one shape in each image.
 
     Args:
-        count: the number of images.
-        seed: the seed of the images.
+        count: The number of images.
+        seed: The seed of the images.
     """
 
     def __init__(self, count: int, seed: int) -> None:
@@ -39,10 +39,10 @@ class Shapes(torch.utils.data.Dataset):
 
 
 class Position(nn.Module):
-    """The head of the centre: a distribution over the positions of the maps, and the mean position under it.
+    """A head that predicts the centre: the mean position under a distribution over the positions of the maps.
 
     Args:
-        in_features: the channels of the maps.
+        in_features: The number of channels of the maps.
     """
 
     def __init__(self, in_features: int) -> None:
@@ -50,7 +50,7 @@ class Position(nn.Module):
         self.score = nn.Conv2d(in_features, 1, kernel_size=1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The row and the column, (N, 2), from maps (N, in_features, h, w)."""
+        """Returns the row and the column, (N, 2), from maps (N, in_features, h, w)."""
         share = self.score(maps).flatten(1).softmax(1).view(len(maps), *maps.shape[2:])
         rows, columns = (torch.linspace(0, 1, side, device=maps.device) for side in maps.shape[2:])
         return torch.stack([(share.sum(2) * rows).sum(1), (share.sum(1) * columns).sum(1)], dim=1)

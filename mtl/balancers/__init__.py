@@ -1,4 +1,4 @@
-"""Balancers turn the tasks' losses and gradients into one weight a task."""
+"""Balancers, which compute a weight for each task from the tasks' losses and gradients."""
 
 from mtl.balancers.aligned_mtl import AlignedMTL
 from mtl.balancers.balancer import Balancer

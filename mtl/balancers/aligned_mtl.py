@@ -1,4 +1,4 @@
-"""Aligned-MTL: the gradients made orthogonal and equally long."""
+"""Aligned-MTL: the mean of gradients that were made orthogonal and equally long."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,18 @@ from mtl.balancers.balancer import TINY, Balancer, parameters_of
 
 
 class AlignedMTL(Balancer):
-    """The mean of the gradients after the nearest orthogonal system, of the smallest singular value, takes their place.
+    """Weights of the mean of aligned gradients: orthogonal vectors whose norm is the smallest singular value of G.
 
-    With M = VΛVᵀ, w = √λ_min · V Λ^(−½) Vᵀ · p/Σp, over the eigenvalues above the rank's tolerance; p, the tasks'
-    own weights, are the paper's preferences.
+    With M = VΛVᵀ, w = √λ_min · V Λ^(−½) Vᵀ · p/Σp, over the eigenvalues above the tolerance of the rank. The task
+    weights p are the paper's preferences. Needs the Gramian M.
 
     Args:
         over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
             included; the weights then multiply the gradients of the heads as well. The paper and its authors' code have
             the shared ones.
+
+    Raises:
+        ValueError: If `over` is neither `shared` nor `all`.
 
     Source: Senushkin et al., "Independent Component Alignment for Multi-Task Learning", arXiv 2305.19000.
     """

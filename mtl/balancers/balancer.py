@@ -33,9 +33,9 @@ class Balancer:
             has different inner products with the gradients than the method assumes.
         preference: How the balancer uses task weights, which the user sets. `scale`: losses and gradients are
             multiplied by the task weights before the balancer gets them. `steer`: the method is invariant to the scale
-            of the losses; the balancer gets them unscaled, finds the task weights in `own`, and includes them in the
+            of the losses; the balancer gets them unscaled, reads the task weights from `own`, and includes them in the
             result. `none`: the method can't use task weights.
-        looks_back: Whether `after` needs the losses after the step as well.
+        needs_losses_after: Whether `after` needs the losses after the step as well.
         own: The task weights, (T,), float64, on the CPU, if `preference` is `steer`.
         num_tasks: T, the number of all tasks, set once by the caller. None means the number of tasks in the step.
         present: The indices of the tasks in the step, (P,), int64, ascending, on the CPU, set by the caller before each
@@ -48,7 +48,7 @@ class Balancer:
 
     needs: ClassVar[str] = "gramian"
     preference: ClassVar[str] = "scale"
-    looks_back: ClassVar[bool] = False
+    needs_losses_after: ClassVar[bool] = False
     kept: ClassVar[tuple[str, ...]] = ()
     scope: str = "shared"
     over: str = "shared"
@@ -109,7 +109,8 @@ class Balancer:
 
         Args:
             losses: The losses of the step, (P,), float64, on the model's device.
-            again: The losses after the update, with the same batch and random numbers, if `looks_back`; else None.
+            again: The losses after the update, with the same batch and random numbers; None without
+                `needs_losses_after`.
         """
 
     def epoch_end(self) -> None:
@@ -139,7 +140,7 @@ class Balancer:
 
     @staticmethod
     def _at(device: torch.device, present: Tensor) -> Tensor:
-        return present.to(device, non_blocking=True)  # else the CPU would wait until the GPU is idle
+        return present.to(device, non_blocking=True)  # a blocking copy would wait until the GPU is idle
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state that lasts from step to step."""
@@ -181,8 +182,8 @@ def parameters_of(over: str, scope: str | None = None) -> tuple[str, str]:
             raise ValueError(f"{name}: '{value}' is not one of shared, all")
     if over == "all" and scope == "shared":
         raise ValueError(
-            "over: 'all' finds the weights for the whole gradients, heads included, and with scope 'shared' they would "
-            "multiply the shared parameters' part alone; set scope to all"
+            "over: 'all' computes the weights for the whole gradients, heads included, but with scope 'shared' they "
+            "would multiply only the gradients over the shared parameters; set scope to all"
         )
     return over, scope or over
 

@@ -1,4 +1,4 @@
-"""CAGrad: near the mean gradient, the direction that is best for the worst-off task."""
+"""CAGrad: the direction near the mean gradient that is best for the task with the smallest gain."""
 
 import math
 
@@ -10,23 +10,27 @@ from torch import Tensor
 from mtl.balancers._math.quadratic import RIDGE, Array, minimise
 from mtl.balancers.balancer import Balancer, parameters_of
 
-VANISHED = 1e-6  # of the gradients' lengths: what is left of a combination has no direction but that of rounding
+VANISHED = 1e-6  # a combination shorter than this, relative to the gradients' norms, consists of rounding errors
 
 
 class CAGrad(Balancer):
-    """The d with the largest min_t d·g_t within ‖d − ḡ‖ ≤ c‖ḡ‖.
+    """Weights of the direction d with the largest min_t d·g_t under the constraint ‖d − ḡ‖ ≤ c‖ḡ‖.
 
-    By duality d = ḡ + c‖ḡ‖ g_w/‖g_w‖, with g_w = Gᵀw and the w that minimises g_w·ḡ + c‖ḡ‖‖g_w‖ over w ≥ 0, Σw = 1;
-    exactly, by active sets. Where g_w = 0 is the minimum, which takes a Pareto-stationary point, that leaves d open:
-    every d within the bound that conflicts with no task is then as good, and the one nearest to ḡ is taken. A task
-    whose gradient is zero counts in ḡ and has no share in w: it has nothing to lose. Where ḡ is zero, so is d.
+    By duality d = ḡ + c‖ḡ‖ g_w/‖g_w‖, where g_w = Gᵀw and w minimises g_w·ḡ + c‖ḡ‖‖g_w‖ over w ≥ 0, Σw = 1; solved
+    exactly by an active-set method. At a Pareto-stationary point the minimum may be g_w = 0, where this formula doesn't
+    define d: every d within the constraint that conflicts with no task is then optimal, and the one nearest to ḡ is
+    used. A task whose gradient is zero counts in ḡ, but not in w. If ḡ is zero, d is zero. Needs the Gramian.
 
     Args:
-        c: at least 0; 0 is the mean gradient, and as it grows the direction becomes that of MGDA.
-        rescale: whether to divide by 1 + c².
+        c: The radius of the constraint relative to ‖ḡ‖, at least 0; at 0 the direction is ḡ, and for large values it
+            approaches that of MGDA.
+        rescale: Whether to divide the weights by 1 + c².
         over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
             included; the weights then multiply the gradients of the heads as well. The paper and its authors' code have
             the shared ones.
+
+    Raises:
+        ValueError: If `c` is negative, or if `over` is neither `shared` nor `all`.
 
     Source: Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning", arXiv 2110.14048.
     """
@@ -39,7 +43,11 @@ class CAGrad(Balancer):
         self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """Computes the weights, at least 1/T, or at least 1/(T(1 + c²))."""
+        """Computes the weights, at least 1/T; with `rescale`, at least 1/(T(1 + c²)).
+
+        Raises:
+            ArithmeticError: If the solver doesn't converge because of rounding errors.
+        """
         assert gramian is not None
         matrix = gramian.numpy()
         weights = np.full(len(matrix), 1 / len(matrix))
@@ -53,18 +61,18 @@ class CAGrad(Balancer):
 
 
 def _pull(matrix: Array, gains: Array, radius: float) -> Array:
-    """The y ≥ 0 with ‖Gᵀy‖ ≤ radius that makes the smallest component of Gḡ + GGᵀy largest.
+    """Returns the y ≥ 0 with ‖Gᵀy‖ ≤ radius for which the smallest component of Gḡ + GGᵀy is largest.
 
-    With y = w/s, Σw = 1, it is the w that minimises ½‖Gᵀw‖² + s ḡ·Gᵀw, for the s where ‖Gᵀw‖ = radius·s. As long as
-    the same tasks have w > 0, w is linear in s and ‖Gᵀw‖² = p + q s², which gives the s to try next.
+    With y = w/s and Σw = 1, w minimises ½‖Gᵀw‖² + s ḡ·Gᵀw for the s where ‖Gᵀw‖ = radius·s. While the same tasks have
+    w > 0, w is linear in s and ‖Gᵀw‖² = p + q s², from which the next s is computed.
 
     Args:
-        matrix: GGᵀ, (n, n), its diagonal above zero.
+        matrix: GGᵀ, (n, n), with a diagonal above zero.
         gains: Gḡ, (n,).
-        radius: above 0.
+        radius: The largest norm, above 0.
 
     Raises:
-        ArithmeticError: where s isn't found in 100 rounds, which rounding alone can bring about.
+        ArithmeticError: If 100 rounds don't reach a solution, which only rounding errors can cause.
     """
     lengths = np.sqrt(matrix.diagonal())
     w = minimise(matrix, np.zeros(len(gains)), simplex=True)
@@ -80,17 +88,22 @@ def _pull(matrix: Array, gains: Array, radius: float) -> Array:
         if not low < s < high:
             s = math.sqrt(low * high) if low > 0 else high / 16
         w = minimise(matrix, s * gains, simplex=True)
-        found = _length_met(matrix, gains, radius, np.flatnonzero(w))
-        low, high = (s, high) if found > s else (low, s)
-        if abs(found - s) <= 1e-12 * s or high - low <= 1e-12 * s:
+        next_s = _length_met(matrix, gains, radius, np.flatnonzero(w))
+        low, high = (s, high) if next_s > s else (low, s)
+        if abs(next_s - s) <= 1e-12 * s or high - low <= 1e-12 * s:
             y: Array = w / s
             return y
-        s = found
-    raise ArithmeticError(f"the weights of {len(gains)} tasks were not found in 100 rounds")
+        s = next_s
+    raise ArithmeticError(f"the search for the weights of {len(gains)} tasks did not converge in 100 rounds")
 
 
 def _length_met(matrix: Array, gains: Array, radius: float, inside: NDArray[np.intp]) -> float:
-    """The s where ‖Gᵀw‖ = radius·s, for the w that minimises ½‖Gᵀw‖² + s ḡ·Gᵀw over the tasks inside, Σw = 1."""
+    """Returns the s with ‖Gᵀw‖ = radius·s, where w minimises ½‖Gᵀw‖² + s ḡ·Gᵀw over the active tasks, Σw = 1.
+
+    Args:
+        matrix, gains, radius: See `_pull`.
+        inside: The indices of the active tasks.
+    """
     scale = 1 / np.sqrt(matrix.diagonal()[inside])
     a = matrix[np.ix_(inside, inside)] * np.outer(scale, scale) + RIDGE * np.eye(len(inside))
     free, along = np.linalg.solve(a, np.stack([-gains[inside] * scale, scale], axis=1)).T

@@ -8,15 +8,19 @@ from mtl.balancers.balancer import Balancer, parameters_of
 
 
 class ConflictFree(Balancer):
-    """The direction at the same angle to every task's gradient, as long as the gradients' projections on it together.
+    """Weights of the direction with the same cosine to every gradient; its norm is the sum of their projections on it.
 
-    û ∝ U⁺1 with the unit gradients as rows of U; d = (Σ g_t·û) û. The tasks' own weights p take the place of the ones,
-    as the paper's weights do: the cosines are in the ratio of p. A task of weight 0 has d at right angles.
+    û ∝ U⁺1, where the unit gradients are the rows of U; d = (Σ g_t·û) û. The task weights p replace the ones, as in the
+    paper: the cosines are proportional to p, and d is orthogonal to the gradient of a task with weight 0. Needs the
+    Gramian.
 
     Args:
         over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
             included; the weights then multiply the gradients of the heads as well. The paper and its authors' package
             take all parameters of a network; their code for multi-task learning takes the shared ones.
+
+    Raises:
+        ValueError: If `over` is neither `shared` nor `all`.
 
     Source: Liu et al., "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", arXiv 2408.11104.
     """

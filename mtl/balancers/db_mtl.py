@@ -1,22 +1,26 @@
-"""DB-MTL: logarithms balance the losses, and equal lengths the gradients."""
+"""DB-MTL: logarithms of the losses, and gradients of equal norm."""
 
 import torch
 from torch import Tensor
 
 from mtl.balancers.balancer import Balancer, inverse
 
-SMALL = 1e-25  # an average shorter than this, over the longest, is zero
+SMALL = 1e-25  # an average gradient shorter than this, relative to the longest, counts as zero
 
 
 class DBMTL(Balancer):
-    """The gradients of the log-losses, averaged over steps and brought to the length of the longest one.
+    """The sum of the log-losses' gradients, averaged over steps and scaled to the norm of the longest.
 
-    g_t of log L_t; ĝ ← g + β_k(ĝ − g), β_k = β/k^σ in the k-th step that has the task; d = Σ p_t (max‖ĝ‖/‖ĝ_t‖) ĝ_t, p
-    the tasks' own weights. Heads go down log L_t. The averages begin at zero, and take as much memory as the gradients.
+    g_t is the gradient of log L_t; ĝ ← g + β_k(ĝ − g), where β_k = β/k^σ in the k-th step in which the task is present;
+    d = Σ p_t (max‖ĝ‖/‖ĝ_t‖) ĝ_t, where p are the task weights. Heads get the gradient of log L_t. The averages start at
+    zero and take as much memory as the gradients. Needs the rows.
 
     Args:
-        beta: of the averages, in [0, 1).
-        sigma: how fast it falls.
+        beta: β, in [0, 1); at 0 nothing is averaged.
+        sigma: σ, at least 0; the higher, the faster β_k falls.
+
+    Raises:
+        ValueError: If `beta` or `sigma` is out of range.
 
     Source: Lin et al., "Dual-Balancing for Multi-Task Learning", arXiv 2308.12029.
     """
@@ -31,12 +35,16 @@ class DBMTL(Balancer):
         self.beta = beta
         self.sigma = sigma
         self.averages: dict[str, Tensor] = {}
-        self.steps: Tensor | None = None  # that each task was present in
+        self.steps: Tensor | None = None  # the number of steps in which each task was present
 
     def combine(self, losses: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What each gradient counts with before it is averaged, and the direction. Needs losses of at least 0."""
+        """Returns the factor of each task's gradient before the averaging, (P,), and the direction.
+
+        Raises:
+            ArithmeticError: If a loss is negative or NaN.
+        """
         if not (losses >= 0).all():
-            raise ArithmeticError(f"it takes the logarithm of the losses, which are {losses.tolist()}")
+            raise ArithmeticError(f"the logarithm needs losses of at least 0, but the losses are {losses.tolist()}")
         self.steps = self.begun(self.steps, losses)
         steps = self.of_present(self.steps) + 1
         self.steps = self.put(self.steps, steps)
@@ -56,5 +64,5 @@ class DBMTL(Balancer):
         return factors * inverse(losses), direction
 
     def alone(self, losses: Tensor) -> Tensor:
-        """1/L: heads go down the log-losses too."""
+        """Returns 1/L, (P,), since heads minimise the log-losses as well."""
         return inverse(losses)

@@ -1,4 +1,4 @@
-"""DWA: more weight for tasks whose loss falls slowly."""
+"""DWA: higher weights for tasks whose losses fall slowly."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,17 @@ from mtl.balancers.balancer import Balancer
 
 
 class DWA(Balancer):
-    """Weights from how much each task's loss fell from one epoch to the next.
+    """Weights from the ratio of each task's training losses in the last two epochs.
 
-    w = P·softmax(r/τ) over the P tasks present, r_t the mean training loss of the last epoch over that of the one
-    before; 1 in the first two. A task's epochs are those that had it, and its means are of the steps that had it.
+    w = P·softmax(r/τ) over the P present tasks, where r_t is the mean training loss of the last epoch divided by that
+    of the epoch before; w = 1 in the first two epochs. For each task, only the epochs and steps in which it was present
+    count. Needs the losses of earlier steps only.
 
     Args:
-        temperature: τ, above 0; the higher, the more alike the weights.
+        temperature: τ, above 0; the higher, the more similar the weights.
+
+    Raises:
+        ValueError: If `temperature` is not above 0.
 
     Source: Liu et al., "End-to-End Multi-Task Learning with Attention", arXiv 1803.10704.
     """
@@ -25,12 +29,12 @@ class DWA(Balancer):
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}; it must be above 0")
         self.temperature = temperature
-        self.means: list[Tensor] = []  # of the last two epochs that are over; 0 where there were fewer
-        self.total: Tensor | None = None  # of the losses in this one
-        self.count: Tensor | None = None  # of the steps that each task was present in
+        self.means: list[Tensor] = []  # the mean losses of the last two finished epochs; 0 for epochs before the first
+        self.total: Tensor | None = None  # the sum of the losses in the current epoch
+        self.count: Tensor | None = None  # the number of its steps in which each task was present
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """Returns the weights, above 0, with sum P. A task whose loss was zero counts as one that didn't change."""
+        """Returns the weights, above 0, with sum P. If the loss two epochs ago is zero or missing, r_t is 1."""
         if not self.means:
             return torch.ones_like(losses)
         before, last = (self.of_present(mean.to(losses.device)) for mean in self.means)
@@ -38,13 +42,13 @@ class DWA(Balancer):
         return len(losses) * (ratio / self.temperature).softmax(0)
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
-        """Adds the losses of the step to those of the epoch."""
+        """Adds the losses of the step to the sums of the epoch."""
         self.total, self.count = self.begun(self.total, losses), self.begun(self.count, losses)
         self.total = self.put(self.total, self.of_present(self.total) + losses)
         self.count = self.put(self.count, self.of_present(self.count) + 1)
 
     def epoch_end(self) -> None:
-        """Takes the epoch's means; a task that was never present keeps its earlier ones."""
+        """Stores the mean losses of the epoch; those of a task that was absent from it don't change."""
         if self.total is not None and self.count is not None:
             before, last = (self.begun(mean, self.total) for mean in self.means or (None, None))
             seen = self.count > 0

@@ -7,13 +7,13 @@ from mtl.balancers.balancer import Balancer
 
 
 class Equal(Balancer):
-    """Every task weighs 1: the step moves along the plain sum of the tasks' gradients.
+    """A weight of 1 for every task: the direction is the sum of the tasks' gradients.
 
-    A task's own `weight` multiplies its loss, here as with every balancer.
+    The task weights multiply the losses. Needs neither losses nor gradients.
     """
 
     needs = "nothing"
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """Ones."""
+        """Returns ones, (P,)."""
         return torch.ones(len(losses), dtype=torch.float64)

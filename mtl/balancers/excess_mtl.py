@@ -1,4 +1,4 @@
-"""ExcessMTL: more weight for tasks that are far from converged."""
+"""ExcessMTL: higher weights for tasks that are far from convergence."""
 
 import torch
 from torch import Tensor
@@ -7,18 +7,22 @@ from mtl.balancers.balancer import Balancer
 
 
 class ExcessMTL(Balancer):
-    """Weights that grow with each task's excess risk, estimated from its gradients.
+    """Weights that grow with each task's excess risk, which is estimated from its gradients.
 
-    e_t = g_tᵀ diag(Σ_steps g_t²)^(−½) g_t, over its value in the first step where that isn't zero; w ← w·exp(η e), with
-    the sum P, the number of tasks present; d = Σ w_t g_t. What is kept of them has the sum that it had before: so it
-    stays T for all tasks. The sums of squares are kept in float64. The weights multiply the losses, so the heads'
-    gradients too.
+    e_t = g_tᵀ diag(Σ_steps g_t²)^(−½) g_t, divided by its value in the first step in which it isn't zero;
+    w ← w·exp(η e); d = Σ w_t g_t. The weights of a step have the sum P, the number of present tasks. The stored weights
+    of the present tasks preserve their previous sum, so that the sum over all tasks doesn't change. The weights
+    multiply the losses, so they apply to the heads as well. Needs the rows; the sums of squares take as much memory as
+    the gradients do in float64.
 
     Args:
-        eta: step size η, above 0.
+        eta: The step size η, above 0.
 
-    Source: He et al., "Robust Multi-Task Learning with Excess Risks", arXiv 2402.02009. As in its authors' code the sum
-    is P, where the paper has 1, and the first step leaves the weights alone.
+    Raises:
+        ValueError: If `eta` is not above 0.
+
+    Source: He et al., "Robust Multi-Task Learning with Excess Risks", arXiv 2402.02009. As in the authors' code, the
+    sum of the weights is P, while it is 1 in the paper, and the first step doesn't change the weights.
     """
 
     needs = "rows"
@@ -30,11 +34,11 @@ class ExcessMTL(Balancer):
             raise ValueError(f"eta is {eta}; it must be above 0")
         self.eta = eta
         self.squares: dict[str, Tensor] = {}
-        self.first: Tensor | None = None  # the first step's e; 0 where there was none yet
+        self.first: Tensor | None = None  # e in the first step in which it isn't zero; 0 before that step
         self.logits: Tensor | None = None  # log w
 
     def combine(self, losses: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes the weights, above 0, their sum P, and the direction."""
+        """Returns the weights, above 0, with sum P, and the direction."""
         excess = torch.zeros_like(losses)
         for name, row in rows.items():
             # In float64: the squares of gradients of 1e-25 would be zero in float32.
@@ -45,7 +49,7 @@ class ExcessMTL(Balancer):
             excess += (square / total.sqrt()).nan_to_num().flatten(1).sum(1)
         self.first, self.logits = self.begun(self.first, excess), self.begun(self.logits, excess)
         first, logits = self.of_present(self.first), self.of_present(self.logits)
-        relative = (excess / first).nan_to_num(posinf=0.0)  # 0 where this is the first
+        relative = (excess / first).nan_to_num(posinf=0.0)  # 0 in the first step of a task
         moved = logits + self.eta * relative
         self.first = self.put(self.first, torch.where(first > 0, first, excess))
         self.logits = self.put(self.logits, moved - moved.logsumexp(0) + logits.logsumexp(0))

@@ -1,31 +1,35 @@
-"""FairGrad: α-fair gains for the tasks."""
+"""FairGrad: α-fair gains of the tasks."""
 
 import torch
 from torch import Tensor
 
 from mtl.balancers.balancer import Balancer, parameters_of
 
-RATIO = 2.0  # from one power 1/α to the next on the way to the one asked for
-RIDGE = 1e-12  # of each gradient's square: bounds the weights at a Pareto-stationary point
+RATIO = 2.0  # the largest ratio of successive powers 1/α on the path from α = 1 to the requested α
+RIDGE = 1e-12  # relative to each gradient's squared norm; bounds the weights at a Pareto-stationary point
 
 
 class FairGrad(Balancer):
     """Weights w > 0 with Mw = w^(−1/α): the direction that maximises the α-fair utility of the tasks' gains d·g_t.
 
-    w minimises the strictly convex ½wᵀMw − Σ w^(1−1/α)/(1−1/α), with log w in place of the power for α = 1, which is
-    Nash-MTL; damped Newton finds it. The tasks' own weights p multiply their utilities: Mw = (p/w)^(1/α).
+    w minimises the strictly convex ½wᵀMw − Σ w^(1−1/α)/(1−1/α), in which log w replaces the power for α = 1, which is
+    Nash-MTL. It is solved by a damped Newton method. The task weights p multiply the utilities: Mw = (p/w)^(1/α). Needs
+    the Gramian M.
 
     The authors' code multiplies d by T and then clips the gradient over the shared parameters, without the heads, at a
     norm of 1: `clip_shared_norm=1.0` of `mtl.Step`, `trainer.clip_shared_norm=1` in a config.
 
     Args:
-        alpha: fairness, above 0: from near 0, the sum of the gains, through 1, proportional fairness, to the
-            smallest gain alone as it grows. Far above 10 there need not be an answer that numbers can hold where the
-            gradients are of very unlike sizes; it is then an error.
-        scope: what the weights multiply: what is `shared`, as in the paper and its authors' code, or `all` of a task's
-            gradient, as in LibMTL.
+        alpha: The fairness α, above 0: near 0 the sum of the gains counts, 1 is proportional fairness, and for large
+            values only the smallest gain counts. Far above 10, with gradients of very different norms, the weights may
+            exceed the range of floating-point numbers, which is an error.
+        scope: What the weights multiply: the gradients over the `shared` parameters, as in the paper and its authors'
+            code, or `all` of a task's gradient, heads included, as in LibMTL.
         over: The parameters over which the inner products of gradients are computed: the `shared` ones or, with a scope
             of `all`, `all` of them, heads included. The paper and its authors' code have the shared ones.
+
+    Raises:
+        ValueError: If `alpha` is not above 0, or if `scope` or `over` is invalid.
 
     Source: Ban and Ji, "Fair Resource Allocation in Multi-Task Learning", arXiv 2402.15638.
     """
@@ -39,19 +43,28 @@ class FairGrad(Balancer):
         self.over, self.scope = parameters_of(over, scope)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """Computes the weights, above 0; 0 where a gradient or a task's own weight is zero."""
+        """Computes the weights, above 0; 0 for a task whose gradient or task weight is zero.
+
+        Raises:
+            ArithmeticError: If Newton's method doesn't converge.
+        """
         assert gramian is not None
         return solve(gramian, self.alpha, self.preferences(len(gramian)))
 
 
 def solve(gramian: Tensor, alpha: float, preferences: Tensor) -> Tensor:
-    """The w with Mw = (p/w)^(1/α), (T,) from (T, T) and (T,); 0 for gradients and preferences that are zero.
+    """Returns the w with Mw = (p/w)^(1/α), (T,); 0 for a task whose gradient or preference is zero.
 
-    Newton's method starts from α = 1 and follows the solution to the α asked for: far from there it would cycle where
-    the gradients' sizes are very unlike.
+    Newton's method solves the problem for α = 1, then for values that approach the requested α, each from the solution
+    before: from a distant start it may cycle if the norms of the gradients are very different.
+
+    Args:
+        gramian: M, (T, T).
+        alpha: α, above 0.
+        preferences: p, (T,).
 
     Raises:
-        ArithmeticError: where Newton's method doesn't arrive.
+        ArithmeticError: If Newton's method doesn't converge.
     """
     weights = torch.zeros(len(gramian), dtype=torch.float64)
     moving = (gramian.diagonal() > 0) & (preferences > 0)
@@ -73,8 +86,9 @@ def solve(gramian: Tensor, alpha: float, preferences: Tensor) -> Tensor:
 
 
 def _scaled(matrix: Tensor, wanted: Tensor, power: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The m with which w_t = v_t·m_t is v = 1 for the diagonal alone, at any scale; the A of Av = v^(−power), whose
-    rows are those of a symmetric matrix over r; and r.
+    """Returns the scaled problem Av = v^(−power) with w_t = v_t·m_t, as m, A and r.
+
+    If the matrix is diagonal, the solution is v = 1 at any scale of the gradients. diag(r)·A is symmetric.
     """
     target = wanted**power
     m = (target / matrix.diagonal()) ** (1 / (1 + power))
@@ -83,7 +97,13 @@ def _scaled(matrix: Tensor, wanted: Tensor, power: float) -> tuple[Tensor, Tenso
 
 
 def _newton(system: Tensor, r: Tensor, v: Tensor, power: float) -> Tensor:
-    """The v > 0 with Av = v^(−power), where a convex function has its minimum; r times the residual is its gradient."""
+    """Returns the v > 0 with Av = v^(−power), the minimum of a convex function with the gradient r·(Av − v^(−power)).
+
+    Args:
+        system, r: A and r of `_scaled`.
+        v: The starting point.
+        power: 1/α.
+    """
     off = torch.inf
     residual = system @ v - v.pow(-power)
     for _ in range(100):
@@ -91,16 +111,19 @@ def _newton(system: Tensor, r: Tensor, v: Tensor, power: float) -> Tensor:
         if off <= 1e-13:
             return v
         step = -torch.linalg.solve(system + torch.diag(power * v.pow(-power - 1)), residual)
-        # No component may fall to less than a hundredth, and the slope along the step not turn up again.
+        # The step is shortened so that no component falls below a hundredth of its value, and so that the function
+        # rises at the end of the step at most half as steeply as it falls at the start.
         size = float((0.99 / (-step / v).max().clamp(min=0.99)).clamp(max=1.0))
         downhill = float((r * residual) @ step)
         for _ in range(40):
-            there = v + size * step
-            residual = system @ there - there.pow(-power)
+            moved = v + size * step
+            residual = system @ moved - moved.pow(-power)
             if float((r * residual) @ step) <= 0.5 * abs(downhill):
                 break
             size /= 2
-        v = there
-    if off <= 1e-9:  # as near as rounding lets it come
+        v = moved
+    if off <= 1e-9:  # rounding may prevent a smaller residual
         return v
-    raise ArithmeticError(f"the weights of {len(v)} tasks were not found; they are off by {off:.1e}")
+    raise ArithmeticError(
+        f"Newton's method did not converge for the weights of {len(v)} tasks; the relative residual is {off:.1e}"
+    )

@@ -1,4 +1,4 @@
-"""FAMO: weights that make all log-losses fall at one rate, from how the losses changed."""
+"""FAMO: weights with which all log-losses fall at the same rate, learned from the changes of the losses."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -10,40 +10,45 @@ from mtl.balancers.learned import Learned
 
 
 class FAMO(Balancer):
-    """z = softmax(ξ) weighs the log-losses; ξ is learned from what the step changed each of them by.
+    """Weights z = softmax(ξ) for the log-losses, where ξ is learned from the changes of the log-losses in each step.
 
-    w_t = c·z_t/L_t, c = 1/Σ(z_t/L_t); the lower bound b of the losses, which the paper takes off, is 0 here. After the
-    step the losses of the same batch are taken once more, without gradients; ξ moves by Adam down Jᵀ(log L − log L'), J
-    the softmax's Jacobian. The softmax is over the tasks present. The scale of a task's loss makes no difference, and
-    there is no preference in the method. The authors' code also clips the gradient over the shared parameters, without
-    the heads, at a norm of 1: `clip_shared_norm=1.0` of `mtl.Step`, `trainer.clip_shared_norm=1` in a config.
+    w_t = c·z_t/L_t, where c = 1/Σ(z_t/L_t); the paper subtracts a lower bound b from the losses, which is 0 here. After
+    the step, the losses of the same batch are computed again without gradients, and Adam updates ξ with the gradient
+    Jᵀ(log L − log L'), where J is the Jacobian of the softmax. The softmax is over the present tasks. The method is
+    invariant to the scale of the losses, and has no preferences, so task weights other than 1 are an error. Needs the
+    losses of the step.
+
+    The authors' code also clips the gradient over the shared parameters, without the heads, at a norm of 1:
+    `clip_shared_norm=1.0` of `mtl.Step`, `trainer.clip_shared_norm=1` in a config. The model's optimizer can't train ξ,
+    since the gradient of ξ is known only after the model's update.
 
     Args:
-        lr: learning rate of ξ.
-        init: what ξ starts from, for all tasks or for each of them; 0 in the authors' code. What is the same for all
-            makes a difference through the weight decay alone.
-        weight_decay: of ξ, γ in the paper.
+        lr: The learning rate of ξ, above 0.
+        weight_decay: The weight decay of ξ, at least 0; γ in the paper.
+        init: The initial value of ξ, one for all tasks or one for each of them; 0 in the authors' code. A value for all
+            tasks has an effect only through the weight decay.
 
-    The model's optimizer can't move ξ: its gradient is known when the model has moved.
+    Raises:
+        ValueError: If an argument is out of range.
 
     Source: Liu et al., "FAMO: Fast Adaptive Multitask Optimization", arXiv 2306.03792.
     """
 
     needs = "losses"
     preference = "none"
-    looks_back = True
+    needs_losses_after = True
     kept: ClassVar[tuple[str, ...]] = ("learned",)
 
     def __init__(self, *, lr: float = 0.025, weight_decay: float = 1e-3, init: float | Sequence[float] = 0.0) -> None:
         self.learned: Learned = Learned(lr=lr, weight_decay=weight_decay, initial=init)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """Computes the weights, at least 0; their sum is 1. Needs losses of at least 0."""
+        """Computes the weights, at least 0, with sum 1; NaN if a loss is negative."""
         ratios = self._shares(losses) * inverse(losses)
         return ratios / ratios.sum().clamp(min=TINY)
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
-        """Moves ξ by the change of the log-losses."""
+        """Updates ξ from the change of the log-losses."""
         assert again is not None
         z = self._shares(losses)
         change = losses.clamp(min=TINY).log() - again.clamp(min=TINY).log()

@@ -7,9 +7,9 @@ from mtl.balancers.balancer import TINY, Balancer, inverse
 
 
 class GLS(Balancer):
-    """Weights that make the step go down the geometric mean (Π L_t^p_t)^(1/Σp), p the tasks' own weights.
+    """Weights for the gradient of the geometric mean of the losses, (Π L_t^p_t)^(1/Σp), where p are the task weights.
 
-    w_t = p_t/Σp · (Π L^p)^(1/Σp) / L_t.
+    w_t = p_t/Σp · (Π L^p)^(1/Σp) / L_t. Needs the losses of the step.
 
     Source: Chennupati et al., "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task
     Learning", arXiv 1904.08492.
@@ -19,7 +19,7 @@ class GLS(Balancer):
     preference = "steer"
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """Computes the weights, at least 0. Needs losses of at least 0; one of zero is left out of the mean."""
+        """Computes the weights, at least 0; a loss of zero is left out of the mean, a negative loss gives NaN."""
         inverses = inverse(losses)
         preferences = self.preferences(len(losses)).to(losses.device) * (inverses != 0)
         share = preferences / preferences.sum().clamp(min=TINY)

@@ -1,4 +1,4 @@
-"""GradDrop: where the tasks disagree about a sign, one of the two is drawn."""
+"""GradDrop: a random sign for each element of the gradient for which the tasks' signs differ."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from mtl.balancers.balancer import Balancer, generator
 
 
 class GradDrop(Balancer):
-    """Per element either the positive or the negative gradients are kept, drawn by their share.
+    """The sum of the gradients in which each element includes either only the positive or only the negative values.
 
-    P = ½(1 + Σg/Σ|g|), U ~ U(0, 1): the positive ones stay where P > U, the negative ones where P < U. The paper also
-    has a form for activations; this is the one for parameters.
+    P = ½(1 + Σg/Σ|g|) and U ~ U(0, 1) for each element: positive values are included where P > U, negative values where
+    P < U. The paper also has a form for activations; this is the form for parameters. Needs the rows.
 
     Args:
         seed: The seed of the random numbers.
@@ -27,7 +27,10 @@ class GradDrop(Balancer):
         self.generator = generator(seed)
 
     def combine(self, losses: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The direction; as weights, the share of each gradient's squared norm that was kept (0 of a zero gradient)."""
+        """Returns the direction, and as weights the fraction of each gradient's squared norm that it includes.
+
+        The fraction of a gradient that is zero is 0.
+        """
         if self.generator.device != losses.device:
             self.generator = generator(self.seed, losses.device)
         kept, whole = torch.zeros_like(losses), torch.zeros_like(losses)

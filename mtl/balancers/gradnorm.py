@@ -1,4 +1,4 @@
-"""GradNorm: weights learned so that the tasks' gradients are as long as their training rates ask for."""
+"""GradNorm: weights learned so that the norms of the tasks' gradients follow the tasks' training rates."""
 
 from collections.abc import Sequence
 
@@ -8,35 +8,40 @@ from torch import Tensor
 from mtl.balancers.balancer import Balancer, parameters_of
 from mtl.balancers.learned import Learned
 
-SMALLEST = 1e-4  # of w_t/p_t: steps of Adam, each of about the learning rate, would take it below zero
+SMALLEST = 1e-4  # the lower bound of w_t/p_t, which steps of Adam, of about the learning rate each, could make negative
 
 
 class GradNorm(Balancer):
-    """w is learned so that w_t‖g_t‖ becomes Ḡ·r_t^α: longer gradients for tasks whose loss has fallen less than most.
+    """Weights w learned so that w_t‖g_t‖ approaches Ḡ·r_t^α: tasks whose losses have fallen less get longer gradients.
 
-    Ḡ is the mean of the w_t‖g_t‖; r_t is L_t/L_t(0) over its mean, L_t(0) the first step's. Adam goes down the gradient
-    of Σ|w_t‖g_t‖ − Ḡr_t^α|, with Ḡr_t^α held fixed; then w is brought back to the sum T. The step itself is made with
-    the w from before, which begins at 1. The tasks' own weights p_t over their mean multiply the targets; w begins at p
-    and keeps its sum.
+    Ḡ is the mean of w_t‖g_t‖; r_t is L_t/L_t(0) divided by its mean over the tasks, where L_t(0) is the loss of the
+    first step. A step uses the current w, which starts at 1. Then Adam minimises Σ|w_t‖g_t‖ − Ḡr_t^α|, in which Ḡr_t^α
+    is constant, and w is scaled back to the sum T. With task weights p, the targets are multiplied by p_t over the mean
+    of p, and w starts at p and preserves its sum. Needs the Gramian and the losses.
 
-    Beyond the paper the gradient is divided by Ḡ, so that its scale makes no difference to Adam; w stays above 0; and a
-    task whose gradient is zero is left out of it all for the step: the others' weight would go over to it. Of the tasks
-    present, too, the weights keep their sum.
+    In addition to the paper, the gradient of w is divided by Ḡ, so that the scale of the gradients doesn't matter to
+    Adam; w stays above 0; and a task whose gradient is zero doesn't take part in a step's update, since it would gain
+    the weight of the other tasks. In a step without some tasks, the weights of the present tasks preserve their sum.
 
-    This is the paper's. LibMTL's is another: equal weights in the first epoch, whose mean loss is then L_t(0); after it
-    w = T·softmax of what is learned, which starts at 1 and is in the model's optimizer; heads get the gradients of
-    their own losses, a scope of `shared`.
+    LibMTL's method of this name is different: it has equal weights in the first epoch, whose mean losses are L_t(0);
+    afterwards w is T·softmax of learned numbers, which start at 1 and belong to the model's optimizer; the weights
+    don't multiply the gradients of heads, a scope of `shared`.
 
     Args:
-        alpha: α, at least 0: how strongly slow tasks are furthered; at 0 all gradients become equally long.
+        alpha: α, at least 0: how strongly slow tasks are favoured; at 0 all gradients become equally long.
         lr: The learning rate of w, if it is learned by a separate Adam.
-        init: what w/p starts from, above 0, for all tasks or for each of them; 1 in the paper and LibMTL. w keeps the
-            sum that it begins with.
-        optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer moves w/p together with the model, by its
-            settings and schedule, and w is brought back to its sum afterwards. In LibMTL it does.
-        scope: what the weights multiply: `all` of a task's gradient, as in the paper, or what is `shared`.
-        over: whose gradients' norms count: those of the `shared` parameters, or, with a scope of `all`, of `all` of
-            them, heads included. The paper has shared parameters, those of the last shared layer to save time.
+        scope: What the weights multiply: `all` of a task's gradient, heads included, as in the paper, or the gradients
+            over the `shared` parameters.
+        over: The parameters over which the norms of gradients are computed: the `shared` ones or, with a scope of
+            `all`, `all` of them, heads included. The paper has shared ones: those of the last shared layer, to save
+            time.
+        init: The initial value of w/p, above 0, one for all tasks or one for each of them; 1 in the paper and LibMTL. w
+            preserves its initial sum.
+        optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer updates w/p together with the model, with its
+            settings and schedule, as in LibMTL; w is scaled back to its sum afterwards.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Source: Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks",
     arXiv 1711.02257.
@@ -59,22 +64,23 @@ class GradNorm(Balancer):
             raise ValueError(f"alpha is {alpha}; it must be at least 0")
         self.alpha = alpha
         self.over, self.scope = parameters_of(over, scope)
-        self.learned: Learned = Learned(lr=lr, initial=init, optimizer=optimizer)  # w over the own weights
+        self.learned: Learned = Learned(lr=lr, initial=init, optimizer=optimizer)  # w/p
         if not (self.learned.initial > 0).all():
-            raise ValueError(f"init is {init}; weights begin above 0")
-        self._before: tuple[Tensor, ...] | None = None  # tasks in the step, their own weights, w over these, who moves
-        self.initial: Tensor | None = None  # L_t(0); 0 where there is none yet
+            raise ValueError(f"init is {init}; it must be above 0")
+        # Before the update: the present tasks, their p and w/p, and which of them are updated.
+        self._before: tuple[Tensor, ...] | None = None
+        self.initial: Tensor | None = None  # L_t(0); 0 for tasks without a positive loss so far
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights learned so far, at least 0, with the sum of the tasks' own; then it learns.
+        """Returns the current weights, at least 0, with the sum of the task weights, and updates them.
 
         Raises:
-            ArithmeticError: for a loss below zero, which has no training rate.
+            ArithmeticError: If a loss is negative, since then the training rate is undefined.
         """
         assert gramian is not None
         if (losses < 0).any():
-            raise ArithmeticError(f"training rates are ratios of losses, none of them below 0, but {losses.tolist()}")
-        # The rate of a task that began at zero, as with a batch that has nothing for it, is from where it isn't zero.
+            raise ArithmeticError(f"training rates need losses of at least 0, but the losses are {losses.tolist()}")
+        # L_t(0) is the first loss of a task that isn't zero, since the rate is a ratio.
         self.initial = self.begun(self.initial, losses)
         initial = self.of_present(self.initial)
         initial = torch.where(initial > 0, initial, losses)
@@ -96,18 +102,18 @@ class GradNorm(Balancer):
         return own * learned
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
-        """Brings w back to its sum where the model's optimizer has moved it."""
+        """Scales w back to its sum if the model's optimizer has updated it."""
         if self.learned.by_model:
             self._restore_sum()
 
     def _restore_sum(self) -> None:
-        """Scales the weights that moved to the sum that they had before; the others stay as they were."""
+        """Scales the updated weights to the sum that they had before, and resets the other weights."""
         if self._before is not None:
             present, own, learned, moving = self._before
             values = self.learned.values.cpu().clone()
             moved = values[present].clamp(min=SMALLEST)
-            kept = (own * learned)[moving].sum() / (own * moved)[moving].sum()
-            values[present] = torch.where(moving, moved * kept, learned)
+            factor = (own * learned)[moving].sum() / (own * moved)[moving].sum()
+            values[present] = torch.where(moving, moved * factor, learned)
             self.learned.values = values
             self._before = None
 

@@ -1,4 +1,4 @@
-"""GradVac: each gradient turned towards the others until their cosines are what they have been on average."""
+"""GradVac: each gradient is turned towards the others until their cosines reach the averages of earlier steps."""
 
 import math
 
@@ -7,27 +7,31 @@ from torch import Tensor
 
 from mtl.balancers.balancer import Balancer, generator, parameters_of
 
-LARGEST = 1 - 1e-6  # target: to reach a cosine of 1 it would take infinitely much of the other gradient
-VANISHED = 1e-6  # of a gradient's parts: what is left of it has no direction but that of rounding
+LARGEST = 1 - 1e-6  # the largest target: for a cosine of 1 the coefficient of the other gradient would be infinite
+VANISHED = 1e-6  # a combination shorter than this, relative to the norms of its terms, consists of rounding errors
 
 
 class GradVac(Balancer):
-    """The sum of the gradients, each turned towards those with which its cosine is below an average of earlier steps'.
+    """Weights for the sum of the gradients, each turned towards gradients whose cosine with it is below a target.
 
-    Each g_i, in turn with every other original g_j in random order, has the cosine φ with it and the target φ̂_ij. Where
-    φ < φ̂ it gains ‖g_i‖(φ̂√(1−φ²) − φ√(1−φ̂²)) / (‖g_j‖√(1−φ̂²)) g_j, which makes the cosine φ̂. Then, whether it gained
-    or not, φ̂ ← (1−β)φ̂ + βφ. The targets begin at 0, so that the first step is PCGrad's. It is carried out on the
-    coefficients of the gradients, for which the Gramian is enough.
+    The target φ̂_ij of two tasks is an exponential moving average of their cosine. Each g_i is compared with every other
+    original g_j in random order. If their cosine φ is below φ̂, ‖g_i‖(φ̂√(1−φ²) − φ√(1−φ̂²)) / (‖g_j‖√(1−φ̂²)) g_j is
+    added to g_i, so that the cosine becomes φ̂. In either case φ̂ ← (1−β)φ̂ + βφ. The targets start at 0, so that the
+    first step is that of PCGrad. Needs the Gramian, with which the coefficients of the gradients are computed.
 
-    A gained gradient is 1/√(1−φ̂²) times as long at most; targets count as no more than 1 − 1e-6. The paper has targets
-    by layer as well; here they are of all shared parameters together. A pair's target moves in steps that have both.
+    The addition makes a gradient at most 1/√(1−φ̂²) times as long; targets are bounded by 1 − 1e-6. The paper also has a
+    target for each layer; here there is one for all shared parameters. The target of two tasks is updated in steps in
+    which both are present.
 
     Args:
-        beta: of the averages, in [0, 1].
+        beta: β, the weight of the current cosine in the averages, in [0, 1].
         seed: The seed of the random order.
         over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
             included; the weights then multiply the gradients of the heads as well. In the paper all parameters are
             shared; LibMTL has the shared ones.
+
+    Raises:
+        ValueError: If `beta` is not in [0, 1], or if `over` is neither `shared` nor `all`.
 
     Source: Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively
     Multilingual Models", arXiv 2010.05874.
@@ -56,7 +60,7 @@ class GradVac(Balancer):
         aims = targets[pairs].numpy()  # a copy
         turned = torch.eye(count, dtype=torch.float64)
         for i, row in enumerate(turned.numpy()):
-            products = matrix[i].copy()  # of what g_i has become with every original gradient
+            products = matrix[i].copy()  # of the turned g_i with every original gradient
             for j in torch.randperm(count, generator=self.generator).tolist():
                 length = math.sqrt(max(row @ products, 0.0))
                 if j == i or norms[j] == 0 or length <= VANISHED * (abs(row) @ norms):

@@ -1,4 +1,4 @@
-"""IMTL: impartial to the losses' scales and to the gradients' lengths, as published."""
+"""IMTL: invariant to the scales of the losses and of the gradients, in the complete form of the paper."""
 
 from collections.abc import Sequence
 
@@ -10,19 +10,23 @@ from mtl.balancers.imtl_l import IMTLL
 
 
 class IMTL(IMTLL):
-    """IMTL-L for the losses, and on top of it IMTL-G for the shared parameters.
+    """IMTL-L for the losses combined with IMTL-G for the shared parameters.
 
-    Each loss is scaled to e^(s_t) L_t, s learned as in `IMTLL`. The gradients of the scaled losses are combined over
-    the shared parameters as in `IMTLG`; heads get those of their scaled loss. With weights p of the tasks' own, the
-    projections on the gradients are in the ratio of p, and p weighs each task's term in the objective of s and heads.
+    Each loss is scaled to e^(s_t) L_t, where s is learned as in `IMTLL`. Over the shared parameters the gradients of
+    the scaled losses are combined as in `IMTLG`; heads get the gradients of their scaled losses. With task weights p,
+    the projections on the gradients are proportional to p, and p multiplies the terms of the tasks in the objective of
+    s and of the heads. Needs the Gramian and the losses.
 
     Args:
         lr: The learning rate of s, if it is learned by a separate Adam.
         init: The initial value of s, one for all tasks or one for each of them; 0 in the paper and LibMTL.
-        optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer moves s together with the model, by its
+        optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer updates s together with the model, with its
             settings and schedule, as in LibMTL.
-        over: whose gradients the inner products are of: the `shared` parameters, as in the paper and LibMTL, or `all`,
-            heads included, which the weights then multiply too.
+        over: The parameters over which the inner products of gradients are computed: the `shared` ones, as in the paper
+            and LibMTL, or `all`, heads included; the weights then multiply the gradients of the heads as well.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Source: Liu et al., "Towards Impartial Multi-Task Learning", ICLR 2021, openreview IMPnRXEWpvr.
     """
@@ -41,11 +45,11 @@ class IMTL(IMTLL):
         self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """The weights of the unscaled gradients. Gradients that are zero get the weight 0."""
+        """Computes the weights of the unscaled gradients, of either sign; 0 for a gradient that is zero."""
         assert gramian is not None
         scales = self.scales(losses)
         return scales * impartial(gramian * scales.outer(scales), self.preferences(len(gramian)))
 
     def alone(self, losses: Tensor) -> Tensor:
-        """e^s: heads go down their scaled loss."""
+        """Returns e^s, (P,), since heads minimise the scaled losses."""
         return self.scales(losses)

@@ -1,4 +1,4 @@
-"""IMTL-L: weights learned so that all weighted losses become alike."""
+"""IMTL-L: weights learned so that all weighted losses become equal."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,20 @@ from mtl.balancers.learned import Learned
 
 
 class IMTLL(Balancer):
-    """s is learned with the model to minimise Σ p_t (e^(s_t) L_t − s_t): at rest every e^(s_t) L_t is 1.
+    """Weights w = p e^s, where s is learned with the model to minimise Σ p_t (e^(s_t) L_t − s_t).
 
-    So w = p e^s, which begins at the tasks' own weights p; these weigh the whole term, since the scale of the losses
-    makes no difference at rest.
+    At the minimum over s every e^(s_t) L_t is 1, whatever the scale of the losses. Therefore the task weights p
+    multiply the whole term of a task. With `init=0` the weights start at p. Needs the losses of earlier steps only. The
+    paper combines the method with `IMTLG` for the shared parameters, as `IMTL` does.
 
     Args:
         lr: The learning rate of s, if it is learned by a separate Adam.
         init: The initial value of s, one for all tasks or one for each of them; 0 in the paper and LibMTL.
-        optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer moves s together with the model, by its
+        optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer updates s together with the model, with its
             settings and schedule, as in LibMTL.
 
-    The paper combines it with `IMTLG` for the shared parameters: that is `IMTL`.
+    Raises:
+        ValueError: If an argument is out of range.
 
     Source: Liu et al., "Towards Impartial Multi-Task Learning", ICLR 2021, openreview IMPnRXEWpvr.
     """
@@ -37,11 +39,11 @@ class IMTLL(Balancer):
         return self.preferences(len(losses)).to(losses.device) * self.scales(losses)
 
     def scales(self, losses: Tensor) -> Tensor:
-        """e^s of the tasks present, (P,), on the losses' device."""
+        """Returns e^s of the present tasks, (P,), on the device of the losses."""
         return self.of_present(self.learned.at(self.num_tasks or len(losses), losses.device)).exp()
 
     def learn(self, losses: Tensor) -> None:
-        """Gives s its gradient, p(e^s L − 1), for the model's optimizer."""
+        """Sets the gradient of s, p(e^s L − 1), for the model's optimizer."""
         if self.learned.by_model:
             self._descend(losses)
 

@@ -1,4 +1,4 @@
-"""One learned number for each task, in addition to the parameters of the model."""
+"""A learned number for each task, for balancers that learn their weights together with the model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,13 +18,14 @@ class Learned:
     the task is absent.
 
     Args:
-        lr: learning rate of the Adam, above 0.
-        weight_decay: added to the gradient, times the number itself; of the Adam too.
-        initial: what the numbers start from: one for all, or one for each task in their order.
-        optimizer: `own`, the Adam, or `model`: then `parameters` are to be in the model's optimizer.
+        lr: The learning rate of the separate Adam, above 0.
+        weight_decay: The weight decay of the separate Adam, at least 0: this value times the number is added to the
+            gradient.
+        initial: The initial value of the numbers: one for all tasks, or one for each task in their order.
+        optimizer: `own`, the separate Adam, or `model`, the model's optimizer, to which the caller adds `parameters`.
 
     Raises:
-        ValueError: for what these can't be.
+        ValueError: If an argument is not one of these values.
     """
 
     def __init__(
@@ -43,19 +44,19 @@ class Learned:
             raise ValueError(f"init is {initial}; it must be a finite number, or a list with one for each task")
         self.by_model = optimizer == "model"
         self._state: Tensor | None = None  # numbers, averages of gradients and of their squares, steps: (4, T)
-        self._parameters: list[nn.Parameter] = []  # the numbers where the model's optimizer moves them
+        self._parameters: list[nn.Parameter] = []  # the numbers, if the model's optimizer trains them
 
     def parameters(
         self, count: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> list[nn.Parameter]:
-        """The numbers, 0-dim each, that the model's optimizer is to have; none where they have their own.
+        """Returns the numbers as 0-dim parameters for the model's optimizer; an empty list with the separate Adam.
 
         Args:
-            count: T.
-            device, dtype: of those that are made by the first call.
+            count: T, the number of tasks.
+            device, dtype: The device and the data type of the parameters, which the first call creates.
 
         Raises:
-            ValueError: for another count than before.
+            ValueError: If `count` differs from that of the first call, or from the number of initial values.
         """
         if not self.by_model:
             return []
@@ -72,7 +73,11 @@ class Learned:
         return self.initial.expand(count)
 
     def at(self, count: int, device: torch.device) -> Tensor:
-        """A copy of the numbers as they are now, (count,), float64, on the device, where their own Adam goes on."""
+        """Returns a copy of the numbers, (count,), float64, on the device; the separate Adam's state is moved there.
+
+        Raises:
+            ValueError: If `count` differs from the number of initial values.
+        """
         if self.by_model:
             self.parameters(count, device=device)
             return self.values.to(device)
@@ -84,7 +89,7 @@ class Learned:
 
     @property
     def values(self) -> Tensor:
-        """The numbers, float64; what is assigned is copied into them. Only after first use."""
+        """The numbers, (T,), float64, available after the first use; an assigned tensor is copied into them."""
         if self.by_model:
             return torch.stack([parameter.detach() for parameter in self._parameters]).double()
         assert self._state is not None
@@ -100,11 +105,13 @@ class Learned:
             self.values.copy_(values)
 
     def step(self, gradient: Tensor, present: Tensor | None = None) -> None:
-        """One step of Adam down the gradient; for the model's optimizer, the gradient. Only after first use.
+        """Updates the numbers by a step of the separate Adam, or sets the `.grad` that the model's optimizer uses.
+
+        Only after the first use.
 
         Args:
-            gradient: (P,), of the numbers that take part.
-            present: which these are, (P,), int64; `None`: all. The others stay as they are.
+            gradient: The gradient of the numbers of the present tasks, (P,).
+            present: The indices of the present tasks, (P,), int64; None means all. Other numbers don't change.
         """
         if self.by_model:
             numbers = range(len(gradient)) if present is None else present.tolist()
@@ -123,15 +130,17 @@ class Learned:
         self._state[:, at] = torch.stack([values, mean, square, steps])
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the own Adam, the numbers and its averages and steps, (4, T), without the settings; `None` before first
-        use. Otherwise the numbers, (T,): the rest is in the state of the model's optimizer.
+        """Returns the state, without the settings.
+
+        With the separate Adam: the numbers, its two averages and its step counts, (4, T); None before the first use.
+        With the model's optimizer: the numbers, (T,), since the optimizer saves the rest.
         """
         if self.by_model:
             return {"numbers": self.values.clone() if self._parameters else None}
         return {"state": None if self._state is None else self._state.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The counterpart of `state_dict`; also before first use."""
+        """Restores a state from `state_dict`; possible before the first use as well."""
         if not self.by_model:
             self._state = None if state["state"] is None else state["state"].clone()
         elif state["numbers"] is not None:

@@ -9,24 +9,24 @@ from mtl.balancers.balancer import Balancer, parameters_of
 
 
 class MGDA(Balancer):
-    """Weights on the simplex that make the combined gradient shortest; along it no task's loss rises, to first order.
+    """Weights of the shortest convex combination of the gradients, along which no task's loss rises, to first order.
 
-    w minimises ‖Gᵀw‖² over w ≥ 0, Σw = 1; exactly, by an active set.
-
-    A task whose gradient is zero has nothing to lose and gets the weight 0. In the formula alone it would get all the
-    weight and stop the others for good.
+    w minimises ‖Gᵀw‖² over w ≥ 0, Σw = 1; solved exactly by an active-set method. A task whose gradient is zero gets
+    the weight 0: the formula would give it all the weight, and the other tasks would stop learning. Needs the Gramian.
 
     Args:
-        normalise: what each gradient is divided by beforehand: `none`, its norm (`l2`), its task's loss (`loss`), or
-            both (`loss+`).
-        scope: what the weights multiply: what is `shared`, as in the paper's algorithm, or `all` of a task's gradient,
-            as in its authors' code, where they multiply the losses.
+        normalise: The divisor of each gradient before the solution: `none`, its norm (`l2`), the task's loss (`loss`),
+            or the product of both (`loss+`).
+        combine: What the weights of normalised gradients multiply: the `normalised` gradients, as in LibMTL, so that
+            the weights of the gradients themselves are divided by the divisors; or the `raw` gradients, as in the
+            authors' code and nash-mtl.
+        scope: What the weights multiply: the gradients over the `shared` parameters, as in the paper's algorithm, or
+            `all` of a task's gradient, heads included, as in the authors' code, where they multiply the losses.
         over: The parameters over which the inner products of gradients are computed: the `shared` ones or, with a scope
             of `all`, `all` of them, heads included. The paper and its authors' code have the shared ones.
 
-        combine: what the weights found for the normalised gradients multiply: the `normalised` gradients, as in LibMTL,
-            so that the weights of the gradients themselves are divided likewise; or the `raw` ones, as in the authors'
-            code and nash-mtl.
+    Raises:
+        ValueError: If an argument is none of these values.
 
     Source: Désidéri 2012; for multi-task learning Sener and Koltun, "Multi-Task Learning as Multi-Objective
     Optimization", arXiv 1810.04650, whose code has the four ways to normalise.
@@ -47,7 +47,8 @@ class MGDA(Balancer):
         """Computes the weights, at least 0; the sum is 1 if nothing is normalised, or the raw gradients are combined.
 
         Raises:
-            ArithmeticError: for a loss below zero where the gradients are divided by it.
+            ArithmeticError: If the gradients are to be divided by a negative loss, or if the solver doesn't converge
+                because of rounding errors.
         """
         assert gramian is not None
         matrix = gramian.numpy()
@@ -56,7 +57,9 @@ class MGDA(Balancer):
             divisor = divisor * np.sqrt(matrix.diagonal())
         if self.normalise in ("loss", "loss+"):
             if (losses < 0).any():
-                raise ArithmeticError(f"normalise={self.normalise} divides by the losses, which are {losses.tolist()}")
+                raise ArithmeticError(
+                    f"normalise={self.normalise} needs losses of at least 0, but the losses are {losses.tolist()}"
+                )
             divisor = divisor * losses.numpy()
         moving = np.flatnonzero((matrix.diagonal() > 0) & (divisor > 0))
         weights = np.zeros(len(matrix))

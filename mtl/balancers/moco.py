@@ -1,4 +1,4 @@
-"""MoCo: gradients averaged over steps before they are balanced."""
+"""MoCo: MGDA in small steps, with gradients averaged over steps."""
 
 import numpy as np
 import torch
@@ -10,20 +10,23 @@ from mtl.balancers.balancer import Balancer
 
 
 class MoCo(Balancer):
-    """MGDA by small steps on running averages of the gradients, so that the noise of batches does no harm.
+    """MGDA in small steps on moving averages of the gradients, which reduce the bias due to the noise of batches.
 
-    y_t ← y_t − β(y_t − g_t); λ ← Π(λ − γ(YYᵀ + ρI)λ), Π the projection on the simplex; d = Yᵀλ. β falls with the square
-    root of the number of steps that had the task, γ with that of the task present that had most. The averages begin at
-    zero; they take as much memory as the gradients. The λ of the tasks present are brought to the sum 1 for the step,
-    and what is kept has the sum that it had before: so it stays 1 for all tasks.
+    y_t ← y_t − β_k(y_t − g_t); λ ← Π(λ − γ_k(YYᵀ + ρI)λ), where Π is the projection onto the simplex; d = Yᵀλ.
+    β_k = β/√k in the k-th step in which the task is present; γ_k = γ/√k with the largest k of the present tasks. The
+    averages start at zero and take as much memory as the gradients. In a step, the λ of the present tasks are scaled to
+    the sum 1; the stored λ preserve their previous sum, so that the sum over all tasks remains 1. Needs the rows.
 
-    This is the paper's. LibMTL's is another: it gives each gradient the length of its loss before it is averaged, and
-    has a softmax in place of the projection.
+    LibMTL's method of this name is different: before the averaging it scales each gradient so that its norm is the
+    task's loss, and it has a softmax instead of the projection.
 
     Args:
-        beta: of the averages, in (0, 1].
-        gamma: step size of λ, above 0.
-        rho: what is added to the diagonal, at least 0.
+        beta: β, in (0, 1].
+        gamma: The step size γ, above 0.
+        rho: The regularisation ρ, at least 0.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Source: Fernando et al., "Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Stochastic
     Approach", arXiv 2210.12624.
@@ -40,10 +43,14 @@ class MoCo(Balancer):
         self.rho = rho
         self.averages: dict[str, Tensor] = {}
         self.simplex: Tensor | None = None  # λ
-        self.steps: Tensor | None = None  # that each task was present in, on the CPU like λ
+        self.steps: Tensor | None = None  # the number of steps in which each task was present; on the CPU, as λ
 
     def combine(self, losses: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weights λ, at least 0, their sum 1, and the direction."""
+        """Returns the weights λ, at least 0, with sum 1, and the direction.
+
+        Raises:
+            ArithmeticError: If the projection doesn't converge because of rounding errors.
+        """
         count = len(losses)
         alike = torch.full((count,), 1 / count, dtype=torch.float64)
         self.steps = self.begun(self.steps, alike)
@@ -60,9 +67,9 @@ class MoCo(Balancer):
         weights = share / total if total > 0 else alike
         products = gramian(average.unbind() for average in rows.values()).cpu()
         moved = weights - self.gamma * steps.max() ** -0.5 * (products @ weights + self.rho * weights)
-        found = torch.from_numpy(minimise(np.eye(count), (moved.max() - moved).numpy(), simplex=True))
-        self.simplex = self.put(self.simplex, found * total)
-        return found, {name: _mix(found, average) for name, average in rows.items()}
+        projected = torch.from_numpy(minimise(np.eye(count), (moved.max() - moved).numpy(), simplex=True))
+        self.simplex = self.put(self.simplex, projected * total)
+        return projected, {name: _mix(projected, average) for name, average in rows.items()}
 
 
 def _mix(weights: Tensor, row: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Nash-MTL: the bargaining solution between the tasks."""
+"""Nash-MTL: the Nash bargaining solution of the tasks."""
 
 from torch import Tensor
 
@@ -7,23 +7,28 @@ from mtl.balancers.fairgrad import solve
 
 
 class NashMTL(Balancer):
-    """The Nash bargaining solution: weights α > 0 with Mα = 1/α, so that every task gains alike, d·g_t = 1/α_t.
+    """The Nash bargaining solution: weights α > 0 with Mα = 1/α, so that the gain d·g_t of each task is 1/α_t.
 
-    α minimises the strictly convex ½αᵀMα − Σ log α; damped Newton finds it. Whatever the gradients, ‖Gᵀα‖ = √T, and
-    `max_norm` then shortens the step. At a Pareto-stationary point there is no finite α; a ridge of 1e-12 of each
-    gradient's square bounds it. With weights p of the tasks' own it is the weighted bargaining solution, Mα = p/α, with
-    ‖Gᵀα‖ = √Σp.
+    α minimises the strictly convex ½αᵀMα − Σ log α, which a damped Newton method solves. ‖Gᵀα‖ = √T for all gradients;
+    `max_norm` then reduces the norm. At a Pareto-stationary point there is no finite α; a ridge of 1e-12, relative to
+    each gradient's squared norm, bounds it. With task weights p the solution is the weighted bargaining solution
+    Mα = p/α, with ‖Gᵀα‖ = √Σp. Needs the Gramian M.
+
+    `max_norm` scales the weights, so that with a scope of `all` it scales the gradients of the heads as well. The
+    authors' code clips only the gradient over the shared parameters, and multiplies the gradients of the heads by the
+    unscaled α: `max_norm=None`, `scope="all"`, and `clip_shared_norm=1.0` of `mtl.Step`, `trainer.clip_shared_norm=1`
+    in a config.
 
     Args:
-        max_norm: the combined gradient is no longer than this; null leaves it √T long.
-        scope: what the weights multiply: what is `shared`, or `all` of a task's gradient, as in its authors' code,
-            where they multiply the losses. The paper has shared parameters alone.
+        max_norm: The largest norm of d, above 0; None for no bound.
+        scope: What the weights multiply: the gradients over the `shared` parameters, or `all` of a task's gradient,
+            heads included, as in the authors' code, where they multiply the losses. The paper has only shared
+            parameters.
         over: The parameters over which the inner products of gradients are computed: the `shared` ones or, with a scope
             of `all`, `all` of them, heads included. The paper and its authors' code have the shared ones.
 
-    `max_norm` shortens the weights, so with a scope of `all` the heads' gradients too. The authors' code clips the
-    gradient over the shared parameters alone, and its heads get the gradient times α as it is: `max_norm=None`,
-    `scope="all"`, and `clip_shared_norm=1.0` of `mtl.Step`, `trainer.clip_shared_norm=1` in a config.
+    Raises:
+        ValueError: If `max_norm` is not above 0, or if `scope` or `over` is invalid.
 
     Source: Navon et al., "Multi-Task Learning as a Bargaining Game", arXiv 2202.01017.
     """
@@ -37,7 +42,11 @@ class NashMTL(Balancer):
         self.over, self.scope = parameters_of(over, scope)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """Computes the weights, above 0; 0 where a gradient or a task's own weight is zero."""
+        """Computes the weights, above 0; 0 for a task whose gradient or task weight is zero.
+
+        Raises:
+            ArithmeticError: If Newton's method doesn't converge.
+        """
         assert gramian is not None
         weights = solve(gramian, alpha=1.0, preferences=self.preferences(len(gramian)))
         if self.max_norm is not None:

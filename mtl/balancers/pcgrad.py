@@ -1,4 +1,4 @@
-"""PCGrad: each gradient loses what conflicts with the others."""
+"""PCGrad: gradients without their components along conflicting gradients."""
 
 import numpy as np
 import torch
@@ -8,16 +8,19 @@ from mtl.balancers.balancer import Balancer, generator, parameters_of
 
 
 class PCGrad(Balancer):
-    """The sum of the gradients, each with its components along conflicting ones taken away.
+    """Weights for the sum of the gradients without their components along conflicting gradients.
 
-    Each g_i, in turn with every other original g_j in random order, loses (g_i·g_j / ‖g_j‖²) g_j where g_i·g_j < 0.
-    It is carried out on the coefficients of the gradients, for which the Gramian is enough.
+    Each g_i is compared with every other original g_j in random order; if g_i·g_j < 0, then (g_i·g_j / ‖g_j‖²) g_j is
+    subtracted from g_i. Needs the Gramian, with which the coefficients of the gradients are computed.
 
     Args:
         seed: The seed of the random order.
         over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
             included; the weights then multiply the gradients of the heads as well. The paper's authors' code has all
             parameters, as has Tseng's in PyTorch; nash-mtl and LibMTL have the shared ones.
+
+    Raises:
+        ValueError: If `over` is neither `shared` nor `all`.
 
     Source: Yu et al., "Gradient Surgery for Multi-Task Learning", arXiv 2001.06782.
     """

@@ -7,9 +7,9 @@ from mtl.balancers.balancer import Balancer, generator
 
 
 class RLW(Balancer):
-    """Weights drawn anew in each step: w = P·softmax(z), z ~ N(0, I), for the P tasks present.
+    """Weights drawn at random in each step: w = P·softmax(z), z ~ N(0, I), for the P present tasks.
 
-    A baseline that is hard to beat.
+    Needs neither losses nor gradients.
 
     Args:
         seed: The seed of the random numbers.
@@ -22,11 +22,11 @@ class RLW(Balancer):
 
     def __init__(self, *, seed: int = 0) -> None:
         self.generator = generator(seed)
-        self.drawn: Tensor | None = None  # for this step, until it is taken
+        self.drawn: Tensor | None = None  # z of the current step
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
         """Computes the weights, above 0; their sum is P."""
-        if self.drawn is None or len(self.drawn) != len(losses):  # a step that wasn't taken may have had other tasks
+        if self.drawn is None or len(self.drawn) != len(losses):  # a skipped step may have had other tasks
             self.drawn = torch.randn(len(losses), generator=self.generator, dtype=torch.float64)
         return len(losses) * self.drawn.softmax(0).to(losses.device)
 

@@ -1,4 +1,4 @@
-"""SDMGrad: the shortest convex combination of the gradients, kept near their mean."""
+"""SDMGrad: the shortest convex combination of the gradients, regularised towards their mean."""
 
 import numpy as np
 import torch
@@ -9,17 +9,21 @@ from mtl.balancers.balancer import Balancer, parameters_of
 
 
 class SDMGrad(Balancer):
-    """MGDA with the mean gradient ḡ as a direction to keep to.
+    """Weights of MGDA regularised towards the direction of the mean gradient ḡ.
 
-    d = (Gᵀw + λḡ)/(1 + λ), where w minimises ½‖Gᵀw + λḡ‖² over w ≥ 0, Σw = 1; exactly, by an active set, on the
-    gradients of one batch, where the paper takes some steps of gradient descent on w from step to step, with gradients
-    of independent batches. λ = 0 is MGDA. A task whose gradient is zero counts in ḡ and has no share in w, as in MGDA.
+    d = (Gᵀw + λḡ)/(1 + λ), where w minimises ½‖Gᵀw + λḡ‖² over w ≥ 0, Σw = 1. It is solved exactly for the gradients of
+    one batch by an active-set method; the paper updates w from step to step by gradient descent, with gradients of
+    independent batches. λ = 0 is MGDA. A task whose gradient is zero counts in ḡ, but not in w, as in MGDA. Needs the
+    Gramian.
 
     Args:
-        lam: λ, at least 0; the larger, the nearer to the mean.
+        lam: λ, at least 0; the larger, the nearer is d to ḡ.
         over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
             included; the weights then multiply the gradients of the heads as well. The paper and its authors' code have
             the shared ones.
+
+    Raises:
+        ValueError: If `lam` is negative, or if `over` is neither `shared` nor `all`.
 
     Source: Xiao et al., "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms",
     arXiv 2305.18409; the division by 1 + λ is from its authors' code.
@@ -32,7 +36,11 @@ class SDMGrad(Balancer):
         self.over, self.scope = parameters_of(over)
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """Computes the weights, at least 0; their sum is 1."""
+        """Computes the weights, at least 0, with sum 1.
+
+        Raises:
+            ArithmeticError: If the solver doesn't converge because of rounding errors.
+        """
         assert gramian is not None
         matrix = gramian.numpy()
         weights = np.full(len(matrix), self.lam / len(matrix))

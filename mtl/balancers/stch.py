@@ -1,4 +1,4 @@
-"""STCH: a smooth maximum of the losses, each relative to where it began."""
+"""STCH: a smooth maximum of the losses, each relative to its value after a warm-up."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,19 @@ from mtl.balancers.balancer import TINY, Balancer, inverse
 
 
 class STCH(Balancer):
-    """Weights that make the step go down μ·log Σ exp(log(p_t L_t/nadir_t)/μ), p the tasks' own weights.
+    """Weights for the gradient of μ·log Σ exp(log(p_t L_t/nadir_t)/μ), where p are the task weights.
 
-    w_t = softmax(log(p L/nadir)/μ)_t / L_t. The nadir is the mean training loss of the last epoch of a warm-up; until
-    then the step goes down Σ p_t log L_t / Σp. A task's epochs are those that had it, and its mean is of the steps that
-    had it: one that is still in its warm-up keeps its share p_t/Σp, and the others divide what is left.
+    w_t = softmax(log(p L/nadir)/μ)_t / L_t. The nadir is the mean training loss in the last epoch of a warm-up; during
+    the warm-up, w is that of Σ p_t log L_t / Σp. For each task, only the epochs and steps in which it was present
+    count. A task whose warm-up hasn't ended has the share p_t/Σp, and the other tasks divide the rest. Needs the losses
+    of the step.
 
     Args:
-        mu: μ, above 0; the smaller, the more the largest relative loss alone counts.
-        warmup_epochs: epochs until the nadir is taken, at least 1.
+        mu: μ, above 0; the smaller, the nearer to the maximum of the relative losses.
+        warmup_epochs: The number of epochs of the warm-up, at least 1.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Source: Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimization", arXiv 2402.19078; the
     warm-up and the logarithm are from its authors' code for multi-task learning.
@@ -32,30 +36,30 @@ class STCH(Balancer):
             raise ValueError(f"warmup_epochs is {warmup_epochs}; it must be at least 1")
         self.mu = mu
         self.warmup_epochs = warmup_epochs
-        self.nadir: Tensor | None = None  # 0 where there is none yet
-        self.total: Tensor | None = None  # of the losses in this epoch
-        self.count: Tensor | None = None  # of the steps in it that each task was present in
-        self.epochs: Tensor | None = None  # that are over and had the task
+        self.nadir: Tensor | None = None  # 0 for tasks whose warm-up hasn't ended
+        self.total: Tensor | None = None  # the sum of the losses in the current epoch
+        self.count: Tensor | None = None  # the number of its steps in which each task was present
+        self.epochs: Tensor | None = None  # the number of finished epochs in which each task was present
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """Computes the weights, at least 0. Needs losses of at least 0."""
+        """Computes the weights, at least 0; NaN for a negative loss."""
         preferences = self.preferences(len(losses)).to(losses.device)
         share = preferences / preferences.sum().clamp(min=TINY)
         if self.nadir is not None:
             nadir = self.of_present(self.nadir.to(losses.device))
             relative = torch.where(nadir > 0, preferences * losses / nadir, 0.0)
-            divided = (relative.log() / self.mu).softmax(0).nan_to_num()  # all of them may be 0
+            divided = (relative.log() / self.mu).softmax(0).nan_to_num()  # NaN if all relative losses are 0
             share = torch.where(nadir > 0, divided * torch.where(nadir > 0, share, 0.0).sum(), share)
         return share * inverse(losses)
 
     def after(self, losses: Tensor, again: Tensor | None) -> None:
-        """Adds the losses of the step to those of the epoch."""
+        """Adds the losses of the step to the sums of the epoch."""
         self.total, self.count = self.begun(self.total, losses), self.begun(self.count, losses)
         self.total = self.put(self.total, self.of_present(self.total) + losses)
         self.count = self.put(self.count, self.of_present(self.count) + 1)
 
     def epoch_end(self) -> None:
-        """Takes the nadir of each task whose warm-up ends."""
+        """Sets the nadir of each task whose warm-up ends."""
         if self.total is not None and self.count is not None:
             seen = self.count > 0
             self.nadir, self.epochs = self.begun(self.nadir, self.total), self.begun(self.epochs, self.total) + seen

@@ -1,4 +1,4 @@
-"""Any aggregator of the TorchJD package."""
+"""Aggregators of the TorchJD package as balancers."""
 
 from typing import Any
 
@@ -8,25 +8,24 @@ from torch import Tensor, nn
 
 from mtl.balancers.balancer import Balancer
 
-NUMPY = "numpy: "  # before the names of arrays, which a checkpoint holds as tensors
-PLAIN = (bool, int, float, str, tuple, type(None))  # what counters and the like are made of
+NUMPY = "numpy: "  # the prefix of the names of arrays, which a checkpoint contains as tensors
+PLAIN = (bool, int, float, str, tuple, type(None))  # the types of attributes that are saved, such as counters
 
 
 class TorchJD(Balancer):
-    """Combines the gradients by an aggregator of TorchJD, over the matrix that has a row for each task present.
+    """Combines the gradients of the present tasks over the shared parameters by an aggregator of TorchJD.
 
-    An aggregator that keeps something from step to step keeps it by the row's number, or begins anew when the number of
-    rows changes: it needs the same tasks in all steps. So do the arguments that have a number for each task.
+    An aggregator with a state stores it by the number of the row, or resets it when the number of rows changes.
+    Therefore it needs the same tasks in all steps. The same holds for arguments with a number for each task. Needs the
+    rows.
 
     Args:
-        aggregator: the name of a class in `torchjd.aggregation`.
-        arguments: what it is made with.
+        aggregator: The name of a class in `torchjd.aggregation`.
+        arguments: The arguments of this class.
 
     Raises:
-        ImportError: without TorchJD: pip install "mtl-train[torchjd]".
-        ValueError: for a name that isn't that of an aggregator.
-
-    `combine` raises an ArithmeticError when the tasks change under an aggregator that has a state.
+        ImportError: If TorchJD is not installed: pip install "mtl-train[torchjd]".
+        ValueError: If there is no such aggregator.
     """
 
     needs = "rows"
@@ -45,18 +44,22 @@ class TorchJD(Balancer):
         if aggregator not in kinds:
             raise ValueError(f"aggregator: '{aggregator}' is not one of {', '.join(sorted(kinds))}")
         self.aggregator = _Aggregator(getattr(aggregation, aggregator)(**arguments))
-        self.tasks: list[int] | None = None  # those of the first step, where the aggregator has a state
+        self.tasks: list[int] | None = None  # the tasks of the first step, if the aggregator has a state
 
     def combine(self, losses: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The aggregator's weights, NaN if it has none, and the direction."""
+        """Returns the aggregator's weights, NaN if it has none, and the direction.
+
+        Raises:
+            ArithmeticError: If the aggregator has a state and the present tasks are not those of the first step.
+        """
         if self.aggregator.stateful:
             tasks = list(range(len(losses))) if self.present is None else self.present.tolist()
             self.tasks = self.tasks or tasks
             if tasks != self.tasks:
                 name = type(self.aggregator.module).__name__
                 raise ArithmeticError(
-                    f"TorchJD's {name} has a state for the tasks number {self.tasks}, and can't go on with a step that "
-                    f"has {tasks}; take a balancer of mtl's own, or see to it that no batch lacks a task"
+                    f"TorchJD's {name} has a state for the tasks with the indices {self.tasks}, but this step has "
+                    f"{tasks}; use a balancer of mtl itself, or make sure that every batch has labels for all tasks"
                 )
         matrix = torch.cat([row.flatten(1) for row in rows.values()], dim=1)
         shapes = {name: row.shape[1:] for name, row in rows.items()}
@@ -68,19 +71,19 @@ class TorchJD(Balancer):
 
 
 class _Aggregator:
-    """An aggregator with its last weights, and its state: its own doesn't load before the first call."""
+    """An aggregator, its last weights, and a state that can be loaded before the first call, unlike TorchJD's own."""
 
     def __init__(self, module: nn.Module) -> None:
         from torchjd import Stateful
 
         self.module = module
-        self.stateful = any(isinstance(part, Stateful) for part in module.modules())
+        self.stateful = any(isinstance(submodule, Stateful) for submodule in module.modules())
         self.weights: Tensor | None = None
         weighting = getattr(module, "gramian_weighting", None) or getattr(module, "weighting", None)
         if weighting is not None:
-            weighting.register_forward_hook(self._keep)
+            weighting.register_forward_hook(self._store)
 
-    def _keep(self, module: nn.Module, given: Any, weights: Tensor) -> None:
+    def _store(self, module: nn.Module, inputs: Any, weights: Tensor) -> None:
         self.weights = weights.detach()
 
     def state_dict(self) -> dict[str, dict[str, Any]]:

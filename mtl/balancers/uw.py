@@ -1,4 +1,4 @@
-"""UW: weights learned as the tasks' uncertainties."""
+"""UW: weights from learned uncertainties of the tasks."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,21 @@ from mtl.balancers.learned import Learned
 
 
 class UW(Balancer):
-    """Homoscedastic uncertainty: s is learned with the model to minimise Σ p_t (½e^(−s_t) L_t + ½s_t).
+    """Weights w = ½p e^(−s), where s is learned with the model to minimise Σ p_t (½e^(−s_t) L_t + ½s_t).
 
-    So w = ½p e^(−s), which begins at a half of the tasks' own weights p. At rest e^(−s_t) L_t = 1: the scale of the
-    losses makes no difference, which is why p weighs the whole term.
+    s_t is log σ_t² for a homoscedastic uncertainty σ_t. At the minimum over s every e^(−s_t) L_t is 1, whatever the
+    scale of the losses. Therefore the task weights p multiply the whole term of a task. With `init=0` the weights start
+    at ½p. Needs the losses of earlier steps only.
 
     Args:
         lr: The learning rate of s, if it is learned by a separate Adam.
         init: The initial value of s, one for all tasks or one for each of them; MTAN and LibMTL have −0.5, Kendall's
             notebook and nash-mtl 0.
-        optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer moves s together with the model, by its
+        optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer updates s together with the model, with its
             settings and schedule, as in MTAN, LibMTL and Kendall's notebook.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Source: Kendall et al., "Multi-Task Learning Using Uncertainty to Weigh Losses", arXiv 1705.07115.
     """
@@ -37,7 +41,7 @@ class UW(Balancer):
         return 0.5 * self.preferences(len(losses)).to(losses.device) * (-s).exp()
 
     def learn(self, losses: Tensor) -> None:
-        """Gives s its gradient, ½p(1 − e^(−s) L), for the model's optimizer."""
+        """Sets the gradient of s, ½p(1 − e^(−s) L), for the model's optimizer."""
         if self.learned.by_model:
             self._descend(losses)
 

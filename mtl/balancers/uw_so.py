@@ -7,12 +7,15 @@ from mtl.balancers.balancer import Balancer
 
 
 class UWSO(Balancer):
-    """The analytic optimum of uncertainty weighting, 1/L_t, through a softmax: w = p·softmax((1/L)/τ).
+    """Weights w = p·softmax((1/L)/τ), where 1/L_t is the analytic optimum of uncertainty weighting.
 
-    The losses count without the tasks' own weights p, which multiply the result.
+    The task weights p multiply the result, not the losses L. Needs the losses of the step.
 
     Args:
-        temperature: τ, above 0. It has the unit of 1/L and is to be tuned.
+        temperature: τ, above 0. It has the unit of 1/L and must be tuned.
+
+    Raises:
+        ValueError: If `temperature` is not above 0.
 
     Source: Kirchdorfer et al., "Analytical Uncertainty-Based Loss Weighting in Multi-Task Learning", arXiv 2408.07985.
     """
@@ -26,7 +29,7 @@ class UWSO(Balancer):
         self.temperature = temperature
 
     def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
-        """Computes the weights, at least 0; their sum is 1 with own weights of 1. Needs losses of at least 0."""
+        """Computes the weights, at least 0, with sum 1 if the task weights are 1; NaN for a negative loss."""
         inverse = (1 / losses / self.temperature).clamp(max=torch.finfo(losses.dtype).max)
         weights = self.preferences(len(losses)).to(losses.device) * inverse.softmax(0)
         return torch.where(losses < 0, torch.nan, weights)

@@ -50,14 +50,14 @@ def _sentence(error: Exception, config_name: str) -> str:
         return _unread(error, "task=mnist_two_head" if config_name in TRAININGS else "run=outputs/…")
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         example = "run=outputs/…" if error.full_key == "run" else f"{error.full_key}=…"
-        return f"{error.full_key}: a value is needed here; none is given: {example}"
+        return f"{error.full_key}: a value is required: {example}"
     if plugin := re.match(r"In 'hydra/config': Could not find 'hydra/(?:launcher|sweeper)/(\w+)'", text):
         extra = EXTRAS.get(plugin[1])
         return text + (f'\nInstall it: pip install "mtl-train[{extra}]"' if extra else "")
     if "@task." in text:
         return f"{text}\nThe task's file must begin with the line: # @package _global_"
     if unknown == "sweep":
-        return "a sweep is added: " + next(
+        return "a sweep is added with a plus: " + next(
             (f"+{argument}" for argument in sys.argv if argument.startswith("sweep=")), "+sweep=…"
         )
     if missing := re.match(NO_OPTION, text, re.S):
@@ -72,23 +72,23 @@ def _with_reason(text: str, error: Exception) -> str:
     if in_file := re.match(r"In '([^']+)': Could not override '([^']+)'\. No match", text):
         return f"{in_file[1]}: override /{in_file[2]}: {why_no_group(in_file[2], sys.argv[1:])}"
     if group := re.match(r"(\S+) appears more than once in the final defaults list", text):
-        return f"{group[1]}: there is an option of this group already; another is chosen without a plus: {group[1]}=…"
+        return f"{group[1]}: the config has an option of this group; replace it without a plus: {group[1]}=…"
     if forced := re.match(r"force-add of config groups is not supported: '\+\+(.+)'", text):
         return f"++{forced[1]}: an option of a group is chosen without pluses: {forced[1]}"
     if "does not support sweep type : INTERVAL_SWEEP" in text:
-        return "interval(…) is for a sweeper that searches, such as Optuna: +sweep=optuna; or name the values: …=1,2"
+        return "interval(…) needs a sweeper that searches, such as Optuna: +sweep=optuna; or list the values: …=1,2"
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
-        return f"{text.rstrip('.') or 'the config is none'}: {first_line(error.__cause__)}"
+        return f"{text.rstrip('.') or 'the config is invalid'}: {first_line(error.__cause__)}"
     return text
 
 
 def _unread(error: OverrideParseException, example: str) -> str:
     if not error.override.partition("=")[0].isascii():
-        return f"'{error.override}' can't be read: a key's letters are a to z; what has others can be set in a file"
+        return f"'{error.override}' can't be read: use only the letters a to z in keys; set other keys in a file"
     if not error.override.isascii():
         return (
-            f"'{error.override}' can't be read: quote what isn't plain ASCII, as in 'model.inputs=[\"größe\"]'; a "
-            "mapping whose keys have such letters can be set in a file"
+            f"'{error.override}' can't be read: quote values that aren't ASCII, as in 'model.inputs=[\"größe\"]'; "
+            "set mappings with such keys in a file"
         )
     lines = (error.message or "").splitlines()
     reason = next((line for line in lines if not line.startswith("Error parsing override")), "")

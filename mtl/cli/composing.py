@@ -122,7 +122,7 @@ class Composer(ConfigLoaderImpl):
                 del node[key]
                 composed.root.remove((*path, key))
         composed.notes.append(
-            f"{where} is now {target}, without those arguments of the class before that it doesn't take: {_list(keys)} "
+            f"{where} is now {target}, without the previous class's arguments that it doesn't accept: {_list(keys)} "
             f"(from {_list(of)})"
         )
 
@@ -138,8 +138,8 @@ class Composer(ConfigLoaderImpl):
             by, target = node.targets[-1]
             if by not in (number, len(self._read)) and target != targets[0]:
                 yield (
-                    f"{key}={option} doesn't exchange the class, since {composed.names[by]} names {target}; with "
-                    f"{default.package}._target_={targets[0]} besides, it does"
+                    f"{key}={option} doesn't replace the class, because {composed.names[by]} names {target}; add "
+                    f"{default.package}._target_={targets[0]} to replace it"
                 )
 
     def _choices(self) -> dict[str, History]:

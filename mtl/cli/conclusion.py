@@ -63,7 +63,7 @@ def conclude(console: Any, finished: "Run", home: Folder, began: list[Folder]) -
     add_to_log(text.getvalue())
     if writer.failed:
         names = " and ".join(f"{name}.pt" for name in sorted(writer.failed))
-        line = f"{names} could not be written to {writer.folder}: {writer.reason}; what was saved before is still there"
+        line = f"{names} could not be written to {writer.folder}: {writer.reason}; earlier files are unchanged"
         with suppress(UserError):
             write_status(home, "failed", error=line, **figures)
             began.clear()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 
 from mtl.cli.record import folder_name, report
-from mtl.errors import UserError, dead_worker, first_line, is_of_backward, is_out_of_memory, text_of, told
+from mtl.errors import UserError, dead_worker, describe_error, first_line, is_of_backward, is_out_of_memory, text_of
 from mtl.quoting import as_path, command, override
 
 if TYPE_CHECKING:
@@ -26,22 +26,23 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
     except (UserError, RuntimeError, MemoryError) as error:
         if trainer.saved_step and trainer.writer.is_there():
             again = command(override("resume", as_path(folder_name(folder))))
-            report(console, f"saved    step {trainer.saved_step}; when it is mended, go on with {again}")
+            report(console, f"saved    step {trainer.saved_step}; once the problem is solved, resume with {again}")
         at = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"
         place = at if trainer.epoch else "before the first step"
         if is_out_of_memory(error):
-            line = f"out of memory {place}: {first_line(error)}. Cut the batch with trainer.micro_batch_size"
+            line = f"out of memory {place}: {first_line(error)}. Split the batch with trainer.micro_batch_size"
             raise UserError(line) from error
         if died := dead_worker(error):
             memory = "" if "exit code" in died else "It may have run out of memory; "
             line = f"data: a process that loads samples died {place}: {died}"
-            raise UserError(f"{line}. {memory}data.num_workers=0 loads without") from error
+            raise UserError(f"{line}. {memory}data.num_workers=0 loads without processes") from error
         if "deterministic" in text_of(error) and not isinstance(error, UserError):
             raise UserError(f"deterministic=true {place}: {first_line(error)}") from error
         if is_of_backward(error):
             raise UserError(
-                f"the backward pass {place} failed: {told(error)}. Look at the losses, and what the model does to its "
-                "tensors"
+                f"the backward pass {place} failed: "
+                f"{describe_error(error)}. Check the losses, and the operations in the "
+                "model"
             ) from error
         raise
 

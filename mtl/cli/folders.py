@@ -71,7 +71,7 @@ def check_name(folder: str, what: str) -> None:
         what: The key or flag that sets the folder.
     """
     if "${" in folder:
-        raise UserError(f"{what}: '{folder}' holds '${{', in whose place Hydra would put a value; give another name")
+        raise UserError(f"{what}: '{folder}' contains '${{', which Hydra would replace by a value; use another name")
 
 
 def run_dir(folder: str, resume: str | None, *, _root_: DictConfig) -> str:
@@ -89,7 +89,7 @@ def run_dir(folder: str, resume: str | None, *, _root_: DictConfig) -> str:
         unfinished = newest_unfinished(Path(folder), schema.narrowed(ours))
         return str(unfinished) if unfinished else f"{folder}/{run_id()}"
     if not os.path.lexists(Path(resume) / "config.yaml"):
-        raise UserError(f"resume: '{resume}' is not the folder of a run; it would hold a config.yaml")
+        raise UserError(f"resume: '{resume}' is not the folder of a run, which would contain a config.yaml")
     checked(Path(resume))
     check_name(resume, "resume")
     return resume
@@ -99,7 +99,7 @@ def checked(folder: Path) -> None:
     """Checks the folder of a run that is to be resumed, see `check_folder`.
 
     Raises:
-        Refused: If the folder contains links or other entries that lead elsewhere.
+        Refused: If the folder contains links, or entries that are neither files nor folders.
     """
     try:
         check_folder(folder)

@@ -21,9 +21,9 @@ from mtl.cli.sweep import ABOUT, Sweep
 from mtl.errors import UserError
 from mtl.files import patient_screen, write_whole
 from mtl.process.signals import Ended, no_exit, working
-from mtl.quoting import command, looking, resuming
+from mtl.quoting import command, resuming, viewing
 from mtl.runs.resume import Busy, metrics_of
-from mtl.text import plain, say
+from mtl.text import echo, plain
 
 DIED = "its process was killed; it may have run out of memory"
 
@@ -111,7 +111,7 @@ class Jobs:
             with suppress(OSError):  # a full disk; the job has reported the error already
                 self._multirun.note(folder, outcome, value)
         if runs_in_parallel():
-            say(f"{_line(folder.name, outcome, value)}  ({time.monotonic() - began:.0f} s)")
+            echo(f"{_line(folder.name, outcome, value)}  ({time.monotonic() - began:.0f} s)")
 
     def ask_to_stop(self) -> bool:
         """Asks jobs in other processes to save and stop; returns whether there may be any such jobs."""
@@ -119,7 +119,7 @@ class Jobs:
             return False
         self._asked_to_stop = True
         self._multirun.ask_to_stop()
-        say("\nstopping: the jobs save where they are; once more doesn't wait for them")
+        echo("\nstopping: the jobs save their state first; a second signal doesn't wait for them")
         return True
 
     def go_on(self, broken: BrokenProcessPool | None) -> bool:
@@ -142,7 +142,7 @@ class Jobs:
                 ) from broken
             if self._only is None:
                 self._suspects = under_way
-                say(f"\na process was killed; run again, each by itself: {', '.join(under_way)}")
+                echo(f"\na process was killed; these jobs run again, one at a time: {', '.join(under_way)}")
             else:
                 self._give_up(folder, self._only)
         alone = self._only is not None
@@ -152,13 +152,13 @@ class Jobs:
     def none_began(self) -> bool:
         """Returns whether no job has begun, in this process or in another one."""
         folder = self._multirun.folder
-        elsewhere = folder is not None and (not folder.is_dir() or self._multirun.noted(folder))  # it was made
-        return not self.worked_here and not elsewhere and not self._asked_to_stop
+        began = folder is not None and (not folder.is_dir() or self._multirun.noted(folder))  # it existed
+        return not self.worked_here and not began and not self._asked_to_stop
 
     def _give_up(self, folder: Path, name: str) -> None:
         self.failed = True
         self._multirun.note(folder / name, "failed")
-        say(f"{name}: error: {DIED}")
+        echo(f"{name}: error: {DIED}")
         about: dict[str, Any] = {}
         with suppress(UserError, OSError):  # the job may have written anything
             about = metrics_of(folder / name)
@@ -172,18 +172,18 @@ class Jobs:
         jobs = multirun.ended()
         if len(jobs) > 1:
             monitored = any(ended["value"] is not None for ended in jobs)
-            what = ", each with what it monitors on validation" if monitored else ""
-            say(f"\n{len(jobs)} jobs in {multirun.folder}{what}:")
+            what = ", with their monitored validation metrics" if monitored else ""
+            echo(f"\n{len(jobs)} jobs in {multirun.folder}{what}:")
             for ended in jobs:
-                say(f"  {_line(ended['job'], ended['outcome'], ended['value'])}")
+                echo(f"  {_line(ended['job'], ended['outcome'], ended['value'])}")
         folder = as_typed(str(multirun.folder))
         if interrupted and multirun.folder is not None and (multirun.folder / ABOUT).is_file():
-            say(f"\ngo on     {resuming(multirun.typed, folder)}")
+            echo(f"\nresume    {resuming(multirun.typed, folder)}")
         elif len(jobs) > 1 and any(ended["outcome"] == "done" for ended in jobs):
-            say(f"\ncompare               {command('python', '-m', 'mtl.report', folder)}")
-            say(f"look                  {looking(folder)}")
+            echo(f"\ncompare               {command('python', '-m', 'mtl.report', folder)}")
+            echo(f"view                  {viewing(folder)}")
         if multirun.is_lost() and not self._single and not interrupted and not self.failed:
-            sys.stderr.write(f"error: {plain(folder)} is gone, and with it how the jobs ended\n")
+            sys.stderr.write(f"error: {plain(folder)} no longer exists, so how the jobs ended is unknown\n")
             return False
         return all(ended["outcome"] == "done" for ended in jobs) and not multirun.under_way()
 

@@ -75,7 +75,7 @@ def _launch(job: Callable[[DictConfig], float | None], config_name: str) -> int 
         if not signals:  # otherwise a sweeper may have failed because stopped jobs returned nothing
             if str(error).startswith("Unable to configure ") and isinstance(error.__cause__, Exception):
                 error = error.__cause__  # logging's own error names only the handler or the formatter
-            sentence = _for_a_person(error, config_name)
+            sentence = _explained(error, config_name)
             sentence.__cause__ = error.__cause__ if sentence is error else error  # for the full traceback
             show(sentence, wanted == "1", config_name)
             jobs.failed = True
@@ -98,24 +98,24 @@ def _check_typed(typed: list[str], config_name: str) -> None:
         check_name(folder, "--config-dir")
     for key in ("hydra.sweep.dir", "hydra.sweep.subdir"):
         if gives(typed, key):
-            raise UserError(f"{key}: a multirun chooses its folders itself, below output_root; set that")
+            raise UserError(f"{key}: a multirun chooses its folders itself, below output_root; set output_root instead")
     if config_name != "train" and processes.count() > 1:
         raise UserError(f"mtl.{config_name} runs in one process; start it without torchrun")
     if config_name == "evaluate":
         _check_evaluation(typed)
     if config_name == "graph" and (gives(typed, "sweep") or {"-m", "--multirun"} & set(typed)):
-        raise UserError("-m: mtl.graph looks at one problem at a time")
+        raise UserError("-m: mtl.graph shows one problem at a time")
 
 
 def _check_evaluation(typed: list[str]) -> None:
     """Raises a UserError for options with which a model can't be evaluated."""
     if gone := [argument for argument in typed if argument.startswith("~")]:
-        raise UserError(f"{gone[0]}: nothing can be taken away here; name other data with data=…")
+        raise UserError(f"{gone[0]}: nothing can be removed here; choose other data with data=…")
     for key in keys(typed):
         first = key.split(".")[0]
         if first in schema.SCHEMA and first not in schema.EVALUATE:
             raise UserError(
-                f"{key}: a model is measured as it was trained; what can be given is {', '.join(schema.EVALUATE)}"
+                f"{key}: a model is evaluated as it was trained; the options are {', '.join(schema.EVALUATE)}"
             )
         if first not in (*schema.EVALUATE, "hydra"):
             raise UserError(f"there is no key '{key}'" + suggest(first, schema.EVALUATE))
@@ -149,18 +149,18 @@ def _run(jobs: Jobs, multirun: Sweep, config_name: str) -> None:
         raise UserError(f"{without_a_job(sys.argv[1:])}: the sweep has no job")
 
 
-def _for_a_person(error: Exception, config_name: str) -> Exception:
+def _explained(error: Exception, config_name: str) -> Exception:
     """Returns the error, or for some of Python's own errors a UserError with an explanation."""
     if isinstance(error, HydraException | OmegaConfBaseException):  # some of these are also OSErrors or ValueErrors
         return error
     if isinstance(error, OSError):  # Hydra creates the run's folder before the job begins
         folder = f"{error.filename or 'the folder of the run'} can't be written: {error.strerror or error}"
-        return UserError(f"{folder}; set output_root to a folder that can be")
+        return UserError(f"{folder}; set output_root to a writable folder")
     if keyless := [argument for argument in sys.argv[1:] if argument.startswith("=")]:
         return UserError(f"'{keyless[0]}' can't be read: there is no key before the =")
     if str(error).startswith("Config group override must be a string or a list"):
         wrong = ", ".join(nameless(sys.argv[1:]))
-        return UserError(f"{wrong}: an option of a group is chosen by its name, and ~ before the group chooses none")
+        return UserError(f"{wrong}: choose an option of a group by its name, or no option with ~ before the group")
     if isinstance(error, UserError):
         return error
     if isinstance(error, ValueError | IndexError | TypeError) and (message := inside_a_list(sys.argv[1:], config_name)):

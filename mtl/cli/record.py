@@ -1,4 +1,4 @@
-"""What a run prints and writes about itself: status, versions, log, and how to resume it."""
+"""Prints and writes information about a run: status, versions, log, and how to resume it."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ def folder_name(folder: Path) -> str:
 def write_status(folder: Folder, status: str, **more: Any) -> None:
     """Writes the run's metrics.json with the run's options, the status, and further entries.
 
-    The file of a running run reserves space for the final status, in case that the disk is full by then.
+    The file of a running run reserves space for the final status, in case the disk is full by then.
 
     Args:
         folder: The folder of the run.
@@ -149,8 +149,8 @@ def stopped(console: Any, trainer: "Trainer", home: Folder, code: int) -> NoRetu
     older = "" if trainer.saved_step == trainer.global_step else f" (of step {trainer.saved_step})"
     report(console, f"Stopped {at}. Saved: {', '.join(checkpoints) or 'nothing yet'}{older if checkpoints else ''}")
     if checkpoints and HydraConfig.get().mode == RunMode.RUN:
-        report(console, f"go on     {quoting.resuming(cli.arguments(), saved)}")
+        report(console, f"resume    {quoting.resuming(cli.arguments(), saved)}")
     if checkpoints:
-        report(console, f"look      {quoting.looking(saved)}")
+        report(console, f"view      {quoting.viewing(saved)}")
         report(console, f"evaluate  {quoting.evaluating(saved, cli.arguments(), 'checkpoint=last')}")
     raise Ended(code)

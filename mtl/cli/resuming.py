@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl.cli.record import folder_name, report, versions
-from mtl.errors import UserError, told
+from mtl.errors import UserError, describe_error
 from mtl.files import why
 from mtl.runs import resume
 from mtl.runs.resume import Refused
@@ -26,7 +26,7 @@ def newest_state(console: Any, config: dict[str, Any], folder: Path) -> dict[str
     if config["resume"] is None or not (folder / "config.yaml").is_file():
         return None
     if not list(folder.glob("checkpoints/last*.pt")):
-        report(console, f"resume   {folder_name(folder)} has no checkpoint yet: it begins anew")
+        report(console, f"resume   {folder_name(folder)} has no checkpoint yet: it starts from the beginning")
         for name in ("metrics.csv", "nonfinite.jsonl"):
             (folder / name).unlink(missing_ok=True)
         for events in folder.glob("events.out.tfevents.*"):
@@ -68,18 +68,18 @@ def load_state(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]
     if before != now:  # the optimizer's state is ordered by position
         raise Refused(
             f"resume: optimizer.groups were {', '.join(map(str, before))} and are {', '.join(map(str, now))}; their "
-            "values may change, and neither their patterns nor the order of these"
+            "values may change, but not their patterns or the patterns' order"
         )
     try:
-        load_into(trainer.step.model, state["model"], "the state that was saved")
+        load_into(trainer.step.model, state["model"], "the saved state")
         exchanged.check(trainer.step, state, config)
         check_kinds({key: value for key, value in state.items() if key != "model"}, trainer.state_dict())
         trainer.load_state_dict(state)
     except UserError as error:
         raise Refused(f"resume: {error}") from error
     except OSError as error:
-        raise Refused(f"resume: what was logged can't be taken up: {why(error)}") from error
+        raise Refused(f"resume: the log files can't be continued: {why(error)}") from error
     except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-        raise Refused(f"resume: the state that was saved doesn't fit this config: {told(error)}") from error
+        raise Refused(f"resume: the saved state doesn't fit this config: {describe_error(error)}") from error
     allowed = config["resume_allow"] + exchanged.options(trainer.step, state, config)
     resume.reset_options(trainer.step.descent.param_groups(first=True), fresh, allowed)

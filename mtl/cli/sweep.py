@@ -18,7 +18,7 @@ from mtl.quoting import command
 from mtl.runs.resume import IRRELEVANT
 from mtl.safety.bounded import LARGEST, LONGEST, parse_json, read_json, read_lines
 from mtl.safety.regular import check_folder, regular
-from mtl.text import log, say
+from mtl.text import echo, log
 
 STOP = "stop-"  # prefix of the files that ask jobs to stop
 ABOUT = "sweep.json"  # the command line
@@ -65,12 +65,12 @@ class Sweep:
             except UserError as error:
                 raise UserError(f"resume: {error}") from error
             except OSError as error:
-                why = f"resume: '{resume}' is not the folder of a multirun; it would hold a {ABOUT}"
+                why = f"resume: '{resume}' is not the folder of a multirun, which would contain a {ABOUT}"
                 raise UserError(why) from error
             if not _same(theirs, self.typed):
-                raise UserError(f"resume: '{resume}' was begun with other arguments: {command(*theirs)}")
+                raise UserError(f"resume: '{resume}' was started with other arguments: {command(*theirs)}")
         if self.folder is None and resume == "auto" and not folder.exists():
-            say("resume   there is no multirun with these arguments: a new one begins")
+            echo("resume   there is no multirun with these arguments: a new one begins")
         self.folder = folder
         return str(folder)
 
@@ -190,7 +190,7 @@ def _newest_first(root: str) -> Iterator[tuple[Path, list[str]]]:
             typed = arguments(path.parent)
             check_folder(path.parent)
         except (OSError, UserError) as error:  # the folder may belong to something else
-            log.warning("%s is passed over: %s", path.parent, first_line(error))
+            log.warning("%s is skipped: %s", path.parent, first_line(error))
             continue
         yield path.parent, typed
 
@@ -203,8 +203,8 @@ def _same(theirs: Sequence[str], ours: Sequence[str]) -> bool:
 def _relevant(typed: Sequence[str]) -> Iterator[str]:
     for argument in typed:
         key = argument.lstrip("+~").split("=")[0]
-        elsewhere = key in ("-m", "--multirun", "hydra/launcher") or key.startswith("hydra.launcher.")
-        if not elsewhere and not makes_no_difference(argument):
+        is_launch = key in ("-m", "--multirun", "hydra/launcher") or key.startswith("hydra.launcher.")
+        if not is_launch and not makes_no_difference(argument):
             yield argument
 
 

@@ -11,7 +11,7 @@ import torch
 from mtl.config.targets import make
 from mtl.data import Loader, Mix, Sources, Splits
 from mtl.data.fields import first
-from mtl.errors import FOREIGN, UserError, suggest, told
+from mtl.errors import FOREIGN, UserError, describe_error, suggest
 
 Config = dict[str, Any]
 Data = Splits | Sources
@@ -54,7 +54,7 @@ def _collated(sample: Any, collate: Callable[[list[Any]], Any]) -> Mapping[str, 
     except UserError:
         raise
     except FOREIGN as error:
-        raise UserError(f"data.collate fails on a list of one sample: {told(error)}") from error
+        raise UserError(f"data.collate fails on a list of one sample: {describe_error(error)}") from error
     if not isinstance(batch, Mapping):
         raise UserError(f"data.collate gives a {type(batch).__name__}; a batch must be a dict of fields")
     return batch
@@ -114,8 +114,8 @@ def check_facts(splits: Data, trained_on: Mapping[str, Any]) -> None:
     if different:
         where, before, now = different
         raise UserError(
-            f"data: they aren't what this run was trained on: {where} was {before!r} and is {now!r}. Give the files as "
-            "they were, or train anew"
+            f"data: they differ from what this run was trained on: {where} was {before!r} and is {now!r}. Use the "
+            "same files as before, or train a new run"
         )
 
 
@@ -168,9 +168,9 @@ def _loader(config: Config, split: str, dataset: Any, device: torch.device, sour
     size = node["batch_size" if split == "train" else "eval_batch_size"]
     if isinstance(size, Mapping):
         if source is None:
-            raise UserError(f"data.batch_size is {dict(size)}; the data have one source, so it must be one number")
+            raise UserError(f"data.batch_size is {dict(size)}; the data have one source, so this must be one number")
         if source not in size:
-            raise UserError(f"data.batch_size: it has {', '.join(size)}, and no number for the source '{source}'")
+            raise UserError(f"data.batch_size has {', '.join(size)}, but no number for the source '{source}'")
         size = size[source]
     # Sources of equal length would otherwise be read in the same order.
     seed = config["seed"] if source is None else (config["seed"] << 32) + crc32(source.encode())

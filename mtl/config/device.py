@@ -24,5 +24,5 @@ def choose_device(name: str) -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: there is no '{name}' here; {torch.cuda.device_count()} GPUs are visible. Try cpu")
+        raise UserError(f"device: there is no '{name}'; {torch.cuda.device_count()} GPUs are visible. Try cpu")
     return device

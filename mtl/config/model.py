@@ -26,7 +26,7 @@ def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:
         model.freeze([pattern], until=until)
     model.freeze(config["model"].get("freeze") or [])
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("model.freeze takes every parameter out of the training; there is nothing to train")
+        raise UserError("model.freeze freezes every parameter; there is nothing to train")
     return model
 
 

@@ -95,7 +95,7 @@ def _check_file(where: str, node: dict[str, Any], of_run: Any) -> None:
         return
     file, run_file = (each.get(key) if isinstance(each, Mapping) else None for each in (node, of_run))
     if isinstance(file, Mapping) and not file.get("train"):
-        raise UserError(f"{where}.{key}.train: a file is needed here; for all rows of one file: {where}.{key}=FILE")
+        raise UserError(f"{where}.{key}.train: a file is required; for all rows of one file: {where}.{key}=FILE")
     if isinstance(file, str) and isinstance(run_file, str) and Path(file).resolve() == Path(run_file).resolve():
         node[key] = run_file
 
@@ -107,15 +107,15 @@ def _check_keys(where: str, node: Mapping[str, Any], typed: Iterable[str]) -> No
     for key in typed:
         place, _, name = key.rpartition(".")
         if place == where and name in AS_TRAINED:
-            raise UserError(f"{key}: other data are read and encoded as the training's were, so it can't be changed")
+            raise UserError(f"{key}: other data are read and encoded as in training, so this key can't be changed")
         if place == where and name in DRAWN:
             raise _another_draw(key)
 
 
 def _another_draw(key: str) -> UserError:
     return UserError(
-        f"{key}: with another draw, samples that the model was trained on would be among those that are measured; name "
-        "a file of other data instead, or another split of the run's with split=…"
+        f"{key}: with another draw, the evaluation would include samples that the model was trained on; name a file "
+        "of other data instead, or another split of the run's data with split=…"
     )
 
 
@@ -128,8 +128,8 @@ def _check_group(where: str, node: Mapping[str, Any], of_run: Any) -> None:
     for key in ("mean", "std"):
         if key in now and key in then and now[key] != then[key]:
             raise UserError(
-                f"{where}.{key} is {now[key]} and was {then[key]} in training; other data are read and encoded as the "
-                f"training's were. Set {where}.{key} in the group to the same"
+                f"{where}.{key} is {now[key]} and was {then[key]} in training; other data are read and encoded as in "
+                f"training. Set {where}.{key} in the group to the same value"
             )
     if node["_target_"] == of_run["_target_"] and all(now.get(key) == then.get(key) for key in SAME_SAMPLES):
         for key in DRAWN:

@@ -27,15 +27,15 @@ def interval_of(node: Mapping[str, Any] | None) -> str:
     name = str(node["_target_"]).rpartition(".")[2]
     if interval is None and name not in BY_STEP and words != {"total_steps"}:
         raise UserError(
-            f"scheduler.interval: say what {name} counts. With scheduler.interval=step it goes on after each optimizer "
-            "step, with scheduler.interval=epoch after each epoch; the numbers of a paper, such as a step_size of "
-            "StepLR, mostly mean epochs"
+            f"scheduler.interval: set what {name} counts. With scheduler.interval=step it advances after each "
+            "optimizer step, with scheduler.interval=epoch after each epoch; numbers in papers, such as a step_size "
+            "of StepLR, mostly mean epochs"
         )
     interval = interval or "step"
     if words - {f"total_{interval}s"}:
         raise UserError(
-            f"scheduler: it counts {interval}s (scheduler.interval), and {', '.join(sorted(words))} in it means "
-            f"another number; take total_{interval}s"
+            f"scheduler: it counts {interval}s (scheduler.interval), and {', '.join(sorted(words))} in it counts "
+            f"something else; use total_{interval}s"
         )
     return interval
 
@@ -82,7 +82,7 @@ def _build(node: Any, where: str, optimizer: Optimizer, *, outer: bool = False) 
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise UserError(f"{where} is {node!r}; it must be a mapping with a _target_")
     if not outer and "interval" in node:
-        raise UserError(f"{where}.interval: all of them count the same; give scheduler.interval alone")
+        raise UserError(f"{where}.interval: all inner schedulers have the same interval; set only scheduler.interval")
     node = {key: value for key, value in node.items() if key != "interval"}
     inner = node.pop("schedulers", None)
     if inner is None:
@@ -95,5 +95,7 @@ def _build(node: Any, where: str, optimizer: Optimizer, *, outer: bool = False) 
     if not isinstance(scheduler, LRScheduler):
         raise UserError(f"{where}: {node['_target_']} gives a {type(scheduler).__name__}, not a torch LRScheduler")
     if isinstance(scheduler, ReduceLROnPlateau) and not outer:
-        raise UserError(f"{where}: ReduceLROnPlateau follows a figure on validation; it can't be one of several")
+        raise UserError(
+            f"{where}: ReduceLROnPlateau follows a validation metric; it can't be one of several schedulers"
+        )
     return scheduler

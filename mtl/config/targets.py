@@ -10,7 +10,7 @@ from types import ModuleType, NoneType
 from typing import Any, get_args, get_type_hints
 
 from mtl.config.shadows import shadowed
-from mtl.errors import FOREIGN, UserError, first_line, suggest, told
+from mtl.errors import FOREIGN, UserError, describe_error, first_line, suggest
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def find(name: Any, where: str) -> Callable[..., Any]:
                 if error.name != path:
                     raise UserError(f"{where}._target_: '{path}' can't be imported: {first_line(error)}") from error
             except FOREIGN as error:
-                raise UserError(f"{where}._target_: importing '{path}' failed: {told(error)}") from error
+                raise UserError(f"{where}._target_: importing '{path}' failed: {describe_error(error)}") from error
         if not hasattr(target, part):
             public = [key for key in dir(target) if not key.startswith("_")]
             near = suggest(part, public).split(" (possible")[0] if len(public) > 20 else suggest(part, public)
@@ -101,7 +101,7 @@ def find(name: Any, where: str) -> Callable[..., Any]:
             raise UserError(f"{where}._target_: '{'.'.join(parts[:depth])}' has no '{part}'{instead or near}")
         target = getattr(target, part)
     if instead := shadowed(parts, defining=True):
-        raise UserError(f"{where}._target_: '{name}' may mean two things{instead}")
+        raise UserError(f"{where}._target_: '{name}' is ambiguous{instead}")
     if not callable(target):
         raise UserError(f"{where}._target_: '{name}' is a {type(target).__name__}, which can't be called")
     result: Callable[..., Any] = target
@@ -125,7 +125,7 @@ def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwa
             names = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
             text = f"{where}: {name} {error}; it takes: {', '.join(names) or 'nothing'}"
             if inspect.isroutine(target) and not args and str(error).startswith("missing"):
-                text += "; a function that is called later, with what is missing, has _partial_: true beside _target_"
+                text += "; for a function that is called later with the missing arguments, add _partial_: true"
             raise Unfit(text, where) from error
         if tensors := _as_tensors(target, bound.arguments, where):
             bound.arguments.update(tensors)
@@ -136,7 +136,7 @@ def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwa
         raise
     except FOREIGN as error:
         arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if isinstance(value, PLAIN))
-        raise Unfit(f"{where}: {name}({arguments}) failed: {told(error)}", where) from error
+        raise Unfit(f"{where}: {name}({arguments}) failed: {describe_error(error)}", where) from error
 
 
 def takes(target: Callable[..., Any]) -> list[str] | None:
@@ -213,11 +213,11 @@ def _import(module: str, where: str, name: str) -> Any:
         if error.name != module:
             raise UserError(f"{where}._target_: '{module}' can't be imported: {first_line(error)}") from error
         raise Absent(
-            f"{where}._target_: '{name}' can't be imported: there is no module '{module}'; a module of one's own is "
-            "looked for in the current folder and in the folder of --config-dir"
+            f"{where}._target_: '{name}' can't be imported: there is no module '{module}'; your own modules are "
+            "imported from the current folder and from the folder of --config-dir"
         ) from None
     except FOREIGN as error:
-        raise UserError(f"{where}._target_: importing '{module}' failed: {told(error)}") from error
+        raise UserError(f"{where}._target_: importing '{module}' failed: {describe_error(error)}") from error
 
 
 def add_code_folders(folders: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from mtl.config.targets import make
 from mtl.data import Fields, Splits
 from mtl.data.cells import written_otherwise
 from mtl.errors import UserError
-from mtl.labels import there
+from mtl.labels import label_mask
 from mtl.task import BY_ELEMENT, Task
 
 
@@ -72,8 +72,8 @@ def _trunk_width(config: Config) -> int:
             width = getattr(build_trunk(node), "num_features", None)
     if type(width) is not int:
         raise UserError(
-            f"model.trunk: heads ask for the width of its features with from_trunk, and {node['_target_']} has neither "
-            "a key nor an attribute num_features. Give heads the number itself, such as tasks.….head.in_features=64"
+            f"model.trunk: heads use from_trunk, the number of its features, but {node['_target_']} has neither a key "
+            "nor an attribute num_features. Set the number in the heads, such as tasks.….head.in_features=64"
         )
     return width
 
@@ -99,13 +99,13 @@ def _check_kind(task: Task, splits: Splits) -> None:
     if numbers and facts.get("kind") == "class":
         plain = "write plain numbers into the column, or " if written_otherwise(facts["vocabulary"]) else ""
         raise UserError(
-            f"task '{task.name}': its target '{task.target}' is of classes ({', '.join(facts['vocabulary'][:5])}, …), "
-            f"and {loss} compares numbers; {plain}take /objective@tasks.{task.name}: classification"
+            f"task '{task.name}': its target '{task.target}' has classes ({', '.join(facts['vocabulary'][:5])}, …), "
+            f"and {loss} compares numbers; {plain}use /objective@tasks.{task.name}: classification"
         )
     if isinstance(task.loss, nn.CrossEntropyLoss | nn.NLLLoss) and facts.get("kind") == "number":
         raise UserError(
-            f"task '{task.name}': its target '{task.target}' is of numbers, and {loss} takes classes; list "
-            f"'{task.target}' in data.classes, or take /objective@tasks.{task.name}: regression"
+            f"task '{task.name}': its target '{task.target}' has numbers, and {loss} expects classes; list "
+            f"'{task.target}' in data.classes, or use /objective@tasks.{task.name}: regression"
         )
 
 
@@ -113,5 +113,5 @@ def _complete(task: Task, splits: Splits) -> bool:
     """Returns whether all labels of the task are known to be present."""
     if task.mask is not None or not all(isinstance(dataset, Fields) for _, dataset in splits.items()):
         return False
-    masks = [there(task, dataset.fields) for _, dataset in splits.items()]
+    masks = [label_mask(task, dataset.fields) for _, dataset in splits.items()]
     return all(labels is None or bool(labels.all()) for labels in masks)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtl.config.targets import make
 from mtl.loggers import Loggers
-from mtl.process.seeding import kept_random_state
+from mtl.process.seeding import preserved_generators
 from mtl.step import Step
 from mtl.training.gallery import Gallery
 from mtl.training.hooks import Hooks
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def build_callbacks(config: Mapping[str, Any]) -> list[Any]:
     """Builds the config's callbacks. Random numbers that are drawn meanwhile don't affect the training."""
-    with kept_random_state():
+    with preserved_generators():
         return [make(node, f"callbacks.{key}") for key, node in (config["callbacks"] or {}).items()]
 
 
@@ -33,7 +33,7 @@ def build_loggers(config: Mapping[str, Any], folder: Path, names: Sequence[str])
         folder: The folder that the loggers write to.
         names: The names of the tasks.
     """
-    with kept_random_state():
+    with preserved_generators():
         return [make(node, f"logger.{key}", folder, names) for key, node in (config["logger"] or {}).items()]
 
 

@@ -86,7 +86,7 @@ def _build_optimizer(config: Config, model: nn.Module, learned: list[nn.Paramete
             earlier = ", ".join(f"'{other}'" for other in dict.fromkeys(taken[name] for name in matching))
             raise UserError(
                 f"{where}: no parameter is left for this group. A parameter belongs to the first pattern that matches "
-                f"it, and all that match '{pattern}' belong to {earlier} already; write '{pattern}' before"
+                f"it, and all that match '{pattern}' belong to {earlier} already; write '{pattern}' first"
             )
         taken |= dict.fromkeys(names, pattern)
         for key in values:
@@ -105,7 +105,7 @@ def _build_optimizer(config: Config, model: nn.Module, learned: list[nn.Paramete
 
 
 def _build_then(config: Config, parameters: list[nn.Parameter]) -> tuple[int, Optimizer] | None:
-    """Returns after how many steps which other optimizer takes over; None if the config has no second optimizer."""
+    """Returns the number of steps before the second optimizer, and this optimizer; None if the config has none."""
     node = config["optimizer"].get("then")
     if node is None:
         return None
@@ -127,17 +127,17 @@ def without_effect(config: Config, step: Step, train: Loader | Mix, total_steps:
         if all(sources.count(source) == 1 for source in sources):
             sentences.append(
                 f"{name} has nothing to balance: with data.sampling={train.sampling} and a source for each task, every "
-                "step is of one task; take data.sampling=all"
+                "step has one task; use data.sampling=all"
             )
     if config["trainer"]["clip_shared_norm"] is not None and len(step.tasks) == 1:
         sentences.append("trainer.clip_shared_norm has no effect with one task, which shares no parameter")
     clips = [name for name in ("clip_norm", "clip_shared_norm") if config["trainer"][name] is not None]
     if clips and isinstance(step.descent.first, LBFGS):
-        sentences.append(f"trainer.{clips[0]} has no effect with LBFGS, whose line search takes the gradient as it is")
+        sentences.append(f"trainer.{clips[0]} has no effect with LBFGS, whose line search uses the unclipped gradient")
     then = config["optimizer"].get("then")
     if then and then["after"] >= total_steps:
-        sentences.append(f"optimizer.then takes over after {then['after']} steps, and the run has {total_steps}")
+        sentences.append(f"optimizer.then takes over after {then['after']} steps, but the run has {total_steps}")
     for pattern, until in (config["model"].get("freeze_until") or {}).items():
         if until >= total_steps:
-            sentences.append(f"model.freeze_until.{pattern}: {until} steps, and the run has {total_steps}")
+            sentences.append(f"model.freeze_until.{pattern} is {until} steps, but the run has {total_steps}")
     return sentences

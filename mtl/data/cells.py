@@ -87,7 +87,7 @@ def _read_csv(path: str | Path) -> Any:
 def _read_parquet(path: str | Path) -> Any:
     import pandas
 
-    frame = pandas.read_parquet(path, dtype_backend="numpy_nullable")  # keeps integers in gappy columns
+    frame = pandas.read_parquet(path, dtype_backend="numpy_nullable")  # preserves integers in columns with empty cells
     return frame.set_axis(range(1, len(frame) + 1))
 
 
@@ -106,7 +106,7 @@ def is_numeric(part: Part, name: str, key: str) -> bool:
     if types.is_numeric_dtype(cells):
         return True
     if kind not in ("string", "empty"):
-        raise UserError(f"data.{key}: the column '{name}' of {part.file} holds {kind}, not numbers or texts")
+        raise UserError(f"data.{key}: the column '{name}' of {part.file} contains {kind}, not numbers or texts")
     values, empty = _parsed(cells)
     if empty.all():
         return False
@@ -174,5 +174,5 @@ def _not_a_number(part: Part, name: str, key: str, wrong: Any) -> UserError:
     listed = {"inputs": "categories", "targets": "classes"}[key]
     return UserError(
         f"data.{key}: row {row} of {part.file} has {part.rows[name][row]!r} in the column '{name}', which is not a "
-        f"finite number; mend it, or list '{name}' in data.{listed}"
+        f"finite number; correct it, or list '{name}' in data.{listed}"
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from mtl.batch import bounds
-from mtl.errors import FOREIGN, UserError, text_of, told
+from mtl.errors import FOREIGN, UserError, describe_error, text_of
 
 Numbered = tuple[int, Any]  # the number of a sample, and the sample
 SHOWN = 5  # the most sample numbers that a message lists
@@ -72,10 +72,10 @@ class Collate:
             return default_collate(plain) if self._collate is None else self._collate(plain)
         except FOREIGN as error:
             of = _shortened([number for number, _ in samples])
-            text = text_of(error) if isinstance(error, UserError) else told(error)
+            text = text_of(error) if isinstance(error, UserError) else describe_error(error)
             if self._collate is not None:
                 raise UserError(f"data.collate fails on {of}: {text}") from error
-            raise UserError(unlike(samples) or f"{of} make no batch: {text}") from error
+            raise UserError(unlike(samples) or f"{of} can't be collated: {text}") from error
 
 
 def unlike(samples: Sequence[Numbered]) -> str:

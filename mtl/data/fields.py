@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from mtl.errors import FOREIGN, UserError, text_of, told
+from mtl.errors import FOREIGN, UserError, describe_error, text_of
 
 
 class Fields(Dataset[dict[str, Tensor]]):
@@ -51,7 +51,7 @@ def _plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise UserError(
-        f"the data's fact '{where}' is a {type(value).__name__}; it must be made of numbers, texts, lists and dicts"
+        f"the data's fact '{where}' is a {type(value).__name__}; it must consist of numbers, texts, lists and dicts"
     )
 
 
@@ -91,8 +91,8 @@ class Splits:
             if isinstance(dataset, IterableDataset):
                 if not isinstance(dataset, Sized):
                     raise UserError(
-                        f"data.{split}: {kind} doesn't say how many samples an epoch has; give it a __len__, or wrap "
-                        "it: {_target_: mtl.data.Stream, dataset: …, length: …}"
+                        f"data.{split}: {kind} has no length, which is the number of samples in an epoch; define "
+                        "__len__, or wrap it: {_target_: mtl.data.Stream, dataset: …, length: …}"
                     )
             elif not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
                 raise UserError(f"data.{split}: {kind} is not a map-style dataset; it needs __len__ and __getitem__")
@@ -103,7 +103,7 @@ class Splits:
             except UserError as error:
                 raise UserError(f"data.{split}: {text_of(error)}") from error
             except FOREIGN as error:
-                raise UserError(f"data.{split}: sample 0 of {kind} fails: {told(error)}") from error
+                raise UserError(f"data.{split}: sample 0 of {kind} fails: {describe_error(error)}") from error
             if not isinstance(sample, Mapping):
                 raise UserError(
                     f"data.{split}: a sample of {kind} is a {type(sample).__name__}; "
@@ -132,7 +132,10 @@ class Splits:
             UserError: If the task names a source.
         """
         if source is not None:
-            raise UserError(f"tasks.{task}.source: the data have one source; several are: override /data: sources")
+            raise UserError(
+                f"tasks.{task}.source is '{source}', but the data have only one source; for several sources, select "
+                "`override /data: sources`"
+            )
         return self
 
     def fields(self) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mtl.errors import UserError, told
+from mtl.errors import UserError, describe_error
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,7 +75,7 @@ def open_image(path: str | Path, mode: str | None = "RGB") -> "Image":
     except UserError:
         raise
     except Exception as error:  # a decoder may raise any exception
-        raise UserError(f"the picture {path} is damaged: {told(error)}") from error
+        raise UserError(f"the picture {path} is damaged: {describe_error(error)}") from error
 
 
 def _tag(image: Any, number: int, otherwise: int) -> int:
@@ -98,7 +98,7 @@ def _colours(image: "Image", path: str | Path, kind: str, bits: int, *, most_is_
     if image.mode not in (*EIGHT_BITS, *ALPHA):
         raise UserError(
             f"the picture {path} has pixels of Pillow's mode {image.mode}, whose range isn't known; save it with 8 "
-            "bits a colour, or in grey with 16"
+            "bits per colour, or as a grey picture with 16 bits"
         )
     if image.mode in ALPHA or transparent is not None:
         image = image.convert("RGBA")
@@ -109,7 +109,7 @@ def _colours(image: "Image", path: str | Path, kind: str, bits: int, *, most_is_
 
 def _transparent(path: str | Path) -> UserError:
     return UserError(
-        f"the picture {path} has transparent pixels, whose colours aren't known; lay it over a background, such as "
+        f"the picture {path} has transparent pixels, whose colours aren't known; put it on a background, for example "
         "with Pillow's Image.alpha_composite, and save it without transparency"
     )
 

@@ -14,7 +14,7 @@ from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
 from mtl.data.seeded import Seeded, SeededStream, seed_of
 from mtl.distributed.collectives import rank, world_size
-from mtl.errors import FOREIGN, UserError, dead_worker, text_of, told
+from mtl.errors import FOREIGN, UserError, dead_worker, describe_error, text_of
 from mtl.process.seeding import num_threads
 
 
@@ -99,7 +99,7 @@ class Loader:
         """Describes in plain types how much of the epoch's data has been used after `position` batches."""
         return {"epoch": epoch, "batches": position, "of samples": self.num_samples}
 
-    def parts(self) -> list[tuple["Loader", list[str] | None]]:
+    def by_source(self) -> list[tuple["Loader", list[str] | None]]:
         """Returns the loader itself, for all tasks; validation iterates over this list of loaders and task names."""
         return [(self, None)]
 
@@ -177,8 +177,8 @@ class Loader:
                 return
             except Exception as error:
                 name = type(self.dataset).__name__ + (f" ({self.of})" if self.of else "")
-                gone = isinstance(error, OSError | EOFError) or dead_worker(error)
-                cause = _ended_worker(batches) if gone else None
+                may_have_ended = isinstance(error, OSError | EOFError) or dead_worker(error)
+                cause = _ended_worker(batches) if may_have_ended else None
                 text = _in_process(cause or error)
                 raise UserError(f"data: a batch of {name} can't be loaded: {text}") from (cause or error)
             pieces = [self._on_device(each) for each in (batch if self.is_cut else [batch])]
@@ -186,7 +186,7 @@ class Loader:
 
     def _on_device(self, batch: Any) -> Any:
         if not isinstance(batch, Mapping):
-            raise UserError(f"data.collate gives a {type(batch).__name__}; a batch must be a dict of fields")
+            raise UserError(f"data.collate returns a {type(batch).__name__}; a batch must be a dict of fields")
         return tree_map(self._move, _as_dicts(batch))
 
     def _move(self, value: Any) -> Any:
@@ -207,9 +207,9 @@ def _in_process(error: BaseException) -> str:
     """Describes an error from this process, or from a worker process, which reports errors as formatted tracebacks."""
     text = text_of(error).strip()
     if text.startswith("Caught "):
-        ours = text.rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")[2]
-        return ours if ours != text else text.splitlines()[-1]
-    return text if isinstance(error, UserError) else told(error)
+        message = text.rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")[2]
+        return message if message != text else text.splitlines()[-1]
+    return text if isinstance(error, UserError) else describe_error(error)
 
 
 def _as_dicts(value: Any) -> Any:

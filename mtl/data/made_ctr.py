@@ -1,4 +1,4 @@
-"""A synthetic click log: users are shown items, some click, and some of those buy. The true chances are known."""
+"""A synthetic click log: users see items, click on some of them, and buy some of these. All chances are known."""
 
 from collections.abc import Mapping
 
@@ -17,9 +17,9 @@ SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 def made_ctr(*, num_samples: int = 200_000, num_users: int = 2_000, num_items: int = 500, seed: int = 0) -> Splits:
     """Returns impressions with user, item, hour and device, (N,) int64 from 1 on; click and conversion, (N,) float32.
 
-    `click` is 0 or 1. `conversion` is 0 or 1 where there was a click and NaN elsewhere, because it is unknown whether
-    the user would have bought. Both are drawn with the chances of a `Truth`. Users and items are drawn by Zipf's law:
-    number k has a probability proportional to 1/k.
+    `click` is 0 or 1. `conversion` is 0 or 1 after a click, and NaN without a click, because it is unknown whether the
+    user would have bought the item. Both are drawn with the chances of a `Truth`. Users and items are drawn by Zipf's
+    law: number k has a probability proportional to 1/k.
 
     The fact `columns` has the number of categories of each input. The fact `best_auc` has, for each target, the
     expected AUC on the test split of a model that knows the true chances.

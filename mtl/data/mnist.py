@@ -56,7 +56,7 @@ def bundled() -> tuple[list[Part], str]:
     with np.load(BUNDLED) as arrays:
         image, digit, split = (torch.from_numpy(arrays[name]) for name in ("image", "digit", "split"))
     parts = [(image[split == part], digit[split == part]) for part in range(3)]
-    return parts, "MNIST, the 5,000 images that come with mtl (data.source=bundled)"
+    return parts, "MNIST, the 5,000 images bundled with mtl (data.source=bundled)"
 
 
 def from_torchvision(root: str, download: bool) -> tuple[list[Part], str]:
@@ -70,8 +70,8 @@ def from_torchvision(root: str, download: bool) -> tuple[list[Part], str]:
         raise UserError(
             f"data.source=torchvision: MNIST's files could be neither read in {folder} nor downloaded to it "
             f"({first_line(error) if download else 'data.download is false'}). Put train-images-idx3-ubyte, "
-            "train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte there (as they are, or with "
-            ".gz), name another folder with data.root=…, or use data.source=bundled"
+            "train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte there (or the .gz files), name "
+            "another folder with data.root=…, or use data.source=bundled"
         ) from error
     held_out = min(VALIDATION, len(train.data) // 2)
     parts = [
@@ -79,7 +79,7 @@ def from_torchvision(root: str, download: bool) -> tuple[list[Part], str]:
         (train.data[-held_out:], train.targets[-held_out:]),
         (test.data, test.targets),
     ]
-    return parts, f"MNIST, all of it, from {Path(root).resolve()} (data.source=torchvision)"
+    return parts, f"MNIST, the whole data set, from {Path(root).resolve()} (data.source=torchvision)"
 
 
 def fields(image: Tensor, digit: Tensor) -> Fields:

@@ -1,4 +1,4 @@
-"""Gives names to the values in the samples of existing data sets."""
+"""Data sets that name the values in the samples of existing data sets."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -81,25 +81,27 @@ def _checked(fields: Names) -> Names:
     if not isinstance(fields, list | tuple | Mapping) or not fields:
         raise UserError(
             f"data.fields is {fields!r}; it must be a list of names, such as [image, digit], or a mapping from "
-            "names to what they are called in the dataset, such as {image: img, digit: label}"
+            "names to the names in the data set, such as {image: img, digit: label}"
         )
     return fields
 
 
 def _named(sample: Any, fields: Names, kind: str) -> dict[str, Any]:
-    has = f"one of {kind} is a {type(sample).__name__}"
+    description = f"a sample of {kind} is a {type(sample).__name__}"
     if isinstance(sample, Mapping):
-        has += f" with {', '.join(map(str, sample))}"
+        description += f" with {', '.join(map(str, sample))}"
     elif isinstance(sample, list | tuple):
-        has += f" of {len(sample)}"
+        description += f" of {len(sample)}"
     if not isinstance(fields, Mapping):
         if not isinstance(sample, list | tuple) or len(sample) != len(fields):
-            raise UserError(f"data.fields names the {len(fields)} values of a tuple, {', '.join(fields)}; {has}")
+            raise UserError(
+                f"data.fields names the {len(fields)} values of a tuple, {', '.join(fields)}; {description}"
+            )
         return dict(zip(fields, sample, strict=True))
     values = {}
     for name, key in fields.items():
         try:
             values[name] = sample[key]
         except (KeyError, IndexError, TypeError):
-            raise UserError(f"data.fields: a sample has no {key!r}; {has}") from None
+            raise UserError(f"data.fields: there is no {key!r}; {description}") from None
     return values

@@ -58,8 +58,9 @@ def office_domain(
     pictures = {each: _pictures(Path(root) / each) for each in domains}
     if not pictures[domain]:
         raise UserError(
-            f"{name}: there are no pictures in {(Path(root) / domain).resolve()}. It must hold a folder for each "
-            f"class: get the set from {page}, or name another folder with data.root=… (or data.sources.NAME.root=…)"
+            f"{name}: there are no pictures in {(Path(root) / domain).resolve()}. This folder must contain a folder "
+            f"for each class: get the data set from {page}, or name another folder with data.root=… (or "
+            "data.sources.NAME.root=…)"
         )
     classes = sorted({path.parent.name for paths in pictures.values() for path in paths})
     files = [str(path) for path in pictures[domain]]

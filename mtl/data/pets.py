@@ -14,7 +14,7 @@ from mtl.data.public import files_of
 from mtl.data.splitting import held_out
 
 PAGE = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
-FILES = "the folders images and annotations, the latter with trainval.txt, test.txt and the folder trimaps"
+FILES = "the folders images and annotations (with trainval.txt, test.txt and the folder trimaps)"
 MEANING = torch.full((256,), -100)  # from the numbers in a trimap to the classes of the mask
 MEANING[1], MEANING[2] = 1, 0
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtl.errors import UserError, told
+from mtl.errors import UserError, describe_error
 
 
 @contextmanager
@@ -22,6 +22,6 @@ def files_of(name: str, folder: Path, files: str, page: str, *, download: bool) 
         other = "could be neither read nor downloaded" if download else "can't be read"
         way = "" if download else ", let them be downloaded with data.download=true,"
         raise UserError(
-            f"{name}: its files {other} in {folder.resolve()} ({told(error)}). It must hold {files}, whole: get them "
-            f"from {page}{way} or name another folder with data.root=…"
+            f"{name}: its files {other} in {folder.resolve()} ({describe_error(error)}). This folder must contain "
+            f"{files}, undamaged: get them from {page}{way} or name another folder with data.root=…"
         ) from error

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from mtl.data.alike import Alike
-from mtl.errors import FOREIGN, UserError, text_of, told
+from mtl.errors import FOREIGN, UserError, describe_error, text_of
 from mtl.process.seeding import cpu_states, seed_cpu, set_cpu_states
 
 
@@ -67,7 +67,7 @@ class SeededStream(IterableDataset[Any]):
                 sample = next(samples)
             except StopIteration:
                 name = type(self.dataset).__name__
-                raise UserError(f"{name} ends after {index} samples; its length is said to be {self.stop}") from None
+                raise UserError(f"{name} ends after {index} samples, but its length is {self.stop}") from None
             except FOREIGN as error:
                 raise _of_sample(index, error) from error
             finally:
@@ -92,7 +92,7 @@ def seed_of(*numbers: int) -> int:
 
 
 def _of_sample(index: int, error: BaseException) -> UserError:
-    return UserError(f"sample {index}: {text_of(error) if isinstance(error, UserError) else told(error)}")
+    return UserError(f"sample {index}: {text_of(error) if isinstance(error, UserError) else describe_error(error)}")
 
 
 def _readable(sample: Any) -> Any:

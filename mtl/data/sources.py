@@ -38,7 +38,7 @@ class Sources:
         epoch: str | int = "max",
     ) -> None:
         if not isinstance(sources, Mapping) or not sources:
-            raise UserError("data.sources: name at least one, such as {digits: {_target_: mtl.data.mnist}}")
+            raise UserError("data.sources: name at least one source, such as {digits: {_target_: mtl.data.mnist}}")
         for name, splits in sources.items():
             if not isinstance(splits, Splits):
                 raise UserError(f"data.sources.{name} is a {type(splits).__name__}, not mtl.data.Splits")
@@ -69,7 +69,7 @@ class Sources:
             available = sorted({name for facts in self.facts.values() for name in facts})
             raise UserError(f"the data have no fact '{key}'; they have: {', '.join(available) or 'none'}")
         if any(value != values[0] for value in values):
-            raise UserError(f"the sources {', '.join(by_source)} have each a fact '{key}' of their own; write down one")
+            raise UserError(f"the sources {', '.join(by_source)} have different facts '{key}'; write the value itself")
         return values[0]
 
     def of_task(self, task: str, source: str | None) -> Splits:
@@ -80,7 +80,7 @@ class Sources:
         """
         if source not in self.sources:
             named = "names no source" if source is None else f"names the source '{source}'"
-            raise UserError(f"tasks.{task}.source: it {named}; there are: {', '.join(self.sources)}")
+            raise UserError(f"tasks.{task}.source: the task {named}; the sources are: {', '.join(self.sources)}")
         return self.sources[source]
 
     def items(self) -> list[tuple[str, Any]]:
@@ -128,7 +128,7 @@ class Mix:
         """Returns the number of steps in an epoch."""
         return self._length
 
-    def parts(self) -> list[tuple[Loader, list[str] | None]]:
+    def by_source(self) -> list[tuple[Loader, list[str] | None]]:
         """Returns each loader with the names of its tasks; validation iterates over this list."""
         of = {name: [task for task, source in self.tasks.items() if source == name] for name in self.loaders}
         return [(loader, of[name]) for name, loader in self.loaders.items()]

@@ -63,7 +63,7 @@ def table(
     check_split(split, trained_on)
     for name in targets:
         if name in inputs:
-            raise UserError(f"data.targets: '{name}' is in data.inputs too")
+            raise UserError(f"data.targets: '{name}' is also in data.inputs")
     parts = read_parts(path, {"inputs": inputs, "targets": targets}, split, seed)
     input_fields, columns = input_columns(parts, inputs, categories, trained_on)
     wanted, facts = target_columns(parts, targets, classes, standardize_targets, trained_on)
@@ -132,7 +132,7 @@ def read_parts(
         if name not in NAMES:
             raise UserError(f"data.path.{name}: there is no such split" + suggest(str(name), NAMES))
     if not path.get("train"):
-        raise UserError("data.path.train: a file is needed here; none is given")
+        raise UserError("data.path.train is missing; it must be a file")
     return {name: cells.read(path[name], wanted) for name in NAMES if path.get(name)}
 
 
@@ -146,7 +146,7 @@ def at_random(whole: Part, split: Sequence[float] | None, seed: int) -> dict[str
 def check_split(split: Sequence[float] | None, trained_on: Mapping[str, Any] | None) -> None:
     """Raises a UserError if training data aren't split, since validation would use the training samples."""
     if split is None and trained_on is None:
-        raise UserError("data.split is null; a training needs three shares that sum to 1, such as [0.8, 0.1, 0.1]")
+        raise UserError("data.split is null; training needs three shares that sum to 1, such as [0.8, 0.1, 0.1]")
 
 
 def input_columns(
@@ -199,7 +199,7 @@ def target_columns(
             tensors = {part: torch.from_numpy(((v - mean) / std).astype(np.float32)) for part, v in values.items()}
         elif name in standardize:
             hint = _hint(_vocabulary(parts, cells.texts(parts["train"], name), name, "targets"))
-            raise UserError(f"data.standardize_targets: '{name}' is of classes, which have no mean{hint}")
+            raise UserError(f"data.standardize_targets: '{name}' contains classes, which have no mean{hint}")
         else:
             texts = {part: cells.texts(rows, name) for part, rows in parts.items()}
             facts[name] = trained or {
@@ -237,8 +237,8 @@ def _of_numbers(
 
 
 def _otherwise(where: str, listed: bool) -> UserError:
-    was = "is listed there in" if listed else "isn't listed there in"
-    return UserError(f"data.{where} {was} the config that the model was trained with; give the same")
+    was = "was listed" if listed else "was not listed"
+    return UserError(f"data.{where} {was} in the config that the model was trained with; use the same list")
 
 
 def _statistics(parts: dict[str, Part], numbers: Any, name: str, key: str) -> dict[str, Any]:
@@ -257,10 +257,10 @@ def _vocabulary(parts: dict[str, Part], texts: list[str], name: str, key: str) -
 
 
 def _nothing(parts: dict[str, Part], name: str, key: str) -> UserError:
-    remedy = "label some of its rows, or take it and its task out" if key == "targets" else "fill it, or take it out"
+    remedy = "label some of its rows, or remove its task, and" if key == "targets" else "fill it, or remove"
     return UserError(
-        f"data.{key}: all cells of '{name}' in the training split of {parts['train'].file} are empty; {remedy}: "
-        f"data.{key} without '{name}'"
+        f"data.{key}: all cells of '{name}' in the training split of {parts['train'].file} are empty; {remedy} "
+        f"'{name}' from data.{key}"
     )
 
 
@@ -280,7 +280,7 @@ def _check_classes(
             way = "" if of_a_run else ", or draw other splits with data.seed"
             raise UserError(
                 f"data.targets: row {row} of {part.file}{where} has the class '{text}' in the column '{name}', which "
-                f"{who}; it has: {', '.join(vocabulary)}. Take such rows out{way}{_hint(vocabulary)}"
+                f"{who}; it has: {', '.join(vocabulary)}. Remove such rows{way}{_hint(vocabulary)}"
             )
 
 

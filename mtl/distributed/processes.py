@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from mtl.errors import FOREIGN, UserError, text_of, told
+from mtl.errors import FOREIGN, UserError, describe_error, text_of
 
 WAIT = timedelta(seconds=5)  # for a message of another process
 
@@ -81,7 +81,7 @@ def _describe(store: Store, error: BaseException) -> None:
     """Leaves the message of the first error for the other processes."""
     with suppress(*FOREIGN):
         if store.add("errors", 1) == 1:
-            store.set("error", text_of(error) if isinstance(error, UserError) else told(error))
+            store.set("error", text_of(error) if isinstance(error, UserError) else describe_error(error))
 
 
 def _is_reported(store: Store) -> bool:

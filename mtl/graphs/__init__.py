@@ -1,4 +1,4 @@
-"""Inspects what autograd builds in a step: leaves, operations, memory over time, and pictures of them."""
+"""Inspects the graphs that autograd builds in a step: leaves, operations, memory over time, and pictures."""
 
 from mtl.graphs.life import Life, living_anyway
 from mtl.graphs.walk import Walk

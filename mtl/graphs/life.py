@@ -40,7 +40,7 @@ class Life(Watcher):
     """Counts the memory that autograd saves and releases within the block `counting`.
 
     Args:
-        anyway: Tensors that aren't counted, because they live in any case.
+        anyway: Tensors that aren't counted, because they exist independently of the graph.
 
     Attributes:
         ticks: The number of bytes after each saved or released tensor, beginning with 0.

@@ -25,7 +25,7 @@ DOT = "apt install graphviz, brew install graphviz or conda install graphviz"
 SECONDS = 120  # the time limit for one picture, and for converting it to PNG
 MOST_PIXELS, MOST_IN_A_ROW = 40e6, 30_000  # limits of a PNG; larger graphs are scaled down
 FEW = 4  # the most tasks whose colours are striped in one box
-ON_THE_WAY = {f"{name}Backward0" for name in ("T", "ToCopy", "Transpose", "Permute", "View", "UnsafeView")}
+LAYOUT_OR_TYPE = {f"{name}Backward0" for name in ("T", "ToCopy", "Transpose", "Permute", "View", "UnsafeView")}
 FONT = {"fontname": "Helvetica,Arial,sans-serif", "fontsize": "10"}
 
 
@@ -38,7 +38,7 @@ def missing() -> str | None:
     except ImportError as error:
         return f"no pictures of the graphs: {first_line(error)}. Install it: {EXTRA}"
     if shutil.which("dot") is None:
-        return f"no pictures of the graphs: graphviz's program 'dot' isn't there. Install it: {DOT}"
+        return f"no pictures of the graphs: graphviz's program 'dot' is not installed. Install it: {DOT}"
     return None
 
 
@@ -71,7 +71,7 @@ def of_all(walk: Walk) -> "Digraph":
         node_attr={"shape": "box", "height": "0.2", "margin": "0.08,0.04", "color": "#555555", **FONT},
         edge_attr={"color": "#777777", "arrowsize": "0.6"},
     )
-    inputs = _without_ways(walk)
+    inputs = _simplified(walk)
     users: dict[int | str, list[int]] = {}
     for number, node_inputs in inputs.items():
         for each in node_inputs:
@@ -101,14 +101,14 @@ def of_all(walk: Walk) -> "Digraph":
     return picture
 
 
-def _without_ways(walk: Walk) -> dict[int, list[int | str]]:
-    """Returns the inputs of each operation, without operations that only lie between a leaf and its first use."""
+def _simplified(walk: Walk) -> dict[int, list[int | str]]:
+    """Returns the inputs of each operation, without layout or type changes between a leaf and its first use."""
 
     def source(each: int | str) -> int | str:
         end = each
         while isinstance(end, int):
             operation = walk.operations[end]
-            if operation.name not in ON_THE_WAY or len(operation.inputs) != 1:
+            if operation.name not in LAYOUT_OR_TYPE or len(operation.inputs) != 1:
                 return each
             end = operation.inputs[0]
         return end
@@ -173,7 +173,7 @@ def _legend(picture: "Digraph", palette: Mapping[str, str], walk: Walk) -> None:
     rows += [f"<td>{name}: not in this batch</td>" for name in walk.names if name not in tasks]
     if frozen := list(walk.frozen()):
         suffix = f" and {len(frozen) - FEW} more" if len(frozen) > FEW else ""
-        rows.append(f"<td>not in it, since frozen: parameters of {', '.join(frozen[:FEW])}{suffix}</td>")
+        rows.append(f"<td>frozen, so not in the graph: parameters of {', '.join(frozen[:FEW])}{suffix}</td>")
     lines = "".join(f"<tr>{''.join(rows[start : start + 8])}</tr>" for start in range(0, len(rows), 8))
     table = f'<table border="0" cellborder="1" cellspacing="0" cellpadding="5">{lines}</table>'
     picture.attr(label=f"<{table}>", labelloc="t")
@@ -199,7 +199,7 @@ def _dot(source: bytes, *options: str) -> bytes:
     try:
         done = subprocess.run(["dot", *options], input=source, capture_output=True, check=True, timeout=SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise OSError(f"dot has not drawn it within {SECONDS} seconds") from error
+        raise OSError(f"dot did not finish the picture within {SECONDS} seconds") from error
     except subprocess.CalledProcessError as error:
         raise OSError(f"dot failed: {error.stderr.decode(errors='replace').strip()}") from error
     output: bytes = done.stdout

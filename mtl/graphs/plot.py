@@ -31,7 +31,7 @@ def plot(lives: Mapping[str, Life], path: Path) -> list[Path]:
             _shade(panel, event, palette, top, room=(event.end - event.start) / len(alive))
         panel.set(xlim=(0, max(len(alive) - 1, 1)), ylim=(0, top), ylabel=("B", "kB", "MB", "GB")[power])
         panel.set_title(f"{kind}: peak {life.peak / 1000**power:.4g} {('B', 'kB', 'MB', 'GB')[power]}", loc="left")
-    panels[-1].set_xlabel("tensors saved and given up, one after the other")
+    panels[-1].set_xlabel("saved and released tensors, in order")
     handles = [Patch(facecolor=colour, label=name) for name, colour in palette.items()][:EXPLAINED]
     if len(handles) < len(names):
         handles.append(Patch(facecolor="white", label="…"))

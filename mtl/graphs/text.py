@@ -1,4 +1,4 @@
-"""Describes a step's graph: tables for the terminal, Markdown and CSV, and sentences."""
+"""Describes a step's graph by tables for the terminal, Markdown and CSV, and by sentences."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -118,9 +118,10 @@ def notes(walk: Walk, reach: Mapping[str, Sequence[str]], until: Mapping[str, in
     lines = []
     absent = [name for name in walk.names if name not in walk.seen]
     if absent:
-        lines.append(f"Not in this batch, so in none of this: {listed(absent)}. They have no labels in it.")
+        lines.append(f"Tasks without labels in this batch, so without a graph: {listed(absent)}.")
     if walk.without_graph:
-        lines.append(f"Without a graph, since all that the loss depends on is frozen: {listed(walk.without_graph)}.")
+        frozen_tasks = listed(walk.without_graph)
+        lines.append(f"Tasks whose losses depend on frozen parameters only, so without a graph: {frozen_tasks}.")
     kinds: dict[str, list[str]] = {}
     for name, (inside, visit) in walk.frozen().items():
         count = sum(leaf.count for leaf in inside)
@@ -140,24 +141,24 @@ def notes(walk: Walk, reach: Mapping[str, Sequence[str]], until: Mapping[str, in
         if leaf.kind == "parameter" and set(leaf.tasks) - set(reach.get(leaf.name, ()))
     ]
     if without_gradient:
-        lines.append(f"In the graph, and yet given no gradient by some task: {listed(without_gradient, MODULES)}.")
+        lines.append(f"In the graph, but without a gradient from some task: {listed(without_gradient, MODULES)}.")
     return lines
 
 
 def _state(walk: Walk, name: str, *, called: bool, walked: bool) -> str:
     if not called:
-        return "and not called with this batch"
+        return "not called with this batch"
     if name in walk.leaves:
-        return "beside others that aren't, so the backward comes by and takes no gradient of them"
+        return "in modules with trainable parameters: the backward passes through, without gradients for them"
     if walked:
-        return "and walked through, since what lies before it is trained: gradients pass, none is taken of its own"
-    return "and not walked: no graph is built there, so it has no backward and keeps nothing for one"
+        return "above trainable parameters: the backward passes through, without gradients for their own parameters"
+    return "outside the graph: no backward, and nothing saved for it"
 
 
 def peaks(lives: Mapping[str, Life], chosen: str) -> str:
     """Returns one sentence that compares the peaks of the kinds of passes."""
     each = [f"{kind} {size(life.peak)}{' (this config)' if kind == chosen else ''}" for kind, life in lives.items()]
-    return f"At most alive: {', '.join(each)}."
+    return f"Peak of saved memory: {', '.join(each)}."
 
 
 def size(count: int) -> str:

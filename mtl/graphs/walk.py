@@ -54,7 +54,7 @@ class Operation:
 
     Attributes:
         name: Autograd's name, such as `AddmmBackward0`.
-        inputs: Where the node's gradients go: numbers of operations, and names of leaves.
+        inputs: The targets of the node's gradients: numbers of operations, and names of leaves.
         tasks: The tasks whose losses depend on the operation, in the order of the tasks.
         ends: The tasks whose losses are the operation's output.
     """
@@ -72,7 +72,7 @@ class Visit:
     Attributes:
         called: Whether the module was called.
         walked: Whether a graph goes through the module, because an output requires gradients.
-        saved: The number of bytes saved within the module, without tensors that live in any case.
+        saved: The number of bytes saved within the module, without parameters, buffers and the batch.
     """
 
     called: bool = False
@@ -131,7 +131,7 @@ class Walk(Watcher):
         return [name for name in self.names if name in present or name in self.without_graph]
 
     @contextmanager
-    def looking(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         """Records within the block what the modules of the model do."""
         with ExitStack() as stack:
             for name, module in self._model.named_modules():
@@ -172,9 +172,9 @@ class Walk(Watcher):
             elif new:  # micro-batches repeat the same graph
                 self._draw(name, loss)
                 if loss.grad_fn is not None:
-                    self._go(name, loss.grad_fn, numbers)
+                    self._traverse(name, loss.grad_fn, numbers)
 
-    def _go(self, task: str, end: Any, numbers: dict[Any, int]) -> None:
+    def _traverse(self, task: str, end: Any, numbers: dict[Any, int]) -> None:
         """Records all operations that can be reached from the node."""
         stack, seen = [end], {end}
         while stack:
@@ -184,15 +184,15 @@ class Walk(Watcher):
             operation.tasks = [each for each in self.names if each in operation.tasks or each == task]
             if node is end:
                 operation.ends.append(task)
-            fresh = not operation.inputs
+            new = not operation.inputs
             for following, _ in node.next_functions:
                 if following is None:
                     continue
                 if hasattr(following, "variable"):
-                    if fresh:
+                    if new:
                         operation.inputs.append(self._leaf(following.variable).name)
                     continue
-                if fresh:
+                if new:
                     operation.inputs.append(self._number(following, numbers))
                 if following not in seen:
                     seen.add(following)

@@ -65,7 +65,7 @@ class Watched(Passes):
         self._watcher = watcher
         self._part = 0
         self._phase: Phase | None = None
-        self._names: list[str] = []  # of the tasks in the current micro-batch
+        self._names: list[str] = []  # the names of the tasks in the current micro-batch
         self._forward = 0  # the number of tasks whose forward has begun
         self._backward_done = 0  # the number of tasks whose backward is done
         self._one_by_one = True
@@ -130,7 +130,7 @@ class Watched(Passes):
             self._change(None)
 
     def _change(self, kind: str | None, of: Sequence[str] = ()) -> None:
-        """Ends the current phase and begins another."""
+        """Ends the current phase and begins another; a `kind` of None begins no phase."""
         if self._phase is not None:
             self._watcher.end(self._phase)
         self._phase = None if kind is None else Phase(self._part, kind, tuple(of))

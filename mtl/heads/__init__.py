@@ -1,4 +1,4 @@
-"""Heads: modules from features to one task's prediction."""
+"""Heads: modules that compute the prediction of one task from the features."""
 
 from mtl.heads.conv import Conv
 from mtl.heads.decoder import Decoder

@@ -49,7 +49,7 @@ class MLflowLogger(Logger):
         needed = ["mlflow", *(["sqlalchemy", "alembic"] if tracking_uri.startswith(SQLITE) else [])]
         for package in needed:
             if find_spec(package) is None:
-                raise UserError(f'logger.mlflow: the package {package} isn\'t there; pip install "mtl-train[mlflow]"')
+                raise UserError(f'logger.mlflow: {package} is not installed: pip install "mtl-train[mlflow]"')
         self._folder = folder
         self._uri = tracking_uri
         self._database: Path | None = None
@@ -92,7 +92,7 @@ class MLflowLogger(Logger):
             self._client.log_image(self._run, picture, artifact_file=f"{self._names[tag]}/{step:08}.png")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the id of the MLflow run, the last step with sent metrics, and the metrics that weren't sent yet."""
+        """Returns the id of the MLflow run, the last step with sent metrics, unsent metrics, and changed names."""
         held = [[metric.key, metric.value, metric.timestamp, metric.step] for metric in self._held]
         optional = {"held": held, "names": self._names.state_dict()}
         return {"run": self._run, "step": self._step, **{key: value for key, value in optional.items() if value}}
@@ -135,13 +135,13 @@ class MLflowLogger(Logger):
         while self._held and self._client is not None:
             batch = self._held[:AT_ONCE]
             new = [metric for metric in batch if (metric.key, metric.step, metric.value) not in self._stored]
-            refusals += self._give("metrics", new)
+            refusals += self._send("metrics", new)
             self._step = max(self._step, *(metric.step for metric in batch))
             del self._held[: len(batch)]
         if refusals:
             raise Refusal("; ".join(refusals))
 
-    def _give(self, kind: str, entries: "Sequence[Metric | Param]") -> list[str]:
+    def _send(self, kind: str, entries: "Sequence[Metric | Param]") -> list[str]:
         """Logs the entries, in one call or, if one is rejected, in halves; describes the rejected entries.
 
         Args:
@@ -158,7 +158,7 @@ class MLflowLogger(Logger):
         except Refusal as refusal:
             half = len(entries) // 2
             if half:
-                return self._give(kind, entries[:half]) + self._give(kind, entries[half:])
+                return self._send(kind, entries[:half]) + self._send(kind, entries[half:])
             return [f"'{entries[0].key}': {refusal}"]
         return []
 
@@ -172,7 +172,7 @@ class MLflowLogger(Logger):
             logging.getLogger("mlflow").setLevel(logging.WARNING)  # silences a message per created table
             logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # its errors are also raised
         try:
-            with _alone(self._database):
+            with _locked(self._database):
                 client = MlflowClient(tracking_uri=self._uri)
                 experiment = self._experiment_id(client)
             if new := not self._run:
@@ -198,7 +198,7 @@ class MLflowLogger(Logger):
             with _failing():
                 self._client.set_tag(self._run, "folder", str(self._folder))
             for start in range(0, len(parameters), PARAMETERS_AT_ONCE):
-                refusals += self._give("params", parameters[start : start + PARAMETERS_AT_ONCE])
+                refusals += self._send("params", parameters[start : start + PARAMETERS_AT_ONCE])
         except (OSError, Refusal) as error:
             self._problem = error
         if refusals:
@@ -221,7 +221,7 @@ class MLflowLogger(Logger):
 
 
 @contextmanager
-def _alone(database: Path | None) -> Iterator[None]:
+def _locked(database: Path | None) -> Iterator[None]:
     """Locks the database: MLflow fails if parallel jobs of a multirun create the database's tables together."""
     try:
         import fcntl

@@ -80,9 +80,7 @@ class TensorBoardLogger(Logger):
     def _open(self) -> "SummaryWriter":
         if self._writer is None:
             new = not self._records
-            self._writer = summary_writer(
-                self._folder
-            )  # torch's writer is slow to import, so not before the first step
+            self._writer = summary_writer(self._folder)  # at the first step, since the import is slow
             self._records += 1  # the first record of a file is the version
             if new:
                 self._writer.add_custom_scalars(layout(self._tasks, self._finals))

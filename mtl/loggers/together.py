@@ -6,12 +6,12 @@ from typing import Any
 
 from mtl.errors import UserError, first_line
 from mtl.loggers.logger import Logger, Refusal
-from mtl.process.seeding import kept_random_state
+from mtl.process.seeding import preserved_generators
 from mtl.process.signals import Ended
 
 
 class Loggers:
-    """Calls all loggers of a run. If one of them can't write, that is reported and the training goes on.
+    """Calls all loggers of a run. If a logger can't write, the error is reported, and the training goes on.
 
     Random numbers that a logger draws don't affect the training.
 
@@ -27,7 +27,7 @@ class Loggers:
         for logger in loggers:
             if not isinstance(logger, Logger):
                 name = type(logger).__name__
-                raise UserError(f"logger: {name} is not a subclass of mtl.loggers.Logger, whose methods do nothing")
+                raise UserError(f"logger: {name} is not a subclass of mtl.loggers.Logger")
         self._loggers = loggers
         self.report = report
         self._failed: set[int] = set()
@@ -66,9 +66,9 @@ class Loggers:
 
     def close(self) -> None:
         """Closes all loggers in reverse order, even if some of them fail."""
-        with ExitStack() as open_ones:
+        with ExitStack() as stack:
             for logger in self._loggers:
-                open_ones.callback(self._give, logger, "close")
+                stack.callback(self._call_one, logger, "close")
 
     def state_dict(self) -> dict[str, Any]:
         """Flushes the loggers, and returns the state of each logger by class name."""
@@ -79,21 +79,21 @@ class Loggers:
         """Loads the states that `state_dict` returned."""
         for logger in self._loggers:
             if type(logger).__name__ in states:
-                with kept_random_state():
+                with preserved_generators():
                     logger.load_state_dict(states[type(logger).__name__])
 
     def _call(self, method: str, *arguments: Any) -> dict[str, Any]:
-        return {type(logger).__name__: self._give(logger, method, *arguments) for logger in self._loggers}
+        return {type(logger).__name__: self._call_one(logger, method, *arguments) for logger in self._loggers}
 
-    def _give(self, logger: Logger, method: str, *arguments: Any) -> Any:
+    def _call_one(self, logger: Logger, method: str, *arguments: Any) -> Any:
         try:
-            with kept_random_state():
+            with preserved_generators():
                 return getattr(logger, method)(*arguments)
         except Refusal as refusal:
-            self.report(f"warning  {type(logger).__name__} leaves out {first_line(refusal)}")
+            self.report(f"warning  {type(logger).__name__} can't log {first_line(refusal)}")
         except OSError as error:
             if id(logger) not in self._failed or method == "close":
-                consequence = ", and some is lost" if method == "close" else ". Training goes on, and it is tried again"
+                consequence = "; some values are lost" if method == "close" else ". Training goes on; it will try again"
                 self.report(f"error    {type(logger).__name__} can't write: {first_line(error)}{consequence}")
             self._failed.add(id(logger))
         return None

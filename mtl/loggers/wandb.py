@@ -45,7 +45,7 @@ class WandbLogger(Logger):
 
     def __init__(self, folder: Path, tasks: Sequence[str], *, project: str = "mtl", mode: str = "offline") -> None:
         if find_spec("wandb") is None:
-            raise UserError('logger.wandb: the package wandb isn\'t there; pip install "mtl-train[wandb]"')
+            raise UserError('logger.wandb: wandb is not installed: pip install "mtl-train[wandb]"')
         self._folder = folder
         self._project = project
         self._mode = mode
@@ -118,13 +118,13 @@ class WandbLogger(Logger):
         """
         refusals: list[str] = []
         while self._held:
-            refusals += self._give(self._held[0])
+            refusals += self._send(self._held[0])
             del self._held[0]
             self._rows += 1
         if refusals:
             raise Refusal("; ".join(refusals))
 
-    def _give(self, row: dict[str, Any]) -> list[str]:
+    def _send(self, row: dict[str, Any]) -> list[str]:
         """Logs the row, whole or, if W&B rejects it, value by value; returns descriptions of the rejected values."""
         assert self._run is not None
         refusals = []

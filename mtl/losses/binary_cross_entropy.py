@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class BinaryCrossEntropy(nn.BCEWithLogitsLoss):
-    """Binary cross-entropy of logits for floating-point, integer and boolean targets; torch's takes only floats."""
+    """Binary cross-entropy of logits for floating-point, integer and boolean targets; torch's class needs floats."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Computes the mean over all elements of a prediction and a target of the same shape."""

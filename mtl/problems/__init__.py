@@ -1,1 +1,1 @@
-"""Problems that need more than data and losses from a library."""
+"""Problems that need code of their own, in addition to data sets and losses from a library."""

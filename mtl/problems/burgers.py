@@ -1,7 +1,7 @@
-"""The viscous Burgers equation, u_t + u·u_x = ν u_xx, for a network u(t, x): the standard test of such networks.
+"""The viscous Burgers equation, u_t + u·u_x = ν u_xx, solved by a network u(t, x): a common test of such networks.
 
 ν = 0.01/π, x in [−1, 1], t in [0, 1], u(0, x) = −sin πx, u(t, ±1) = 0. The tasks are the residual of the equation, the
-boundary condition and the initial condition. Each task has points of its own, which are drawn anew for every step.
+boundary condition and the initial condition. The points of each task are drawn anew for every step.
 
 Source: Raissi, Perdikaris and Karniadakis, arXiv 1711.10561; as a problem of conflicting gradients, arXiv 2408.11104.
 """
@@ -113,7 +113,8 @@ def _u(model: "MultiTaskModel", point: Tensor) -> Tensor:
     u: Tensor = model.trunk(point)
     if u.shape != point.shape[:1]:
         raise UserError(
-            f"the trunk gives u of shape {tuple(u.shape)} for {len(point)} points; it must be one number each"
+            f"the trunk returns u of shape {tuple(u.shape)} for {len(point)} points; it must return one number for "
+            "each point"
         )
     return u
 

@@ -132,7 +132,7 @@ def set_cpu_states(states: tuple[Any, Any, torch.Tensor]) -> None:
 
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
+def preserved_generators() -> Iterator[None]:
     """Restores the random generators after the block, so that the block doesn't affect later draws.
 
     Saving and restoring takes about 0.1 ms. GPU generators are skipped if no GPU has been used so far.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mtl.errors import UserError, told
+from mtl.errors import UserError, describe_error
 
 CHECK_INTERVAL = 0.3  # seconds between two checks of the parent process
 
@@ -37,7 +37,7 @@ def no_exit() -> Iterator[None]:
     except Ended:
         raise
     except SystemExit as error:
-        raise UserError(f"something called sys.exit: {told(error)}") from error
+        raise UserError(f"something called sys.exit: {describe_error(error)}") from error
 
 
 class Stop:

@@ -1,1 +1,1 @@
-"""The parts of `python -m mtl.report`: runs are read, grouped, compared and reported."""
+"""The modules of `python -m mtl.report`, which read, group and compare runs, and write the report."""

@@ -1,4 +1,4 @@
-"""Limits of what the numbers of a section can show."""
+"""Caveats: what the numbers of a section can't show."""
 
 import math
 from collections.abc import Iterator
@@ -40,18 +40,18 @@ def _choosing(comparison: Comparison) -> Iterator[str]:
     who = f" of {listed(blind)}" * (len(blind) < len(comparison.methods))
     if any(run.chosen_on_test for method in comparison.methods for run in method.runs.values()):
         yield (
-            "The test split was used for choosing: validation and test are the same data, so each run's best epoch was "
-            "chosen on the figures that are shown here. They are too good, and so is a choice of a method by them."
+            "The test split was used for choosing: validation and test are the same data, so the best epoch of each "
+            "run was chosen by the figures that are shown here. These figures are too good, also for choosing a method."
         )
     elif comparison.split == "test" and blind:
         yield (
-            f"There is no validation{who}: whoever chooses a method by these figures chooses on the test split, and "
-            "has none left to say how good it is."
+            f"There is no validation{who}: choosing a method by these figures uses the test split, so that no unused "
+            "data remain to evaluate the chosen method."
         )
     elif comparison.split == "val":
         yield (
-            "These are figures of the validation split, at the epoch that was chosen by it: they are too good. A test "
-            "split would say by how much."
+            "These are figures of the validation split at the epoch that was chosen by validation, so they are too "
+            "good. A test split would show by how much."
         )
 
 
@@ -60,7 +60,7 @@ def _confounded(comparison: Comparison) -> Iterator[str]:
     hidden = list(dict.fromkeys(key for method in comparison.methods for key in method.name.left_out))
     if hidden:
         keys = listed(hidden, 12)
-        yield f"The methods differ in more than their names say: {keys}. A difference in figures may come from these."
+        yield f"The methods differ in more than their names say: {keys}. These may also explain differences in figures."
 
 
 def _seeds(comparison: Comparison) -> Iterator[str]:
@@ -78,9 +78,9 @@ def _seeds(comparison: Comparison) -> Iterator[str]:
             if set(every) - set(m.runs)
         ]
         yield (
-            f"Not every method has every seed, so their means are over different ones: {listed(lacking)}. Ranks "
-            "are over the seeds that all have, tests over those shared with the reference, and the choice by "
-            "validation over those that most have."
+            f"Not every method has every seed, so the means are over different seeds: {listed(lacking)}. Ranks are "
+            "over the seeds that all methods have, tests over the seeds in common with the reference, and the choice "
+            "by validation over the seeds that most methods have."
         )
     counts = _counts(comparison)
     few = min((n for ns in counts.values() for n in ns if n > 1), default=6)
@@ -88,18 +88,18 @@ def _seeds(comparison: Comparison) -> Iterator[str]:
         those = [label for label, ns in counts.items() if few in ns]
         who = f" ({listed(those)})" * (len(those) < len(counts))
         yield (
-            f"With {few} seeds{who} the intervals and the t-test take the seeds' figures for normally distributed, "
-            "which so few can't show, and a small p may only mean that a few differences happened to be alike. A test "
-            f"by signed ranks, which doesn't, can't get below p = {smallest_p(few):g} with {few}; it takes 6 seeds to "
-            "get below 0.05."
+            f"With {few} seeds{who} the intervals and the t-test assume normally distributed figures, which so few "
+            "seeds can't confirm, and a small p may only mean that a few differences happened to be similar. A "
+            f"signed-rank test, which doesn't assume this, can't get below p = {smallest_p(few):g} with {few} seeds; "
+            "it takes 6 seeds to get below 0.05."
         )
     stiff = [method.label for method in comparison.everything if _same_in_all_seeds(method, comparison)]
     if stiff:
-        yield f"All seeds of {listed(stiff)} have the same figures: the seed seems to have no effect there."
+        yield f"All seeds of {listed(stiff)} have the same figures: the seed seems to have no effect."
     if repeated := [run for method in comparison.everything for run in method.repeated]:
         yield (
-            "Run more than once with the same settings and seed, of which the newest counts: "
-            f"{listed([str(run.folder) for run in repeated])} left out."
+            "Run more than once with the same settings and seed, of which only the newest run counts. Left out: "
+            f"{listed([str(run.folder) for run in repeated])}."
         )
 
 
@@ -131,7 +131,7 @@ def _lost(comparison: Comparison) -> Iterator[str]:
             states = listed(sorted({run.status for run in method.lost}))
             yield (
                 f"{method.label}: {len(method.lost)} of {len(method.lost) + len(method.runs)} runs didn't finish "
-                f"({states}). Its figures are of those that did, which may be the better ones."
+                f"({states}). Its figures are those of the finished runs, which may be the better ones."
             )
 
 
@@ -153,7 +153,7 @@ def _budgets(comparison: Comparison) -> Iterator[str]:
     if differing:
         early = any((m.settings.get("trainer") or {}).get("patience") is not None for m in methods)
         why = " trainer.patience ends runs early." if early else ""
-        yield f"Different budgets: {', '.join(differing)}.{why} Differences may come from these."
+        yield f"Different budgets: {', '.join(differing)}.{why} These may also explain differences in figures."
 
 
 def _data(comparison: Comparison) -> Iterator[str]:
@@ -177,7 +177,10 @@ def _data(comparison: Comparison) -> Iterator[str]:
         m.label for m in comparison.everything if any(r.fingerprint(comparison.split) is None for r in m.runs.values())
     ]
     if missing:
-        yield f"Whether all had the same data isn't known: {listed(missing)} can't tell, or didn't write it down."
+        yield (
+            f"Whether all had the same data isn't known: there is no fingerprint of the {comparison.split} split for "
+            f"{listed(missing)}."
+        )
 
 
 def _versions(comparison: Comparison) -> Iterator[str]:
@@ -190,14 +193,14 @@ def _versions(comparison: Comparison) -> Iterator[str]:
                 versions.setdefault(version, []).append(method.label)
         if len(versions) > 1:
             who = "; ".join(f"{version} ({listed(labels)})" for version, labels in versions.items())
-            yield f"Different {what}: {who}. Figures may differ a little by that, time and memory by more."
+            yield f"Different {what}: {who}. Figures may differ a little because of this, time and memory more."
 
 
 def _times(comparison: Comparison) -> Iterator[str]:
     if together := side_by_side(comparison):
         yield (
-            f"Jobs ran side by side (hydra/launcher={listed(together)}), so their times say as much of the machine's "
-            "load as of the methods, whatever their intervals; they aren't compared."
+            f"Jobs ran side by side (hydra/launcher={listed(together)}), so their times depend on the load of the "
+            "machine as well as on the methods, whatever the intervals; they aren't compared."
         )
 
 
@@ -205,16 +208,22 @@ def _monitors(comparison: Comparison) -> Iterator[str]:
     runs = [run for method in comparison.methods for run in method.runs.values() if run.validated]
     monitors = {str((run.metrics.get("best") or {}).get("monitor")) for run in runs}
     if len(monitors) > 1:
-        yield f"Their best epochs were chosen by different figures: {'; '.join(sorted(monitors))}."
+        yield f"The best epochs were chosen by different figures: {'; '.join(sorted(monitors))}."
 
 
 def _figures(comparison: Comparison) -> Iterator[str]:
     silent = [task for task in comparison.tasks if not any(figure.task == task for figure in comparison.figures)]
     if silent:
-        yield f"There are no figures of {listed(silent)} on {comparison.split}, so nothing here speaks of them."
+        yield (
+            f"There are no figures of {listed(silent)} on {comparison.split}, so this section shows nothing about "
+            "these tasks."
+        )
     unknown = [str(figure) for figure in comparison.mains if figure.mode is None]
     if unknown:
-        yield f"Which way {listed(unknown)} is better isn't known, so there is no Δm, rank or front with it."
+        yield (
+            f"Whether higher or lower is better isn't known for {listed(unknown)}, so there is no Δm, rank or front "
+            "with these figures."
+        )
     broken = []
     for method in comparison.everything:
         for seed, run in method.runs.items():
@@ -229,8 +238,8 @@ def _figures(comparison: Comparison) -> Iterator[str]:
             ]
     if broken:
         yield (
-            f"Left out, since there is no number: {listed(broken)}. Where a run diverged, the mean that is left "
-            "flatters its method."
+            f"Left out, since there is no number: {listed(broken)}. If a run diverged, the mean of the other runs "
+            "flatters the method."
         )
 
 
@@ -243,7 +252,7 @@ def _baselines(comparison: Comparison) -> Iterator[str]:
                 if keys:
                     differing.setdefault(f"{task} alone differs in {listed(keys)}", []).append(method.label)
     for what, labels in differing.items():
-        yield f"Δm of {listed(labels)} is against runs of other settings: {what}."
+        yield f"Δm of {listed(labels)} compares with single-task runs of other settings: {what}."
 
 
 def _unsteady(comparison: Comparison) -> Iterator[str]:
@@ -255,7 +264,7 @@ def _unsteady(comparison: Comparison) -> Iterator[str]:
             if high > UNSTEADY * low:
                 yield (
                     f"{figure} of {single.label} goes from {number(low)} to {number(high)} over seeds. Δm divides by "
-                    "it, so the seeds in which it is small rule Δm, whatever the means are."
+                    "this figure, so the seeds in which it is small dominate Δm, whatever the means are."
                 )
 
 
@@ -267,4 +276,7 @@ def _tasks(comparison: Comparison) -> Iterator[str]:
             groups.setdefault(", ".join(method.tasks), []).append(method.label)
     if len(groups) > 1:
         who = "; ".join(f"{tasks} ({listed(labels)})" for tasks, labels in groups.items())
-        yield f"Δm is over each method's own tasks, so it can't be compared between methods with others: {who}."
+        yield (
+            "Δm is the mean over each method's own tasks, so it can't be compared between methods with different "
+            f"tasks: {who}."
+        )

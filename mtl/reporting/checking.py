@@ -1,4 +1,4 @@
-"""What the files of a run must hold to be compared with others: anybody may have written them."""
+"""Checks of the files of a run before a report uses them, since anybody may have written the files."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,83 +8,83 @@ from mtl.errors import UserError
 from mtl.safety.bounded import leaves
 from mtl.text import plain
 
-LARGEST = 1e40  # of a figure: beyond what float32 holds; squares of such numbers, and of their ratios, are finite
-LONGEST = 100_000  # characters of a text
-LONGEST_NAME = 200  # characters of a task's or a figure's name
-MOST_TASKS = 1_000  # a report of as many takes a quarter of a minute
-MOST_FIGURES = 5_000  # of a split
-MOST_VALUES = 20_000  # of a config
+LARGEST = 1e40  # the largest figure, more than float32 can hold; squares of figures and of their ratios are finite
+LONGEST = 100_000  # the most characters of a text
+LONGEST_NAME = 200  # the most characters of a task's or a figure's name
+MOST_TASKS = 1_000  # a report of this number of tasks takes a quarter of a minute
+MOST_FIGURES = 5_000  # the most figures of a split
+MOST_VALUES = 20_000  # the most values of a config
 Check = Callable[[Any], bool]
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is a text."""
+    """Returns whether the value is a text."""
     return isinstance(value, str)
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is a whole number from 0 on, or not known."""
+    """Returns whether the value is a whole number of at least 0, or None."""
     return value is None or (type(value) is int and value >= 0)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number that can be calculated with, one that isn't finite, or not known."""
+    """Returns whether the value is a number up to `LARGEST` in size, infinite, NaN, or None."""
     known = type(value) in (int, float)
     return value is None or (known and (not math.isfinite(value) or abs(value) <= LARGEST))
 
 
 def is_finite(value: Any) -> bool:
-    """Whether it is a number that can be calculated with, or not known."""
+    """Returns whether the value is a finite number up to `LARGEST` in size, or None."""
     return is_number(value) and (value is None or math.isfinite(value))
 
 
 def mapping(check: Check) -> Check:
-    """Whether it is a mapping of such values, with names that aren't too long."""
+    """Returns a check for mappings whose values pass the check and whose names aren't too long."""
     return lambda value: (
         isinstance(value, dict) and all(len(name) <= LONGEST_NAME and check(each) for name, each in value.items())
     )
 
 
 def of(check: Check) -> Check:
-    """Whether it is a mapping of such values, or not known."""
+    """Returns a check for mappings whose values pass the check, see `mapping`, or None."""
     return or_none(mapping(check))
 
 
 def with_keys(**checks: Check) -> Check:
-    """Whether it is a mapping that has such values under these keys, where it has them, or not known."""
+    """Returns a check for mappings whose values pass the check of their key, or None; a missing value is None."""
     return lambda value: (
         value is None or (isinstance(value, dict) and all(check(value.get(name)) for name, check in checks.items()))
     )
 
 
 def or_none(check: Check) -> Check:
-    """Whether it is such a value, or not known."""
+    """Returns a check for values that pass the check, or None."""
     return lambda value: value is None or check(value)
 
 
 def is_list_of(check: Check) -> Check:
-    """Whether it is a list of such values, or not known."""
+    """Returns a check for lists whose values pass the check, or None."""
     return lambda value: value is None or (isinstance(value, list) and all(map(check, value)))
 
 
 def is_scalar(value: Any) -> bool:
-    """Whether it is neither a list nor a mapping."""
+    """Returns whether the value is neither a list nor a mapping."""
     return not isinstance(value, list | dict)
 
 
 def is_cosine(value: Any) -> bool:
-    """Whether it is what a run says of the gradients of two tasks; runs that are older than `steps` have none."""
+    """Returns whether the value describes the cosines of two tasks' gradients; in older runs, `steps` is missing."""
     needed = isinstance(value, dict) and all(value.get(name) is not None for name in ("mean", "below_zero"))
     return needed and all(map(is_finite, value.values()))
 
 
 def is_mode(value: Any) -> bool:
-    """Whether it says which way is better, or that this isn't known."""
+    """Returns whether the value is `max`, `min`, or None if unknown."""
     return value in ("max", "min", None)
 
 
 def are_figures(value: Any) -> bool:
-    """Whether it is figures by task, and not more than a report can show, or not known."""
+    """Returns whether the value consists of at most `MOST_FIGURES` figures by task, or is None."""
     return of(mapping(is_number))(value) and sum(map(len, (value or {}).values())) <= MOST_FIGURES
 
 
@@ -96,11 +96,11 @@ METRICS: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(["seconds_per_step", "memory_per_step"], (is_finite, f"a finite number up to {LARGEST:g}")),
     "best": (
         with_keys(epoch=is_count, monitor=is_scalar, value=is_number, mode=is_mode),
-        "an epoch, what was monitored, its value and which way is better",
+        "a mapping with epoch, monitor, value and mode",
     ),
     **dict.fromkeys(
         ["val", "test"],
-        (are_figures, f"tasks, each with figures that are numbers up to {LARGEST:g}, in all {MOST_FIGURES:,} at most"),
+        (are_figures, f"tasks, each with figures, numbers up to {LARGEST:g}; at most {MOST_FIGURES:,} figures in all"),
     ),
     "kinds": (of(is_mode), "figures, each with max, min or null"),
     "samples": (of(is_count), "splits, each with a whole number"),
@@ -111,7 +111,7 @@ METRICS: dict[str, tuple[Check, str]] = {
 
 
 def is_task(value: Any) -> bool:
-    """Whether it is what a config says of a task."""
+    """Returns whether the value is a task in a config."""
     return isinstance(value, dict) and (isinstance(value.get("weight"), dict) or is_number(value.get("weight", 1)))
 
 
@@ -133,49 +133,52 @@ CONFIG: dict[str, tuple[Check, str]] = {
 }
 
 
-def checked_metrics(found: Any) -> dict[str, Any]:
-    """What a metrics.json holds.
+def checked_metrics(content: Any) -> dict[str, Any]:
+    """Returns the checked content of a metrics.json.
 
     Raises:
-        UserError: where it isn't what a run writes, as far as a report needs it.
+        UserError: If a value that a report needs isn't of the kind that a run writes.
     """
-    return _checked(found, METRICS, "metrics.json")
+    return _checked(content, METRICS, "metrics.json")
 
 
-def checked_config(found: Any) -> dict[str, Any]:
-    """What a config.yaml holds; it may be of something else than a run.
+def checked_config(content: Any) -> dict[str, Any]:
+    """Returns the checked content of a config.yaml, which may be that of something other than a run.
 
     Raises:
-        UserError: where it isn't what a run writes, as far as a report needs it.
+        UserError: If a value that a report needs isn't of the kind that a run writes.
     """
-    config = _checked(found, CONFIG, "config.yaml", all_there={"seed", "tasks", "trainer"} <= set(found or ()))
+    is_run = {"seed", "tasks", "trainer"} <= set(content or ())
+    config = _checked(content, CONFIG, "config.yaml", check_keys=is_run)
     tasks = config.get("tasks") if isinstance(config.get("tasks"), dict) else None
     if tasks is not None and len(tasks) > MOST_TASKS:
-        raise UserError(f"config.yaml has {len(tasks):,} tasks; a report takes {MOST_TASKS:,}")
+        raise UserError(f"config.yaml has {len(tasks):,} tasks; a report takes at most {MOST_TASKS:,}")
     for _ in leaves(config, "config.yaml", most=MOST_VALUES) if tasks is not None else ():
-        pass  # it raises where there are more
+        pass  # `leaves` raises an error if there are more values
     for name in tasks or ():
         if not (name.isascii() and name.isidentifier() and len(name) <= LONGEST_NAME):
             raise UserError(f"config.yaml has a task '{name[:LONGEST_NAME]}', which isn't a name that a task may have")
     return config
 
 
-def _checked(found: Any, checks: Mapping[str, tuple[Check, str]], file: str, all_there: bool = True) -> dict[str, Any]:
-    if not isinstance(found, dict):
+def _checked(
+    content: Any, checks: Mapping[str, tuple[Check, str]], file: str, check_keys: bool = True
+) -> dict[str, Any]:
+    if not isinstance(content, dict):
         raise UserError(f"{file} holds no mapping")
-    whole: dict[str, Any] = _plain(found, file)
-    for key, (check, wanted) in checks.items() if all_there else ():
-        if key in whole and not check(whole[key]):
-            shown = repr(whole[key])
-            raise UserError(f"{file}: {key} is {shown[:60]}{'…' * (len(shown) > 60)}; it would be {wanted}")
-    return whole
+    values: dict[str, Any] = _plain(content, file)
+    for key, (check, wanted) in checks.items() if check_keys else ():
+        if key in values and not check(values[key]):
+            shown = repr(values[key])
+            raise UserError(f"{file}: {key} is {shown[:60]}{'…' * (len(shown) > 60)}; it must be {wanted}")
+    return values
 
 
 def _plain(value: Any, file: str) -> Any:
-    """The same with texts and keys that can be printed, and keys that are texts."""
+    """Returns the value with printable texts, and with keys that are printable texts."""
     if isinstance(value, dict):
         if not isinstance(value.get("_target_", ""), str):
-            raise UserError(f"{file}: a _target_ is {value['_target_']!r:.60}; it would be a dotted name")
+            raise UserError(f"{file}: a _target_ is {value['_target_']!r:.60}; it must be a dotted name")
         return {_plain(str(key), file): _plain(each, file) for key, each in value.items()}
     if isinstance(value, list):
         return [_plain(each, file) for each in value]

@@ -113,10 +113,10 @@ class Comparison:
         ours, alone, signs = {}, {}, {}
         for figure in chosen:
             if figure.mode is None:
-                return Delta(None, "", f"it isn't known which way {figure} is better")
+                return Delta(None, "", f"it isn't known whether higher or lower {figure} is better")
             single, _ = self.section.baseline(method, figure.task)
             if single is None:
-                several = f"several settings of {figure.task} alone, none of them this method's"
+                several = f"runs of {figure.task} alone have several settings, none of them this method's"
                 why = several if self.section.singles.get(figure.task) else f"no run of {figure.task} alone"
                 return Delta(None, "", why)
             ours[figure.task] = method.values(self.split, figure.task, figure.name)
@@ -157,11 +157,11 @@ class Comparison:
 
     def _difference(self, method: Method, figure: Figure) -> Difference:
         if figure.task not in self.reference.tasks:
-            return Difference(None, None, "the reference hasn't this task")
+            return Difference(None, None, "the reference doesn't have this task")
         ours, theirs = (m.values(self.split, figure.task, figure.name) for m in (method, self.reference))
         difference = paired(ours, theirs)
         if difference.estimate is None and set(method.runs) & set(self.reference.runs):
-            return Difference(None, None, "no seed in which both have a number")
+            return Difference(None, None, "no common seed in which both have a number")
         return difference
 
     @cached_property
@@ -204,10 +204,10 @@ def side_by_side(comparison: Comparison) -> list[str]:
 
 
 def check_names(sections: Sequence[Section], reference: str | None, pairs: Sequence[Sequence[str]]) -> None:
-    """Checks that some section has each name from the command line.
+    """Checks that each name from the command line is in at least one section.
 
     Raises:
-        UserError: If no section has a name.
+        UserError: If a name is in no section.
     """
     methods = [method for section in sections for method in section.methods]
     labels = sorted({method.label for method in methods}, key=natural)
@@ -272,7 +272,7 @@ def _choose(methods: Sequence[Method]) -> Choice:
     best = [run.metrics.get("best") or {} for run in runs]
 
     if any(run.chosen_on_test for run in runs):
-        return none("validation and test are the same data, so choosing by either uses the test split")
+        return none("validation and test are the same data, so choosing by either would use the test split")
     if not any(run.validated for run in runs):
         return none("there is no validation")
     if not all(isinstance(b.get("value"), int | float) and isfinite(b["value"]) for b in best):
@@ -282,14 +282,14 @@ def _choose(methods: Sequence[Method]) -> Choice:
         return none(f"the runs monitor different things: {'; '.join(sorted(different))}")
     mode = best[0].get("mode")
     if mode not in ("max", "min"):
-        return none("it isn't known which way the monitored value is better")
+        return none("it isn't known whether higher or lower monitored values are better")
     held = Counter(seed for method in methods for seed in method.runs)
     seeds = sorted(seed for seed, count in held.items() if 2 * count > len(methods))
     placed = [method for method in methods if set(seeds) <= set(method.runs)]
     if len(placed) < 2:
         seeds, placed = sorted(seed for seed, count in held.items() if count == len(methods)), list(methods)
     if not seeds:
-        return none("no seed is common to all methods, and means over different ones may differ by these alone")
+        return none("no seed is common to all methods, and means over different seeds may differ for this reason alone")
     values = {m.label: {seed: float(m.runs[seed].metrics["best"]["value"]) for seed in seeds} for m in placed}
     order = sorted(placed, key=lambda m: fmean(values[m.label].values()), reverse=mode == "max")
     return Choice(order, [values[m.label] for m in order], different.pop(), "")

@@ -33,7 +33,7 @@ def delta(ours: Mapping[str, Values], alone: Mapping[str, Values], signs: Mappin
 
     Args:
         ours: The method's values, by task.
-        alone: The values of the single-task runs, by task; the interval includes their spread.
+        alone: The values of the single-task runs, by task; the interval includes the spread of these values.
         signs: By task, 1 if higher is better and -1 if lower is better.
     """
     tasks = list(signs)
@@ -41,9 +41,8 @@ def delta(ours: Mapping[str, Values], alone: Mapping[str, Values], signs: Mappin
         if not ours.get(task) or not alone.get(task):
             return Delta(None, "", f"no figures of {task}" + (" alone" if ours.get(task) else ""))
         if min(alone[task].values()) <= 0:
-            return Delta(
-                None, "", f"{task} alone is {min(alone[task].values()):.3g}, of which no percentage can be told"
-            )
+            lowest = min(alone[task].values())
+            return Delta(None, "", f"{task} alone is {lowest:.3g}, so relative differences have no meaning")
     seeds = set.intersection(*(set(ours[task]) for task in tasks))
     common = [seed for seed in sorted(seeds) if all(seed in alone[task] for task in tasks)]
     if len(common) > 1:

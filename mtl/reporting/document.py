@@ -31,13 +31,14 @@ class Bullets:
 class Table:
     """A table.
 
-    title: The title.
-    columns: The column headings; the first `texts` columns contain text, the others numbers.
-    rows: The rows, with one cell per column.
-    texts: The number of text columns.
-    strong: The numbers of the rows to emphasise.
-    note: An explanation of the table.
-    detail: Whether the table is for reference: folded in HTML, and left out on the terminal.
+    Args:
+        title: The title.
+        columns: The column headings; the first `texts` columns contain text, the others numbers.
+        rows: The rows, with one cell per column.
+        texts: The number of text columns.
+        strong: The numbers of the rows to emphasise.
+        note: An explanation of the table.
+        detail: Whether the table is for reference: folded in HTML, and left out on the terminal.
     """
 
     title: str
@@ -53,10 +54,11 @@ class Table:
 class Picture:
     """A plot.
 
-    name: The name of the plot's file.
-    title: The title, which is also the description for screen readers.
-    svg: The SVG from mtl.reporting.svg.take.
-    note: An explanation of the plot.
+    Args:
+        name: The name of the plot's file.
+        title: The title, which is also the description for screen readers.
+        svg: The SVG from mtl.reporting.svg.take.
+        note: An explanation of the plot.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Which runs belong together: those of one problem are compared, those that differ in the seed alone are one method."""
+"""Groups runs: runs of one problem form a section, and runs that differ only in the seed form a method."""
 
 import json
 import math
@@ -9,20 +9,20 @@ from typing import Any
 from mtl.reporting.naming import Name, differences, names, natural
 from mtl.reporting.reading import Run, without
 
-OF_SEVERAL = {"balancer", "gradients", "passes", "trainer.monitor"}  # what means nothing to a task by itself
+OF_SEVERAL = {"balancer", "gradients", "passes", "trainer.monitor"}  # keys without meaning for a single task
 
 
 @dataclass
 class Method:
-    """Finished runs that differ in the seed alone.
+    """Finished runs that differ only in the seed.
 
     Args:
-        label: what tells it from the other methods of its section.
-        runs: by seed, one each.
-        settings: the config that they have in common.
-        name: what the label is made of.
-        lost: its runs that didn't finish.
-        repeated: finished runs whose seed a newer one has too; they don't count.
+        label: The name in the report, different for each method of the section.
+        runs: The run for each seed.
+        settings: The config that the runs have in common.
+        name: The name of the config, of which the label consists.
+        lost: The runs of the method that didn't finish.
+        repeated: Finished runs for whose seed there is a newer run; they don't count.
     """
 
     label: str
@@ -34,28 +34,28 @@ class Method:
 
     @property
     def tasks(self) -> list[str]:
-        """Its tasks' names."""
+        """The names of the method's tasks."""
         return list(self.settings["tasks"])
 
     def values(self, split: str, task: str, name: str) -> dict[int, float]:
-        """By seed what was measured; what isn't there, or isn't a finite number, is left out."""
-        found = {}
+        """Returns a figure of a task for each seed; seeds without a finite number are left out."""
+        values = {}
         for seed, run in self.runs.items():
             value = ((run.metrics.get(split) or {}).get(task) or {}).get(name)
             if isinstance(value, int | float) and math.isfinite(value):
-                found[seed] = float(value)
-        return found
+                values[seed] = float(value)
+        return values
 
 
 @dataclass
 class Section:
-    """Methods that can be compared, since they have one problem and one evaluation.
+    """Methods that can be compared, since they have the same problem and are measured on the same data.
 
     Args:
-        title: the problem's name, and that of its data where a problem has several.
-        methods: in the order of their names.
-        split: whose figures are compared, `test` or `val`.
-        singles: by task the groups of runs that had this task alone, while the methods have several.
+        title: The name of the problem, with the name of the data if the problem has several sections.
+        split: The split whose figures are compared, `test` or `val`.
+        methods: The methods, sorted by name.
+        singles: For each task, the groups of single-task runs; only for tasks that are in runs of several tasks.
     """
 
     title: str
@@ -64,51 +64,53 @@ class Section:
     singles: dict[str, list[Method]]
 
     def baseline(self, method: Method, task: str) -> tuple[Method | None, list[str]]:
-        """The single-task runs that a method's task is measured against, and the keys in which they differ otherwise.
+        """Returns the single-task runs with which a method's task is compared, and the keys in which settings differ.
 
-        Those of the method's own settings where there are such; else those that there are, if they have one setting.
+        These are the runs that have the method's own settings. If there are none, and all single-task runs of the task
+        have one setting, these are taken; otherwise the result is None.
         """
-        there = self.singles.get(task, [])
+        singles = self.singles.get(task, [])
         own = _alone(method.settings, task)
-        for single in there:
+        for single in singles:
             if _alone(single.settings, task) == own:
                 return single, []
-        if len(there) == 1:
-            both = differences([_alone(there[0].settings, task), own], [{}, {}])
-            return there[0], list(dict.fromkeys([*both[0], *both[1]]))
+        if len(singles) == 1:
+            both = differences([_alone(singles[0].settings, task), own], [{}, {}])
+            return singles[0], list(dict.fromkeys([*both[0], *both[1]]))
         return None, []
 
 
 def sections(runs: Sequence[Run], split: str | None) -> list[Section]:
-    """Puts the runs into sections, and there into methods and single-task runs.
+    """Groups runs into sections, and the runs of each section into methods and single-task runs.
 
-    Runs of one problem whose data have other settings are in one section if they are known to be measured on the same
-    data, by fingerprints of the split, or each on the same as a third.
+    Runs of one problem with different settings of the data are in one section if fingerprints of the split show that
+    they are measured on the same data, directly or via other runs.
 
     Args:
-        runs: in any state.
-        split: the one whose figures are compared, `test` or `val`; None: the test split where a problem has one.
+        runs: Runs with any status.
+        split: The split whose figures are compared, `test` or `val`; None for test if any run of the problem has
+            figures of the test split, else val.
     """
     runs = _without_seeds_that_follow(runs)
     problems: dict[str | None, list[Run]] = {}
     for run in runs:
         if run.status == "finished":
             problems.setdefault(run.problem, []).append(run)
-    found: list[Section] = []
-    for problem, theirs in problems.items():
-        chosen = split or ("test" if any(run.metrics.get("test") for run in theirs) else "val")
-        parts = _by_data(theirs, chosen)
-        data = [{"data": part[0].settings["data"]} for part in parts]
-        called = [name.text for name in names(data, [part[0].choices for part in parts])]
+    result: list[Section] = []
+    for problem, of_problem in problems.items():
+        chosen = split or ("test" if any(run.metrics.get("test") for run in of_problem) else "val")
+        groups = _by_data(of_problem, chosen)
+        data = [{"data": group[0].settings["data"]} for group in groups]
+        data_names = [name.text for name in names(data, [group[0].choices for group in groups])]
         title = problem or "a problem whose name isn't known"
-        for part, name in zip(parts, called, strict=True):
-            found.append(_section(f"{title} ({name})" if len(parts) > 1 else title, chosen, part))
-    _give_lost(found, [run for run in runs if run.status != "finished"])
-    return sorted(found, key=lambda section: natural(section.title))
+        for group, name in zip(groups, data_names, strict=True):
+            result.append(_section(f"{title} ({name})" if len(groups) > 1 else title, chosen, group))
+    _add_lost(result, [run for run in runs if run.status != "finished"])
+    return sorted(result, key=lambda section: natural(section.title))
 
 
 def _without_seeds_that_follow(runs: Sequence[Run]) -> Sequence[Run]:
-    """The runs without keys `seed` of parts, such as a balancer's, that have the run's own seed in every run."""
+    """Removes nested keys `seed`, such as a balancer's, that are equal to the run's seed in every run."""
     follows: dict[str, bool] = {}
     for run in runs:
         for name, seed in _seeds(run.config):
@@ -126,7 +128,7 @@ def _seeds(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, An
 
 
 def key(config: Mapping[str, Any]) -> str:
-    """The same text for the same config, whatever the order of its keys, and whether 1 is written 1 or 1.0."""
+    """Returns a text that is the same for equal configs, regardless of the order of keys; 1 and 1.0 are equal."""
     return json.dumps(_with_floats(config), sort_keys=True, default=str)
 
 
@@ -139,27 +141,27 @@ def _with_floats(node: Any) -> Any:
 
 
 def _alone(config: dict[str, Any], task: str) -> dict[str, Any]:
-    """What of a config has to do with one task that is trained by itself; its weight has not."""
+    """Returns the part of a config that matters if one task is trained alone; the task's weight doesn't."""
     tasks = {task: {k: v for k, v in config["tasks"][task].items() if k != "weight"}}
     return without(config | {"tasks": tasks}, OF_SEVERAL)
 
 
 def _by_data(runs: Sequence[Run], split: str) -> list[list[Run]]:
-    """The runs, those that are measured on the same data together."""
-    parts: dict[str, list[Run]] = {}
+    """Groups runs by the data on which they are measured."""
+    by_settings: dict[str, list[Run]] = {}
     for run in runs:
         data = without(run.settings["data"] or {}, {"batch_size", "collate"})
-        parts.setdefault(key(data), []).append(run)
-    joined: list[tuple[set[str], list[Run]]] = []
-    for part in parts.values():
-        known, there, others = {p for run in part if (p := run.fingerprint(split)) is not None}, part, []
-        for prints, theirs in joined:
+        by_settings.setdefault(key(data), []).append(run)
+    groups: list[tuple[set[str], list[Run]]] = []
+    for group in by_settings.values():
+        known, joined, others = {p for run in group if (p := run.fingerprint(split)) is not None}, group, []
+        for prints, other in groups:
             if known & prints:
-                known, there = known | prints, theirs + there
+                known, joined = known | prints, other + joined
             else:
-                others.append((prints, theirs))
-        joined = [*others, (known, there)]
-    return [there for _, there in joined]
+                others.append((prints, other))
+        groups = [*others, (known, joined)]
+    return [group for _, group in groups]
 
 
 def _section(title: str, split: str, runs: Sequence[Run]) -> Section:
@@ -178,12 +180,12 @@ def _section(title: str, split: str, runs: Sequence[Run]) -> Section:
 
 
 def _methods(groups: Sequence[Sequence[Run]], *, alone: str | None = None) -> list[Method]:
-    """A method for each group of runs; `alone` is the one task that they have, if they are single-task runs."""
+    """Returns a method for each group of runs; `alone` is the task if the runs are single-task runs."""
     configs = [group[0].settings for group in groups]
     compared = configs if alone is None else [_alone(config, alone) for config in configs]
-    found = []
-    called = names(compared, [group[0].choices for group in groups])
-    for name, config, group in zip(called, configs, groups, strict=True):
+    methods = []
+    config_names = names(compared, [group[0].choices for group in groups])
+    for name, config, group in zip(config_names, configs, groups, strict=True):
         label = name.text if alone is None else f"{alone} alone, {name.text}" if len(groups) > 1 else f"{alone} alone"
         newest: dict[int, Run] = {}
         repeated = []
@@ -191,12 +193,12 @@ def _methods(groups: Sequence[Sequence[Run]], *, alone: str | None = None) -> li
             if run.seed in newest:
                 repeated.append(newest[run.seed])
             newest[run.seed] = run
-        found.append(Method(label, dict(sorted(newest.items())), config, name, repeated=repeated))
-    return found
+        methods.append(Method(label, dict(sorted(newest.items())), config, name, repeated=repeated))
+    return methods
 
 
-def _give_lost(sections: Sequence[Section], lost: Sequence[Run]) -> None:
-    """Gives runs that didn't finish to the methods, or single-task runs, whose settings they have."""
+def _add_lost(sections: Sequence[Section], lost: Sequence[Run]) -> None:
+    """Adds runs that didn't finish to the methods, or to the single-task runs, with the same settings."""
     own = {key(method.settings): method for section in sections for method in section.methods}
     alone = {
         key(_alone(single.settings, task)): single
@@ -210,5 +212,5 @@ def _give_lost(sections: Sequence[Section], lost: Sequence[Run]) -> None:
         method = own.get(key(run.settings))
         if method is None and len(run.tasks) == 1:
             method = alone.get(key(_alone(run.settings, run.tasks[0])))
-        if method is not None and run.seed not in method.runs:  # else it was repeated, and with success
+        if method is not None and run.seed not in method.runs:  # otherwise the run was repeated successfully
             method.lost.append(run)

@@ -17,27 +17,29 @@ from mtl.reporting.writing import listed, number, plus_minus, signed, slug
 
 SHOWN = 6  # the most metrics listed for the chosen method
 METHOD = [
-    "A method is the finished runs whose configs differ in the seed alone, and in keys that have no bearing on the "
-    f"figures ({listed(sorted(UNSEEN - {'seed', 'only'}), 20)}). It is named by what tells it from others.",
-    "Figures are those of the best epoch on validation, and of the last epoch of runs without validation. ± and [ ] "
-    "are 95 % confidence intervals by Student's t over seeds. They say how far other seeds would move the mean on the "
-    "same data, not what other test samples would.",
-    "Δm is the mean over tasks of (method - alone) / alone in percent, of each task's main figure, its first that "
-    "isn't the loss. The sign is turned where less is better, so above 0 the method beats the tasks alone (Maninis et "
-    "al. 2019, arXiv 1904.08918). With at least two seeds in common it is taken seed by seed, and the interval is over "
-    "these; otherwise of the means, with the interval by the delta method and Welch's and Satterthwaite's degrees of "
-    "freedom. Either way the spread of the single-task runs is in it.",
+    "A method consists of the finished runs whose configs differ only in the seed, and in keys that don't affect the "
+    f"figures ({listed(sorted(UNSEEN - {'seed', 'only'}), 20)}). Its name has the values that distinguish it from "
+    "other methods.",
+    "Figures are those of the best epoch on validation, or of the last epoch for runs without validation. ± and [ ] "
+    "are 95 % confidence intervals by Student's t over seeds. They describe how much other seeds would change the mean "
+    "on the same data, not how much other test samples would.",
+    "Δm is the mean over tasks of (method - alone) / alone in percent, for each task's main figure, the first that "
+    "isn't the loss. The sign is reversed if lower is better, so values above 0 mean that the method is better than "
+    "single-task runs (Maninis et al. 2019, arXiv 1904.08918). With at least two common seeds, Δm is computed for each "
+    "seed, and the interval is over the seeds; otherwise Δm is computed from the means, with an interval by the delta "
+    "method and Welch's and Satterthwaite's degrees of freedom. Both intervals include the spread of the single-task "
+    "runs.",
     "The mean rank is over the tasks and seeds that all methods have; 1 is the best, and equal figures share a rank.",
-    "Tests are paired t-tests against the reference over common seeds, two-sided. Holm's correction is for all tests "
-    "of their table together; those of another table aren't counted in. It is for p alone: the intervals of "
-    "differences aren't corrected, so one may leave out zero where the corrected p is above 0.05.",
-    "Bands of curves are 95 % intervals at each step by itself; a whole curve leaves its band more often.",
+    "Tests are two-sided paired t-tests against the reference over common seeds. Holm's correction is for all tests of "
+    "one table, without those of other tables. It changes p only: the intervals of differences aren't corrected, so an "
+    "interval may exclude zero although the corrected p is above 0.05.",
+    "Bands of curves are 95 % intervals for each step separately; a whole curve leaves the band more often.",
     "Time and memory are the runs' own measurements: seconds per step, logging included, and the peak beyond "
     "parameters, buffers and the optimizer's state, in MB of a million bytes.",
-    "Data are taken for the same where their fingerprints are: a digest of all of a split that is in memory, of others "
-    "the length and 16 samples.",
-    "The front and its hypervolume are of the methods' means (moocore). The reference point is the worst of either "
-    "figure in any run of these methods, so volumes of different reports can't be compared.",
+    "Data count as the same if their fingerprints are equal: a digest of the whole split if it is in memory, otherwise "
+    "of its length and 16 samples.",
+    "The front and its hypervolume are computed from the methods' means (moocore). The reference point has the worst "
+    "value of each figure in any run of these methods, so volumes of different reports can't be compared.",
 ]
 
 
@@ -68,7 +70,7 @@ def introduction(runs: Sequence[Run], folders: Sequence[str]) -> list[Block]:
 
 def explanation() -> list[Block]:
     """Explains how the numbers are computed."""
-    return [Heading("How the numbers are made", 2), Bullets(METHOD)]
+    return [Heading("How the numbers are computed", 2), Bullets(METHOD)]
 
 
 def page(comparison: Comparison, pairs: Sequence[Sequence[str]], number: int) -> list[Block]:
@@ -98,6 +100,7 @@ def page(comparison: Comparison, pairs: Sequence[Sequence[str]], number: int) ->
 
 
 def _what(comparison: Comparison) -> str:
+    """Describes the methods, runs, seeds and data of the section."""
     methods, singles = comparison.methods, comparison.everything[len(comparison.methods) :]
     runs = [run for method in methods for run in method.runs.values()]
     seeds = sorted({run.seed for run in runs})
@@ -107,12 +110,12 @@ def _what(comparison: Comparison) -> str:
     placed = comparison.choice.order
     order = "by validation, the best first" if placed else "by name"
     lacking = [method.label for method in methods if method not in placed] if placed else []
-    order += f"; without a place, for want of common seeds or of the same monitor: {listed(lacking)}" * bool(lacking)
+    order += f"; not ranked, because of other seeds or another monitor: {listed(lacking)}" * bool(lacking)
     reference = f" {_reference(comparison)}" * (len(methods) > 1)
     return (
         f"{len(runs)} runs of {len(methods)} method{'s' * (len(methods) > 1)}{alone}. "
         f"Seed{'s' * (len(seeds) > 1)} {listed([str(seed) for seed in seeds], 10)}. Figures of the {comparison.split} "
-        f"split{size}. Methods are in order {order}.{reference}"
+        f"split{size}. Methods are ordered {order}.{reference}"
     )
 
 
@@ -120,15 +123,15 @@ def _reference(comparison: Comparison) -> str:
     """Describes the reference method and why it is the reference."""
     count = len(comparison.equals)
     if comparison.asked:
-        why = "as asked"
+        why = "as requested"
     elif not count:
-        why = "an arbitrary one, since none has equal weights; --reference names another"
+        why = "an arbitrary choice, since no method has equal weights; --reference names another"
     elif count == 1:
         why = "which has equal weights"
     else:
-        by = "validation likes best" if comparison.choice.order else "comes first by name"
-        why = f"of the {count} with equal weights that which {by}"
-    return f"The others are tested against {comparison.reference.label}, {why}."
+        first = "best on validation" if comparison.choice.order else "first by name"
+        why = f"the {first} of the {count} methods with equal weights"
+    return f"Other methods are tested against {comparison.reference.label}, {why}."
 
 
 def _which(comparison: Comparison) -> str:
@@ -137,7 +140,7 @@ def _which(comparison: Comparison) -> str:
     if len(comparison.methods) < 2:
         return "There is one method, so there is nothing to choose."
     if choice.why:
-        return f"Which method to choose can't be said: {choice.why}."
+        return f"Which method to choose isn't known: {choice.why}."
     first, second = choice.order[:2]
     ahead = paired(*choice.values[:2])
     reached = [plus_minus(estimate(list(values.values()))) for values in choice.values[:2]]
@@ -148,21 +151,21 @@ def _which(comparison: Comparison) -> str:
         f"{reached[1]}{over * any(len(m.runs) > len(seeds) for m in choice.order)}."
     )
     if ahead.estimate is None or ahead.estimate.half is None:
-        text += " There aren't two seeds in common to say whether that is more than chance."
+        text += " Without two common seeds, it isn't known whether the difference is more than chance."
     else:
         sure = abs(ahead.estimate.mean) > ahead.estimate.half
         text += (
             f" Their difference over {ahead.estimate.n} common seeds is {signed(ahead.estimate)}, "
-            f"{'which is more than the spread over seeds explains' if sure else 'which may be chance: either would do'}"
+            f"{'which is more than the spread over seeds explains' if sure else 'which may be chance'}"
         )
         text += f", though these two are the first of {len(choice.order)}." if sure and len(choice.order) > 2 else "."
     figures = [f"{f} {plus_minus(comparison.estimate(first, f))}" for f in comparison.mains[:SHOWN]]
-    return f"{text} What it then reaches on {comparison.split}: {listed(figures)}."
+    return f"{text} Its figures on {comparison.split}: {listed(figures)}."
 
 
 def _warnings(comparison: Comparison, curves: Curves) -> list[Block]:
     sentences = caveats(comparison, curves)
-    return [Heading("What this can't say", 3), Bullets(sentences, warning=True)] if sentences else []
+    return [Heading("Caveats", 3), Bullets(sentences, warning=True)] if sentences else []
 
 
 def _pareto(comparison: Comparison, plots: Plots, pairs: Sequence[Sequence[str]]) -> list[Block]:
@@ -170,8 +173,8 @@ def _pareto(comparison: Comparison, plots: Plots, pairs: Sequence[Sequence[str]]
     if shown_pairs:
         return [plots.pareto(shown_pairs), tables.fronts(shown_pairs)]
     many = len(comparison.mains) > MOST_TASKS and not pairs
-    ask = f"Of {len(comparison.mains)} tasks no two are shown against each other; --pair A B asks for some."
-    return [Text(ask)] if many else []
+    hint = f"With {len(comparison.mains)} tasks, pairs of tasks aren't plotted; --pair A B plots a pair."
+    return [Text(hint)] if many else []
 
 
 def _plot(picture: Picture | None) -> list[Block]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ALL_COLOURED = len(SERIES)  # the most methods with a colour each; further methods are grey
-HIGHLIGHTED = 6
+HIGHLIGHTED = 6  # the number of methods in colour if there are more methods than colours
 MOST_OF_NAME = 60  # characters of a name next to a plot
 MOST_SHOWN = 12  # the most tasks, or pairs of tasks, in one plot
 POINTS = 40_000  # the most points of all curves of a plot together
@@ -56,7 +56,7 @@ class Plots:
         if len(self.highlighted) == len(self.comparison.methods):
             return ""
         by = f"the first {len(self.highlighted) - 1} by {'validation' if self.comparison.choice.order else 'name'}"
-        return f"In colour: the reference and {by}; the others are grey, and named where one points at them."
+        return f"In colour: the reference and {by}; others are grey, with their names on hover."
 
     def reached(self) -> Picture:
         """Plots all methods' main metrics and Δm as points with intervals."""
@@ -85,10 +85,10 @@ class Plots:
             for tick, method in zip(axes[0].get_yticklabels(), comparison.methods, strict=True):
                 tick.set_color(self._colours.get(method.label, MUTED))
             split = comparison.split
-            title = f"What the methods reach, {split} split"
-            few = f" The first {len(mains)} tasks of {len(comparison.mains)}." * (len(mains) < len(comparison.mains))
+            title = f"Figures of the methods, {split} split"
+            few = f" The first {len(mains)} of {len(comparison.mains)} tasks." * (len(mains) < len(comparison.mains))
             alone = any(single is not None for *_, single in panels)
-            dashed = " Dashed: the task alone, its interval shaded; for Δm, zero." * alone
+            dashed = " Dashed: the task alone, with a shaded interval; for Δm, zero." * alone
             return Picture(
                 f"{self.name}-reached",
                 title,
@@ -107,15 +107,15 @@ class Plots:
             if main := mains.get(task):
                 panels.append((f"{main}, validation", tags.metric(task, main.name, "val"), False))
         logged = set(self.curves.tags())
-        few = f" The first {len(tasks)} tasks of {len(self.comparison.tasks)}." * (tasks != self.comparison.tasks)
+        few = f" The first {len(tasks)} of {len(self.comparison.tasks)} tasks." * (tasks != self.comparison.tasks)
         return self._curves(
             "training",
             "Losses and figures during training",
             [panel for panel in panels if panel[1] in logged],
             3 if mains else 2,
             MOST_POINTS,
-            "Mean over seeds, with its 95 % interval as a band, as far as all seeds of a method go. Losses on a "
-            f"logarithmic scale where they span more than tenfold. Long curves are averaged over windows.{few}",
+            "Mean over seeds, with the 95 % interval as a band, at the steps that all seeds of a method have. Losses "
+            f"that span more than a factor of 10 have a logarithmic scale. Long curves are averaged over windows.{few}",
         )
 
     def conflict(self) -> Picture | None:
@@ -128,8 +128,8 @@ class Plots:
             [(" and ".join(tags.tasks_of(pair)), tags.cosine_of(pair), None) for pair in pairs],
             min(3, len(pairs)),
             MOST_COSINES,
-            "Cosine between the tasks' gradients over the shared parameters, mean over seeds with its 95 % interval; "
-            "below zero they pull against each other. Averaged over windows where there are many.",
+            "Cosine between the tasks' gradients over the shared parameters, mean over seeds with the 95 % interval; "
+            "below zero the gradients conflict. Long curves are averaged over windows.",
         )
 
     def pareto(self, pairs: Sequence[Pair]) -> Picture:
@@ -151,9 +151,9 @@ class Plots:
                 name,
                 title,
                 take(figure, name, title, [method.label for method in self.comparison.methods]),
-                "Mean over seeds and 95 % interval of the methods' main figures. Ringed, and joined: the front, which "
-                "no other method's means beat in both. The shaded area is its hypervolume, from the cross, the "
-                f"reference point.{dashed} {self.legend}".strip(),
+                "Mean over seeds and 95 % interval of the methods' main figures. Circles and line: the front, the "
+                "methods that no other method beats in both means. The shaded area, up to the reference point (cross), "
+                f"is the hypervolume.{dashed} {self.legend}".strip(),
             )
 
     def _rows(self, ax: "Axes", title: str, estimates: dict[str, Estimate], alone: Estimate | float | None) -> None:

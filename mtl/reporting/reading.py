@@ -25,7 +25,7 @@ class Run:
     """The folder of a run.
 
     Args:
-        folder: The folder, relative to where the given folders are.
+        folder: The path of the folder, which begins with a folder of the command line.
         config: The whole config with the trained tasks; empty if the run ended before it was written.
         metrics: The content of metrics.json; empty if there is no such file.
         status: finished, failed, stopped, running, unfinished (killed), or can't be read.
@@ -107,7 +107,7 @@ def find(folders: Iterable[Path]) -> list[Run]:
     for folder in roots:
         if not folder.is_dir():
             raise UserError(
-                f"'{folder}' is not a folder; give those of runs or multiruns, such as outputs/mnist_two_head"
+                f"'{folder}' is not a folder; name folders of runs or multiruns, such as outputs/mnist_two_head"
             )
         for place, below, files in os.walk(folder, onerror=closed):
             below.sort()
@@ -118,7 +118,7 @@ def find(folders: Iterable[Path]) -> list[Run]:
                     if run.status != UNREADABLE:
                         below.clear()  # a run's own folders hold no runs
     if not runs:
-        raise UserError(f"there is no run in {', '.join(map(str, roots))}; a run's folder holds a config.yaml")
+        raise UserError(f"there is no run in {', '.join(map(str, roots))}; a run's folder contains a config.yaml")
     return list(runs.values())
 
 
@@ -131,7 +131,7 @@ def read(folder: Path) -> Run | None:
         config = narrowed(config) if is_whole else {}
         status = str(metrics.get("status") or "running")
         if not is_whole and status in ("finished", "stopped"):
-            return _unreadable(folder, "its config.yaml is gone, or isn't a run's", metrics)
+            return _unreadable(folder, "its config.yaml is missing, or isn't that of a run", metrics)
         if not is_whole:
             return Run(folder, {}, metrics, status) if status == "failed" else None
         if status == "running":

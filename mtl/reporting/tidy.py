@@ -1,4 +1,4 @@
-"""The numbers as one CSV file, a line for each."""
+"""Writes the numbers of a report as one CSV file."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from mtl.reporting.grouping import Method
 from mtl.text import plain
 
 COLUMNS = ["problem", "method", "role", "split", "task", "figure", "mean", "low", "high", "n", "p", "p_holm"]
-# What may begin a formula; where lists have semicolons between their items, spreadsheets take them to part cells.
+# The beginning of a formula, also after a semicolon, since some spreadsheets separate cells at semicolons.
 FORMULA = re.compile(r"(^|;)(?=[\s\"']*[=+\-@＝＋－＠])")
 Line = dict[str, str | float | int | None]
 
@@ -21,7 +21,7 @@ Line = dict[str, str | float | int | None]
 def write(path: Path, comparisons: Sequence[Comparison]) -> None:
     """Writes a line for each method, task and figure, and for Δm, ranks, differences, time, memory and conflict.
 
-    `role` is method, reference or single task; `low` and `high` are the interval's ends; what isn't known is empty.
+    `role` is method, reference or single task; `low` and `high` are the ends of the interval; unknown values are empty.
     """
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -32,14 +32,14 @@ def write(path: Path, comparisons: Sequence[Comparison]) -> None:
 
 
 def _cell(value: str | float | int | None) -> str | float | int | None:
-    """The value so that no spreadsheet takes a text for a formula; a number stays one."""
+    """Returns the value, with an apostrophe before anything in a text that spreadsheets would take for a formula."""
     if not isinstance(value, str):
         return value
     return FORMULA.sub(r"\1'", plain(value))
 
 
 def _lines(comparison: Comparison) -> Iterator[Line]:
-    def line(method: Method, figure: str, found: Estimate | None, task: str = "", split: str = "") -> Line:
+    def line(method: Method, figure: str, estimate: Estimate | None, task: str = "", split: str = "") -> Line:
         role = "method" if method in comparison.methods else "single task"
         about: Line = {
             "problem": comparison.section.title,
@@ -49,27 +49,29 @@ def _lines(comparison: Comparison) -> Iterator[Line]:
             "task": task,
             "figure": figure,
         }
-        numbers = {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n} if found else {}
-        return about | numbers
+        if estimate is None:
+            return about
+        return about | {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
 
     split = comparison.split
     for method in comparison.everything:
         for figure in comparison.figures:
-            if (found := comparison.estimate(method, figure)) is not None:
-                yield line(method, figure.name, found, figure.task, split)
+            if (mean := comparison.estimate(method, figure)) is not None:
+                yield line(method, figure.name, mean, figure.task, split)
         for name in ("seconds_per_step", "memory_per_step"):
-            if (found := cost(method, name)) is not None:
-                yield line(method, name, found)
+            if (mean := cost(method, name)) is not None:
+                yield line(method, name, mean)
     for method in comparison.methods:
-        if (found := comparison.delta(method).estimate) is not None:
-            yield line(method, "delta_m", found, split=split)
+        if (mean := comparison.delta(method).estimate) is not None:
+            yield line(method, "delta_m", mean, split=split)
     for index, method in enumerate(comparison.methods if comparison.ranks else []):
         assert comparison.ranks is not None
         ranks, count = comparison.ranks
         yield line(method, "mean_rank", None, split=split) | {"mean": ranks[index], "n": count}
     for test in comparison.tests:
-        told = line(test.method, f"difference in {test.figure.name}", test.difference.estimate, test.figure.task, split)
-        yield told | {"p": test.difference.p, "p_holm": test.holm}
+        name = f"difference in {test.figure.name}"
+        difference = line(test.method, name, test.difference.estimate, test.figure.task, split)
+        yield difference | {"p": test.difference.p, "p_holm": test.holm}
     for method in comparison.methods:
         for pair in pairs_of([method]):
             yield line(method, "cosine", conflict(method, pair, "mean"), pair)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mtl.errors import UserError, told
+from mtl.errors import UserError, describe_error
 from mtl.step import Step
 
 MOVED = ("lr", "initial_lr", "momentum", "betas")  # options of an optimizer that a scheduler changes
@@ -17,7 +17,7 @@ def check(step: Step, state: Mapping[str, Any], config: Mapping[str, Any]) -> No
     """Checks that model, optimizer, scheduler and balancer can load the state, before anything is loaded.
 
     Args:
-        step: The step that is to load the state.
+        step: The step that will load the state.
         state: The state of the trainer, including the config that it was `composed` with.
         config: The config of `step`.
 
@@ -25,22 +25,22 @@ def check(step: Step, state: Mapping[str, Any], config: Mapping[str, Any]) -> No
         UserError: For the first component that can't load the state.
     """
     _check_model(step.model, state["model"])
-    for name, part in {**step.descent.components(), "balancer": step.balancing.balancer}.items():
+    for name, component in {**step.descent.components(), "balancer": step.balancing.balancer}.items():
         if name == "then" or not _is_another(name, state, config):
             continue
         saved = state["step"]["balancing"]["balancer"] if name == "balancer" else state["step"].get(name)
-        what = f"{name}: {config[name]['_target_']} can't go on from the state of {_target(state['composed'], name)}"
+        what = f"{name}: {config[name]['_target_']} can't continue from the state of {_target(state['composed'], name)}"
         if saved is None:
             raise UserError(f"{what}: nothing was saved")
-        if isinstance(part, Optimizer):
-            current = _tried(part, saved, what)
+        if isinstance(component, Optimizer):
+            current = _tried(component, saved, what)
             saved = {"options": [set(group) for group in saved["param_groups"]], "state": saved["state"]}
         else:
-            current = part.state_dict()
+            current = component.state_dict()
         if name == "balancer":  # entries may be empty before the first step
             saved, current = dict.fromkeys(saved), dict.fromkeys(current)
             if current and all(str(_target(each, name)).startswith("mtl.") for each in (state["composed"], config)):
-                raise UserError(f"{what}: {', '.join(current)} means something else there")
+                raise UserError(f"{what}: {', '.join(current)} has another meaning in the saved state")
         for difference in _differences(saved, current):
             raise UserError(f"{what}: {difference}")
 
@@ -65,26 +65,26 @@ def _check_model(model: nn.Module, saved: Mapping[str, Any]) -> None:
     """Raises a UserError if parameters and buffers differ in names, shapes or order."""
     current = model.state_dict()
     for difference in _differences(dict(saved), dict(current)):
-        raise UserError(f"the model's parameters and buffers aren't those that were saved: {difference}")
+        raise UserError(f"the model's parameters and buffers differ from the saved ones: {difference}")
     if list(saved) != list(current):
-        raise UserError("the model has its parameters in another order, by which the optimizer's state was saved")
+        raise UserError("the model's parameters have another order than in the saved state, which the optimizer needs")
 
 
 def _tried(optimizer: Optimizer, saved: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Returns the optimizer's state after a trial step with zero gradients, which is undone afterwards."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    having = {index: each for index, each in enumerate(parameters) if index in saved["state"]}
-    values = {index: each.detach().clone() for index, each in having.items()}
+    with_state = {index: each for index, each in enumerate(parameters) if index in saved["state"]}
+    values = {index: each.detach().clone() for index, each in with_state.items()}
     try:
-        for parameter in having.values():
+        for parameter in with_state.values():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
-        state = {index: optimizer.state[parameter] for index, parameter in having.items()}
+        state = {index: optimizer.state[parameter] for index, parameter in with_state.items()}
     except Exception as error:
-        raise UserError(f"{what}: it fails in a step: {told(error)}") from error
+        raise UserError(f"{what}: a step fails: {describe_error(error)}") from error
     finally:
         with torch.no_grad():
-            for index, parameter in having.items():
+            for index, parameter in with_state.items():
                 parameter.copy_(values[index])
                 parameter.grad = None
         optimizer.state.clear()
@@ -97,14 +97,14 @@ def _differences(saved: Any, current: Any, where: str = "") -> Iterator[str]:
         for key in dict.fromkeys([*saved, *current]):
             name = f"{where}.{key}" if where else str(key)
             if key not in current:
-                yield f"'{name}' was saved, and there is no such thing here"
+                yield f"'{name}' was saved, and isn't part of the current state"
             elif key not in saved:
-                yield f"'{name}' is needed here, and wasn't saved"
+                yield f"'{name}' is part of the current state, and wasn't saved"
             else:
                 yield from _differences(saved[key], current[key], name)
     elif isinstance(saved, Tensor) and isinstance(current, Tensor):
         if saved.shape != current.shape:
-            yield f"'{where}' has shape {tuple(saved.shape)} there, and {tuple(current.shape)} here"
+            yield f"'{where}' was saved with shape {tuple(saved.shape)}, and has shape {tuple(current.shape)} now"
     elif isinstance(saved, list) and isinstance(current, list) and where == "options":
         for number, (saved_option, current_option) in enumerate(zip(saved, current, strict=True)):
             if saved_option != current_option:

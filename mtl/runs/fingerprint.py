@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 from mtl.errors import FOREIGN
 from mtl.process.seeding import random_state, seed_cpu, set_random_state
 
-LOOKED_AT = 16  # number of samples that are read; reading all of them could take hours
+NUM_SAMPLES = 16  # number of samples that are read; reading all of them could take hours
 
 
 def fingerprints(splits: Iterable[tuple[str, Any]]) -> dict[str, str | None]:
@@ -39,7 +39,7 @@ def fingerprint(dataset: Any) -> str | None:
     state = random_state()
     try:
         seed_cpu(0)
-        for index in np.linspace(0, len(dataset) - 1, LOOKED_AT).round().astype(int).tolist():
+        for index in np.linspace(0, len(dataset) - 1, NUM_SAMPLES).round().astype(int).tolist():
             _take(digest, dataset[index])
     except FOREIGN:  # training reports the error if it matters
         return None

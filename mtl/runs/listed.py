@@ -1,4 +1,4 @@
-"""The names that a run's checkpoint may use although the run may be somebody else's: one positive list."""
+"""An allow list: the names that a run's checkpoint may use without being trusted."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-# Everything that is listed either builds modules, optimizers and data, or computes with tensors. None of it runs code
-# that is given as text, unpickles a file, writes one, or imports a module by name.
+# All listed names either build modules, optimizers and data, or compute with tensors. None of them runs code from a
+# text, unpickles a file, writes a file, or imports a module by name.
 PACKAGES = ("mtl", "torch", "torchvision", "torchmetrics")
 LISTED = "mtl, torch.nn, torch.optim, torchvision and torchmetrics"  # for messages
 _BASES = (nn.Module, Optimizer, LRScheduler)  # torchmetrics.Metric and the transforms of torchvision are modules
@@ -22,7 +22,7 @@ _CLASSES = (
     *("torchmetrics.detection", "torchmetrics.nominal", "torchmetrics.regression", "torchmetrics.retrieval"),
     *("torchmetrics.segmentation", "torchmetrics.wrappers"),
 )
-_FUNCTIONS = {  # from a module to where its functions are defined; others have been imported into it
+_FUNCTIONS = {  # by module, the modules that define its own functions; its other functions are imported
     "torch.nn.functional": ("torch", "torch.nn.functional", "torch._C._nn"),
     "torchvision.models": ("torchvision.models.",),
     "torchvision.ops": ("torchvision.ops.",),
@@ -34,30 +34,30 @@ _NAMES = {
     "torchvision.transforms": ("Compose", "PILToTensor", "ToTensor"),
 }
 OF_TENSORS = ("torch.nn.functional.", "torch.relu", "torch.sigmoid", "torch.softmax", "torch.tanh", "torchvision.ops.")
-_EXPORTED = tuple(  # all that these modules export
+_EXPORTED = tuple(  # everything that these modules export
     f"mtl.{name}" for name in ("architectures", "balancers", "data", "heads", "losses", "trunks")
 )
 _DEFINED = ("mtl.model", "mtl.optimizers", "mtl.problems.burgers", "mtl.schedule", "mtl.schedulers")
-_ALIASES = ("torchmetrics.image", "torchmetrics.text")  # other names of what torchmetrics exports itself
+_ALIASES = ("torchmetrics.image", "torchmetrics.text")  # modules with other names for exports of torchmetrics
 _LEFT_OUT = ("torchmetrics.SacreBLEUScore",)  # downloads a tokenizer
 
 
 @cache
 def listed(package: str) -> dict[str, Any]:
-    """All that a run may name of the package `mtl`, `torch`, `torchvision` or `torchmetrics`, by dotted name.
+    """Returns what a run may use of the package `mtl`, `torch`, `torchvision` or `torchmetrics`, by dotted name.
 
-    Of these packages it is classes of modules, optimizers, schedulers and metrics, the functions of
-    `torch.nn.functional`, `torchvision.models` and `torchvision.ops`, and what mtl exports for configs. What loads
-    files or other packages' pretrained networks isn't in it.
+    These are classes of modules, optimizers, schedulers and metrics, the functions of `torch.nn.functional`,
+    `torchvision.models` and `torchvision.ops`, and what mtl exports for configs. Code that loads files or pretrained
+    networks of other packages is left out.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
 
     def add(module: str, names: Sequence[str] | None, wanted: Callable[[Any], bool] = lambda _: True) -> None:
         if module.split(".")[0] == package:
-            there = import_module(module)
-            names = [name for name in dir(there) if not name.startswith("_")] if names is None else names
-            pairs = {f"{module}.{name}": getattr(there, name) for name in names}
-            found.update({name: x for name, x in pairs.items() if name not in _LEFT_OUT and wanted(x)})
+            imported = import_module(module)
+            names = [name for name in dir(imported) if not name.startswith("_")] if names is None else names
+            pairs = {f"{module}.{name}": getattr(imported, name) for name in names}
+            values.update({name: x for name, x in pairs.items() if name not in _LEFT_OUT and wanted(x)})
 
     for module in _CLASSES:
         add(module, None, lambda value: isinstance(value, type) and issubclass(value, _BASES))
@@ -69,15 +69,15 @@ def listed(package: str) -> dict[str, Any]:
         add(module, import_module(module).__all__)
     for module in _DEFINED:
         add(module, None, lambda value, module=module: getattr(value, "__module__", None) == module)  # type: ignore[misc]
-    by_id = {id(value) for value in found.values()}
+    ids = {id(value) for value in values.values()}
     for module in _ALIASES:
-        add(module, None, lambda value: id(value) in by_id)
-    return found
+        add(module, None, lambda value: id(value) in ids)
+    return values
 
 
 @cache
 def names_of(package: str) -> dict[str, Any]:
-    """What is listed, also by the names of the modules that define it, such as torch.nn.modules.linear.Linear."""
+    """Returns `listed`, with classes also by their defining modules, such as torch.nn.modules.linear.Linear."""
     known = listed(package)
     return {**{f"{x.__module__}.{x.__qualname__}": x for x in known.values() if isinstance(x, type)}, **known}
 

@@ -20,7 +20,7 @@ from mtl.training import checkpoint, saved
 
 
 def read(run: str | Path, name: str = "best") -> dict[str, Any]:
-    """Reads a checkpoint from the run's folder; its config needs no initial weights from other files.
+    """Reads a checkpoint from the run's folder, without `init_from` in its config.
 
     Args:
         run: The folder of the run.
@@ -32,14 +32,14 @@ def read(run: str | Path, name: str = "best") -> dict[str, Any]:
     folder = Path(run)
     check_kind(folder / "checkpoints")
     if not (folder / "checkpoints").is_dir() and (folder / "metrics.json").is_file():
-        raise UserError(f"the run in '{run}' ended before it saved a checkpoint; its metrics.json says why")
+        raise UserError(f"the run in '{run}' ended before it saved a checkpoint; its metrics.json has the reason")
     if not (folder / "checkpoints").is_dir():
-        raise UserError(f"'{run}' is not the folder of a run; it would hold a folder 'checkpoints'")
+        raise UserError(f"'{run}' is not the folder of a run, which would contain a folder 'checkpoints'")
     path = folder / "checkpoints" / f"{name}.pt"
     names = sorted(p.stem for p in path.parent.glob("*.pt"))
     if name not in names:
         raise UserError(
-            f"'{run}' has no checkpoint '{name}'; it has: {', '.join(names) or 'none'}; ask for it with checkpoint=…"
+            f"'{run}' has no checkpoint '{name}'; it has: {', '.join(names) or 'none'}; choose one with checkpoint=…"
         )
     state = checkpoint.load(path)
     if "evaluated" in state:
@@ -116,9 +116,9 @@ def trusted_folders(
         if not remaining:
             raise
         raise UserError(
-            f"{error}. The run's own code was in {' or '.join(remaining[:3])}. A folder with code for it is named by "
-            "--config-dir, or in Python added to sys.path and the modules named in trust=[…]; trust=true, in Python "
-            "trust=True, searches the run's folders, and allows whatever it names"
+            f"{error}. The run's own code was in {' or '.join(remaining[:3])}. Name the folder of its code with "
+            "--config-dir, or in Python add the folder to sys.path and name the modules in trust=[…]; trust=true, in "
+            "Python trust=True, searches the run's folders and allows everything that the run names"
         ) from error
     finally:
         sys.path[:] = path
@@ -145,11 +145,11 @@ def start_from(model: nn.Module, run: str | Path) -> list[str]:
     loaded = [name for name in ours if saved.fits(theirs.get(name), ours[name])]
     if not loaded:
         raise UserError(
-            f"init_from: nothing in '{run}' has a name and shape of this model; it has: {', '.join(theirs)}"
+            f"init_from: '{run}' has no name and shape in common with this model; it has: {', '.join(theirs)}"
         )
     model.load_state_dict({name: theirs[name] for name in loaded}, strict=False)
     new = [
-        f"{name} (there of {saved.described(theirs[name])}, here {saved.described(ours[name])})"
+        f"{name} ({saved.described(theirs[name])} in the run, {saved.described(ours[name])} in this model)"
         if name in theirs
         else name
         for name in ours

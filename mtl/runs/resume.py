@@ -1,4 +1,4 @@
-"""Going on with a run: which one, whether its config allows it, and that nobody else is at it."""
+"""Resuming a run: finds the run, checks that the config allows resuming, and locks the run's folder."""
 
 import os
 import time
@@ -14,24 +14,24 @@ from mtl.safety.bounded import read_json, read_yaml
 from mtl.safety.regular import check_folder
 from mtl.text import log
 
-IRRELEVANT = {  # what may differ between a run and its continuation
+IRRELEVANT = {  # keys that may differ when a run is resumed
     *("resume", "resume_allow", "checkpoint", "output_root", "debug", "log", "logger", "callbacks"),
     *("data.num_workers", "data.eval_batch_size"),
 }
-PATIENCE = 1.5  # seconds: loader processes of a run that was killed hold its folder for a moment longer
+PATIENCE = 1.5  # seconds to wait for a lock: loader processes of a killed run keep its folder locked a little longer
 
 
 class Refused(UserError):
-    """A run that is there can't go on like this; nothing in its folder is touched."""
+    """Raised if an existing run can't be resumed; the run's folder stays unchanged."""
 
 
 class Busy(Refused):
-    """Another process is at work in the folder."""
+    """Raised if another process is working in the run's folder."""
 
 
 def differences(theirs: Any, ours: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """What differs between two configs and has to do with the numbers: key, value there, value here."""
-    in_order = where != "optimizer.groups" or list(theirs or ()) == list(ours or ())  # their order has a meaning
+    """Yields key, old value and new value for each difference of two configs that may affect results."""
+    in_order = where != "optimizer.groups" or list(theirs or ()) == list(ours or ())  # the order of groups matters
     if isinstance(theirs, dict) and isinstance(ours, dict) and in_order:
         for key in dict.fromkeys([*theirs, *ours]):
             inner = f"{where}.{key}" if where else str(key)
@@ -42,55 +42,57 @@ def differences(theirs: Any, ours: Any, where: str = "") -> Iterator[tuple[str, 
 
 
 def forbidden(theirs: Any, ours: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The differences that `resume_allow` doesn't name.
+    """Returns the differences that aren't allowed by `resume_allow`.
 
-    Another class has another state as a rule, so it is allowed only where its very key is named.
-
-    More epochs are allowed by themselves where the learning rate's schedule isn't laid out for their number.
+    Another class usually has another state, so that it is allowed only if its own key is named. More epochs are always
+    allowed, unless the learning rate's schedule depends on their number.
     """
     allowed = [str(name) for name in ours.get("resume_allow") or []]
     longer = not any(word in str(ours.get("scheduler")) for word in ("total_steps", "total_epochs"))
     theirs = {**_added_since(theirs, ours)} if isinstance(theirs, dict) else theirs
     return [
-        (key, there, here)
-        for key, there, here in differences(theirs, ours)
-        if not (longer and key == "trainer.max_epochs" and here > there)
+        (key, before, now)
+        for key, before, now in differences(theirs, ours)
+        if not (longer and key == "trainer.max_epochs" and now > before)
         and not (key in allowed and key.endswith("_target_") and not _is_fixed(key))
         and not (any(key == name or key.startswith(f"{name}.") for name in allowed) and not _is_fixed(key, whole=True))
     ]
 
 
 def _added_since(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """What the config of an older run means by leaving out keys that are younger than it."""
+    """Returns the config of an older run with the meaning of keys that didn't exist at that time."""
     scheduler = theirs.get("scheduler")
     added = {"scheduler": {"interval": "step", **scheduler}} if isinstance(scheduler, dict) else {}
-    return {"threads": ours.get("threads"), "vars": {}, **theirs, **added}  # of the threads its checkpoint says more
+    return {"threads": ours.get("threads"), "vars": {}, **theirs, **added}  # the checkpoint has the threads
 
 
 def _keys(node: Any, where: str = "") -> Iterator[str]:
-    """All keys of a config, with dots."""
+    """Yields all dotted keys of a config."""
     for key, value in node.items() if isinstance(node, dict) else ():
         yield f"{where}{key}"
         yield from _keys(value, f"{where}{key}.")
 
 
 def _shown(value: Any, key: str, config: Any) -> str:
-    """A value of the config as it is shown: a key that isn't there is told from one that is null."""
-    return repr(value) if value is not None or key in _keys(config) else "nothing"
+    """Returns a config value for a message, with `unset` for a missing key."""
+    return repr(value) if value is not None or key in _keys(config) else "unset"
 
 
 def _is_fixed(key: str, *, whole: bool = False) -> bool:
-    """Whether a difference in this key can't be allowed, or not by allowing the whole of what it is in."""
+    """Returns whether `resume_allow` can't allow a difference in this key, or not by naming an outer key (`whole`)."""
     return key == "balancer.optimizer" or key.startswith("optimizer.then") or (whole and key.endswith("_target_"))
 
 
 def check(theirs: Any, ours: dict[str, Any], name: str) -> None:
-    """Raises a Refused that lists what is forbidden, if anything is.
+    """Checks that the run may be resumed with the new config.
 
     Args:
-        theirs: the config that the run was trained with.
-        ours: the one that it is to go on with.
-        name: of the run's folder.
+        theirs: The config that the run was trained with.
+        ours: The new config.
+        name: The name of the run's folder.
+
+    Raises:
+        Refused: If the configs differ in keys that may not change; the message lists them.
     """
     keys = [*_keys(theirs), *_keys(ours)]
     for allowed in ours.get("resume_allow") or []:
@@ -98,27 +100,27 @@ def check(theirs: Any, ours: dict[str, Any], name: str) -> None:
             raise Refused(
                 f"resume_allow: there is no key '{allowed}'{suggest(str(allowed), keys).split(' (possible')[0]}"
             )
-    found = forbidden(theirs, ours)
-    if not found:
+    refused = forbidden(theirs, ours)
+    if not refused:
         return
     lines = "".join(
-        f"\n  {key}: {_shown(there, key, theirs)} there, {_shown(here, key, ours)} here" for key, there, here in found
+        f"\n  {key}: was {_shown(before, key, theirs)}, is {_shown(now, key, ours)}" for key, before, now in refused
     )
-    horizon = any(key == "trainer.max_epochs" for key, *_ in found)
-    reason = "\nThe learning rate's schedule is laid out for that number of epochs." if horizon else ""
-    others = [key for key, *_ in found if not _is_fixed(key)]
+    horizon = any(key == "trainer.max_epochs" for key, *_ in refused)
+    reason = "\nThe learning rate's schedule depends on the number of epochs." if horizon else ""
+    others = [key for key, *_ in refused if not _is_fixed(key)]
     listed = ",".join(map(as_value, others))
     allow = f", or allow it: {command(f'resume_allow=[{listed}]')}" if others else ""
     if any(key.endswith("_target_") for key in others):
-        allow += "\nAnother class goes on where it takes the state that was saved, by its names and shapes"
-    raise Refused(f"resume: {name} was trained with another config:{lines}{reason}\nGive the same{allow}")
+        allow += "\nAnother class can be resumed if it accepts the saved state's names and shapes"
+    raise Refused(f"resume: {name} was trained with another config:{lines}{reason}\nSet the same values{allow}")
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
-    """What the run's metrics.json holds; nothing where there is none.
+    """Returns the content of the run's metrics.json, which is empty if there is no such file.
 
     Raises:
-        UserError: where it can't be read, or holds something else.
+        UserError: If the file can't be read, or contains no mapping.
     """
     path = folder / "metrics.json"
     try:
@@ -131,35 +133,35 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """What a run that is finished wrote into its metrics.json; None for any other.
+    """Returns the content of a finished run's metrics.json; None if the run isn't finished.
 
     Raises:
-        UserError: where it can't be read.
+        UserError: If the file can't be read.
     """
     metrics = metrics_of(folder)
     return metrics if metrics.get("status") == "finished" else None
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """The config that the folder's run was trained with.
+    """Returns the config that the folder's run was trained with.
 
     Raises:
-        UserError: where it can't be read, or is none.
-        OSError: where there is none.
+        UserError: If the file can't be read, or contains no mapping.
+        OSError: If there is no such file.
     """
     config = read_yaml(folder / "config.yaml")
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.yaml'} holds no mapping")
     versions = (finished(folder) or {}).get("versions", {})
     if isinstance(versions, dict) and "threads" in versions:
-        config.setdefault("threads", versions["threads"])  # a run older than the key
+        config.setdefault("threads", versions["threads"])  # a run from before the config had this key
     return config
 
 
 def newest_unfinished(folder: Path, ours: dict[str, Any]) -> Path | None:
-    """The newest run in the folder with this config that isn't finished, and that nobody is working on.
+    """Returns the newest run in the folder that has this config, isn't finished, and isn't in use; None without one.
 
-    A run that can't be read is passed over, with a warning: it may be anybody's.
+    A run that can't be read is skipped with a warning, because it may come from somebody else.
     """
     for path in sorted(folder.glob("*/config.yaml"), reverse=True):
         run = path.parent
@@ -170,14 +172,14 @@ def newest_unfinished(folder: Path, ours: dict[str, Any]) -> Path | None:
                 with locked(run) as free:
                     if free:
                         return run
-        except Exception as error:  # a file that was cut or changed fails in many ways
-            log.warning("%s is passed over: %s", run, first_line(error))
+        except Exception as error:  # a truncated or changed file raises many kinds of errors
+            log.warning("%s is skipped: %s", run, first_line(error))
     return None
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Holds the folder for this process; gives False if another one does. Where folders can't be locked nobody does."""
+    """Locks the folder for this process; yields False if another process holds it, and True if it can't be locked."""
     try:
         import fcntl
     except ImportError:  # not a Unix
@@ -201,7 +203,7 @@ def locked(folder: Path) -> Iterator[bool]:
 
 
 def changed_versions(before: dict[str, Any], now: dict[str, Any], report: Callable[[str], None]) -> None:
-    """Reports which of the versions that the numbers may depend on have changed since."""
+    """Reports the changed versions and settings on which results may depend."""
     for name in now:
         if before.get(name) != now[name]:
             report(
@@ -210,12 +212,12 @@ def changed_versions(before: dict[str, Any], now: dict[str, Any], report: Callab
 
 
 def reset_options(groups: Sequence[dict[str, Any]], fresh: Sequence[dict[str, Any]], allowed: Sequence[str]) -> None:
-    """Gives an optimizer whose state was loaded those options that were allowed to change, group by group.
+    """Sets those options of a loaded optimizer that were allowed to change to the values of the config.
 
     Args:
-        groups: the optimizer's, with what was loaded.
-        fresh: their options as the config has them.
-        allowed: `resume_allow`.
+        groups: The optimizer's parameter groups, with the loaded options.
+        fresh: The options of each group in the config.
+        allowed: The keys of `resume_allow`.
     """
     names = [name.split(".") for name in allowed if name.split(".")[0] == "optimizer"]
     everything = any(len(parts) == 1 or parts[1] == "groups" for parts in names)

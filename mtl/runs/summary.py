@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtl import tags
-from mtl.quoting import command, evaluating, looking
+from mtl.quoting import command, evaluating, viewing
 from mtl.runs.fingerprint import fingerprints
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mtl.training.validation import Figures, Kind
 
 MOST_PAIRS = 5  # the most pairs of tasks that the summary describes
-FEW = 8  # fewer measured steps say nothing about a pair of tasks
+FEW = 8  # fewer measured steps don't allow a conclusion about a pair of tasks
 COSTS = {
     "joint": "one trunk forward and backward a step, all graphs alive at once",
     "sequential": "{trunks} trunk forwards and backwards a step, one task's graph alive at a time",
@@ -167,10 +167,10 @@ def summarise(console: Console, run: Run) -> None:
         what = meaning(cosine["mean"], cosine["below_zero"], int(cosine["steps"]), oftener)
         say(f"{pair.replace('~', ' and ')}: {what}")
     if len(cosines) > MOST_PAIRS:
-        say(f"These are the lowest of {len(cosines)} pairs; metrics.json has them all.")
+        say(f"These are the lowest of {len(cosines)} pairs; metrics.json has all of them.")
     if len(run.tasks) > 1 and not run.cosines():
         if any(len(tasks) > 1 for tasks in trainer.readings.reach.values()):
-            say("No step had two tasks whose gradients could be compared: they come by turns.")
+            say("No step had two tasks whose gradients could be compared: the tasks take turns.")
         else:
             say("No parameter is shared, so the tasks neither help nor hinder each other.")
     cost = COSTS[trainer.step.passes.kind].format(trunks=len(run.tasks))
@@ -241,7 +241,7 @@ def meaning(mean: float, below_zero: float, steps: int, oftener: int | None) -> 
     figures = f"mean cosine {mean:+.2f}, below zero in {below_zero:.0%} of {steps} measured steps"
     if steps < FEW:
         hint = f"; log.every={oftener} measures more often" if oftener else ""
-        return f"{figures}: too few to say what that means{hint}."
+        return f"{figures}: too few steps for a conclusion{hint}."
     if mean < -0.1:
         return f"{figures}: a step for one mostly undoes some of the other's; try a balancer, or separate models."
     if mean > 0.1:
@@ -278,7 +278,7 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
     split = [] if "test" in available else ["split=val"] if "val" in available else ["split=train"]
     commands = [("evaluate", evaluating(run.folder, run.arguments, *split))]
     if any(Path(run.folder).glob("events.out.tfevents.*")):
-        commands.insert(0, ("look", looking(run.folder)))
+        commands.insert(0, ("view", viewing(run.folder)))
     if len(run.tasks) > 1:
         for task in run.tasks[:4]:
             commands.append((f"{task} alone", command("python", "-m", "mtl.train", *arguments, f"only={task}")))

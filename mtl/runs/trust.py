@@ -1,4 +1,4 @@
-"""Which code a run's checkpoint may name, since the run may be somebody else's."""
+"""Checks which code a run's checkpoint names, because the run may come from somebody else."""
 
 import inspect
 import os
@@ -21,12 +21,12 @@ Trusted = bool | str | Sequence[str]
 
 @dataclass(frozen=True)
 class Own:
-    """Where the user's own code is.
+    """The folders of the user's own code.
 
     Args:
-        run: the folder of the run, which may be somebody else's.
-        project: the current folder, and that of the program; what lies beside the run in them isn't the user's own.
-        named: folders that the user has named, such as that of --config-dir.
+        run: The folder of the run, which may come from somebody else.
+        project: The current folder and the folder of the program; files next to the run don't count as the user's own.
+        named: Folders that the user has named, such as that of --config-dir.
     """
 
     run: Path
@@ -34,7 +34,7 @@ class Own:
     named: Sequence[Path] = ()
 
     def has(self, file: str | None) -> bool:
-        """Whether the file is in one of these folders, and not beside the run or in an installed package."""
+        """Returns whether the file is in one of the folders, and not next to the run or in an installed package."""
         if file is None:
             return False
         paths = _both(Path(file))
@@ -48,16 +48,17 @@ class Own:
         )
 
     def hints(self, named: Any) -> list[str]:
-        """Those of the folders a checkpoint names that lie in the project, and not beside the run."""
+        """Returns those folders named by a checkpoint that are in the project and not next to the run."""
         folders = (
             [Path(os.path.abspath(each)) for each in named if isinstance(each, str)] if type(named) is list else []
         )
         return [str(f) for f in folders if f.is_dir() and not _is_hidden(f, self.project) and self.has(str(f / "x.py"))]
 
     def _is_beside(self, path: Path, project: Path) -> bool:
-        """Whether the path lies in that folder of the project that the run lies in, or the project in the run's.
+        """Returns whether the path is in the folder directly below the project that contains the run.
 
-        A run that was downloaded may have come with more files, which lie around it.
+        All paths count if the run's folder contains the project, or is directly below it. A run that was downloaded may
+        have come with further files, which are next to it.
         """
         for run in _both(self.run):
             for folder in _both(project):
@@ -69,7 +70,7 @@ class Own:
 
 
 def project() -> list[Path]:
-    """The current folder, unless it is the root of all files or holds the users' folders, and that of the program."""
+    """Returns the folder of the program, and the current folder unless that contains the user's home folder."""
     current = Path.cwd()
     main = sys.modules.get("__main__")
     program = getattr(main, "__file__", None) if getattr(main, "__spec__", None) is None else None
@@ -78,15 +79,15 @@ def project() -> list[Path]:
 
 
 def check(config: Mapping[str, Any], *, own: Own, trust: Trusted) -> None:
-    """Looks over each `_target_` in the config of a run before any of them is built.
+    """Checks each `_target_` in the config of a run before any of them is built.
 
     Args:
-        config: of the run's checkpoint, as far as it is to be built.
-        own: where the user's own code is; all in it may be used.
-        trust: modules, or names in modules, that may be used besides those that are listed; true for everything.
+        config: The part of the checkpoint's config that will be built.
+        own: The folders of the user's own code, all of which may be used.
+        trust: Modules, or names in modules, that may be used in addition to the listed ones; True trusts everything.
 
     Raises:
-        UserError: for names that are neither listed nor trusted, with the way to trust them.
+        UserError: If a name is neither listed nor trusted; the message shows how to trust it.
     """
     if trust is True:
         return
@@ -94,7 +95,7 @@ def check(config: Mapping[str, Any], *, own: Own, trust: Trusted) -> None:
     for where, text in _texts(config):
         if "${" in text:
             raise UserError(
-                f"the config of the run '{own.run}' has {text!r} in {where}: runs write values, and no interpolations"
+                f"the config of the run '{own.run}' has {text!r} in {where}: runs write values, no interpolations"
             )
     refused: dict[str, str] = {}
     for where, node in _calls(config):
@@ -107,24 +108,24 @@ def check(config: Mapping[str, Any], *, own: Own, trust: Trusted) -> None:
 def _refusal(run: Path, refused: Mapping[str, str]) -> UserError:
     lines = "".join(f"\n  {where}: {target}" for target, where in refused.items())
     others = [name for name in refused if _is_plain(name) and name.split(".")[0] not in sys.stdlib_module_names]
-    way = f" If you know this code, allow it by trust=[{','.join(others)}]." if others else ""
+    way = f" If you know this code, allow it with trust=[{','.join(others)}]." if others else ""
     python = (
-        " A run has no need of Python's own library, by which it can do whatever you can."
+        " A run doesn't need Python's standard library, with which it could do whatever you can."
         if len(others) < len(refused)
         else ""
     )
     return UserError(
-        f"the config of the run '{run}' names code that isn't trusted:{lines}\nWithout being asked, a run uses modules "
-        f"of {LISTED}, and code in the current folder or in that of --config-dir that doesn't lie beside the run.{way}"
-        f"{python} trust=true allows whatever the run names"
+        f"the config of the run '{run}' names code that isn't trusted:{lines}\nBy default, a run may use modules of "
+        f"{LISTED}, and code in the current folder or in the folder of --config-dir that isn't next to the run.{way}"
+        f"{python} trust=true allows everything that the run names"
     )
 
 
 def trusted_names(trust: Trusted) -> tuple[str, ...]:
-    """The names that `trust` has.
+    """Returns the names in `trust`; none if it is True, False or None.
 
     Raises:
-        UserError: where it is neither true or false nor names.
+        UserError: If `trust` is something else than a boolean or names of modules.
     """
     if trust is None or isinstance(trust, bool):
         return ()
@@ -136,9 +137,9 @@ def trusted_names(trust: Trusted) -> tuple[str, ...]:
 
 
 def loads_nothing(node: Any) -> None:
-    """Takes out of a checked config what would load first values of a model or download data.
+    """Changes a checked config so that building it loads no initial values of a model and downloads no data.
 
-    The values are in the checkpoint, and their file may be gone; and a run doesn't decide what is written where.
+    The checkpoint contains the values, and a run must not decide what is written to the disk.
     """
     for _, value in _children(node):
         loads_nothing(value)
@@ -160,14 +161,14 @@ def _is_allowed(node: Mapping[Any, Any], where: str, names: Sequence[str], own: 
     for name in names:
         if _is_below(target, name):
             package = name.split(".")[0]
-            found = _walked(
+            value = _walked(
                 target,
                 where,
                 imports=lambda module, _, name=name: _is_below(module, name) or _is_below(name, module),  # type: ignore[misc]
                 passes=lambda value, package=package: _home(value).split(".")[0] == package,  # type: ignore[misc]
             )
-            home = f"{_home(found)}.{getattr(found, '__qualname__', '')}"
-            if found is not None and (target == name or _is_below(home, name)):
+            home = f"{_home(value)}.{getattr(value, '__qualname__', '')}"
+            if value is not None and (target == name or _is_below(home, name)):
                 return True
     package = target.split(".")[0]
     if package in PACKAGES:
@@ -177,19 +178,19 @@ def _is_allowed(node: Mapping[Any, Any], where: str, names: Sequence[str], own: 
         home = sys.modules.get(_home(value))
         return home is not None and (own.has(getattr(home, "__file__", None)) or _is_namespace(home))
 
-    found = _walked(target, where, imports=lambda _, file: own.has(file), passes=passes)
-    return found is not None and (passes(found) or (_is_listed(found) and not _computes(found, node)))
+    value = _walked(target, where, imports=lambda _, file: own.has(file), passes=passes)
+    return value is not None and (passes(value) or (_is_listed(value) and not _computes(value, node)))
 
 
-def _computes(found: Any, node: Mapping[Any, Any]) -> bool:
-    """Whether a function of tensors would be called while a run is loaded, or later with tensors of the run's choice.
+def _computes(function: Any, node: Mapping[Any, Any]) -> bool:
+    """Returns whether loading a run would call a function of tensors, or the run chooses such a function's tensors.
 
-    Some of these functions believe the numbers in a tensor, and read beyond the memory by them.
+    Some of these functions don't check numbers in a tensor, such as indices, and would read beyond its memory.
     """
-    if not inspect.isroutine(found):
+    if not inspect.isroutine(function):
         return False
     both = [*listed("torch").items(), *listed("torchvision").items()]
-    if not any(found is value for name, value in both if name.startswith(OF_TENSORS)):
+    if not any(function is value for name, value in both if name.startswith(OF_TENSORS)):
         return False
     return node.get("_partial_") is not True or any(_calls({key: node[key] for key in node if key != "_target_"}))
 
@@ -197,16 +198,16 @@ def _computes(found: Any, node: Mapping[Any, Any]) -> bool:
 def _walked(
     target: str, where: str, *, imports: Callable[[str, str | None], bool], passes: Callable[[Any], bool]
 ) -> Any | None:
-    """What the name stands for, None where the way there isn't allowed; nothing else is imported to find out.
+    """Returns the object with this name, or None if a module or attribute on the way isn't allowed.
 
     Args:
-        target: a dotted name.
-        where: its place in the config.
-        imports: whether the module of that name and file may be imported.
-        passes: whether an attribute of this module or class may be taken.
+        target: A dotted name.
+        where: The place of the name in the config.
+        imports: Returns whether the module with this name and file may be imported.
+        passes: Returns whether attributes of this module or class may be used.
 
     Raises:
-        UserError: where there is nothing of this name.
+        UserError: If nothing has this name.
     """
     parts = target.split(".")
     value: Any = None
@@ -220,21 +221,21 @@ def _walked(
             except (ImportError, AttributeError, ValueError):
                 spec = None
             if spec is None:
-                return find(target, where)  # which says what isn't there
+                return find(target, where)  # raises an error that names what is missing
             is_folder = spec.origin is None and spec.submodule_search_locations is not None  # importing it runs nothing
             if not is_folder and not imports(module, spec.origin if spec.has_location else None):
                 return None
             try:
                 value = import_module(module)
             except Exception:
-                return find(target, where)  # which says what failed
+                return find(target, where)  # raises an error that names what failed
         else:
             value = getattr(value, part)
     return value
 
 
 def _is_plain(name: str) -> bool:
-    """Whether it is a dotted name, without the attributes by which Python reaches from one module into others."""
+    """Returns whether it is a dotted name without attributes such as `__globals__`, which lead to other modules."""
     return name.isascii() and all(part.isidentifier() and not part.startswith("__") for part in name.split("."))
 
 
@@ -242,9 +243,9 @@ def _is_below(name: str, module: str) -> bool:
     return name == module or name.startswith(f"{module}.")
 
 
-def _is_listed(found: Any) -> bool:
-    package = _home(found).split(".")[0]
-    return package in PACKAGES and any(found is each for each in listed(package).values())
+def _is_listed(value: Any) -> bool:
+    package = _home(value).split(".")[0]
+    return package in PACKAGES and any(value is each for each in listed(package).values())
 
 
 def _is_namespace(module: Any) -> bool:
@@ -252,7 +253,7 @@ def _is_namespace(module: Any) -> bool:
 
 
 def _both(path: Path) -> tuple[Path, Path]:
-    """The path as it is given, and without links."""
+    """Returns the absolute path, with and without resolved links."""
     return Path(os.path.abspath(path)), path.resolve()
 
 
@@ -266,18 +267,18 @@ def _is_hidden(path: Path, folders: Sequence[Path]) -> bool:
     )
 
 
-def _home(found: Any) -> str:
-    """The module itself, or the module that defines the class, the function, or what a partial calls."""
-    if isinstance(found, ModuleType):
-        return found.__name__
-    while isinstance(found, partial):
-        found = found.func
-    home = getattr(found, "__module__", None) or getattr(getattr(found, "__self__", None), "__name__", None)
-    return home if isinstance(home, str) else str(type(found).__module__)
+def _home(value: Any) -> str:
+    """Returns the name of a module, or of the module that defines a class, a function, or the function of a partial."""
+    if isinstance(value, ModuleType):
+        return value.__name__
+    while isinstance(value, partial):
+        value = value.func
+    home = getattr(value, "__module__", None) or getattr(getattr(value, "__self__", None), "__name__", None)
+    return home if isinstance(home, str) else str(type(value).__module__)
 
 
 def _calls(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """All nodes with a `_target_`, with their places."""
+    """Yields all nodes with a `_target_`, with their places."""
     if isinstance(node, Mapping) and "_target_" in node:
         yield where or "config", node
     for key, value in _children(node):

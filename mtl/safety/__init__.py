@@ -1,1 +1,1 @@
-"""Reading what may come from anybody: regular files, bounded sizes, plain types."""
+"""Safe reading of files of unknown origin: only regular files, bounded sizes, and plain types."""

@@ -1,4 +1,4 @@
-"""The file of a checkpoint, judged before PyTorch reads it: it may come from anybody."""
+"""Checks the file of a checkpoint, whose origin is unknown, before PyTorch reads it."""
 
 import hashlib
 import os
@@ -15,18 +15,18 @@ from mtl.safety.skimming import Skimmed
 
 FORMAT = 7
 MANIFEST = "manifest.json"
-_END, _LOCATOR, _END_OF_64 = 22, 20, 56  # bytes of what ends an archive
-PLAIN = 8 * LARGEST  # bytes of what isn't numbers of tensors; in memory it may take sixty times as many
-ROOM, LEAST_ROOM = 16, 2**28  # bytes of all tensors, for each byte of the file and besides; they may share storages
-SAVED_AS = "saved_as"  # the key of the state for the name under which it was saved
+_END, _LOCATOR, _END_OF_64 = 22, 20, 56  # bytes of the records at the end of a zip archive
+PLAIN = 8 * LARGEST  # the most bytes of the pickle, which may take sixty times as many in memory
+ROOM, LEAST_ROOM = 16, 2**28  # limits of the tensors' bytes, see `room`; tensors may share storages
+SAVED_AS = "saved_as"  # the key of the state that contains the name under which it was saved
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The checkpoint's file, known to be whole, to have its own name, and to take no more memory than it has bytes.
+    """Opens a checkpoint's file, after checks that it is complete, has the right name, and fits in memory.
 
     Raises:
-        UserError: where there is no such file, or it isn't like that; also for whatever reading it raises.
+        UserError: If there is no such file, if a check fails, or if the block raises an error.
     """
     try:
         with open(path, "rb", opener=regular) as file:
@@ -42,10 +42,10 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_newest(folder: Path) -> None:
-    """Looks whether there is a state in the folder from which training can go on, where there is any.
+    """Checks that at least one `last` checkpoint in the folder is readable, if there are any.
 
     Raises:
-        UserError: for the newest, where none can be read.
+        UserError: If none is readable; the message is about the newest.
     """
     problems: list[UserError] = []
     for path in sorted(folder.glob("last*.pt"), key=lambda path: (len(path.name), path.name)):
@@ -59,37 +59,37 @@ def check_newest(folder: Path) -> None:
 
 
 def checksum(file: BinaryIO) -> str:
-    """What tells the file's content from any other."""
+    """Returns the SHA-256 digest of the file's content."""
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def manifest(folder: Path) -> dict[str, list[str]]:
-    """The checksums of the newest files under each name; none where there is no manifest, or it can't be read."""
+    """Returns the checksums of the newest files by name; none if the manifest is missing or can't be read."""
     try:
         return {name: list(values) for name, values in read_json(folder / MANIFEST)["sha256"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # a file is then judged by itself
+        return {}  # the file's own checksums are then checked
 
 
 def name_of(path: Path) -> str:
-    """The name under which a file was saved: `last` of last.pt and of last-1.pt, which has been last.pt before."""
+    """Returns the name under which a file was saved: `last` for last.pt, and for last-1.pt, an older last.pt."""
     stem, _, number = path.stem.rpartition("-")
     return stem if stem and number.isdecimal() else path.stem
 
 
 def room(size: int) -> int:
-    """The bytes that the tensors may take of a file of that size."""
+    """Returns the most bytes that the tensors of a file of that size may take."""
     return ROOM * size + LEAST_ROOM
 
 
 def _check(file: BinaryIO, path: Path) -> None:
     size = os.fstat(file.fileno()).st_size
     if size > _memory():
-        raise UserError(f"the checkpoint {path} is of {size:,} bytes, more than this machine's memory")
+        raise UserError(f"the checkpoint {path} has {size:,} bytes, which is more than this machine's memory")
     known = manifest(path.parent)
     if known:
-        found = checksum(file)
-        names = [name_of(Path(name)) for name, checksums in known.items() if found in checksums]
+        digest = checksum(file)
+        names = [name_of(Path(name)) for name, checksums in known.items() if digest in checksums]
         if not names:
             raise UserError(f"the checkpoint {path} is damaged: its checksum is not in {MANIFEST}")
         _check_name(path, *names)
@@ -97,22 +97,22 @@ def _check(file: BinaryIO, path: Path) -> None:
         with ZipFile(file) as archive:
             members = _members(archive, size)
             _check_layout(archive, file, size)
-            if not known and (name := archive.testzip()) is not None:  # the file's own checksums, of its members
-                raise UserError(f"the checkpoint {path} is damaged: the checksum of {name} in it is wrong")
+            if not known and (name := archive.testzip()) is not None:  # checks the checksums of the members
+                raise UserError(f"the checkpoint {path} is damaged: the checksum of its member {name} is wrong")
             root = archive.namelist()[0].split("/")[0]
             if members[f"{root}/data.pkl"] > PLAIN:
-                raise ValueError(f"it holds more than {PLAIN:,} bytes beside the numbers of its tensors")
+                raise ValueError(f"it holds more than {PLAIN:,} bytes besides the elements of its tensors")
             skimmed = Skimmed(archive.read(f"{root}/data.pkl"), root, members)
             state = skimmed.load()
-    except KeyError as error:  # a part of the archive, or an instruction of the pickle
-        raise ValueError(f"there is no {error.args[0]} in it, or none is known") from error
-    found_format = state.get("format") if isinstance(state, dict) else None
-    if found_format != FORMAT:
-        raise UserError(f"the checkpoint {path} has format {found_format}; this version of mtl reads format {FORMAT}")
-    for _ in leaves(state, f"the checkpoint {path}", most=size):  # each takes a byte at least
+    except KeyError as error:  # for a member of the archive, or an instruction of the pickle
+        raise ValueError(f"there is no member or pickle instruction {error.args[0]}") from error
+    saved_format = state.get("format") if isinstance(state, dict) else None
+    if saved_format != FORMAT:
+        raise UserError(f"the checkpoint {path} has format {saved_format}; this version of mtl reads format {FORMAT}")
+    for _ in leaves(state, f"the checkpoint {path}", most=size):  # each value takes at least one byte
         pass
     if skimmed.taken > room(size):
-        raise UserError(f"the checkpoint {path} holds tensors of far more numbers than it has bytes")
+        raise UserError(f"the checkpoint {path} has tensors with far more elements than the file has bytes")
     if isinstance(name := state.get(SAVED_AS), str):
         _check_name(path, name)
 
@@ -126,38 +126,38 @@ def _check_name(path: Path, *names: str) -> None:
 
 
 def _memory() -> float:
-    """Of this machine, in bytes, where that is known."""
+    """Returns the memory of this machine in bytes, or infinity if it is unknown."""
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return float("inf")
 
 
 def _members(archive: ZipFile, size: int) -> dict[str, int]:
-    """The sizes of what is in the archive, which PyTorch never compresses."""
+    """Returns the sizes of the archive's members, which PyTorch never compresses."""
     sizes: dict[str, int] = {}
     for member in archive.infolist():
         if member.compress_type != ZIP_STORED or member.file_size != member.compress_size:
-            raise ValueError(f"{member.filename} in it is compressed, which mtl never does")
+            raise ValueError(f"{member.filename} is compressed, which mtl never does")
         if member.filename in sizes:
-            raise ValueError(f"{member.filename} is in it twice")
+            raise ValueError(f"the archive contains {member.filename} twice")
         sizes[member.filename] = member.file_size
     if not sizes:
-        raise ValueError("there is nothing in it")
+        raise ValueError("the archive is empty")
     if archive.comment or sum(sizes.values()) > size:
-        raise ValueError("its parts take more bytes than it has")
+        raise ValueError("the members of the archive take more bytes than the file has")
     return sizes
 
 
 def _check_layout(archive: ZipFile, file: BinaryIO, size: int) -> None:
-    """Raises a ValueError for an archive in which PyTorch's reader might see other parts than Python's.
+    """Raises a ValueError if PyTorch's reader might see other members than Python's reader.
 
-    Python's takes what lies before an archive for no part of it, and looks for the list of parts right before the end;
-    PyTorch's looks at the file's beginning for what kind of file it is, looks for the list where the end says that it
-    is, and takes names for the same that differ in case.
+    Python ignores bytes before the archive, and expects the list of members right before the end record. PyTorch
+    determines the kind of file from its first bytes, reads the list at the offset in the end record, and treats names
+    as equal that differ only in case.
     """
     names = [member.orig_filename for member in archive.infolist()]
     if not all(name.isascii() and name.isprintable() for name in names) or len({n.lower() for n in names}) < len(names):
-        raise ValueError("names of its parts could be taken for each other")
+        raise ValueError("the names of the archive's members are ambiguous")
     file.seek(0)
     begin = file.read(4)
     file.seek(max(0, size - _END - _LOCATOR - _END_OF_64))
@@ -167,10 +167,10 @@ def _check_layout(archive: ZipFile, file: BinaryIO, size: int) -> None:
     if locator[:4] == b"PK\6\7":
         list_end -= _LOCATOR + _END_OF_64
         list_at = int.from_bytes(end_of_64[48:56], "little")
-        is_there = end_of_64[:4] == b"PK\6\6" and int.from_bytes(locator[8:16], "little") == list_end
+        is_consistent = end_of_64[:4] == b"PK\6\6" and int.from_bytes(locator[8:16], "little") == list_end
     else:
-        is_there = True
+        is_consistent = True
     first = min(member.header_offset for member in archive.infolist())
-    is_whole = begin == b"PK\3\4" and end[:4] == b"PK\5\6" and is_there and first == 0
+    is_whole = begin == b"PK\3\4" and end[:4] == b"PK\5\6" and is_consistent and first == 0
     if not is_whole or list_at != archive.start_dir:
-        raise ValueError("there is more in it than an archive")
+        raise ValueError("the file contains more than an archive")

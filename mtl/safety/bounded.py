@@ -1,4 +1,4 @@
-"""Files that may come from anybody, read so that neither their size nor their nesting can exhaust the machine."""
+"""Reads text, JSON and YAML files of unknown origin, with limits on their size and nesting."""
 
 import json
 import math
@@ -13,24 +13,24 @@ from mtl.errors import UserError, first_line
 from mtl.safety.regular import regular
 from mtl.text import plain
 
-LARGEST = 32 * 2**20  # bytes of a text that is read as a whole
-DEEPEST = 100  # levels of lists and mappings within each other
-MOST = 1_000_000  # values in a file, and
-MOST_IN_YAML = 200_000  # in one whose reading takes ten times as long
-LONGEST = 2**16  # characters of a value in YAML
-LONGEST_WHOLE = 20  # of a whole number of 64 bits
-LONGEST_NUMBER = 24  # of a number: what PyYAML makes of longer ones takes minutes, and so does a dict of such keys
+LARGEST = 32 * 2**20  # the most bytes of a file that is read as a whole
+DEEPEST = 100  # the most levels of nested lists and mappings
+MOST = 1_000_000  # the most values in a file
+MOST_IN_YAML = 200_000  # the same for YAML, which is ten times slower to read
+LONGEST = 2**16  # the most characters of a value in YAML
+LONGEST_WHOLE = 20  # the most characters of a 64-bit integer
+LONGEST_NUMBER = 24  # the most characters of any number; longer ones can take minutes, in PyYAML and as keys of a dict
 _parse: Any = yaml.parse
 _load: Any = yaml.load
 _Resolver: Any = yaml.resolver.Resolver
 
 
 def read_text(path: Path, largest: int = LARGEST) -> str:
-    """The file's text, of at most so many bytes.
+    """Reads a text file of at most `largest` bytes.
 
     Raises:
-        UserError: where it is larger, isn't text in UTF-8, or isn't a regular file.
-        OSError: where there is no such file, or it can't be read.
+        UserError: If the file is larger, isn't text in UTF-8, or isn't a regular file.
+        OSError: If there is no such file, or if it can't be read.
     """
     with open(path, "rb", opener=regular) as file:
         content = file.read(largest + 1)
@@ -43,16 +43,16 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
 
 
 def read_lines(path: Path, largest: int, longest: int) -> Iterator[str]:
-    """The file's lines with their ends, those left out that are longer than so many bytes.
+    """Yields the lines of a file with their line ends, except lines of more than `longest` bytes.
 
     Raises:
-        UserError: where the file is larger than so many bytes, or isn't a regular one.
-        OSError: where there is no such file, or it can't be read.
+        UserError: If the file has more than `largest` bytes, or isn't a regular file.
+        OSError: If there is no such file, or if it can't be read.
     """
     with open(path, "rb", opener=regular) as file:
         if os.fstat(file.fileno()).st_size > largest:
             raise UserError(f"{plain(str(path))} is larger than {largest / 2**20:g} MB")
-        whole = True  # whether what was read before was the end of a line
+        whole = True  # whether the previous read ended with a complete line
         while line := file.readline(longest):
             if whole and (line.endswith(b"\n") or len(line) < longest):
                 yield line.decode("utf-8", errors="replace")
@@ -60,24 +60,24 @@ def read_lines(path: Path, largest: int, longest: int) -> Iterator[str]:
 
 
 def read_json(path: Path) -> Any:
-    """What the file of JSON holds.
+    """Reads a JSON file.
 
     Raises:
-        UserError: where it isn't JSON, holds a number that no float or 64-bit integer holds, or is nested too deep.
-        OSError: where there is no such file, or it can't be read.
+        UserError: If the file isn't JSON, is nested too deeply, or contains a number beyond float or 64-bit integers.
+        OSError: If there is no such file, or if it can't be read.
     """
     return parse_json(read_text(path), plain(str(path)))
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The same of a text.
+    """Parses JSON text.
 
     Args:
-        text: JSON.
-        where: it comes from, for messages.
+        text: The text.
+        where: The origin of the text, for error messages.
 
     Raises:
-        UserError: as `read_json`.
+        UserError: See `read_json`.
     """
     try:
         value = json.loads(text, parse_float=_float, parse_int=_int)
@@ -90,12 +90,12 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """What the file of YAML holds: plain mappings, lists and values.
+    """Reads a YAML file of plain mappings, lists and values.
 
     Raises:
-        UserError: where it isn't YAML, or holds anything else, or an alias, by which a few lines can stand for billions
-            of values.
-        OSError: where there is no such file, or it can't be read.
+        UserError: If the file isn't YAML, contains other types, or contains an alias, with which a few lines can stand
+            for billions of values.
+        OSError: If there is no such file, or if it can't be read.
     """
     text, where = read_text(path), plain(str(path))
     if any(line.startswith("%") for line in text.splitlines()):
@@ -122,23 +122,23 @@ def read_yaml(path: Path) -> Any:
         value = _load(text, Loader=loader)
     except UserError:
         raise
-    except Exception as error:  # PyYAML fails in many ways
+    except Exception as error:  # PyYAML raises many kinds of errors
         raise UserError(f"{where} can't be read: {first_line(error)}") from error
     _check_plain(value, where)
     return value
 
 
 def leaves(value: Any, where: str, most: int = MOST) -> Iterator[Any]:
-    """All that is in lists, tuples and mappings within each other, the mappings' keys included.
+    """Yields all values in nested lists, tuples and mappings, including the keys of mappings.
 
     Args:
-        value: to be walked through.
-        where: it comes from, for messages.
-        most: that there may be.
+        value: The outermost container, or a single value.
+        where: The origin of the value, for error messages.
+        most: The most values.
 
     Raises:
-        UserError: where there are so many or they are nested so deep that they aren't worth walking through. By
-            containers that are there several times, a small file can stand for billions.
+        UserError: If there are more values, or if they are nested too deeply. A small file that contains the same
+            containers several times can stand for billions of values.
     """
     count = 0
     level = [value]
@@ -152,9 +152,7 @@ def leaves(value: Any, where: str, most: int = MOST) -> Iterator[Any]:
             if count > most:
                 raise UserError(f"{where} holds more than {most:,} values")
             deeper += each
-            deeper += (
-                dict.values(each) if isinstance(each, dict) else ()
-            )  # an OrderedDict may bring a method of its own
+            deeper += dict.values(each) if isinstance(each, dict) else ()  # an OrderedDict may have a method of its own
         if not deeper:
             return
         level = deeper
@@ -162,7 +160,7 @@ def leaves(value: Any, where: str, most: int = MOST) -> Iterator[Any]:
 
 
 def _is_long_number(text: str) -> bool:
-    """Whether it is a number, by YAML's rules, that no run writes: 64 bits and repr(float) have so many digits."""
+    """Returns whether YAML reads the text as a number that is longer than a 64-bit integer or the repr of a float."""
     if len(text) <= LONGEST_WHOLE:
         return False
     kind = _Resolver().resolve(yaml.ScalarNode, text, (True, False)).rpartition(":")[2]

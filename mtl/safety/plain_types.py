@@ -1,4 +1,4 @@
-"""What a checkpoint holds, rebuilt of plain types."""
+"""Rebuilds the content of a checkpoint from plain types."""
 
 from collections import OrderedDict
 from types import NoneType
@@ -13,17 +13,17 @@ _LEAVES = (str, int, float, complex, bool, bytes, NoneType, torch.Size, torch.dt
 
 
 def plain_types(value: Any, where: str = "state") -> Any:
-    """The value, with new dicts, lists, tuples and tensors, of exactly these types.
+    """Returns the value rebuilt from new dicts, lists, tuples and tensors of exactly these types.
 
-    torch's reader of checkpoints runs no code, but it gives an OrderedDict, and some tensors, attributes of the file's
-    choice, and with these other methods than their types have.
+    PyTorch's reader of checkpoints runs no code, but it sets attributes that the file names on OrderedDicts and some
+    tensors, which can replace their methods.
 
     Args:
-        value: what was read.
-        where: its place, for messages.
+        value: The value that was read.
+        where: The place of the value, for error messages.
 
     Raises:
-        UserError: for a value of another type.
+        UserError: If a value has another type.
     """
     kind = type(value)
     if kind in (dict, OrderedDict):

@@ -1,6 +1,6 @@
-"""Regular files and folders, and nothing else, of a run's folder, which may come from anybody.
+"""Opens only regular files in a run's folder, whose origin may be unknown.
 
-Neither reading nor writing follows a symbolic link, or waits for a device, a pipe or a socket.
+Reading and writing never follow a symbolic link, and never wait for a device, a pipe or a socket.
 """
 
 import os
@@ -22,14 +22,14 @@ _KINDS: list[tuple[Callable[[int], bool], str]] = [
 
 
 def regular(path: str, flags: int) -> int:
-    """The `opener` of Python's `open` for files in a run's folder.
+    """Opens a file in a run's folder; use it as the `opener` of Python's `open`.
 
     Raises:
-        UserError: for what isn't a regular file, and for a file to be changed that has another name too.
-        OSError: where it can't be opened.
+        UserError: If the path isn't a regular file, or if a file opened for writing has another hard link.
+        OSError: If the file can't be opened.
     """
     changing = bool(flags & (os.O_WRONLY | os.O_RDWR))
-    if os.path.lexists(path):  # looked at before it is opened, since opening is enough to hang, or to move a tape
+    if os.path.lexists(path):  # checked first, because opening a device can hang, or move a tape
         _check(path, os.lstat(path), changing=changing)
     handle = os.open(path, flags | _SAFE, 0o666)
     try:
@@ -41,35 +41,32 @@ def regular(path: str, flags: int) -> int:
 
 
 def make_folder(path: Path) -> None:
-    """Makes the folder, and those above it, where they aren't there.
+    """Creates the folder and its parents, unless they exist.
 
     Raises:
-        UserError: where it is a link; those above it may be.
-        OSError: where it can't be made.
+        UserError: If the folder is a symbolic link; its parents may be links.
+        OSError: If the folder can't be created.
     """
     check_kind(path)
     path.mkdir(parents=True, exist_ok=True)
 
 
 def check_kind(path: Path) -> None:
-    """Looks what has this name, if anything has.
-
-    Raises:
-        UserError: where that is neither a regular file nor a folder.
-    """
+    """Raises a UserError if the path exists and is neither a regular file nor a folder."""
     if os.path.lexists(path):
         _check(path, os.lstat(path))
 
 
 def check_folder(folder: Path) -> None:
-    """Looks over a run's folder, or a multirun's, before anything in it is opened to be written.
+    """Checks the folder of a run or a multirun before any file in it is opened for writing.
 
-    Folders in it aren't looked into, but for that of the checkpoints: Weights & Biases' own holds links, for instance.
+    Of the inner folders only that of the checkpoints is checked; the folder of Weights & Biases contains links, for
+    instance.
 
     Raises:
-        UserError: for the first thing that is neither a regular file nor a folder, and for a file other than a
-            checkpoint that has another name too, since what is written to it would change both.
-        OSError: where the folder can't be read.
+        UserError: If an entry is neither a regular file nor a folder, or if a file other than a checkpoint has another
+            hard link, because writing to it would change both.
+        OSError: If the folder can't be read.
     """
     for inner in (folder, folder / "checkpoints"):
         if inner == folder or os.path.lexists(inner):
@@ -78,10 +75,10 @@ def check_folder(folder: Path) -> None:
                     _check(entry.path, entry.stat(follow_symlinks=False), changing=inner == folder)
 
 
-def _check(path: str | Path, found: os.stat_result, *, changing: bool = False) -> None:
+def _check(path: str | Path, status: os.stat_result, *, changing: bool = False) -> None:
     shown = plain(str(path))
     for is_of_kind, name in _KINDS:
-        if is_of_kind(found.st_mode):
+        if is_of_kind(status.st_mode):
             raise UserError(f"{shown} is {name}; in a run's folder only regular files and folders are read and written")
-    if changing and stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
-        raise UserError(f"{shown} has another name elsewhere (a hard link) and would change there too; copy the run")
+    if changing and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+        raise UserError(f"{shown} has another hard link, and writing would change the file there too; copy the run")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mtl.balancers import Balancer
-from mtl.errors import UserError, text_of, told
+from mtl.errors import UserError, describe_error, text_of
 
 
 def set_preference(balancer: Balancer, needs: str, names: Sequence[str], task_weights: Tensor) -> None:
@@ -56,7 +56,7 @@ def failed(balancer: Balancer, error: BaseException) -> UserError:
     """Returns the error for an exception that the balancer raised."""
     if isinstance(error, ArithmeticError):
         return UserError(f"balancer {_name(balancer)}: {text_of(error)}")
-    return UserError(f"balancer {_name(balancer)} failed: {told(error)}")
+    return UserError(f"balancer {_name(balancer)} failed: {describe_error(error)}")
 
 
 def _name(balancer: Balancer) -> str:

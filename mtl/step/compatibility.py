@@ -107,4 +107,4 @@ def _check_line_search(kind: str, balancer: str, balancing: Balancing, precision
             "works on the gradients themselves; take one that gives weights"
         )
     if precision == "fp16":
-        raise UserError(f"precision: fp16 scales gradients, and {kind} can't be told; take bf16")
+        raise UserError(f"precision: fp16 scales gradients, and {kind} can't take that into account; take bf16")

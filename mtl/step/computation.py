@@ -88,7 +88,7 @@ class Computation:
                 result = self._take(micro_batches, step, measure)
                 reasons = self._not_finite(result, micro_batches)
             except NotFinite as error:
-                reasons = error.found
+                reasons = error.reasons
             if not reasons:
                 result.nonfinite = nonfinite
                 return result

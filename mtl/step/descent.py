@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mtl.errors import UserError, text_of, told
+from mtl.errors import UserError, describe_error, text_of
 from mtl.gradients.rows import total_norm
 from mtl.step.settings import Update
 
@@ -101,10 +101,11 @@ class Descent:
                 if "sparse" not in text_of(error):
                     raise
                 raise UserError(
-                    f"{name} can't take the sparse gradients of embeddings: {told(error)}. Take optimizer=adagrad "
+                    f"{name} can't take the sparse gradients of embeddings: {describe_error(error)}. "
+                    "Take optimizer=adagrad "
                     "without weight decay, or embeddings with sparse=False"
                 ) from error
-            raise UserError(f"{name} failed in its step: {told(error)}. Look at its arguments") from error
+            raise UserError(f"{name} failed in its step: {describe_error(error)}. Look at its arguments") from error
         return norm
 
     def epoch_end(self, value: float | None = None) -> None:
@@ -121,7 +122,9 @@ class Descent:
             scheduler.step(*[] if value is None else [value])
         except (TypeError, ValueError, ArithmeticError) as error:
             name = type(scheduler).__name__
-            raise UserError(f"{name} failed at the end of an epoch: {told(error)}. Look at its arguments") from error
+            raise UserError(
+                f"{name} failed at the end of an epoch: {describe_error(error)}. Look at its arguments"
+            ) from error
 
     @property
     def waits_for_validation(self) -> bool:

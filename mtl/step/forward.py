@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl.batch import Batch, describe
-from mtl.errors import FOREIGN, UserError, is_elsewhere, text_of, told
+from mtl.errors import FOREIGN, UserError, describe_error, is_unrelated, text_of
 from mtl.labels import select
 from mtl.model import MultiTaskModel
 from mtl.snapshots import preserved_buffers, preserved_random_state
@@ -46,11 +46,11 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
     try:
         loss = task.loss(*_of_one_type(task, prediction, target))
     except FOREIGN as error:
-        if is_elsewhere(error):
+        if is_unrelated(error):
             raise
         raise UserError(
             f"task '{task.name}': its loss failed on a prediction {describe(prediction)} and the target "
-            f"'{task.target}' {describe(target)}: {told(error)}. Look at tasks.{task.name}"
+            f"'{task.target}' {describe(target)}: {describe_error(error)}. Look at tasks.{task.name}"
             + (
                 f" and its num_outputs, {prediction.shape[1]} here"
                 if "out of bounds" in text_of(error) and both
@@ -74,10 +74,11 @@ def objective_of(model: MultiTaskModel, task: Task, batch: Batch) -> Tensor:
     try:
         loss = task.objective(model, batch)
     except FOREIGN as error:
-        if is_elsewhere(error) or isinstance(error, UserError):
+        if is_unrelated(error) or isinstance(error, UserError):
             raise
         raise UserError(
-            f"task '{task.name}': its objective failed on a batch with {', '.join(map(str, batch))}: {told(error)}. "
+            f"task '{task.name}': its objective failed on a batch with {', '.join(map(str, batch))}: "
+            f"{describe_error(error)}. "
             f"Look at tasks.{task.name}.objective"
         ) from error
     return _scalar(task, loss)

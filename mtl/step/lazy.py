@@ -42,7 +42,7 @@ def materialise(model: MultiTaskModel, tasks: Sequence[Task], train: Loader | Mi
     training = model.training
     model.eval()
     with preserved_buffers(model):
-        for loader, names in train.parts():
+        for loader, names in train.by_source():
             batches: Any = loader.batches(1)
             with closing(batches):  # also ends the worker processes
                 batch = next(batches)

@@ -198,7 +198,7 @@ class Step:
         if self.balancing.needs == "nothing":
             return
         losses_now = None
-        if self.balancing.balancer.looks_back:
+        if self.balancing.balancer.needs_losses_after:
             with reusable_graphs():
                 losses_now = self.computation.losses_now(self._cut(batch))
         self.balancing.after(self.computation.losses, losses_now)

@@ -1,4 +1,4 @@
-"""Files of training state: each written whole or not at all, and known by its checksum."""
+"""Saving and loading of training state in files, each of which is written completely or not at all."""
 
 import filecmp
 import json
@@ -18,31 +18,31 @@ from mtl.safety.archive import FORMAT, MANIFEST
 from mtl.safety.bounded import leaves
 from mtl.safety.plain_types import plain_types
 
-SPARE = 50  # checksums that are kept beside those of the files: a process that was killed noted one without a file
+SPARE = 50  # the number of further checksums to keep; a killed process may have noted one without a file
 _checked_indices: Any = torch.sparse.check_sparse_tensor_invariants
 
 
 def save(path: Path, state: dict[str, Any], *, keep: int | None = 1, number: int = 0) -> None:
-    """Writes the state beside the path, and puts it in place when it is on the disk.
+    """Writes the state to a temporary file, and renames the file when it is on the disk.
 
     Args:
-        path: of the file; its folder is made where it isn't there, and not the folder that this is in.
-        state: plain types and tensors.
-        keep: the files that there are under this name afterwards: path.pt, path-1.pt, and so on. None for all.
-        number: of the one among them that this state becomes; those from this number on are moved up by one.
+        path: The path of the file. The folder of the file is created if it doesn't exist; the folder's parent isn't.
+        state: The state, as plain types and tensors.
+        keep: The number of files with this name to keep: path.pt, path-1.pt, and so on; None for all.
+        number: The number of the new file; the files from this number on are moved up by one.
     """
     path.parent.mkdir(exist_ok=True)
     with temporary(path.with_suffix(".tmp")) as new:
         fill(new, lambda file: torch.save({"format": FORMAT, archive.SAVED_AS: archive.name_of(path), **state}, file))
-        # The checksum is known before the file is there: whenever the process is killed, each file in place has one.
+        # The checksum is noted before the file is renamed, so that each file has one whenever the process is killed.
         _note(path, _checksum(new))
         if keep is None or number + 1 < keep:
             _make_room(path, number)
         new.replace(with_number(path, number))
-    for other, its_number in numbered(path):
-        if keep is not None and its_number >= keep:
+    for other, other_number in numbered(path):
+        if keep is not None and other_number >= keep:
             other.unlink()
-    if os.name == "posix":  # elsewhere a folder can't be opened
+    if os.name == "posix":  # other systems can't open a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -51,31 +51,33 @@ def save(path: Path, state: dict[str, Any], *, keep: int | None = 1, number: int
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state in the file, on the CPU. No code in it is run, and it takes about as much memory as the file has bytes.
+    """Returns the state in a file, on the CPU.
+
+    No code in the file is run, and the state takes about as much memory as the file has bytes.
 
     Raises:
-        UserError: where there is no such file, or it is damaged, of another format, or saved under another name.
+        UserError: If there is no such file, or if it is damaged, has another format, or was saved under another name.
     """
     with archive.opened(path) as file:
-        with _checked_indices():  # or some versions of PyTorch believe what a sparse tensor says
+        with _checked_indices():  # some versions of PyTorch don't check the indices of sparse tensors by default
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         size = os.fstat(file.fileno()).st_size
         room = archive.room(size)
-        for value in leaves(state, f"the checkpoint {path}", most=size):  # each takes a byte at least
+        for value in leaves(state, f"the checkpoint {path}", most=size):  # each value takes at least one byte
             if isinstance(value, Tensor):
                 room -= Tensor.numel(value) * value.dtype.itemsize if value.layout is torch.strided else 0
                 if value.is_meta or room < 0:
-                    raise UserError(f"the checkpoint {path} holds tensors of far more numbers than it has bytes")
+                    raise UserError(f"the checkpoint {path} has tensors with far more elements than the file has bytes")
         state = plain_types(state, f"the checkpoint {path}")
     state.pop(archive.SAVED_AS, None)
     return state
 
 
 def newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
-    """The state of the newest last.pt that can be read; `report` is given a line for each that can't.
+    """Returns the state of the newest last.pt that can be read; calls `report` with a warning for each that can't.
 
     Raises:
-        UserError: where there is none.
+        UserError: If none can be read.
     """
     problems = []
     for path in dict.fromkeys([folder / "last.pt", *(path for path, _ in numbered(folder / "last.pt"))]):
@@ -84,28 +86,28 @@ def newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
         except UserError as error:
             problems.append(str(error))
             report(f"warning  {error}")
-    raise UserError(f"there is no checkpoint to go on from in {folder}: {'; '.join(problems)}")
+    raise UserError(f"there is no checkpoint in {folder} to resume from: {'; '.join(problems)}")
 
 
 def numbered(path: Path) -> list[tuple[Path, int]]:
-    """The files that there are of this name, path.pt with the number 0, path-1.pt, and so on."""
-    found = [(path, 0)] if path.exists() else []
+    """Returns the existing files of this name with their numbers: path.pt with 0, path-1.pt with 1, and so on."""
+    files = [(path, 0)] if path.exists() else []
     for other in path.parent.glob(f"{path.stem}-*{path.suffix}"):
         number = other.stem.removeprefix(f"{path.stem}-")
         if number.isdecimal():
-            found.append((other, int(number)))
-    return sorted(found, key=lambda pair: pair[1])
+            files.append((other, int(number)))
+    return sorted(files, key=lambda pair: pair[1])
 
 
 def with_number(path: Path, number: int) -> Path:
-    """The path of the file with this number among those of this name."""
+    """Returns the path of the file of this name with this number."""
     return path.with_stem(f"{path.stem}-{number}") if number else path
 
 
 def _make_room(path: Path, number: int) -> None:
-    """Copies the file of this number, and those that follow it without a gap, up by one, the last one first.
+    """Copies the file with this number, and those that follow without a gap, to the next number, the last one first.
 
-    A process that is killed in between leaves one that is there twice, and next time the others stay where they are.
+    If the process is killed in between, one file exists twice. The next call then doesn't copy the files after it.
     """
     free = number
     while with_number(path, free).exists() and not (free > number and _same(path, free)):
@@ -115,7 +117,7 @@ def _make_room(path: Path, number: int) -> None:
 
 
 def _same(path: Path, number: int) -> bool:
-    """Whether the file of this number is a copy of the one before it."""
+    """Returns whether the file with this number is a copy of the file before it."""
     one, other = with_number(path, number - 1), with_number(path, number)
     first, second = one.stat(), other.stat()
     if os.path.samestat(first, second):
@@ -130,22 +132,22 @@ def _checksum(path: Path) -> str:
 
 
 def _note(path: Path, checksum: str) -> None:
-    """Adds the checksum of what is about to be there as path.pt, or with a number."""
-    known = archive.manifest(path.parent)
-    noted = [*known.get(path.name, []), checksum]
+    """Adds the checksum of a new file of this name to the manifest, before the file is renamed."""
+    manifest = archive.manifest(path.parent)
+    checksums = [*manifest.get(path.name, []), checksum]
     files = numbered(path)
-    if len(noted) > len(files) + 2 * SPARE:  # seldom, since whole files are read for it
-        there = {_checksum(each) for each, _ in files}
-        noted = [each for each in noted[:-SPARE] if each in there] + noted[-SPARE:]
-    known[path.name] = noted
-    text = json.dumps({"format": FORMAT, "sha256": known}, indent=2) + "\n"
+    if len(checksums) > len(files) + 2 * SPARE:  # seldom, because this reads whole files
+        existing = {_checksum(each) for each, _ in files}
+        checksums = [each for each in checksums[:-SPARE] if each in existing] + checksums[-SPARE:]
+    manifest[path.name] = checksums
+    text = json.dumps({"format": FORMAT, "sha256": manifest}, indent=2) + "\n"
     with temporary(path.with_name(f"{MANIFEST}.tmp")) as new:
         fill(new, lambda file: file.write(text.encode()))
         new.replace(path.with_name(MANIFEST))
 
 
 def _replace_by_copy(source: Path, target: Path) -> None:
-    """Makes the target the same file as the source, which stays in place."""
+    """Replaces the target by a hard link to the source, or by a copy; the source stays in place."""
     with temporary(target.with_suffix(".link.tmp")) as link:
         try:
             os.link(source, link)

@@ -81,7 +81,7 @@ class Faults:
         if self._overflows >= TOO_MANY_OVERFLOWS:
             raise UserError(
                 f"precision: {self._overflows} steps in a row gave no finite gradient in fp16, whatever the scale (at "
-                f"step {place.step}, epoch {place.epoch}); look for infinite slopes in the losses, or take bf16"
+                f"step {place.step}, epoch {place.epoch}); check the losses for infinite gradients, or use bf16"
             )
         if not result.nonfinite:
             return
@@ -89,7 +89,7 @@ class Faults:
         error = self.note(place, result.nonfinite, done)
         if self._in_a_row >= TOO_MANY:
             raise UserError(f"{TOO_MANY} steps in a row: {error}")
-        self._report(f"warning  {error.told}; {done}")
+        self._report(f"warning  {error.summary}; {done}")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the counters and the length of the file."""

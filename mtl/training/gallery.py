@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, Subset
 from mtl import tags
 from mtl.batch import Batch
 from mtl.data import Drawn, Fields, Loader, Mix
-from mtl.errors import FOREIGN, told
+from mtl.errors import FOREIGN, describe_error
 from mtl.loggers import pictures
 from mtl.outputs import at_least_single
 from mtl.step.forward import without_gradients
@@ -30,7 +30,7 @@ class Gallery:
     """Hook that sends pictures and histograms to the loggers after an epoch, for loggers that support these.
 
     Args:
-        loader: The loader of the data, for some samples of which predictions are shown; None for no predictions.
+        loader: The loader of the samples whose predictions are shown; None for no predictions.
         pictures_every: The number of epochs from one set of pictures to the next. The last epoch always has a set, also
             if the training stops early. None for no pictures.
         histograms_every: The same for histograms of all parameters and their gradients.
@@ -56,7 +56,7 @@ class Gallery:
             try:
                 images = self.pictures(trainer)
             except FOREIGN as error:  # unusual data should not end the training
-                trainer.report(f"warning  no more pictures: {told(error)}")
+                trainer.report(f"warning  no more pictures: {describe_error(error)}")
                 self.pictures_every = None
                 return
             for tag, picture in images.items():
@@ -82,7 +82,7 @@ class Gallery:
         cosines = {pair: fmean(values) for pair, values in trainer.readings.cosines(since).items()}
         if cosines:
             images[tags.COSINE_MATRIX] = pictures.cosine_matrix(names, cosines)
-        for loader, which in self.loader.parts() if self.loader is not None else []:
+        for loader, which in self.loader.by_source() if self.loader is not None else []:
             tasks = [task for task in trainer.step.tasks if which is None or task.name in which]
             tasks = [task for task in tasks if task.objective is None]
             if tasks:

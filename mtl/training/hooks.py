@@ -1,4 +1,4 @@
-"""Functions that a training calls after each step and each epoch."""
+"""The functions that a training calls after each step and each epoch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mtl.errors import FOREIGN, UserError, told
-from mtl.process.seeding import kept_random_state
+from mtl.errors import FOREIGN, UserError, describe_error
+from mtl.process.seeding import preserved_generators
 from mtl.step import StepResult
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hooks:
-    """The functions to be called.
+    """Functions that are called after each step or epoch.
 
     Attributes:
-        callbacks: called with the trainer and the `StepResult` after each step. Random numbers that a callback draws
-            change no draw of the training, and a model that a callback leaves in eval mode returns to training mode.
-        watchers: called in the same way, without this protection, which takes about 0.1 ms a step. A watcher must not
+        callbacks: Called with the trainer and the `StepResult` after each step. Random numbers that a callback draws
+            don't affect the training, and a model that a callback leaves in eval mode returns to training mode.
+        watchers: Called in the same way, without this protection, which takes about 0.1 ms per step. A watcher must not
             draw random numbers or change the model.
-        after_epoch: called with the trainer after each epoch's validation; protected as the callbacks are.
+        after_epoch: Called with the trainer after each epoch's validation, with the same protection as the callbacks.
     """
 
     callbacks: Sequence[Callable[["Trainer", StepResult], None]] = ()
@@ -35,12 +35,12 @@ class Hooks:
         """Calls the callbacks and the watchers.
 
         Args:
-            trainer: the first argument of each.
-            result: the second.
-            number: the number of the step, for messages.
+            trainer: The first argument of each function.
+            result: The second argument.
+            number: The number of the step, for messages.
 
         Raises:
-            UserError: for a callback that fails.
+            UserError: If a callback or watcher fails.
         """
         with protected(trainer.step.model) if self.callbacks else nullcontext():
             for callback in (*self.callbacks, *self.watchers):
@@ -48,13 +48,13 @@ class Hooks:
                     callback(trainer, result)
                 except FOREIGN as error:
                     name = getattr(callback, "__name__", type(callback).__name__)
-                    raise UserError(f"callback {name} failed at step {number}: {told(error)}") from error
+                    raise UserError(f"callback {name} failed at step {number}: {describe_error(error)}") from error
 
 
 @contextmanager
 def protected(model: nn.Module) -> Iterator[None]:
-    """Keeps the code inside from changing the training by accident, by random numbers that it draws or by eval mode."""
-    with kept_random_state():
+    """Restores the random state and the training mode of the model at the end of the context."""
+    with preserved_generators():
         yield
     if not model.training:
         model.train()

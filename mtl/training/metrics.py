@@ -8,11 +8,11 @@ outside [0, 1].
     AUROC, average precision, EER, LogAUC without    scores in [0, 1] in the order of the probabilities, or values
     thresholds, and the rankings of labels           (float64)
     others that would guess                          probabilities (float64)
-    others of classes: their highest decides         the predictions
+    others of classes, which take the highest        the predictions
     divergences of distributions                     probabilities, or their logarithms if `log_prob` (float64)
     perplexity                                       logits, (N, T, C)
-    all other metrics, custom ones included          probabilities for logits of yes or no, values for their logarithms,
-                                                     other predictions unchanged
+    all other metrics, custom ones included          probabilities for logits of yes or no, values for logarithms of
+                                                     values, other predictions unchanged
 
 Predictions have at least float32, and integer targets int64. A metric that would guess is refused if the meaning of the
 prediction isn't known, or if there are no probabilities.
@@ -32,7 +32,7 @@ from torchmetrics.wrappers import BinaryTargetTransformer, LambdaInputTransforme
 from mtl.batch import Batch, describe, field
 from mtl.choices import OUTPUTS
 from mtl.distributed.collectives import any_process
-from mtl.errors import FOREIGN, UserError, is_elsewhere, told
+from mtl.errors import FOREIGN, UserError, describe_error, is_unrelated
 from mtl.labels import select_for_metric
 from mtl.outputs import as_values, at_least_single, log_probabilities, output_of, probabilities, ranks
 from mtl.task import BY_CLASS, Task
@@ -104,11 +104,11 @@ class TaskMetric:
         except UserError:
             raise
         except FOREIGN as error:
-            if is_elsewhere(error):
+            if is_unrelated(error):
                 raise
             raise UserError(
                 f"task '{task.name}': its metric '{self.name}' failed on a prediction {describe(prediction)} and the "
-                f"target '{task.target}' {describe(target)}: {told(error)}. Look at "
+                f"target '{task.target}' {describe(target)}: {describe_error(error)}. Check "
                 f"tasks.{task.name}.metrics.{self.name}"
             ) from error
 
@@ -128,13 +128,13 @@ class TaskMetric:
         try:
             value = self.metric.compute()
         except Exception as error:
-            if is_elsewhere(error):
+            if is_unrelated(error):
                 raise
             if cut:
                 return math.nan
             name = self.task.name
             raise UserError(
-                f"task '{name}': its metric '{self.name}' failed on what it had taken in: {told(error)}. Look at "
+                f"task '{name}': its metric '{self.name}' failed on the whole split: {describe_error(error)}. Check "
                 f"tasks.{name}.metrics.{self.name}"
             ) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
@@ -178,17 +178,17 @@ class TaskMetric:
         key = f"tasks.{self.task.name}"
         logs = {bool(m.log_prob) for m in divergences}
         if output is None or output == "multilabel_logits" or (True in logs and output not in _OF_CLASSES):
-            what = "it isn't known what the predictions are" if output is None else f"the predictions are {output}"
+            what = f"the predictions are {output}" if output else "the kind of the predictions isn't known"
             raise UserError(
                 f"{where} compares the probabilities of classes, and {what}. Set {key}.output=logits or probabilities"
             )
         if len(logs) > 1:
-            raise UserError(f"{where} has parts of which some take logarithms: log_prob must be the same for all")
+            raise UserError(f"{where} consists of metrics with different log_prob; it must be the same for all")
         by_loss = getattr(self.task.loss, "log_target", False if isinstance(self.task.loss, BY_CLASS) else None)
         if by_loss is not None and logs != {by_loss}:
-            taken = {False: "probabilities", True: "their logarithms"}
+            taken = {False: "probabilities", True: "log-probabilities"}
             raise UserError(
-                f"{where} takes the target '{self.task.target}' for {taken[not by_loss]}, and the loss takes it for "
+                f"{where} expects {taken[not by_loss]} in the target '{self.task.target}', and the loss expects "
                 f"{taken[by_loss]}. Set {key}.metrics.{self.name}.log_prob={str(by_loss).lower()}"
             )
         return log_probabilities if True in logs else probabilities if output in _OF_CLASSES else as_values
@@ -219,17 +219,17 @@ class TaskMetric:
         key = f"tasks.{self.task.name}.output"
         if output is None:
             raise UserError(
-                f"{where} takes probabilities, and it isn't known what the predictions are. Set {key} to one of "
+                f"{where} takes probabilities, and the kind of the predictions isn't known. Set {key} to one of "
                 f"{', '.join(OUTPUTS)}"
             )
         if output == "logits" and any(isinstance(m, OF_TWO) for m in leaves):
             raise UserError(
-                f"{where} takes one prediction for each yes or no, and the predictions are logits of classes. Take the "
-                "metric for several classes, Multiclass…, with num_classes; or, if they are logits of yes and no, set "
+                f"{where} takes one prediction for each yes or no, and the predictions are logits of classes. Use the "
+                "metric for several classes, Multiclass…, with num_classes; or, if they are logits of yes or no, set "
                 f"{key}=multilabel_logits"
             )
         if output in ("values", "log_values") and not by_rank:
             raise UserError(
-                f"{where} takes probabilities, and the predictions are {output}. Take a metric of values, such as "
+                f"{where} takes probabilities, and the predictions are {output}. Use a metric of values, such as "
                 f"torchmetrics.MeanAbsoluteError, or set {key} if they are something else"
             )

@@ -82,7 +82,7 @@ class Monitor:
             raise UserError("trainer.monitor: name at least one of " + ", ".join(kinds))
         for name, mode in modes.items():
             if name not in kinds:
-                raise UserError(f"trainer.monitor: nothing is measured as '{name}'" + suggest(name, kinds))
+                raise UserError(f"trainer.monitor: there is no figure '{name}'" + suggest(name, kinds))
             if mode not in ("max", "min"):
                 raise UserError(f"{self._where} '{name}' needs a mode, max or min; it has {mode!r}")
         for name, scale in scales.items():
@@ -93,6 +93,6 @@ class Monitor:
         if scales or len({(mode, kinds[name].unit) for name, mode in modes.items()}) > 1:
             example = ", ".join(f"{name}: {{mode: {mode}, scale: 1.0}}" for name, mode in modes.items())
             raise UserError(
-                f"{self._where} {', '.join(modes)} have unlike units, so their mean means nothing. Say with a scale "
-                f"what change of each counts alike: 'trainer.monitor={{{example}}}'"
+                f"{self._where} {', '.join(modes)} have unlike units, so their mean means nothing. Set scales, "
+                f"the changes that count as equal: 'trainer.monitor={{{example}}}'"
             )

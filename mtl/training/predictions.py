@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl.batch import Batch
-from mtl.labels import MISSING_CLASS, target_of, there
+from mtl.labels import MISSING_CLASS, label_mask, target_of
 from mtl.loggers import pictures
 from mtl.outputs import as_values, output_of
 from mtl.task import BY_CLASS, BY_ELEMENT, Task
@@ -28,8 +28,9 @@ def show(
         task: The task.
         prediction: Logits of classes (N, C) or (N, C, H, W), logits or probabilities of yes or no (N,) or (N, K),
             numbers (N,) or (N, K), maps (N, H, W) or (N, K, H, W), or images (N, 1 or 3, H, W). The meaning follows
-            from the task, see outputs.py.
-        batch: The batch with the target, class numbers or floats. Missing labels, see `mtl.labels`, are shown as such.
+            from the task, see `mtl.outputs`.
+        batch: The batch with the target, class numbers or floats. Missing labels, see `mtl.labels`, are shown as
+            unknown.
         image: The input images, (N, 1 or 3, H, W); None if the inputs aren't images.
         names: The names of the classes, or of the labels that are yes or no.
 
@@ -80,7 +81,7 @@ def _with_missing(task: Task, batch: Batch) -> Tensor:
     """Returns the target as class numbers, with -100 for missing labels, or as floats, with NaN for missing ones."""
     target: Tensor = target_of(task, batch)
     numbers = target.is_floating_point() or isinstance(task.loss, BY_ELEMENT)
-    present = there(task, batch)
+    present = label_mask(task, batch)
     target = target.float() if numbers else target.long()
     if present is None:
         return target

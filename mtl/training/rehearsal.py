@@ -34,7 +34,7 @@ def try_one_sample(step: Step, train: Loader | Mix) -> None:
     Raises:
         UserError: If the trunk or a head fails on one sample, as with batch norm.
     """
-    for loader, names in train.parts():
+    for loader, names in train.by_source():
         if min(_sizes(step, loader)) > 1:
             continue
         tasks = [task for task in step.tasks if task.objective is None and (names is None or task.name in names)]

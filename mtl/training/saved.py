@@ -1,4 +1,4 @@
-"""Checks that the content of a checkpoint fits the model and the components that are to load it."""
+"""Checks that the content of a checkpoint fits the model and the components that load it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mtl.errors import UserError, told
+from mtl.errors import UserError, describe_error
 
 MOST = 8  # the largest number of names in a message
 MODEL = {  # the keys of a checkpoint that are needed to load its model
@@ -56,7 +56,9 @@ def built_from(where: str) -> Iterator[None]:
     except UserError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, AssertionError) as error:
-        raise UserError(f"{where} can't be used: nothing can be built from its config: {told(error)}") from error
+        raise UserError(
+            f"{where} can't be used: nothing can be built from its config: {describe_error(error)}"
+        ) from error
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
@@ -77,20 +79,20 @@ def load_into(model: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
             model.load_state_dict(dict(tensors))
             return
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        reason = told(error)
+        reason = describe_error(error)
     wrong += [
-        f"{name} is of shape {tuple(tensors[name].shape)} there and {tuple(ours[name].shape)} here"
+        f"{name} has shape {tuple(tensors[name].shape)} in the checkpoint and {tuple(ours[name].shape)} in the model"
         for name in ours
         if _is_tensor(ours[name]) and isinstance(saved := tensors.get(name), Tensor) and saved.shape != ours[name].shape
     ]
-    parts = [_listed(wrong, "; ")] if wrong else []
-    for word, names in (
-        ("there", [n for n in tensors if n not in ours]),
-        ("here", [n for n in ours if n not in tensors]),
+    lines = [_listed(wrong, "; ")] if wrong else []
+    for place, names in (
+        ("checkpoint", [n for n in tensors if n not in ours]),
+        ("model", [n for n in ours if n not in tensors]),
     ):
-        parts += [f"only {word}: {_listed(names, ', ')}"] if names else []
+        lines += [f"only in the {place}: {_listed(names, ', ')}"] if names else []
     raise UserError(
-        f"{where} doesn't fit this model: {'; '.join(parts) or reason}. The model's code or config has changed since"
+        f"{where} doesn't fit this model: {'; '.join(lines) or reason}. The model's code or config has changed since"
     )
 
 
@@ -105,7 +107,7 @@ def check_finite(parameters: Mapping[str, Tensor], step: int) -> None:
 def unusable(tensors: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """Returns a line for each parameter or buffer of the model for which the saved value is not a tensor."""
     return [
-        f"{name} is {_kind(tensors[name])} there, not a tensor"
+        f"{name} is {_kind(tensors[name])} in the checkpoint, not a tensor"
         for name in ours
         if name in tensors and _is_tensor(ours[name]) and not isinstance(tensors[name], Tensor)
     ]
@@ -134,7 +136,7 @@ def described(value: Any) -> str:
 def check_kinds(theirs: Any, ours: Any, where: str = "") -> None:
     """Checks that each saved value is of the same kind as the current one, such as a tensor, a text or a list.
 
-    Keys that are missing on either side are not checked; the code that loads the values has to handle them.
+    Keys that only one side has are not checked; the code that loads the values has to handle them.
 
     Raises:
         UserError: If the kinds of a value differ.
@@ -142,7 +144,7 @@ def check_kinds(theirs: Any, ours: Any, where: str = "") -> None:
     if theirs is None or ours is None:
         return
     if _kind(theirs) != _kind(ours):
-        raise UserError(f"'{where}' of what was saved is {_kind(theirs)}, not {_kind(ours)}")
+        raise UserError(f"'{where}' of the saved state is {_kind(theirs)}, not {_kind(ours)}")
     if isinstance(ours, Mapping):
         for key in ours:
             if key in theirs:
@@ -157,11 +159,11 @@ def _other_type(name: str, saved: Any, ours: Any) -> str:
     if not _is_tensor(ours):
         return ""  # a module's extra state may be anything
     if not isinstance(saved, Tensor):
-        return f"{name} is {_kind(saved)} there, not a tensor"
+        return f"{name} is {_kind(saved)} in the checkpoint, not a tensor"
     alike = saved.is_floating_point() == ours.is_floating_point() and saved.is_complex() == ours.is_complex()
     if saved.dtype == ours.dtype or (alike and saved.dtype.itemsize < ours.dtype.itemsize):
         return ""
-    return f"{name} is of type {_short(saved)} there and {_short(ours)} here"
+    return f"{name} has type {_short(saved)} in the checkpoint and {_short(ours)} in the model"
 
 
 def _is_tensor(value: Any) -> bool:

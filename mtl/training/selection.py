@@ -72,7 +72,7 @@ class Selection:
 
         if self._validation is not None:
             return
-        named = [names for _, names in self.val.parts()] if self.val is not None else [None]
+        named = [names for _, names in self.val.by_source()] if self.val is not None else [None]
         tasks = [task for task in step.tasks if any(names is None or task.name in names for names in named)]
         self._validation = Validation(step.model, tasks, step.passes.autocast)
         if self.val is not None:
@@ -123,7 +123,7 @@ class Selection:
             self.best, self.best_epoch, self.figures = value, epoch, figures
         nans = [f"{task}/{name}" for task, named in figures.items() for name, v in named.items() if math.isnan(v)]
         if nans:
-            report(f"warning  on validation {', '.join(nans)} is nan: a prediction is, or there are no labels")
+            report(f"warning  on validation {', '.join(nans)} is nan: a prediction is nan, or there are no labels")
         return tags.by_tag(figures, "val") | {tags.MONITOR: value}
 
     def is_better(self, value: float, other: float) -> bool:
@@ -149,6 +149,6 @@ def _check_plateau(step: Step, monitor: "Monitor") -> None:
     mode = getattr(step.descent.scheduler, "mode", None)
     if step.descent.waits_for_validation and mode != monitor.mode:
         raise UserError(
-            f"scheduler.mode is '{mode}', and what ReduceLROnPlateau follows, the monitored {monitor}, is better "
-            f"the other way; set scheduler.mode={monitor.mode}"
+            f"scheduler.mode is '{mode}', but ReduceLROnPlateau follows the monitored value, {monitor}; "
+            f"set scheduler.mode={monitor.mode}"
         )

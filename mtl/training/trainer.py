@@ -88,7 +88,7 @@ class Trainer:
         self._saved_at = time.monotonic()
         self._queued = 0  # the step of the newest state that was passed to the writer
         self._loaded = 0  # the step from which the run was resumed
-        self._ended = 0  # the last epoch whose end the balancer was informed of
+        self._ended = 0  # the last epoch for which `epoch_end` was called
 
     def fit(self) -> None:
         """Trains until all epochs are done, or until early stopping.
@@ -213,7 +213,7 @@ class Trainer:
             if isinstance(error, NotFinite):
                 assert self.position is not None
                 place = Place(number, self.epoch, self.position)
-                raise self.faults.note(place, error.found, "ended the run") from error
+                raise self.faults.note(place, error.reasons, "ended the run") from error
             raise
 
     def _log(self, result: StepResult | None = None) -> None:
@@ -228,7 +228,7 @@ class Trainer:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Marks the parameters as not intact if a loss that is read in the context turns out not to be finite."""
+        """Marks the parameters as not intact if a loss that is read in the context isn't finite."""
         try:
             yield
         except NotFinite:
@@ -280,7 +280,7 @@ class Trainer:
         epoch, position = state["epoch"], state["position"] or 0
         saved, ours = state["data"], self.train.progress(epoch, position)
         if saved != ours:
-            raise UserError(f"the training data aren't those of the run: it was at {saved}, which would be {ours} here")
+            raise UserError(f"the training data aren't those of the run, whose position is {saved}, not {ours}")
         load_into(self.step.model, state["model"], "the state that was saved")
         self.step.load_state_dict(state["step"])
         self.step.model.thaw(self.step.num_taken - 1)  # parameters that the last step trained are unfrozen already
@@ -291,7 +291,7 @@ class Trainer:
             setattr(self, name, state[name])
         set_random_states(state, self.global_step)
         self._loaded = self._queued = self.global_step
-        self.writer.resume(epoch if state["position"] is None else epoch - 1)
+        self.writer.continue_after(epoch if state["position"] is None else epoch - 1)
         self.loggers.load_state_dict(state["loggers"])  # last, since it can't be undone
         self.faults.load_state_dict(state["faults"])
 

@@ -46,7 +46,7 @@ class Validation:
     Args:
         model: The model.
         tasks: The tasks.
-        autocast: Makes the context manager that forward passes run in.
+        autocast: Returns the context manager in which forward passes run.
 
     Attributes:
         labelled: By task, the number of samples in the last split that had at least a part of the labels.
@@ -106,7 +106,7 @@ class Validation:
             seen: set[str] = set()
             cut: set[str] = set()  # the tasks that have more data than the trial uses
             self.batchwise = set()
-            for part, names in loader.parts():
+            for part, names in loader.by_source():
                 tasks = [task for task in self.tasks if names is None or task.name in names]
                 seen |= {task.name for task in tasks}
                 cut |= {task.name for task in tasks if trial and len(part) > 1}
@@ -146,7 +146,7 @@ class Validation:
             return ""
         return (
             f"warning  {names}: a mean over evaluation batches, which depends on data.eval_batch_size, since the loss "
-            "isn't a mean over samples; tasks.NAME.count can say what it is a mean over"
+            "isn't a mean over samples; tasks.NAME.count can give the denominator"
         )
 
     def _take(
@@ -182,7 +182,7 @@ class Validation:
 
     def _loss(self, task: Task, prediction: Any, batch: Batch) -> Tensor:
         if task.objective is not None:
-            with torch.enable_grad(), self.autocast():  # it may differentiate by itself
+            with torch.enable_grad(), self.autocast():  # the objective may compute gradients
                 return objective_of(self.model, task, batch).detach()
         with self.autocast():
             return loss_of(task, prediction, batch)

@@ -113,7 +113,7 @@ class Writer:
         """Returns whether a state with this value is among the best ones, if several of these are kept."""
         return self._writes and self.best > 1 and self._rank(value, better) < self.best
 
-    def resume(self, epochs: int) -> None:
+    def continue_after(self, epochs: int) -> None:
         """Continues after a number of epochs: reads the ranked states up to that epoch, and deletes later ones.
 
         Later epochs are trained again, and their states are saved again if they are among the best.
@@ -189,7 +189,7 @@ class Writer:
             with suppress(Exception):  # printing may fail as well
                 self.report(
                     f"error    the checkpoint {self.folder / job.name}.pt could not be written: {reason}. Training "
-                    "goes on, and later ones are tried; what was saved before is still there"
+                    "goes on, and later checkpoints are tried; earlier ones are unchanged"
                 )
         self.reason = reason
 

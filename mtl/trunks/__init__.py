@@ -1,4 +1,4 @@
-"""Trunks: modules from a batch's inputs to features, whose width is their `num_features`."""
+"""Trunks: modules that compute features from the inputs of a batch; `num_features` is the number of features."""
 
 from mtl.trunks.cnn import CNN
 from mtl.trunks.lenet import LeNet

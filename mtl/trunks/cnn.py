@@ -1,4 +1,4 @@
-"""The convolutional network."""
+"""A convolutional network."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ from mtl.errors import UserError
 
 
 class CNN(nn.Sequential):
-    """Convolutions, each with a ReLU and a pooling that halves the image: (N, in_channels, H, W) images to features.
+    """Layers of convolution, ReLU and a max pooling that halves the size, from images (N, in_channels, H, W).
 
     Args:
-        in_channels: of the images.
-        widths: channels of the layers; the last one's are the features'.
-        kernel_size: of all convolutions.
-        batch_norm: whether each convolution is followed by batch norm.
-        pooled: whether the features are averaged over positions: (N, widths[-1]). Otherwise they are maps
-            (N, widths[-1], h, w), where h and w are H and W halved, and rounded down, for each layer.
+        in_channels: The number of channels of the images.
+        widths: The number of channels of each layer; the last number is the number of features.
+        kernel_size: The kernel size of all convolutions.
+        batch_norm: Whether batch norm follows each convolution.
+        pooled: Whether the features are averaged over their positions, to (N, widths[-1]). Otherwise they are maps
+            (N, widths[-1], h, w), where h and w are H and W halved and rounded down once for each layer.
 
     Raises:
-        UserError: without widths.
+        UserError: If `widths` is empty.
     """
 
     def __init__(
@@ -44,6 +44,6 @@ class CNN(nn.Sequential):
             in_channels = width
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features, (N, num_features) or maps of so many channels."""
+        """Computes features (N, num_features), or maps with this number of channels."""
         maps: Tensor = super().forward(image)  # type: ignore[no-untyped-call]
         return maps.mean((2, 3)) if self.pooled else maps

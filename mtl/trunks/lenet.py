@@ -1,15 +1,15 @@
-"""The small convolutional network for 28×28 images."""
+"""A small convolutional network for 28×28 images."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class LeNet(nn.Module):
-    """A small LeNet-like trunk: (N, 1, 28, 28) images to (N, num_features) features.
+    """A small LeNet-like trunk from images (N, 1, 28, 28) to features (N, num_features).
 
     Args:
-        num_features: width of the features.
-        dropout: probability with which a channel of the second convolution is dropped.
+        num_features: The number of features.
+        dropout: The dropout probability of the second convolution's channels.
 
     Source: after LeCun et al., "Gradient-based learning applied to document recognition", 1998.
     """
@@ -23,10 +23,10 @@ class LeNet(nn.Module):
         self.linear = nn.Linear(256, num_features)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features of shape (N, num_features), all at least 0."""
+        """Computes features (N, num_features), all at least 0."""
         x = F.relu(F.max_pool2d(self.conv1(image), 2))
         x = F.relu(F.max_pool2d(self.conv2(x), 2))
         x = self.dropout(x).flatten(1)
-        # This ReLU ends the features. The network is often printed with one on its logits as well; heads have none,
-        # since it would cut off every negative logit and with it the gradient of each class it silences.
+        # The features end with this ReLU. Some published versions of the network also have a ReLU on the logits. Heads
+        # have none, since a negative logit, and the gradient of its class, would become zero.
         return F.relu(self.linear(x))

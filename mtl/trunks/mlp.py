@@ -1,4 +1,4 @@
-"""The perceptron."""
+"""A multilayer perceptron."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,16 @@ from mtl.errors import UserError
 
 
 class MLP(nn.Sequential):
-    """Linear layers, each with an activation: (N, …), in_features numbers a sample, to (N, widths[-1]) features.
+    """Linear layers with activations, from flattened inputs (N, in_features) to features (N, widths[-1]).
 
     Args:
-        in_features: numbers a sample, all its dimensions multiplied.
-        widths: of the layers; the last one is the features'.
-        activation: a class of torch.nn, such as ReLU or GELU.
-        dropout: probability with which an output of a layer is dropped.
+        in_features: The number of values in a sample: the product of all dimensions after the first.
+        widths: The width of each layer; the last width is the number of features.
+        activation: The name of a module class in torch.nn, such as ReLU or GELU.
+        dropout: The dropout probability of each layer's outputs.
 
     Raises:
-        UserError: without widths, or for an activation that torch.nn has not.
+        UserError: If `widths` is empty, or if torch.nn has no such activation.
     """
 
     def __init__(
@@ -28,13 +28,13 @@ class MLP(nn.Sequential):
             raise UserError("model.trunk.widths: name the width of at least one layer")
         kind = getattr(nn, activation, None)
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise UserError(f"model.trunk.activation: torch.nn has no '{activation}'; take ReLU, GELU, SiLU or Tanh")
+            raise UserError(f"model.trunk.activation: torch.nn has no '{activation}'; use ReLU, GELU, SiLU or Tanh")
         self.num_features = widths[-1]
         for width in widths:
             self.extend([nn.Linear(in_features, width), kind(), nn.Dropout(dropout)])
             in_features = width
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of shape (N, num_features)."""
+        """Computes features (N, num_features) from inputs (N, …)."""
         features: Tensor = super().forward(x.flatten(1))  # type: ignore[no-untyped-call]
         return features

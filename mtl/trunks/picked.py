@@ -60,7 +60,7 @@ class Picked(nn.Module):
 
 
 def _text(output: Any) -> str:
-    if isinstance(output, float):  # 1.10 would be 1.1
+    if isinstance(output, float):  # YAML would read the path 1.10 as the number 1.1
         raise UserError(f"model.trunk.output is the number {output}; write it as a text, in quotes: '{output}'")
     return str(output)
 
@@ -98,7 +98,7 @@ def _walk(value: Any, steps: Sequence[str | tuple[int | slice, ...]], output: st
             value = _indexed(value, step, output)
         elif number and isinstance(value, Tensor) and step.removeprefix("-").isdecimal():
             value = _indexed(value, (int(step),), output)
-        else:  # a number isn't a sample of an output that is one tensor
+        else:  # the first number of a path doesn't index a tensor, whose first dimension is the sample
             value = _part(value, step, output)
     return value
 

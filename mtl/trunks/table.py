@@ -12,25 +12,27 @@ from mtl.errors import UserError, suggest
 
 
 class Table(nn.Module):
-    """Columns of numbers and categories to (N, num_features) features, by a perceptron.
+    """A multilayer perceptron from columns of numbers and categories to features (N, num_features).
 
-    A number is standardised; where it is missing it is 0, the mean, and one input more says so. A category goes through
-    an embedding, whose row 0 is for what is missing or not in the vocabulary: zeros, before training. It has
-    min(600, round(1.6 · n^0.56)) dimensions for n rows, as in fastai, where `dimensions` doesn't say how many.
+    Numbers are standardised; a missing number becomes 0, the mean, and an additional input is 1 for missing numbers.
+    Categories are embedded; row 0 of an embedding stands for missing and unknown categories, and is zero before
+    training.
 
     Args:
-        columns: of each column by name `{kind: number, mean: …, std: …}`, `{kind: category, vocabulary: […]}`, or
-            `{kind: category, size: n}` for ids from 1 to n; the fact `columns` of the data.
-        inputs: the columns that `forward` is given, in order.
-        num_features: width of the features.
-        hidden: widths of the layers before.
-        dropout: probability with which an output of each layer is dropped.
-        dimensions: of each embedding.
-        sparse: whether the embeddings' gradients are sparse: as large as the batch, not as the table. Few optimizers
-            take such.
+        columns: The description of each column by name: `{kind: number, mean: …, std: …}`,
+            `{kind: category, vocabulary: […]}`, or `{kind: category, size: n}` for ids from 1 to n. The fact `columns`
+            of the data has this form.
+        inputs: The names of the columns that `forward` gets, in order.
+        num_features: The number of features.
+        hidden: The widths of the hidden layers.
+        dropout: The dropout probability of each layer's outputs.
+        dimensions: The number of dimensions of each embedding; None for min(600, round(1.6 · n^0.56)) with n rows, as
+            in fastai.
+        sparse: Whether the gradients of the embeddings are sparse, and so as large as the batch, not as the embedding.
+            Few optimizers support sparse gradients.
 
     Raises:
-        UserError: for an input that isn't one of the columns.
+        UserError: If an input is not one of the columns.
     """
 
     mean: Tensor
@@ -80,14 +82,17 @@ class Table(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, *columns: Any) -> Tensor:
-        """Features of shape (N, num_features), all at least 0.
+        """Computes features (N, num_features), all at least 0.
 
         Args:
-            columns: one for each of the inputs: the data's field (N,), or a list of N raw values: numbers or texts,
-                None where one is missing.
+            columns: For each input, the field of the data, (N,), or a list of N raw values: numbers or texts, with None
+                for missing values.
+
+        Raises:
+            UserError: If the number or the type of the columns is wrong, or if a value isn't a number.
         """
         if len(columns) != len(self.inputs):
-            raise UserError(f"{len(columns)} columns are given, not {', '.join(self.inputs)}; look at model.inputs")
+            raise UserError(f"the trunk got {len(columns)} columns, but model.inputs is {', '.join(self.inputs)}")
         by_name = dict(zip(self.inputs, columns, strict=True))
         raw = [self._tensor(name, column) for name, column in by_name.items() if name not in self.vocabularies]
         parts: list[Tensor] = []
@@ -111,7 +116,7 @@ class Table(nn.Module):
             values = numbers(column, name) if vocabulary is None else codes(column, vocabulary)
             return values.to(self.mean.device)
         if column.is_floating_point() == (name in self.vocabularies):
-            raise UserError(f"'{name}': a tensor of {column.dtype} is given; numbers are floats, codes are integers")
+            raise UserError(f"'{name}' is a tensor of {column.dtype}; numbers must be floats, categories integers")
         return column.to(self.mean.device)
 
 

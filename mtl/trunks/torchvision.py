@@ -13,7 +13,7 @@ SIZE = 224  # the size of the image with which the features' shape is determined
 class Torchvision(nn.Module):
     """A classifier of torchvision's without its last linear layer: (N, 3, H, W) images to features.
 
-    Images of one channel are taken for grey ones.
+    Images with one channel are treated as grey.
 
     Args:
         name: The name of a model in torchvision, such as resnet18.

@@ -1,4 +1,4 @@
-"""The small transformer encoder."""
+"""A small transformer encoder."""
 
 import torch
 from torch import Tensor, nn
@@ -7,18 +7,21 @@ from mtl.errors import UserError
 
 
 class Transformer(nn.Module):
-    """A transformer encoder over a sequence, averaged over its positions: to (N, num_features) features.
+    """A transformer encoder for sequences, whose outputs are averaged over the positions to features (N, num_features).
 
     Args:
-        vocabulary: how many token numbers there are, for sequences (N, L) of these; or
-        in_features: numbers a position, for sequences (N, L, in_features), of patches of an image or of measurements.
-        max_length: of the sequences; each position has a learned embedding.
-        num_features: width of the layers and of the features.
-        num_layers, num_heads: of the encoder.
-        dropout: in the encoder's layers.
+        vocabulary: The number of different tokens, for sequences (N, L) of token numbers. Either this or `in_features`
+            is required.
+        in_features: The number of values at each position, for sequences (N, L, in_features), such as image patches or
+            measurements.
+        max_length: The largest length of a sequence; each position has a learned embedding.
+        num_features: The width of the layers and the number of features.
+        num_layers, num_heads: The number of layers, and of attention heads in each layer.
+        dropout: The dropout probability in the layers.
 
     Raises:
-        UserError: unless one of vocabulary and in_features is given, and for heads that num_features can't be cut into.
+        UserError: If both or none of `vocabulary` and `in_features` are set, or if `num_heads` doesn't divide
+            `num_features`.
     """
 
     def __init__(
@@ -34,7 +37,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         if (vocabulary is None) == (in_features is None):
-            raise UserError("model.trunk: give vocabulary, for sequences of token numbers, or in_features, not both")
+            raise UserError("model.trunk: set either vocabulary, for sequences of token numbers, or in_features")
         if num_features % num_heads:
             raise UserError(f"model.trunk.num_heads is {num_heads}; it must divide num_features, {num_features}")
         self.num_features = num_features
@@ -45,7 +48,7 @@ class Transformer(nn.Module):
         elif in_features is not None:
             self.embedding = nn.Linear(in_features, num_features)
         self.position = nn.Parameter(0.02 * torch.randn(max_length, num_features))
-        self.layers = nn.ModuleList(  # not nn.TransformerEncoder, whose layers begin as copies of one
+        self.layers = nn.ModuleList(  # the layers of nn.TransformerEncoder would start as copies of one layer
             nn.TransformerEncoderLayer(
                 *(num_features, num_heads, 4 * num_features, dropout),
                 activation="gelu",
@@ -57,20 +60,24 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(num_features)
 
     def forward(self, sequence: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features of shape (N, num_features).
+        """Computes features (N, num_features).
 
         Args:
-            sequence: (N, L) token numbers, or (N, L, in_features).
-            mask: (N, L), true or 1 where there is a token, false or 0 where there is padding. None: everywhere.
+            sequence: Token numbers (N, L), or values (N, L, in_features).
+            mask: (N, L), true or 1 for tokens, false or 0 for padding. None means that there is no padding.
+
+        Raises:
+            UserError: If the sequence is longer than `max_length`.
         """
         length = sequence.shape[1]
         if length > self.max_length:
-            raise UserError(f"model.trunk.max_length is {self.max_length}, and a sequence of {length} was given")
+            raise UserError(f"model.trunk.max_length is {self.max_length}, but a sequence has the length {length}")
         x = self.embedding(sequence) + self.position[:length]
-        there = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask.bool()
-        # A sequence that is all padding attends to it: a softmax over nothing is NaN. Its features are zeros.
-        padding = None if mask is None else ~there & there.any(1, keepdim=True)
+        tokens = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask.bool()
+        # In a sequence without tokens the padding isn't masked, since attention over no position would be NaN. The
+        # features of such a sequence are zeros.
+        padding = None if mask is None else ~tokens & tokens.any(1, keepdim=True)
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=padding)
-        weights = there.to(x.dtype) / there.sum(1, keepdim=True).clamp(min=1)
+        weights = tokens.to(x.dtype) / tokens.sum(1, keepdim=True).clamp(min=1)
         return torch.einsum("nlf,nl->nf", self.norm(x), weights)

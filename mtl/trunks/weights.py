@@ -26,13 +26,13 @@ def load_weights(model: nn.Module, weights: str, name: str, *, without: str | No
     except FileNotFoundError:
         raise UserError(f"model.trunk.weights: there is no file '{weights}'") from None
     except Exception as error:
-        raise UserError(f"model.trunk.weights: '{weights}' holds no state dict: {first_line(error)}") from error
-    wanted = model.state_dict()
-    unlike = [key for key in wanted if key in values and getattr(values[key], "shape", None) != wanted[key].shape]
+        raise UserError(f"model.trunk.weights: '{weights}' contains no state dict: {first_line(error)}") from error
+    state_dict = model.state_dict()
+    common = [key for key in state_dict if key in values]
     lists = {
-        "missing": [key for key in wanted if key not in values],
-        "unknown": [key for key in values if key not in wanted],
-        "of another shape": unlike,
+        "missing": [key for key in state_dict if key not in values],
+        "unknown": [key for key in values if key not in state_dict],
+        "of another shape": [key for key in common if getattr(values[key], "shape", None) != state_dict[key].shape],
     }
     differences = "; ".join(
         f"{kind}: {', '.join(keys[:3])}{', …' * (len(keys) > 3)}" for kind, keys in lists.items() if keys

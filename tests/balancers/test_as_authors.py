@@ -1,4 +1,4 @@
-"""Training loops as authors of methods wrote them, in plain PyTorch, against the step with the options that are theirs.
+"""Training loops as the authors of methods wrote them, in plain PyTorch, against `Step` with the same options.
 
 The loops share no code with the package: parameters, gradients and updates are all here.
 """
@@ -20,14 +20,14 @@ STEPS = 20
 
 
 def regression(num_tasks: int = 3, seed: int = 0) -> tuple[nn.Module, list[nn.Module]]:
-    """A trunk and heads, float64."""
+    """Returns a model with a trunk and heads, in float64."""
     torch.manual_seed(seed)
     trunk = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 8), nn.Tanh()).double()
     return trunk, [nn.Linear(8, 2).double() for _ in range(num_tasks)]
 
 
 def data(num_tasks: int = 3, scale: float = 1.0) -> list[dict[str, Tensor]]:
-    """Batches whose tasks differ in scale, and conflict; `scale` multiplies all targets."""
+    """Returns batches whose tasks differ in scale and conflict; `scale` multiplies all targets."""
     generator = torch.Generator().manual_seed(3)
     found = []
     for _ in range(STEPS):
@@ -48,7 +48,7 @@ def ours(
     scale: float = 1.0,
     **options,
 ) -> list[Tensor]:
-    """All parameters after the steps."""
+    """Returns all parameters after the steps."""
     trunk, heads = regression(num_tasks)
     tasks = [
         mtl.Task(f"t{index}", head=head, loss=nn.MSELoss(), target=f"y{index}") for index, head in enumerate(heads)
@@ -61,11 +61,11 @@ def ours(
 
 
 class Loop:
-    """A network with its gradients by hand.
+    """A network with gradients by hand.
 
     Attributes:
-        shared: the trunk's parameters.
-        own: by task, its head's.
+        shared: The parameters of the trunk.
+        own: The parameters of each task's head.
     """
 
     def __init__(self, num_tasks: int = 3) -> None:
@@ -79,7 +79,7 @@ class Loop:
         return [(head(features) - batch[f"y{index}"]).square().mean() for index, head in enumerate(self.heads)]
 
     def rows(self, losses: list[Tensor], parameters: list[Tensor]) -> Tensor:
-        """The tasks' gradients over the parameters, a row each, zeros where a task doesn't reach."""
+        """Returns the tasks' gradients over the parameters, a row each, with zeros where a task doesn't reach."""
         rows = []
         for loss in losses:
             found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
@@ -107,7 +107,7 @@ def by_hand(
     num_tasks: int = 3,
     scale: float = 1.0,
 ) -> list[Tensor]:
-    """The parameters after the steps of a loop whose gradients `direction` puts into `.grad`."""
+    """Returns the parameters after a loop in which `direction` writes the gradients into `.grad`."""
     loop = Loop(num_tasks)
     optimizer = make(loop.parameters)
     for batch in data(num_tasks, scale):
@@ -127,7 +127,7 @@ def agree(mine: list[Tensor], theirs: list[Tensor], tolerance: float = 1e-10) ->
 
 
 def differ(mine: list[Tensor], theirs: list[Tensor]) -> None:
-    """By far more than what agreement allows."""
+    """Checks that the parameters differ by far more than the tolerance of agreement."""
     assert max((a - b).abs().max().item() for a, b in zip(mine, theirs, strict=True)) > 1e-4
 
 

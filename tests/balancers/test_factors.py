@@ -1,4 +1,4 @@
-"""The constant factors of docs/balancing.md: against TorchJD, and against what the code of others was read to compute."""
+"""The constant factors in docs/balancing.md, against TorchJD and against formulas read from the code of others."""
 
 import math
 import re
@@ -20,7 +20,7 @@ COLUMNS = ["authors", "nash-mtl", "LibMTL", "TorchJD"]
 
 
 def table() -> dict[str, dict[str, str]]:
-    """By balancer and column, the cell."""
+    """Returns the cells by balancer and column."""
     text = (ROOT / "docs/balancing.md").read_text()
     part = text[text.index("### Constant factors") : text.index("## Where the Gramian")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:3] == "| `"]
@@ -40,7 +40,7 @@ def test_the_table_has_every_method() -> None:
 
 
 def rows_and_losses() -> tuple[Tensor, Tensor]:
-    """Three rows of unlike lengths, of which two conflict."""
+    """Returns three rows of different lengths, of which two conflict."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(T, 40, dtype=torch.float64, generator=generator)
     rows[1] = -0.4 * rows[0] + rows[1]
@@ -128,7 +128,7 @@ def as_read(name: str, column: str) -> Tensor:
 
 
 def grid(objective: Callable[[Tensor], Tensor]) -> Tensor:
-    """The minimiser over the simplex, by ever finer grids."""
+    """Returns the minimiser over the simplex, by ever finer grids."""
     best, width = torch.full((T,), 1 / T, dtype=torch.float64), 1.0
     while width > 1e-6:
         steps = torch.linspace(-width, width, 21, dtype=torch.float64)

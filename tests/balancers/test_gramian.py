@@ -297,7 +297,7 @@ def test_two_tasks_upgrad_is_half_of_pcgrad(seed: int, scale: float) -> None:
 
 
 def assert_solves_cagrad(rows: torch.Tensor, c: float) -> None:
-    """For any d in the ball and any w on the simplex min d·g_t ≤ g_w·ḡ + c‖ḡ‖‖g_w‖: where they meet both are optimal."""
+    """Checks that the bounds of both problems meet: min d·g_t ≤ g_w·ḡ + c‖ḡ‖‖g_w‖ for any d in the ball and w."""
     mean = rows.mean(0)
     radius = c * mean.norm()
     moving = length(rows) > 0
@@ -335,7 +335,7 @@ def test_cagrad_is_optimal(rows: torch.Tensor, c: float) -> None:
 
 
 def on_simplex(objective: Callable[[np.ndarray], float], num_tasks: int) -> float:
-    """The objective's least value that SciPy finds from a few places."""
+    """Returns the smallest value of the objective that SciPy finds from a few starting points."""
     starts = [np.full(num_tasks, 1 / num_tasks), *np.eye(num_tasks) * 0.9 + 0.1 / num_tasks]
     total = {"type": "eq", "fun": lambda w: w.sum() - 1}
     options = {"ftol": 1e-14, "maxiter": 500}
@@ -418,7 +418,7 @@ def cosine(a: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
 def vaccinated(
     rows: torch.Tensor, targets: torch.Tensor, beta: float, orders: tuple[tuple[int, ...], ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """GradVac as its paper has it, on the gradients themselves."""
+    """Computes GradVac on the gradients themselves, as in its paper."""
     targets, total = targets.clone(), torch.zeros_like(rows[0])
     for i, order in enumerate(orders):
         g = rows[i].clone()
@@ -562,7 +562,9 @@ def test_gradnorm_where_losses_or_gradients_are_zero() -> None:
     assert torch.equal(balancer.initial, torch.tensor([1.0, 4.0]).double())
     assert torch.equal(w[2], w[3])
     assert torch.equal(w[3], w[4])
-    with pytest.raises(ArithmeticError, match=r"ratios of losses, none of them below 0, but \[-0.5, 1.0\]"):
+    with pytest.raises(
+        ArithmeticError, match=r"training rates need losses of at least 0, but the losses are \[-0.5, 1.0\]"
+    ):
         balancer.weights(torch.tensor([-0.5, 1.0]).double(), torch.eye(2).double())
 
 
@@ -707,7 +709,7 @@ SOLVERS = pytest.mark.filterwarnings("ignore")  # its solvers warn of themselves
 
 
 def nash_product(rows: torch.Tensor, d: torch.Tensor) -> float:
-    """The logarithm of the product of the gains along d, which the bargaining solution makes largest."""
+    """Returns the logarithm of the product of the gains along d, which the bargaining solution maximises."""
     rows = rows[length(rows) > 0]
     return float((rows @ d / d.norm() / length(rows)).clamp(min=0).log().sum())
 

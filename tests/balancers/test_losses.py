@@ -1,4 +1,4 @@
-"""Balancers that look at the losses alone: against autograd on the formula each descends, and against TorchJD."""
+"""Balancers that use only the losses: against autograd on the formula that each descends, and against TorchJD."""
 
 import math
 from collections.abc import Callable

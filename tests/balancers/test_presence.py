@@ -1,4 +1,4 @@
-"""Tasks that are absent from a step: the others are balanced as if they were alone, and its state stays as it is."""
+"""Tasks that are absent from a step: the others are balanced as if alone, and the absent task's state is unchanged."""
 
 import copy
 import io
@@ -38,13 +38,14 @@ def preparing(balancer: b.Balancer, own: torch.Tensor, num_tasks: int | None = N
 
 
 def step(balancer: b.Balancer, number: int, tasks: list[int], own: torch.Tensor, *, told: bool) -> torch.Tensor:
-    """The balancer's answers in one step of these tasks: direction, weights, and factors of what is reached alone.
+    """Returns a balancer's results in one step: direction, weights, and factors of gradients that one task reaches.
 
     Args:
-        number: of the step, which decides about losses and gradients.
-        tasks: that take part.
-        own: all tasks' weights.
-        told: whether the balancer knows of all the tasks, and is told which are present.
+        balancer: The balancer.
+        number: The number of the step, which determines losses and gradients.
+        tasks: The tasks that take part.
+        own: The weights of all tasks.
+        told: Whether the balancer knows all tasks and which of them are present.
     """
     scale = own[tasks] if balancer.preference == "scale" else torch.ones(len(tasks), dtype=torch.float64)
     losses = scale * (numbers(number, len(own)).exp() + 0.1)[tasks]
@@ -61,7 +62,7 @@ def step(balancer: b.Balancer, number: int, tasks: list[int], own: torch.Tensor,
         moved = weights @ rows
     assert weights.shape == (len(tasks),)
     alone = balancer.alone(losses)
-    again = losses * (0.1 * numbers(number + 2000, len(own))[tasks]).exp() if balancer.looks_back else None
+    again = losses * (0.1 * numbers(number + 2000, len(own))[tasks]).exp() if balancer.needs_losses_after else None
     balancer.after(losses, again)
     return torch.cat([moved, weights, alone])
 
@@ -108,7 +109,7 @@ def test_all_present_is_the_same_said_or_not(name: str) -> None:
 
 
 def slices(state: object, task: int, count: int, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Whatever a state has of one task: by path, the slice of each tensor along each dimension of size `count`."""
+    """Returns, by path, the parts of a state that belong to one task: slices of dimensions of size `count`."""
     if isinstance(state, dict):
         for key, value in state.items():
             yield from slices(value, task, count, f"{path}/{key}")

@@ -1,4 +1,4 @@
-"""What each method that keeps something makes of absent tasks, by hand; see test_presence.py for what all have in common."""
+"""How each method with a state treats absent tasks, computed by hand; test_presence.py has the common properties."""
 
 import pytest
 import torch
@@ -122,7 +122,7 @@ def test_torchjd_aggregators_with_a_state_need_the_same_tasks(name: str) -> None
     other.load_state_dict(balancer.state_dict())
     for one in (balancer, other):
         with pytest.raises(
-            ArithmeticError, match=rf"{name} has a state for the tasks number \[1, 3\], .* has \[1, 2\]"
+            ArithmeticError, match=rf"{name} has a state for the tasks with the indices \[1, 3\], .* has \[1, 2\]"
         ):
             step(one, 3, [1, 2], OWN, told=True)
         step(one, 3, [1, 3], OWN, told=True)

@@ -1,4 +1,4 @@
-"""Balancers that work on the gradients themselves, against their formulas written out, and against TorchJD."""
+"""Balancers that use the gradients themselves, against their formulas and against TorchJD."""
 
 import io
 
@@ -18,7 +18,7 @@ def random_rows(num_tasks: int, count: int, seed: int, scale: float = 1.0) -> to
 
 
 def pieces(rows: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The matrix as two parameters, the first of them (T, 2, 2)."""
+    """Returns the matrix as two parameters, the first of them (T, 2, 2)."""
     return {"a": rows[:, :4].reshape(-1, 2, 2).clone(), "b": rows[:, 4:].clone()}
 
 
@@ -29,7 +29,7 @@ def combined(balancer: b.Balancer, rows: torch.Tensor, losses: torch.Tensor | No
 
 
 def projected(point: torch.Tensor) -> torch.Tensor:
-    """The nearest point of the simplex, by bisection on the shift."""
+    """Returns the nearest point of the simplex, by bisection on the shift."""
     point = point - point.max()  # which leaves the answer, and the digits, where they are
     low, high = point.min() - 1, point.max()
     for _ in range(200):
@@ -114,7 +114,7 @@ def test_db_mtl_by_hand(num_tasks: int, seed: int, scale: float, sigma: float) -
         torch.testing.assert_close(direction, expected, rtol=1e-9, atol=1e-12 * scale)
         torch.testing.assert_close(weights, balancer.own * lengths.max() / lengths / losses, rtol=1e-9, atol=0)
         torch.testing.assert_close(balancer.alone(losses), 1 / losses)
-    with pytest.raises(ArithmeticError, match="logarithm of the losses"):
+    with pytest.raises(ArithmeticError, match="logarithm needs losses"):
         combined(balancer, rows, -losses)
 
 

@@ -1,4 +1,4 @@
-"""The two-task toy problem: its gradients and its front, the driver beside a real step, and who reaches the front."""
+"""The two-task toy problem: gradients, front, a driver against a real step, and which methods reach the front."""
 
 import importlib.util
 
@@ -60,7 +60,7 @@ def test_losses_are_above_their_lowest_values() -> None:
 
 
 class Point(nn.Module):
-    """A trunk that is nothing but the two coordinates."""
+    """A trunk that consists of the two coordinates."""
 
     def __init__(self, start: tuple[float, float]) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Point(nn.Module):
 
 
 class Loss:
-    """One of the two losses, above its lowest value, as tensors."""
+    """One of the two losses, minus its lowest value, as tensors."""
 
     def __init__(self, number: int) -> None:
         self.number = number

@@ -1,4 +1,4 @@
-"""A class that takes another's place gets none of its arguments, but those that fit; and where keys come from is said."""
+"""A class that replaces another gets only the arguments that fit; and messages that name the origin of keys."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ class SGD(__import__("torch").optim.SGD):
 
 
 def config(*overrides: str) -> dict[str, Any]:
-    """The config as it is composed."""
+    """Returns the composed config."""
     ended = command("train", "--cfg", "job", *overrides)
     assert ended.code == 0, ended.err
     return yaml.safe_load(ended.out)
@@ -52,7 +52,7 @@ def node(where: str, *overrides: str) -> Any:
 
 
 def own(name: str, text: str, code: str = LATER) -> list[str]:
-    """A file of one's own beside some code, and how to take it."""
+    """Writes a user's config file and some code, and returns the arguments to use them."""
     path = Path("mine") / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -123,7 +123,7 @@ def test_a_file_that_inherits_a_problem_and_takes_another_trunk(here: Path) -> N
     ended = command("train", *own("task/mine", DERIVED), "task=mine", *FAST)
     assert ended.code == 0, ended.err
     line = (
-        "model.trunk is now mtl.trunks.CNN, without those arguments of the class before that it doesn't take: num_features "
+        "model.trunk is now mtl.trunks.CNN, without the previous class's arguments that it doesn't accept: num_features "
         "(from configs/task/mnist_two_source.yaml)"
     )
     assert f"note     {line}" in ended.out
@@ -223,7 +223,7 @@ def test_such_a_run_goes_on_is_loaded_and_shown(here: Path) -> None:
     auto = command("train", *longer, "resume=auto")
     assert "resume   from step 16, epoch 2" in auto.out
     shown = command("graph", *run)
-    assert "note     tasks.digit.head is now torch.nn.Linear, without those arguments of the class before" in shown.out
+    assert "note     tasks.digit.head is now torch.nn.Linear, without the previous class's arguments" in shown.out
 
 
 def test_an_option_whose_class_a_file_replaces_is_told_of(here: Path) -> None:
@@ -234,17 +234,17 @@ def test_an_option_whose_class_a_file_replaces_is_told_of(here: Path) -> None:
     Path("mine/flat.py").write_text(code)
     run = [*mine, "task=flat", *FAST]
     typed = "model/trunk=mlp", "model.trunk.in_features=784"
-    note = "model/trunk=mlp doesn't exchange the class, since mine/task/flat.yaml names flat.Flat; with"
+    note = "model/trunk=mlp doesn't replace the class, because mine/task/flat.yaml names flat.Flat; add"
     without = command("train", *run)
-    assert "doesn't exchange" not in without.out
+    assert "doesn't replace" not in without.out
     ignored = command("train", *run, typed[0])
-    assert f"note     {note} model.trunk._target_=mtl.trunks.MLP besides, it does" in ignored.out, ignored.err
+    assert f"note     {note} model.trunk._target_=mtl.trunks.MLP to replace it" in ignored.out, ignored.err
     assert config(*run, typed[0])["model"]["trunk"]["_target_"] == "flat.Flat"
     besides = command("train", *run, *typed, "model.trunk._target_=mtl.trunks.MLP")
     assert besides.code == 0, besides.err
-    assert "doesn't exchange" not in besides.out
+    assert "doesn't replace" not in besides.out
     assert isinstance(mtl.load(besides.run).trunk, mtl.trunks.MLP)
-    assert "doesn't exchange" not in command("train", TWO, *FAST, *typed).out  # no file is in its way
+    assert "doesn't replace" not in command("train", TWO, *FAST, *typed).out  # no file is in its way
 
 
 def test_torch_is_imported_only_where_a_class_was_exchanged() -> None:

@@ -1,4 +1,4 @@
-"""A whole run on a disk that is really full: it needs the right to mount one."""
+"""A whole run on a disk that is really full, which needs the permission to mount one."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ RUN = ["task=mnist_two_head", "data.batch_size=1000", "log.every=1", "log.pictur
 
 @pytest.fixture
 def small(here: Path) -> Iterator[Path]:
-    """A disk of its own, of 3 MB."""
+    """Provides a separate disk of 3 MB."""
     folder = here / "outputs"
     folder.mkdir()
     mount = shutil.which("mount")
@@ -55,14 +55,14 @@ def small(here: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """What threads ended with."""
+    """Provides the errors with which threads ended."""
     ended: list[object] = []
     monkeypatch.setattr(threading, "excepthook", ended.append)
     return ended
 
 
 def filled(step: int, *more: str) -> Ended:
-    """A run of four steps an epoch that finds the disk full from a step on."""
+    """Runs four steps per epoch, with a disk that is full from a given step on."""
     fill = ["+callbacks.fill._target_=ballast.Filled", "+callbacks.fill.folder=outputs", f"+callbacks.fill.step={step}"]
     return command("train", "--config-dir", "mine", *RUN, *fill, *more)
 

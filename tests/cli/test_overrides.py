@@ -1,4 +1,4 @@
-"""What was typed, and what Hydra is given of it."""
+"""The arguments that were typed, and those that Hydra gets."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is said of code of the user's own: the place of a mistake, wherever it is, and files that aren't read."""
+"""Messages about the user's own code: the location of a mistake, and files that aren't read."""
 
 import json
 import os
@@ -20,7 +20,7 @@ FAILS = "import json\nclass Head:\n    def __init__(self): json.loads('{')\n"
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of code, after all others, as that of --config-dir."""
+    """Provides a folder of code at the end of the search path, like that of --config-dir."""
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     for name in ("own_heads", "sched", "code_of_two"):
         sys.modules.pop(name, None)
@@ -101,7 +101,7 @@ def test_a_name_that_both_modules_have_is_not_taken_silently(own: Path, file: st
     (own / file).write_text(text)
     with pytest.raises(mtl.UserError) as error:
         find(target, "here")
-    assert f"here._target_: '{target}' may mean two things: '{target.split('.')[0]}' is " in str(error.value)
+    assert f"here._target_: '{target}' is ambiguous: '{target.split('.')[0]}' is " in str(error.value)
     assert f"and your {own / file} isn't read; give the file another name" in str(error.value)
 
 

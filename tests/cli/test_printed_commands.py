@@ -1,4 +1,4 @@
-"""Every command that is printed runs as it is, also where folders have names of all kinds."""
+"""Every printed command runs unchanged, also if folders have unusual names."""
 
 import json
 import os
@@ -18,20 +18,20 @@ SHELL = 'show() { printf "%s\\0" "${@:1}"; }; python() { show "$@"; }; tensorboa
 
 
 def words(line: str) -> list[str]:
-    """The words of a printed command, as bash gives them to it."""
+    """Returns the words of a printed command, as bash passes them to the program."""
     done = subprocess.run(["bash", "-c", SHELL + line], capture_output=True, check=True)
     return done.stdout.decode().split("\0")[:-1]
 
 
 def printed(ended: Ended, purpose: str) -> list[str]:
-    """The words of the last command that is printed for this purpose."""
+    """Returns the words of the last command that is printed for this purpose."""
     found = re.findall(rf"^{purpose} +((?:python -m|tensorboard) .+)$", ended.out, re.M)
     assert found, ended.out
     return words(found[-1])
 
 
 def run(typed: list[str]) -> Ended:
-    """Runs what bash would give to python."""
+    """Runs python with the arguments that bash would pass."""
     assert typed[0] == "-m"
     ended = command(typed[1].removeprefix("mtl."), *typed[2:])
     assert ended.code == 0, (typed, ended.err)
@@ -62,13 +62,13 @@ def stopping(here: Path, name: str) -> list[str]:
 def test_what_a_run_prints(here: Path, stopping: list[str], name: str) -> None:
     stopped = command("train", *stopping)
     assert stopped.code == 143, stopped.err
-    assert printed(stopped, "look")[0] == "--logdir"
-    assert Path(printed(stopped, "look")[1]).resolve().parents[1] == here / name
+    assert printed(stopped, "view")[0] == "--logdir"
+    assert Path(printed(stopped, "view")[1]).resolve().parents[1] == here / name
     run(printed(stopped, "evaluate"))
-    finished = run(printed(stopped, "go on"))
+    finished = run(printed(stopped, "resume"))
     assert "resume   from step 1, epoch 1" in finished.out
     (folder,) = (here / name).glob("mnist_two_head/*")
-    assert Path(printed(finished, "look")[1]).resolve() == folder
+    assert Path(printed(finished, "view")[1]).resolve() == folder
     assert "digit" in run(printed(finished, "evaluate")).out
     assert "tasks: digit\n" in run(printed(finished, "digit alone")).out
     assert not (here / "owned").exists()  # no shell ran what is in a name
@@ -78,16 +78,16 @@ def test_what_a_run_prints(here: Path, stopping: list[str], name: str) -> None:
 def test_what_a_multirun_prints(here: Path, stopping: list[str], name: str) -> None:
     interrupted = command("train", "-m", *stopping, "seed=0,1", "trainer.max_epochs=1")
     assert interrupted.code == 143, interrupted.err
-    resumed = run(printed(interrupted, "go on"))
+    resumed = run(printed(interrupted, "resume"))
     assert "2 jobs in" in resumed.out
     assert "tasks: parity\n" in run(printed(resumed, "parity alone")).out
     assert "digit" in run(printed(resumed, "evaluate")).out
     other = command("train", "-m", *stopping, "seed=0,2", override("resume", compare_folder(resumed)))
-    told = re.search(r"was begun with other arguments: (.+)$", other.err, re.M)[1]
+    told = re.search(r"was started with other arguments: (.+)$", other.err, re.M)[1]
     assert (
         "2 jobs in" in run(["-m", "mtl.train", *words(f"show {told}"), override("resume", compare_folder(resumed))]).out
     )
-    compare, look = printed(resumed, "compare"), printed(resumed, "look")
+    compare, look = printed(resumed, "compare"), printed(resumed, "view")
     assert compare[:2] == ["-m", "mtl.report"]
     assert Path(compare[2]).resolve() == Path(look[1]).resolve()
     assert len(list(Path(compare[2]).glob("*/config.yaml"))) == 2
@@ -109,7 +109,7 @@ def test_what_a_run_that_fails_prints(here: Path, name: str) -> None:
     typed = [*FAST, "model.trunk._target_=trunks.Fails", override("output_root", name)]
     failed = command("train", *typed)
     assert failed.code == 1
-    found = re.search(r"go on with (.+)$", failed.out, re.M)
+    found = re.search(r"resume with (.+)$", failed.out, re.M)
     assert found, failed.out
     assert "resume   from step 2" in run(["-m", "mtl.train", *typed, *words(f"show {found[1]}")]).out
 
@@ -134,7 +134,7 @@ def test_what_is_printed_of_a_run_that_has_another_config(here: Path, name: str)
 def test_what_graph_prints(here: Path, name: str) -> None:
     ended = command("graph", *FAST, override("output_root", name), "graph.tensorboard=true")
     assert ended.code == 0, ended.err
-    assert list(Path(printed(ended, "look")[1]).glob("leaves.csv"))
+    assert list(Path(printed(ended, "view")[1]).glob("leaves.csv"))
 
 
 def test_a_printed_command_in_a_real_shell(here: Path) -> None:
@@ -160,4 +160,4 @@ def test_a_name_that_hydra_cannot_have(here: Path, monkeypatch: pytest.MonkeyPat
     ended = command("train", *FAST, *typed.get(what, []))
     assert ended.code == 1
     assert ended.err.startswith(f"error: {what}: ")
-    assert "holds '${', in whose place Hydra would put a value; give another name" in ended.err
+    assert "contains '${', which Hydra would replace by a value; use another name" in ended.err

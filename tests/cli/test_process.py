@@ -1,4 +1,4 @@
-"""What only a process of its own can show: signals, exit codes, no warnings on the screen."""
+"""Behaviour that only a separate process shows: signals, exit codes, no warnings on the screen."""
 
 import signal
 import subprocess
@@ -28,7 +28,7 @@ def test_ctrl_c_ends_with_what_was_saved_and_how_to_look_at_it(tmp_path: Path) -
     assert "Stopped at step" in out
     assert "checkpoints/last.pt" in out
     assert (
-        f"go on     python -m mtl.train task=mnist_two_head trainer.max_epochs=1000000 resume=outputs/mnist_two_head/{run.name}"
+        f"resume    python -m mtl.train task=mnist_two_head trainer.max_epochs=1000000 resume=outputs/mnist_two_head/{run.name}"
         in out
     )
     assert f"tensorboard --logdir outputs/mnist_two_head/{run.name}" in out
@@ -65,7 +65,7 @@ def test_a_screen_on_a_full_disk_ends_no_training(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
-    assert done.stderr == "error: not all that was to be printed could be: [Errno 28] No space left on device\n"
+    assert done.stderr == "error: some output could not be printed: [Errno 28] No space left on device\n"
     (run,) = tmp_path.glob("outputs/mnist_two_head/*")
     assert '"status": "finished"' in (run / "metrics.json").read_text()
     assert "best.pt is from epoch 1 of 1" in (run / "train.log").read_text()

@@ -1,4 +1,4 @@
-"""Which tests may be skipped where all that they need is to be there."""
+"""Which tests may be skipped if everything that they need is installed."""
 
 import pytest
 from conftest import pytest_runtest_makereport
@@ -9,7 +9,7 @@ from conftest import pytest_runtest_makereport
     [
         ("1", "Skipped: there is no Chromium here (apt-get install chromium)", "failed"),
         ("1", "Skipped: pip install playwright", "failed"),
-        ("1", "Skipped: no pictures of the graphs: graphviz's program 'dot' isn't there", "failed"),
+        ("1", "Skipped: no pictures of the graphs: graphviz's program 'dot' is not installed", "failed"),
         ("1", "Skipped: there is no /dev/full", "skipped"),
         ("", "Skipped: pip install playwright", "skipped"),
     ],

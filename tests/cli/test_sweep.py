@@ -1,4 +1,4 @@
-"""Multiruns: what they go over, what they are called, how they end, and how they are taken up again."""
+"""Multiruns: what they sweep, how jobs are named, how they end, and how they are resumed."""
 
 import itertools
 import json
@@ -30,13 +30,13 @@ SMALL = ["task=mnist_two_head", "trainer.max_epochs=1", "data.batch_size=500", "
 
 
 def jobs_of(ended: Ended) -> dict[str, dict]:
-    """By job its metrics.json."""
+    """Returns each job's metrics.json, by job."""
     assert ended.run is not None
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(ended.run.parent.glob("*/metrics.json"))}
 
 
 def differing(run: Path) -> list[str]:
-    """The options that the run's HParams say are swept over."""
+    """Returns the options that are swept according to the run's HParams."""
     events = EventAccumulator(str(run))
     events.Reload()
     content = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/experiment"])
@@ -193,13 +193,13 @@ def test_the_weights_of_a_sweep_reach_the_tasks_and_no_others_do(here: Path) -> 
         (["+sweep=weights", "tasks.digit.weight=2"], "sets the tasks' weights itself; leave tasks.digit.weight=2 out"),
         (["+sweep=weights", "tasks={digit: {weight: 3}}"], "sets the tasks' weights itself; leave tasks="),
         (["+sweep=weights", "tasks.digit={weight: 3}"], "sets the tasks' weights itself; leave tasks.digit="),
-        (["model={büro: 1}"], "can't be read: quote what isn't plain ASCII, as in 'model.inputs=[\"größe\"]'"),
+        (["model={büro: 1}"], "can't be read: quote values that aren't ASCII, as in 'model.inputs=[\"größe\"]'"),
         (["a=[1,"], "'a=[1,' can't be read: no viable alternative at input '[1,'; values are written key=value"),
         (["+sweep=weights", "only=digit"], "digit is the only task"),
         (["+sweep=weights", "only=nope"], "only: there is no task 'nope'"),
-        (["+sweep=single_task", "only=[]"], "only: it is empty"),
+        (["+sweep=single_task", "only=[]"], "only is empty"),
         (["+sweep=single_task", "only=digits"], "did you mean 'digit'?"),
-        (["sweep=weights"], "a sweep is added: +sweep=weights"),
+        (["sweep=weights"], "a sweep is added with a plus: +sweep=weights"),
         (["+sweep=balancer"], "sweep: there is no 'balancer'; did you mean 'balancers'?"),
         (["balancer=upgard"], "balancer: there is no 'upgard'; did you mean 'upgrad'?"),
         (["-m", "balancer=equal,upgard"], "balancer: there is no 'upgard'; did you mean 'upgrad'?"),
@@ -232,7 +232,7 @@ def test_all_balancers_are_swept(here: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def failing(folder: Path) -> list[str]:
-    """A callback that fails in the jobs of seed 1 unless a file is there."""
+    """Writes a callback that fails in the jobs of seed 1 unless a file exists; returns the arguments for it."""
     (folder / "fails.py").write_text(
         "import torch\nfrom pathlib import Path\n\nclass Fails:\n    def __call__(self, trainer, result):\n"
         "        if torch.initial_seed() == 1 and trainer.global_step == 3 and not Path('mended').exists():\n"
@@ -316,7 +316,7 @@ def test_a_job_whose_process_is_killed_stops_no_other(here: Path) -> None:
         **{"0_seed-0": "finished", "1_seed-1": "failed", "2_seed-2": "finished"}
     }
     assert found["1_seed-1"]["error"] == "its process was killed; it may have run out of memory"
-    assert "run again, each by itself: 0_seed-0, 1_seed-1" in ended.stdout
+    assert "these jobs run again, one at a time: 0_seed-0, 1_seed-1" in ended.stdout
     assert "1_seed-1                                 failed" in ended.stdout
     assert found["0_seed-0"]["test"] == command("train", *SMALL, "seed=0").metrics["test"]
 
@@ -337,7 +337,7 @@ def test_a_multirun_whose_folder_is_lost_has_failed(here: Path) -> None:
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
     assert "is gone: it was deleted or moved while the run trained" in ended.stderr
-    assert re.search(r"error: outputs/multirun/\S+ is gone, and with it how the jobs ended", ended.stderr)
+    assert re.search(r"error: outputs/multirun/\S+ no longer exists, so how the jobs ended is unknown", ended.stderr)
 
 
 def test_a_line_of_the_journal_that_was_cut_off_costs_only_itself(tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ def test_other_arguments_are_another_sweep(here: Path) -> None:
     assert first.run.parent != other.run.parent
     named = command("train", "-m", *SMALL, "seed=0,1", "optimizer.lr=1e-3", f"resume={first.run.parent}")
     assert named.code == 1
-    assert "was begun with other arguments" in named.err
+    assert "was started with other arguments" in named.err
     wrong = command("train", "-m", *SMALL, "seed=0,1", "resume=outputs")
     assert "is not the folder of a multirun" in wrong.err
     same = command("train", "-m", *SMALL, "seed=0,1", f"resume={first.run.parent}", "log.every=7")
@@ -399,7 +399,7 @@ def test_a_sweep_whose_config_has_changed_is_refused(here: Path) -> None:
     (own / "lr.yaml").write_text("# @package _global_\noptimizer: {lr: 2e-3}\n")
     changed = command("train", "-m", *experiment, *SMALL, "seed=0,1", "resume=auto")
     assert changed.code == 1
-    assert "optimizer.lr: 0.001 there, 0.002 here" in changed.err
+    assert "optimizer.lr: was 0.001, is 0.002" in changed.err
 
 
 @pytest.mark.slow
@@ -444,7 +444,7 @@ def test_jobs_in_other_processes_stop_when_the_multirun_is_ended(here: Path, end
         both = [["0_seed-0", "stopped"], ["1_seed-1", "stopped"]]
         assert sorted(line.split()[:2] for line in mine[:2]) == both
         assert [line.split()[:2] for line in mine[4:6]] == both
-        again = f"go on     python -m mtl.train {shlex.join(arguments)} resume={multirun.relative_to(here)}"
+        again = f"resume    python -m mtl.train {shlex.join(arguments)} resume={multirun.relative_to(here)}"
         assert mine[6:] == ["", again]
         assert {path.name for path in multirun.iterdir()} == {
             *("0_seed-0", "1_seed-1", "jobs.jsonl", "multirun.yaml", "sweep.json")
@@ -493,7 +493,7 @@ def test_an_interrupted_multirun_is_taken_up(here: Path, ends: signal.Signals) -
     if ends == signal.SIGTERM:
         assert process.returncode == 143
         assert (
-            f"go on     python -m mtl.train {' '.join(arguments)} resume={multirun.relative_to(here)}"
+            f"resume    python -m mtl.train {' '.join(arguments)} resume={multirun.relative_to(here)}"
             in out.replace("'", "")
         )
     again = command("train", *arguments, "resume=auto")

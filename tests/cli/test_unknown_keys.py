@@ -1,4 +1,4 @@
-"""Keys that the config lacks: which are added, and what is said of the others."""
+"""Keys that the config doesn't have: which are added, and the messages about the others."""
 
 import re
 import subprocess
@@ -40,7 +40,7 @@ def bare(here: Path) -> list[str]:
 
 
 def composed(typed: list[str]) -> tuple[dict, list[str]]:
-    """The config of a command line, as `launch` composes it, and the overrides that it took."""
+    """Returns the config of a command line, as `launch` composes it, and the overrides."""
     given = for_hydra(typed)
     for _ in range(5):
         try:
@@ -104,13 +104,13 @@ SAID = [
     ("balancer=upgrad balancer.lr=1", "balancer is mtl.balancers.UPGrad (possible in balancer: over)"),
     ("optimizer.momentum=0.9", "there is no key 'optimizer.momentum': optimizer is torch.optim.AdamW (possible in optimizer: amsgrad, betas,"),
     ("optimizer.beta=0.9", "did you mean 'optimizer.betas'?"),
-    ("optimizer.betas=[0.9,0.9]", "'optimizer.betas' isn't in the config so far, though torch.optim.AdamW can have it; add it with a plus: '+optimizer.betas=[0.9,0.9]'"),
+    ("optimizer.betas=[0.9,0.9]", "'optimizer.betas' isn't in the config yet, though torch.optim.AdamW can have it; add it with a plus: '+optimizer.betas=[0.9,0.9]'"),
     ("optimizer=sgd optimizer.nestrov=true", "optimizer is torch.optim.SGD; did you mean 'optimizer.nesterov'?"),
     ("model.trunk.widht=3", "model.trunk is mtl.trunks.LeNet (possible in model.trunk: dropout, num_features)"),
     ("model.frezee=[x]", "model is mtl.MultiTaskModel; did you mean 'model.freeze'? (possible in model: freeze, freeze_until, inputs, trunk)"),
     ("data.sorce=x", "data is mtl.data.mnist; did you mean 'data.source'? (possible in data: batch_size, collate, disjoint,"),
     ("scheduler=cosine scheduler.T_mx=3", "did you mean 'scheduler.T_max'?"),
-    ("tasks.a.head.bias=false", "'tasks.a.head.bias' isn't in the config so far, though torch.nn.Linear can have it; add it with a plus: +tasks.a.head.bias=false"),
+    ("tasks.a.head.bias=false", "'tasks.a.head.bias' isn't in the config yet, though torch.nn.Linear can have it; add it with a plus: +tasks.a.head.bias=false"),
     ("tasks.a.head.nope=1", "tasks.a.head is torch.nn.Linear (possible in tasks.a.head: bias, device, dtype, in_features, out_features)"),
     ("tasks.a.loss.reduktion=sum", "tasks.a.loss is torch.nn.CrossEntropyLoss; did you mean 'tasks.a.loss.reduction'?"),
     ("task=mnist_two_head tasks.digit.metrics.accuracy.topk=3", "did you mean 'tasks.digit.metrics.accuracy.top_k'?"),
@@ -118,32 +118,32 @@ SAID = [
     ("logger.csw.x=1", "did you mean 'logger.csv'? (possible in logger: csv, tensorboard); others are added with a plus: +logger.csw.x=1"),
     ("callbacks.x._target_=a.B", "there is no key 'callbacks.x._target_' (possible in callbacks: nothing); others are added with a plus: +callbacks.x._target_=a.B"),
     ("trainer.max_epoch=1", "there is no key 'trainer.max_epoch'; did you mean 'trainer.max_epochs'? (possible in trainer: clip_norm,"),
-    ("trainer.max_epochs.x=1", "there is no key 'trainer.max_epochs.x': trainer.max_epochs is 10, in which there are no keys; that is changed with trainer.max_epochs=…"),
-    ("trainer.monitor.x=max", "there is no key 'trainer.monitor.x', since trainer.monitor is null: give the whole of it, 'trainer.monitor={…}', or +trainer.monitor.x=…"),
+    ("trainer.max_epochs.x=1", "there is no key 'trainer.max_epochs.x': trainer.max_epochs is 10, which has no keys; change it with trainer.max_epochs=…"),
+    ("trainer.monitor.x=max", "there is no key 'trainer.monitor.x', since trainer.monitor is null: set the whole mapping, 'trainer.monitor={…}', or +trainer.monitor.x=…"),
     ("scheduler.interval=epoch", "there is no key 'scheduler.interval', since scheduler is null: first choose one with scheduler=…"),
-    ("model.freeze=[a] model.freeze.x=3", "there is no key 'model.freeze.x': model.freeze is ['a'], in which there are no keys; that is changed with model.freeze=…"),
+    ("model.freeze=[a] model.freeze.x=3", "there is no key 'model.freeze.x': model.freeze is ['a'], which has no keys; change it with model.freeze=…"),
     ("model.inputs.7=x", "Error merging override model.inputs.7=x: list index out of range"),
     ("+model.inputs.x=x", "Error merging override +model.inputs.x=x: Index 'x' (str) is not an int"),
-    ("fold=0", "; a variable of one's own goes below vars: vars.fold=0"),
+    ("fold=0", "; your own variables belong below vars: vars.fold=0"),
     ("sed=0", "there is no key 'sed'; did you mean 'seed'?"),
-    ("~fold", "there is no key 'fold' to be taken away (possible: balancer,"),
+    ("~fold", "there is no key 'fold' to remove (possible: balancer,"),
     ("model/trnk=lenet", "there is no group 'model/trnk'; did you mean 'model/trunk'?"),
     ("trainer@x=default", "Did you mean to override trainer?\nTo append to your default list use +trainer@x=default"),
-    ("objective=binary", "objective: a task's objective is chosen with its place: +objective@tasks.NAME=binary"),
-    ("task=trunk", "task/trunk: override /model/trunk: no option of this group is in the config so far; one is added without `override`: /model/trunk: …, or an option of model that has one is chosen first"),
+    ("objective=binary", "objective: a task's objective is chosen for a task: +objective@tasks.NAME=binary"),
+    ("task=trunk", "task/trunk: override /model/trunk: the config has no option of this group yet; add one without `override`: /model/trunk: …, or choose an option of model that has one"),
     ("task=modl", "task/modl: override /modl: there is no group 'modl'; did you mean 'model'?"),
-    ("+balancer=equal", "balancer: there is an option of this group already; another is chosen without a plus: balancer=…"),
+    ("+balancer=equal", "balancer: the config has an option of this group; replace it without a plus: balancer=…"),
     ("++balancer=equal", "++balancer=equal: an option of a group is chosen without pluses: balancer=equal"),
-    ("model=null", "model=null: an option of a group is chosen by its name, and ~ before the group chooses none"),
+    ("model=null", "model=null: choose an option of a group by its name, or no option with ~ before the group"),
     ("=3", "'=3' can't be read: there is no key before the ="),
     ("hydra.job.env_set.FOO=1", "there is no key 'hydra.job.env_set.FOO' (possible in hydra.job.env_set: nothing); others are added with a plus: +hydra.job.env_set.FOO=1"),
     ("hydra.job.env_set=1", "Error merging override hydra.job.env_set=1: Cannot assign int to Dict[str, str]"),
     ("hydra.nope=1", "there is no key 'hydra.nope' (possible in hydra: callbacks, env,"),
     ("hydra.verbose=3", "Hydra fails on the command line: AssertionError in utils.py"),
-    ("größe=3", "'größe=3' can't be read: a key's letters are a to z; what has others can be set in a file"),
-    ("model={größe: 1}", "can't be read: quote what isn't plain ASCII, as in 'model.inputs=[\"größe\"]'; a mapping whose keys"),
-    ("-m seed=interval(0,1)", "interval(…) is for a sweeper that searches, such as Optuna: +sweep=optuna; or name the values"),
-    ("-m optimizer.lr=glob(*)", "optimizer.lr=glob(*): glob(…) chooses among the options of a group, and this is none: the sweep has no job"),
+    ("größe=3", "'größe=3' can't be read: use only the letters a to z in keys; set other keys in a file"),
+    ("model={größe: 1}", "can't be read: quote values that aren't ASCII, as in 'model.inputs=[\"größe\"]'; set mappings with such keys"),
+    ("-m seed=interval(0,1)", "interval(…) needs a sweeper that searches, such as Optuna: +sweep=optuna; or list the values"),
+    ("-m optimizer.lr=glob(*)", "optimizer.lr=glob(*): glob(…) selects options of a group, and optimizer.lr is not a group: the sweep has no job"),
     ("-m balancer=glob(nope*)", "balancer=glob(nope*): no option of the group matches: the sweep has no job"),
     ("-m seed=range(3,3)", "seed=range(3,3): no number is in this range: the sweep has no job"),
     ("-m hydra/launcher=joblib seed=range(3,3)", "seed=range(3,3): no number is in this range: the sweep has no job"),
@@ -179,7 +179,7 @@ def test_glob_of_a_group_is_hydras(bare: list[str]) -> None:
         ("optimizer.betas=[0.9, 0.9]", "add it with a plus", "optimizer.betas", [0.9, 0.9]),
         ("tasks.a.head.bias=false", "add it with a plus", "tasks.a.head.bias", False),
         ("callbacks.x={_target_: \"it's\", a: '$HOME'}", "others are added with a plus", "callbacks.x.a", "$HOME"),
-        ("note=a  b", "a variable of one's own goes below vars", "vars.note", "a  b"),
+        ("note=a  b", "your own variables belong below vars", "vars.note", "a  b"),
     ],
 )
 def test_what_is_to_be_added_is_written_for_a_shell(
@@ -209,7 +209,7 @@ def test_other_commands(bare: list[str], module: str) -> None:
     typed = [*bare, "tasks.zz.weight=3"] if module == "graph" else ["run=x", "split.x=3"]
     said = {
         "graph": "there is no task 'zz' (possible: a, b)",
-        "evaluate": "there is no key 'split.x': split is 'test', in which there are no keys; that is changed with split=…",
+        "evaluate": "there is no key 'split.x': split is 'test', which has no keys; change it with split=…",
     }
     assert f"error: {said[module]}\n" in command(module, *typed).err
     if module == "evaluate":

@@ -1,4 +1,4 @@
-"""Variables of the user's own: named in other values, kept with the run, compared when it goes on."""
+"""The user's variables: used in other values, saved with the run, compared when the run is resumed."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ FAST = ["task=mnist_two_head", "trainer.max_epochs=1", "data.batch_size=1000", "
 
 
 def hparams(run: Path) -> dict[str, float | str]:
-    """What TensorBoard is told of the run's options."""
+    """Returns the options of the run that TensorBoard gets."""
     events = EventAccumulator(str(run))
     events.Reload()
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
@@ -37,9 +37,9 @@ def test_a_variable_is_kept_with_the_run_and_compared_when_it_goes_on(here: Path
 
     other = command("train", *typed, "vars.fold=4", "seed=3", f"resume={run}")
     assert other.code == 1
-    assert "vars.fold: 3 there, 4 here\nGive the same, or allow it: 'resume_allow=[vars.fold]'" in other.err
+    assert "vars.fold: was 3, is 4\nSet the same values, or allow it: 'resume_allow=[vars.fold]'" in other.err
     other = command("train", *typed[:-4], "seed=3", "optimizer.lr=1e-3", "vars.rate=null", f"resume={run}")
-    assert "\n  vars.fold: 3 there, nothing here\n  vars.rate: 0.001 there, None here\n" in other.err
+    assert "\n  vars.fold: was 3, is unset\n  vars.rate: was 0.001, is None\n" in other.err
     ended = command("train", *typed, "vars.fold=4", "seed=3", f"resume={run}", "resume_allow=[vars.fold]")
     assert ended.code == 0, ended.err
     assert OmegaConf.load(run / "config.yaml").vars.fold == 4

@@ -1,4 +1,4 @@
-"""The values of options stand in one place; the comments in the configs, which --help shows, name the same."""
+"""The values of options are defined in one place; the comments in the configs, which --help shows, name the same."""
 
 import re
 

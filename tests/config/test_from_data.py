@@ -1,4 +1,4 @@
-"""A problem on a table from its config alone: what models know of their data, and predictions from raw rows."""
+"""A problem on a table, from a config alone: what models know of their data, and predictions from raw rows."""
 
 import re
 from pathlib import Path
@@ -135,7 +135,7 @@ def test_facts_may_differ_in_the_last_digits() -> None:
     data = Fields({"x": torch.zeros(1)})
     check_facts(Splits(data, facts={"a": {"mean": 1.0, "names": ["b"]}}), {"a": {"mean": 1 + 1e-9, "names": ["b"]}})
     for before in ({"a": {"mean": 1.01, "names": ["b"]}}, {"a": {"mean": 1.0, "names": ["c"]}}, {}):
-        with pytest.raises(mtl.UserError, match="they aren't what this run was trained on: a"):
+        with pytest.raises(mtl.UserError, match="they differ from what this run was trained on: a"):
             check_facts(Splits(data, facts={"a": {"mean": 1.0, "names": ["b"]}}), before)
 
 
@@ -163,7 +163,7 @@ def test_classes_that_look_like_numbers_are_told_with_what_helps(problem: Path) 
     ended = train("trainer.max_epochs=1")
     assert ended.code == 1
     assert (
-        "task 'smoker': its target 'smoker' is of numbers, and CrossEntropyLoss takes classes; list 'smoker'"
+        "task 'smoker': its target 'smoker' has numbers, and CrossEntropyLoss expects classes; list 'smoker'"
         in ended.err
     )
     assert "in data.classes" in ended.err
@@ -172,9 +172,13 @@ def test_classes_that_look_like_numbers_are_told_with_what_helps(problem: Path) 
         (
             "1,5 2,5",
             "",
-            "MSELoss compares numbers; write plain numbers into the column, or take /objective@tasks.income",
+            "MSELoss compares numbers; write plain numbers into the column, or use /objective@tasks.income",
         ),
-        ("1,5 2,5", "income", "'income' is of classes, which have no mean. If '1,5' is meant as a number, write plain"),
+        (
+            "1,5 2,5",
+            "income",
+            "'income' contains classes, which have no mean. If '1,5' is meant as a number, write plain",
+        ),
         ("many", "", "which no row for training has; it has: $0"),
     ):
         cells = [f"${row}" for row in range(100)] if income == "many" else income.split() * 50

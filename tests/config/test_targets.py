@@ -1,4 +1,4 @@
-"""From _target_ to object, and what is said when that fails."""
+"""From _target_ to object, and the messages if this fails."""
 
 import sys
 from functools import partial

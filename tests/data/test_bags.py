@@ -1,4 +1,4 @@
-"""Bags of items, whose ids are in flat fields, from the command line: whole batches and micro-batches are one training."""
+"""Bags of items with ids in flat fields, from the command line: whole batches and micro-batches train the same way."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pictures and their table: pixels against Pillow and numpy, and what is said of files that are missing or damaged."""
+"""Images with a table: pixels against Pillow and numpy, and messages about files that are missing or damaged."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pictures of every mode and orientation: pixel values that are known, or a refusal that names the file."""
+"""Images of every mode and orientation: known pixel values, or an error that names the file."""
 
 import struct
 from contextlib import suppress
@@ -17,7 +17,7 @@ PLAIN: dict[str, Any] = {"mean": [0, 0, 0], "std": [1, 1, 1]}
 
 
 def seen(path: Path, size: tuple[int, int] = (2, 3)) -> np.ndarray:
-    """The field image of a picture (height, width, 3), in 0 … 1."""
+    """Returns the field image of an image, (height, width, 3) in 0 … 1."""
     return np.moveaxis(Images([str(path)], {}, Transform(size, **PLAIN))[0]["image"].numpy(), 0, -1)
 
 
@@ -169,7 +169,7 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
 
 
 def saved_in_every_format(folder: Path) -> dict[str, Path]:
-    """A picture in each format that Pillow writes as well as reads."""
+    """Saves an image in each format that Pillow can both write and read."""
     Image.init()
     found = {}
     for name in sorted(set(Image.SAVE) & set(Image.OPEN)):

@@ -1,4 +1,4 @@
-"""Batches: their order depends on seed and epoch alone, and they are the same however they are loaded."""
+"""Batches: their order depends only on seed and epoch, and they are the same for every way of loading."""
 
 import gc
 import os
@@ -76,7 +76,7 @@ def test_collate_makes_the_batches() -> None:
         batches = list(Loader(dataset, batch_size=4, collate=flat).batches())
         assert [batch["names"] for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
         assert batches[2]["rows"].tolist() == [8, 9]
-    with pytest.raises(mtl.UserError, match=r"data\.collate gives a list; a batch must be a dict of fields"):
+    with pytest.raises(mtl.UserError, match=r"data\.collate returns a list; a batch must be a dict of fields"):
         list(Loader(Samples(), batch_size=4, collate=list).batches())
 
 
@@ -91,7 +91,7 @@ class Bags(Dataset):
 
 
 def flat(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """All items in one tensor, with the number of the sample that each is of."""
+    """Returns all items in one tensor, with the number of the sample of each item."""
     lengths = torch.tensor([len(sample["ids"]) for sample in samples])
     return {
         "ids": torch.cat([sample["ids"] for sample in samples]),
@@ -164,7 +164,7 @@ def test_what_went_wrong_in_a_worker_is_told(num_workers: int, monkeypatch: pyte
 
 
 class Uneven(Samples):
-    """Samples of which one has fields of its own."""
+    """Samples, one of which has other fields than the others."""
 
     def __init__(self, odd: int, change: dict[str, object], gone: str = "") -> None:
         self.odd, self.change, self.gone = odd, change, gone
@@ -208,7 +208,7 @@ def test_samples_with_other_fields_are_named(dataset, message, num_workers, how,
 
 
 class Odd(Samples):
-    """One sample is another than the others."""
+    """Samples, one of which is of another kind than the others."""
 
     def __init__(self, odd: Any, usual: Any = None) -> None:
         self.odd, self.usual = odd, torch.zeros(2) if usual is None else usual
@@ -389,7 +389,7 @@ def test_no_other_error_is_a_dead_worker() -> None:
 
 
 class Draws(IterableDataset):
-    """Counts, and draws from all three generators."""
+    """Numbered samples with draws from all three random generators."""
 
     def __len__(self) -> int:
         return 10
@@ -424,4 +424,4 @@ def test_iterable_data_sets() -> None:
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_iterable_data_set_that_ends_too_early(num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
-    assert said(Stream(Draws(), 15), num_workers).endswith("Stream ends after 12 samples; its length is said to be 15")
+    assert said(Stream(Draws(), 15), num_workers).endswith("Stream ends after 12 samples, but its length is 15")

@@ -1,4 +1,4 @@
-"""The made click log: its chances by hand, its labels, its laws, and the problem as it is run."""
+"""The generated click log: probabilities by hand, labels, statistical laws, and the problem as a run."""
 
 import importlib
 import math

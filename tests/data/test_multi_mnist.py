@@ -1,4 +1,4 @@
-"""The pairs of digits: how they are laid over each other, who is paired with whom, and the problem as it is run."""
+"""The pairs of digits: how two digits are combined, which digits form a pair, and the problem as a run."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mtl.data.multi_mnist import CHUNK, overlay, pairs
 
 
 def by_hand(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """One pair (28, 28) in [0, 1], pixel by pixel, and resized by Pillow."""
+    """Returns one pair (28, 28) in [0, 1], computed pixel by pixel and resized by Pillow."""
     canvas = np.zeros((36, 36), np.float32)
     for row in range(28):
         for column in range(28):
@@ -90,7 +90,7 @@ def test_pairs_depend_on_the_seed_alone() -> None:
         assert torch.equal(one["left"], another["left"])
         assert (one["right"] != another["right"]).double().mean() > 0.8
         assert 0.05 < (one["left"] == one["right"]).double().mean() < 0.2  # about one in ten, as for independent digits
-    assert first.summary().startswith("Multi-MNIST, pairs (data.seed=0) of MNIST, the 5,000 images that come with mtl")
+    assert first.summary().startswith("Multi-MNIST, pairs (data.seed=0) of MNIST, the 5,000 images bundled with mtl")
 
 
 def test_chunks_leave_no_trace() -> None:
@@ -110,7 +110,7 @@ def test_torchvision_source_pairs_within_its_splits(tmp_path: Path) -> None:
         write_idx(folder / f"{part}-images-idx3-ubyte", np.tile(values[:, None, None], (1, 28, 28)))
         write_idx(folder / f"{part}-labels-idx1-ubyte", values // 5 % 10)
     splits = multi_mnist(source="torchvision", root=str(tmp_path))
-    assert splits.summary().startswith("Multi-MNIST, pairs (data.seed=0) of MNIST, all of it, from ")
+    assert splits.summary().startswith("Multi-MNIST, pairs (data.seed=0) of MNIST, the whole data set, from ")
     assert str(tmp_path) in splits.summary()
     image = splits.train.fields["image"]
     unit = (image[0, 0, 0, 0] - image[0, 0, 0, 27]) / grey[0]

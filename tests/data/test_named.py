@@ -1,4 +1,4 @@
-"""Other people's data sets: their values named, and batches of what isn't plain tensors."""
+"""Data sets of other libraries: names for their values, and batches that aren't plain tensors."""
 
 from collections import namedtuple
 from pathlib import Path
@@ -16,7 +16,7 @@ PAIRS = TensorDataset(torch.arange(6.0).view(3, 2), torch.tensor([5, 6, 7]))
 
 
 class Rows:
-    """What a Hugging Face dataset is to us: length, and dicts by index."""
+    """A data set with the interface of Hugging Face datasets that is used: a length, and dicts by index."""
 
     def __len__(self) -> int:
         return 3
@@ -45,7 +45,7 @@ def test_dicts_by_key() -> None:
 
 
 class Lines(IterableDataset):
-    """Three tuples, one after the other."""
+    """A data set that yields three tuples, one after the other."""
 
     def __iter__(self):
         return iter([(torch.tensor([float(index)]), index % 2) for index in range(3)])
@@ -56,10 +56,10 @@ def test_streams() -> None:
     assert splits.summary() == "Stream: 2 train, 3 val; fields: x, y"
     assert [batch["y"].tolist() for batch in Loader(splits.val, batch_size=2).batches()] == [[0, 1], [0]]
     assert next(iter(Stream(Lines(), 2, {"odd": 1}))) == {"odd": 0}
-    with pytest.raises(mtl.UserError, match=r"data\.train: Lines doesn't say how many samples an epoch has; give it a"):
+    with pytest.raises(mtl.UserError, match=r"data\.train: Lines has no length, .*; define __len__"):
         datasets(Lines())
     with pytest.raises(
-        mtl.UserError, match=r"data\.val: data\.fields names the 1 values of a tuple, x; one of Lines is"
+        mtl.UserError, match=r"data\.val: data\.fields names the 1 values of a tuple, x; a sample of Lines is"
     ):
         datasets(Named(PAIRS, ["x", "y"]), Stream(Lines(), 2, ["x"]))
 
@@ -67,18 +67,18 @@ def test_streams() -> None:
 @pytest.mark.parametrize(
     ("dataset", "fields", "message"),
     [
-        (PAIRS, ["a"], "data.fields names the 1 values of a tuple, a; one of TensorDataset is a tuple of 2"),
+        (PAIRS, ["a"], "data.fields names the 1 values of a tuple, a; a sample of TensorDataset is a tuple of 2"),
         (
             Rows(),
             ["a", "b", "c"],
-            "data.fields names the 3 values of a tuple, a, b, c; one of Rows is a dict with img, l",
+            "data.fields names the 3 values of a tuple, a, b, c; a sample of Rows is a dict with i",
         ),
-        (Rows(), {"a": "lable"}, "data.fields: a sample has no 'lable'; one of Rows is a dict with img, label, id"),
-        (PAIRS, {"a": 2}, "data.fields: a sample has no 2; one of TensorDataset is a tuple of 2"),
+        (Rows(), {"a": "lable"}, "data.fields: there is no 'lable'; a sample of Rows is a dict with img, label, id"),
+        (PAIRS, {"a": 2}, "data.fields: there is no 2; a sample of TensorDataset is a tuple of 2"),
         (
             torch.zeros(2, 3),
             ["a", "b", "c"],
-            "data.fields names the 3 values of a tuple, a, b, c; one of Tensor is a T",
+            "data.fields names the 3 values of a tuple, a, b, c; a sample of Tensor is a T",
         ),
         (PAIRS, "image", "data.fields is 'image'; it must be a list of names"),
     ],

@@ -1,4 +1,4 @@
-"""Problems on public sets and on pictures of one's own, from the config alone, with a small trunk."""
+"""Problems on public sets and on a user's images, from the config alone, with a small trunk."""
 
 from pathlib import Path
 

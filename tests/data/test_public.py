@@ -1,4 +1,4 @@
-"""Public sets, on small files in the very format in which they are published."""
+"""Public data sets, on small files in the format in which they are published."""
 
 import hashlib
 import pickle
@@ -17,7 +17,7 @@ from mtl.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 
 def picture(path: Path, height: int, width: int, seed: int) -> np.ndarray:
-    """Writes a picture, by PNG's means even where it is called .jpg, so that the pixels stay what they are."""
+    """Writes an image as PNG, even if the name ends in .jpg, so that the pixels don't change."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, format="PNG")
@@ -25,7 +25,7 @@ def picture(path: Path, height: int, width: int, seed: int) -> np.ndarray:
 
 
 def seen(pixels: np.ndarray, size: int) -> np.ndarray:
-    """What a model is to see of a picture."""
+    """Returns the input that a model should get from an image."""
     resized = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)) / 255
     return ((resized - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
 
@@ -121,7 +121,7 @@ def moved(image: torch.Tensor, down: int, right: int, mirrored: bool) -> torch.T
 
 
 def test_cifar100_missing_or_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = r"It must hold the files train, test and meta, whole: get them from https://www\.cs\.toronto\.edu/~kriz/cifar\.html"
+    page = r"must contain the files train, test and meta, undamaged: get them from https://www\.cs\.toronto\.edu/~kriz/cifar\.html"
     with pytest.raises(
         mtl.UserError, match=rf"CIFAR-100: its files can't be read in .*cifar-100-python .*{page}.*download=true"
     ):
@@ -248,7 +248,7 @@ def test_celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: in
 
 def test_celeba_missing_or_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (
-        r"It must hold the folder img_align_celeba and list_attr_celeba\.txt, .*get them from https://mmlab\.ie\.cuhk"
+        r"must contain the folder img_align_celeba and list_attr_celeba\.txt, .*get them from https://mmlab\.ie\.cuhk"
     )
     with pytest.raises(mtl.UserError, match=rf"CelebA: its files can't be read in {tmp_path}/celeba .*{page}"):
         celeba(root=str(tmp_path))
@@ -330,7 +330,7 @@ def test_pets_masks_are_drawn_with_their_pictures(tmp_path: Path) -> None:
 
 
 def test_pets_missing_or_damaged(tmp_path: Path) -> None:
-    page = r"It must hold the folders images and annotations, .*get them from https://www\.robots\.ox\.ac\.uk/~vgg/data/pets"
+    page = r"must contain the folders images and annotations \(with .*get them from https://www\.robots\.ox\.ac\.uk/~vgg/data/pets"
     with pytest.raises(
         mtl.UserError, match=rf"Oxford-IIIT Pet: its files can't be read in {tmp_path}/oxford-iiit-pet.*{page}"
     ):
@@ -391,8 +391,8 @@ def test_office_messages(tmp_path: Path) -> None:
         ({"kind": "office31", "domain": "Art"}, "data.domain: 'Art' is not one of amazon, dslr, webcam"),
         (
             {"kind": "office_home", "domain": "Real World"},
-            f"Office-Home: there are no pictures in {tmp_path}/Real World. It must hold a folder for each class: get the "
-            "set from https://www.hemanthdv.org/officeHomeDataset.html",
+            f"Office-Home: there are no pictures in {tmp_path}/Real World. This folder must contain a folder for each "
+            "class: get the data set from https://www.hemanthdv.org/officeHomeDataset.html",
         ),
     ):
         with pytest.raises(mtl.UserError) as error:

@@ -1,4 +1,4 @@
-"""Problems whose tasks have data sets of their own, or half of the labels, from the command line."""
+"""Problems whose tasks have separate data sets, or half of the labels, from the command line."""
 
 import json
 import signal
@@ -70,8 +70,11 @@ def test_half_of_the_labels(here: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["tasks.left.source=pear"], "tasks.left.source: it names the source 'pear'; there are: single, pairs"),
-        (["tasks.left.source=null"], "tasks.left.source: it names no source; there are: single, pairs"),
+        (
+            ["tasks.left.source=pear"],
+            "tasks.left.source: the task names the source 'pear'; the sources are: single, pairs",
+        ),
+        (["tasks.left.source=null"], "tasks.left.source: the task names no source; the sources are: single, pairs"),
         (
             ["tasks.left.source=single"],
             "task 'left': target 'left' not in batch; the dataset gives: image, digit, parity",
@@ -80,7 +83,7 @@ def test_half_of_the_labels(here: Path) -> None:
         (["data.epoch=0"], "data.epoch is 0; it must be one of min, max, sum, or a number of steps"),
         (
             ["~data.batch_size", "+data.batch_size={single: 5}"],
-            "data.batch_size: it has single, and no number for the source 'pairs'",
+            "data.batch_size has single, but no number for the source 'pairs'",
         ),
         (
             ["data.batch_size=x"],

@@ -1,4 +1,4 @@
-"""Several data sets: whose batch comes in which step, and that it depends on seed and epoch alone."""
+"""Several data sets: which batch is used in which step, and that this depends only on seed and epoch."""
 
 from collections import Counter
 from typing import Any
@@ -164,7 +164,7 @@ def test_facts_are_each_sources_own() -> None:
     sources = Sources({"a": first, "b": second})
     assert sources.fact("columns", "b") == {"age": 2}
     assert sources.fact("classes", None) == 3
-    with pytest.raises(mtl.UserError, match="the sources a, b have each a fact 'columns' of their own"):
+    with pytest.raises(mtl.UserError, match="the sources a, b have different facts 'columns'"):
         sources.fact("columns", None)
     with pytest.raises(mtl.UserError, match="the data have no fact 'rows'; they have: classes, columns"):
         sources.fact("rows", None)
@@ -176,7 +176,7 @@ def test_facts_are_plain() -> None:
     splits = Splits(numbers(5), facts={"a": np.int64(3), "b": {"c": np.arange(2.0)}, "d": ("x", None)})
     assert splits.facts == {"a": 3, "b": {"c": [0.0, 1.0]}, "d": ["x", None]}
     assert type(splits.facts["a"]) is int
-    with pytest.raises(mtl.UserError, match="the data's fact 'e.f' is a Tensor; it must be made of numbers, texts"):
+    with pytest.raises(mtl.UserError, match="the data's fact 'e.f' is a Tensor; it must consist of numbers, texts"):
         Splits(numbers(5), facts={"e": {"f": torch.ones(1)}})
 
 
@@ -214,9 +214,9 @@ def test_mistakes() -> None:
         with pytest.raises(mtl.UserError, match=message):
             Sources(**options)
     sources = Sources({"a": splits})
-    with pytest.raises(mtl.UserError, match=r"tasks.t.source: it names no source; there are: a"):
+    with pytest.raises(mtl.UserError, match=r"tasks.t.source: the task names no source; the sources are: a"):
         sources.of_task("t", None)
-    with pytest.raises(mtl.UserError, match=r"tasks.t.source: it names the source 'b'; there are: a"):
+    with pytest.raises(mtl.UserError, match=r"tasks.t.source: the task names the source 'b'; the sources are: a"):
         sources.of_task("t", "b")
-    with pytest.raises(mtl.UserError, match=r"tasks.t.source: the data have one source"):
+    with pytest.raises(mtl.UserError, match=r"tasks.t.source is 'a', but the data have only one source"):
         splits.of_task("t", "a")

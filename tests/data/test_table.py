@@ -1,4 +1,4 @@
-"""Tables: what becomes of each column, against values by hand and pandas; and what is said of a wrong file."""
+"""Tables: the encoding of each column, against values by hand and pandas; and messages about wrong files."""
 
 import math
 import sys
@@ -172,11 +172,11 @@ def test_constant_column_has_deviation_one(tmp_path: Path) -> None:
         (PEOPLE, {"inputs": []}, "data.inputs is empty; it must be a list of names"),
         (PEOPLE, {"inputs": "age"}, "data.inputs is 'age'; it must be a list of names of columns"),
         (PEOPLE, {"inputs": ["age", "age"]}, "data.inputs names 'age' twice"),
-        (PEOPLE, {"inputs": ["age", "income"]}, "data.targets: 'income' is in data.inputs too"),
+        (PEOPLE, {"inputs": ["age", "income"]}, "data.targets: 'income' is also in data.inputs"),
         (PEOPLE, {"categories": ["zop"]}, "data.categories: 'zop' isn't in data.inputs; did you mean 'zip'?"),
         (PEOPLE, {"classes": ["age"]}, "data.classes: 'age' isn't in data.targets"),
         (PEOPLE, {"standardize_targets": ["age"]}, "data.standardize_targets: 'age' isn't in data.targets"),
-        (PEOPLE, {"standardize_targets": ["smoker"]}, "data.standardize_targets: 'smoker' is of classes, which have"),
+        (PEOPLE, {"standardize_targets": ["smoker"]}, "data.standardize_targets: 'smoker' contains classes, which h"),
         (PEOPLE, {"split": [0.8, 0.1]}, "data.split is [0.8, 0.1]; it must be three shares that sum to 1"),
         (PEOPLE, {"split": [0.8, 0.1, 0.2]}, "data.split is [0.8, 0.1, 0.2]; it must be three shares"),
         (PEOPLE, {"split": [0.98, 0.01, 0.01]}, "data.split: 0.01 of 5 samples leaves none for val"),
@@ -190,14 +190,14 @@ def test_constant_column_has_deviation_one(tmp_path: Path) -> None:
         (
             PEOPLE + "4x,Bern,3000,1,no,2\n",
             {},
-            "data.inputs: row 6 of people.csv has '4x' in the column 'age', which is not a finite number; mend it, or "
+            "data.inputs: row 6 of people.csv has '4x' in the column 'age', which is not a finite number; correct it, or "
             "list 'age' in data.categories",
         ),
         (
             PEOPLE.replace("61000", "inf"),
             {},
-            "data.targets: row 3 of people.csv has 'inf' in the column 'income', which is not a finite number; mend it, "
-            "or list 'income' in data.classes",
+            "data.targets: row 3 of people.csv has 'inf' in the column 'income', which is not a finite number; correct "
+            "it, or list 'income' in data.classes",
         ),
         (PEOPLE.replace("61000", "1e39"), {}, "data.targets: row 3 of people.csv has '1e39' in the column 'income'"),
         ("age,zip,city,income,smoker,stage\n,,,1,a,1\n", {"inputs": ["age"]}, "data.inputs: all cells of 'age' in the"),
@@ -230,7 +230,7 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
     assert "a.csv can't be read: 'utf-8' codec can't decode" in said(csv, b"x,y\n1,\xff\xfe\n")
     assert "a.parquet can't be read: " in said(parquet, b"PAR1 what follows is nothing")
     assert said(3) == "data: 3 is not the name of a file"
-    assert said({"val": csv}) == "data.path.train: a file is needed here; none is given"
+    assert said({"val": csv}) == "data.path.train is missing; it must be a file"
     assert said({"trian": csv}).startswith("data.path.trian: there is no such split; did you mean 'train'?")
 
 
@@ -238,7 +238,7 @@ def test_times_and_lists_are_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "a.parquet")
     for cell, kind in ((pandas.Timestamp("2020-01-01"), "datetime64"), ([1, 2], "mixed")):
         pandas.DataFrame({"x": [cell] * 4, "y": [1, 2, 3, 4]}).to_parquet(path)
-        with pytest.raises(mtl.UserError, match=rf"'x' of a\.parquet holds {kind}, not numbers or texts"):
+        with pytest.raises(mtl.UserError, match=rf"'x' of a\.parquet contains {kind}, not numbers or texts"):
             table(path, inputs=["x"], targets=["y"], split=[1, 0, 0])
 
 
@@ -322,9 +322,9 @@ def test_an_empty_target_column_is_told_with_what_helps(tmp_path: Path) -> None:
         with pytest.raises(mtl.UserError) as error:
             table(path, inputs=["x"], targets=["y"], split=[1, 0, 0])
         key, remedy = (
-            ("inputs", "fill it, or take it out: data.inputs without 'x'")
+            ("inputs", "fill it, or remove 'x' from data.inputs")
             if column == "x"
-            else ("targets", "label some of its rows, or take it and its task out: data.targets without 'y'")
+            else ("targets", "label some of its rows, or remove its task, and 'y' from data.targets")
         )
         start = f"data.{key}: all cells of '{column}' in the training split of a.csv are empty; "
         assert str(error.value) == start + remedy

@@ -1,4 +1,4 @@
-"""Where the Gramian comes from: every source against rows written out by hand, over all kinds of layers."""
+"""Sources of the Gramian: each source against rows written out by hand, for all kinds of layers."""
 
 import shutil
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from mtl.gradients.layerwise import find
 
 
 class Recorder(mtl.balancers.Balancer):
-    """Remembers the Gramians, and gives weights of either sign that are all different."""
+    """A balancer that records the Gramians and returns different weights of both signs."""
 
     def __init__(self) -> None:
         self.given: list[torch.Tensor] = []
@@ -64,7 +64,7 @@ class Words(nn.Module):
 
 
 class Odd(nn.Module):
-    """Layers used twice, tied, frozen, with a norm on the weights, without a module, and never used."""
+    """A trunk with layers that are used twice, tied, frozen, weight-normalised, without a module, or never used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Odd(nn.Module):
 
 
 class Steep(nn.Module):
-    """A trunk that differentiates itself."""
+    """A trunk that differentiates within its forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Checkpointed(nn.Module):
 
 
 class Several(nn.Module):
-    """A nest of tensors for features, of which heads use different ones over the same parameters."""
+    """A trunk with nested tensors as features; heads use different ones over the same parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Several(nn.Module):
 
 
 class Branches(Several):
-    """The even feature alone goes through the second layer: parameters that only some tasks reach."""
+    """A trunk in which only the even feature uses the second layer, so that only some tasks reach its parameters."""
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         x = torch.tanh(self.first(x.flatten(1)[:, :32]))
@@ -137,7 +137,7 @@ class Branches(Several):
 
 
 class Hooked(nn.Module):
-    """A hook changes one weight's gradient."""
+    """A trunk with a hook that changes the gradient of one weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Hooked(nn.Module):
 
 
 class Bare(nn.Module):
-    """A weight, or a view of it, is a feature as well."""
+    """A trunk whose features include a weight, or a view of it."""
 
     def __init__(self, *, view: bool) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class Silent(torch.autograd.Function):
 
 
 class Muted(nn.Module):
-    """Behind one layer there is a function that gives no gradient."""
+    """A trunk with a function behind one layer that returns no gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class OneWord(nn.Module):
 
 
 class Spectral(nn.Module):
-    """Complex parameters."""
+    """A trunk with complex parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -256,7 +256,7 @@ def built(name: str, num_tasks: int, dtype: torch.dtype, *, tie: bool = False):
 
 
 def by_hand(model, tasks, batch, weights):
-    """Gramian over the shared parameters, and the combination, from one joint forward."""
+    """Returns the Gramian over the shared parameters and the combination, from one joint forward pass."""
     losses = [task.weight * task.loss(model(batch)[task.name], batch[task.target]) for task in tasks]
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = [torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True) for loss in losses]

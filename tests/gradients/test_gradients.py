@@ -56,7 +56,7 @@ def test_what_was_not_measured_is_none() -> None:
 
 
 class Gated(nn.Module):
-    """A parameter for both tasks, one for each, one for nobody, and one that is tied into the first task's head."""
+    """A model with parameters for both tasks, for each, and for none, and one tied into the first task's head."""
 
     def __init__(self) -> None:
         super().__init__()

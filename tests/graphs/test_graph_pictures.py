@@ -1,4 +1,4 @@
-"""Pictures: what is in them, and what is said where they can't be drawn."""
+"""Pictures of graphs: their content, and the messages if they can't be drawn."""
 
 import re
 import subprocess
@@ -27,13 +27,13 @@ def drawn(model: mtl.MultiTaskModel, tasks: list[mtl.Task], batch: dict[str, tor
         model, [t.name for t in tasks], batch, lambda n, loss: found.update({n: pictures.of_task(n, loss, names)})
     )
     names = walk.named()
-    with walk.looking():
+    with walk.recording():
         backward(mtl.Step(model, tasks, passes="joint"), batch, walk)
     return walk, found
 
 
 def boxes(path: Path) -> dict[str, list[str]]:
-    """By the first line of a node's text, the colours in it."""
+    """Returns the colours in each node, by the first line of the node's text."""
     found = {}
     for group in ElementTree.parse(path).iter(f"{SVG}g"):
         if group.get("class") == "node":
@@ -87,7 +87,7 @@ def test_tied_parameters_and_frozen_ones(tmp_path: Path) -> None:
     walk, _ = drawn(model, tasks, {"x": torch.randn(2, 3), "y": torch.randn(2, 4)})
     svg, _ = pictures.draw(pictures.of_all(walk), tmp_path / "graph.svg")
     assert "heads.a.weight\n= heads.b.weight\n4×4" in boxes(svg)
-    assert "not in it, since frozen: parameters of trunk" in svg.read_text()
+    assert "frozen, so not in the graph: parameters of trunk" in svg.read_text()
 
 
 @needs_dot
@@ -204,7 +204,7 @@ def test_dot_that_fails_or_takes_too_long(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="dot failed: .*syntax error"):
         pictures.draw(broken, tmp_path / "x.svg")
     monkeypatch.setattr(pictures, "SECONDS", 1e-4)
-    with pytest.raises(OSError, match="dot has not drawn it within"):
+    with pytest.raises(OSError, match="dot did not finish the picture within"):
         pictures.draw(Digraph(), tmp_path / "x.svg")
 
 

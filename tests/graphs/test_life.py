@@ -1,4 +1,4 @@
-"""The bytes that autograd keeps, against those counted by hand, a count of another kind, and PyTorch's profiler."""
+"""The bytes that autograd saves, against counts by hand, another kind of count, and PyTorch's profiler."""
 
 import pytest
 import torch

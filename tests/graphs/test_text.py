@@ -14,7 +14,7 @@ from mtl.graphs.watched import Phase
 
 def walked(model: mtl.MultiTaskModel, tasks: list[mtl.Task], batch: dict[str, torch.Tensor]):
     walk = Walk(model, [task.name for task in tasks], batch)
-    with walk.looking():
+    with walk.recording():
         result = backward(mtl.Step(model, tasks, passes="joint"), batch, walk, measure=True)
     return walk, result.reach
 
@@ -63,11 +63,15 @@ def test_sentences_on_what_is_frozen() -> None:
     model.freeze(["trunk.4", "heads.a.bias"], until=30)
     walk, reach = walked(model, tasks, {"x": torch.randn(2, 3), "y": torch.randn(2, 4)})
     lines = text.notes(walk, reach, model.frozen_until)
-    assert any(line.startswith("Frozen, and not walked") and line.endswith(": trunk.0 (20 numbers).") for line in lines)
+    assert any(
+        line.startswith("Frozen, outside the graph") and line.endswith(": trunk.0 (20 numbers).") for line in lines
+    )
     through = "trunk.4 (24 numbers until step 30)."
-    assert any(line.startswith("Frozen, and walked through") and line.endswith(through) for line in lines)
+    assert any(line.startswith("Frozen, above trainable parameters") and line.endswith(through) for line in lines)
     beside = "heads.a.bias (4 numbers until step 30)."
-    assert any(line.startswith("Frozen, beside others") and line.endswith(beside) for line in lines)
+    assert any(
+        line.startswith("Frozen, in modules with trainable parameters") and line.endswith(beside) for line in lines
+    )
     assert "Trainable parameters that no task reaches: none." in lines
 
 
@@ -78,13 +82,13 @@ def test_sentences_on_what_is_absent_and_unreached() -> None:
     (batch,) = batches(1, 2)
     batch["y1"][:] = -100
     lines = text.notes(*walked(model, tasks, batch), {})
-    assert lines[0].startswith("Not in this batch, so in none of this: t1.")
+    assert lines[0].startswith("Tasks without labels in this batch, so without a graph: t1.")
     unreached = "trunk.idle.weight, trunk.idle.bias, heads.t1.1.weight, heads.t1.1.bias"
     assert f"Trainable parameters that no task reaches: {unreached}." in lines
 
 
 class Stops(torch.autograd.Function):
-    """Its first input is in the graph, and is given no gradient."""
+    """A function whose first input is in the graph and gets no gradient."""
 
     @staticmethod
     def forward(ctx, first, second):
@@ -107,7 +111,7 @@ def test_a_parameter_in_the_graph_that_is_given_no_gradient_is_named() -> None:
     tasks = [mtl.Task("a", head=nn.Linear(4, 1), loss=nn.MSELoss(), target="y")]
     model = mtl.MultiTaskModel(Trunk(), tasks, inputs=["x"])
     lines = text.notes(*walked(model, tasks, {"x": torch.randn(2, 4), "y": torch.randn(2, 1)}), {})
-    assert "In the graph, and yet given no gradient by some task: trunk.scale." in lines
+    assert "In the graph, but without a gradient from some task: trunk.scale." in lines
 
 
 def test_it_is_enough_that_one_task_gives_none() -> None:
@@ -119,7 +123,7 @@ def test_it_is_enough_that_one_task_gives_none() -> None:
     model = mtl.MultiTaskModel(nn.Linear(3, 4), tasks, inputs=["x"])
     walk, reach = walked(model, tasks, {"x": torch.randn(2, 3), "y": torch.randn(2, 1)})
     assert reach["trunk.weight"] == ("b",)
-    assert "In the graph, and yet given no gradient by some task: trunk.weight, trunk.bias." in text.notes(
+    assert "In the graph, but without a gradient from some task: trunk.weight, trunk.bias." in text.notes(
         walk, reach, {}
     )
 
@@ -132,7 +136,7 @@ def test_bytes_for_people() -> None:
         life.begin(phase)
         life.change(torch.zeros(count), +1)
         life.end(phase)
-    assert text.peaks(lives, "shared") == "At most alive: joint 2.000 kB, shared 1.000 kB (this config)."
+    assert text.peaks(lives, "shared") == "Peak of saved memory: joint 2.000 kB, shared 1.000 kB (this config)."
     assert text.life(lives).rows == [
         ["joint", "a forward", "2.000 kB", "2.000 kB"],
         ["shared", "a forward", "1.000 kB", "1.000 kB"],

@@ -1,4 +1,4 @@
-"""What is said of a graph, against what is known of it by construction and by what training measures."""
+"""Descriptions of a graph, against what is known by construction and what training measures."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def walked(
     model: mtl.MultiTaskModel, tasks: list[mtl.Task], batch: Any, **options: Any
 ) -> tuple[Walk, dict[str, tuple[str, ...]]]:
     walk = Walk(model, [task.name for task in tasks], batch)
-    with walk.looking():
+    with walk.recording():
         result = backward(mtl.Step(model, tasks, passes="joint", **options), batch, walk, measure=True)
     return walk, result.reach
 
@@ -31,7 +31,7 @@ def small(trunk: nn.Module, heads: dict[str, nn.Module], width: int = 4) -> tupl
 
 
 class SeveralFeatures(nn.Module):
-    """Layers that one task uses, that another does, and that nobody does."""
+    """A trunk with layers that one task uses, that another task uses, and that no task uses."""
 
     def __init__(self) -> None:
         super().__init__()

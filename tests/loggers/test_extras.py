@@ -1,4 +1,4 @@
-"""What both loggers of extra packages have in common: what is said where these are missing, and that nobody is called."""
+"""Common behaviour of both loggers of extra packages: messages if these are missing, and no network access."""
 
 import importlib.util
 import os
@@ -26,16 +26,16 @@ def missing(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 
 def test_what_to_install_is_said_at_construction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing(monkeypatch, "wandb", "mlflow")
-    with pytest.raises(mtl.UserError, match=r'the package wandb isn\'t there; pip install "mtl-train\[wandb\]"'):
+    with pytest.raises(mtl.UserError, match=r'wandb is not installed: pip install "mtl-train\[wandb\]"'):
         WandbLogger(tmp_path, ["a"])
-    with pytest.raises(mtl.UserError, match=r'the package mlflow isn\'t there; pip install "mtl-train\[mlflow\]"'):
+    with pytest.raises(mtl.UserError, match=r'mlflow is not installed: pip install "mtl-train\[mlflow\]"'):
         MLflowLogger(tmp_path, ["a"], tracking_uri="http://localhost:1")
 
 
 def test_a_database_needs_more_than_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow", reason="the package mlflow isn't there")
     missing(monkeypatch, "alembic")
-    with pytest.raises(mtl.UserError, match="the package alembic isn't there"):
+    with pytest.raises(mtl.UserError, match="alembic is not installed"):
         MLflowLogger(tmp_path, ["a"], tracking_uri="sqlite:///x.db")
     MLflowLogger(tmp_path, ["a"], tracking_uri="http://localhost:1")
 

@@ -1,4 +1,4 @@
-"""What MLflow has, read back by its own client."""
+"""The content of MLflow, read back by its own client."""
 
 import csv
 import math
@@ -33,7 +33,7 @@ HEAD = ["task=mnist_two_head", "trainer.max_epochs=2", "log.every=20", "logger=[
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database without a run; to make one takes seconds."""
+    """Provides a database without a run, since creating one takes seconds."""
     logger = logger_of(tmp_path_factory.mktemp("empty"))
     logger.log(1, 1, {})
     logger._client.delete_run(logger._run)
@@ -64,7 +64,7 @@ def only_run(database: Path, experiment: str = "mtl"):
 
 
 def history(database: Path) -> dict[str, list[tuple[int, float]]]:
-    """By key, steps and values in the order in which they came."""
+    """Returns, by key, steps and values in the order of arrival."""
     store, run = client(database), only_run(database)
     return {
         key: [(m.step, m.value) for m in sorted(store.get_metric_history(run.info.run_id, key), key=lambda m: m.step)]
@@ -263,7 +263,7 @@ def test_a_refused_figure_costs_only_itself(folder: Path) -> None:
     loggers.end()
     loggers.close()
     assert len(lines) == 1
-    assert lines[0].startswith("warning  MLflowLogger leaves out 'tag/7': ")
+    assert lines[0].startswith("warning  MLflowLogger can't log 'tag/7': ")
     assert "; 'tag/1100': " in lines[0]
     found = history(folder / "runs.db")
     refused = ("tag/7", "tag/1100")
@@ -292,7 +292,7 @@ def test_a_store_that_fails_for_a_time_gets_all(folder: Path, monkeypatch: pytes
         assert loggers.state_dict()["MLflowLogger"]["run"] == state["run"]
         assert [each[0] for each in state["held"]] == ["loss/a/train", "epoch"]
     assert len(lines) == 1
-    assert "error    MLflowLogger can't write: no space left. Training goes on, and it is tried again" in lines[0]
+    assert "error    MLflowLogger can't write: no space left. Training goes on; it will try again" in lines[0]
     other = logger_of(folder)  # a process that goes on from the checkpoint of then has what was held
     other.load_state_dict(state)
     other.log(2, 1, {"loss/a/train": 0.25})
@@ -336,7 +336,7 @@ def test_parameters_that_fail_leave_the_figures(folder: Path, monkeypatch: pytes
     with Loggers([logger], lines.append) as loggers:
         loggers.log(1, 1, {"loss/a/train": 0.5})
         loggers.end()
-    assert lines == ["warning  MLflowLogger leaves out 'a': too long; 'b': too long"]
+    assert lines == ["warning  MLflowLogger can't log 'a': too long; 'b': too long"]
     assert history(folder / "runs.db")["loss/a/train"] == [(1, 0.5)]
     assert only_run(folder / "runs.db").info.status == "FINISHED"
 

@@ -1,4 +1,4 @@
-"""What the pictures show, read back out of their pixels."""
+"""The content of pictures, read back from their pixels."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def show(
     loss: nn.Module | None = None,
     mask: torch.Tensor | None = None,
 ) -> Any:
-    """The picture of a task of this loss; without one, of the usual loss for classes or for numbers."""
+    """Returns the picture of a task with this loss; by default, with the usual loss for classes or numbers."""
     if loss is None:
         whole = isinstance(target, torch.Tensor) and not target.is_floating_point()
         loss = nn.CrossEntropyLoss() if whole else nn.MSELoss()
@@ -41,7 +41,7 @@ def show(
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
-    """By kind of picture, what the last one was made of; nothing is drawn."""
+    """Provides, by kind of picture, the arguments of the last one; nothing is drawn."""
     found: dict[str, tuple[Any, ...]] = {}
     for kind in ("labelled", "confusion", "yes_and_no", "scatter", "side_by_side"):
         monkeypatch.setattr(pictures, kind, lambda *given, kind=kind: found.update({kind: given}))
@@ -54,13 +54,13 @@ def words(drawn: dict[str, tuple[Any, ...]]) -> tuple[list[str], list[bool | Non
 
 
 def count(picture: np.ndarray, channel: int) -> int:
-    """Pixels in which this channel is well above the two others."""
+    """Returns the number of pixels in which this channel is well above the two others."""
     others = np.delete(picture.astype(int), channel, axis=-1).max(-1)
     return int((picture[..., channel] - others > 25).sum())
 
 
 def cells(picture: np.ndarray, number: int) -> np.ndarray:
-    """The colour of each cell of a matrix with a frame, near its corner, where no number stands."""
+    """Returns the colour of each cell of a matrix with a frame, near the cell's corner, where there is no number."""
     dark = (picture.astype(int).sum(-1) < 60).astype(float)
     rows, columns = np.flatnonzero(dark.mean(1) > 0.4), np.flatnonzero(dark.mean(0) > 0.4)
     top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()
@@ -122,7 +122,7 @@ def test_a_confusion_matrix_counts_in_its_colours() -> None:
 
 
 def tiles(picture: np.ndarray, rows: int, columns: int, size: int) -> list[list[np.ndarray]]:
-    """The tiles of a picture made of square ones, below a line of titles."""
+    """Returns the square tiles of a picture below a line of titles."""
     pitch = size + pictures.GAP
     return [
         [picture[18 + r * pitch : 18 + r * pitch + size, c * pitch : c * pitch + size] for c in range(columns)]

@@ -98,7 +98,7 @@ def test_runs_can_be_sorted_by_options_and_figures(page: Any, multirun: Path) ->
     page.wait_for_function(CELLS, arg=["balancer", "monitor/best", "equal", "upgrad", *figures])  # they come one by one
 
     def choose(menu: str, item: str) -> None:
-        """TensorBoard's table sorts by menus beside it, not by its columns' heads."""
+        """Sorts TensorBoard's table by the menus next to it, since the column headings don't sort."""
         found = page.locator(f'paper-dropdown-menu[label="{menu}"]').first
         found.click()
         found.locator("paper-item").filter(has_text=item).first.click()

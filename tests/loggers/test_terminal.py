@@ -1,4 +1,4 @@
-"""The live line and the plain ones."""
+"""The live line and the plain lines on the terminal."""
 
 import io
 
@@ -13,7 +13,7 @@ SCALARS = {"loss/a/train": 0.5, "loss/b/train": 0.25, "speed/samples_per_second"
 
 
 class At:
-    """As much of a trainer as the terminal looks at."""
+    """The attributes of a trainer that the terminal logger reads."""
 
     global_step, epoch = 7, 2
 

@@ -1,4 +1,4 @@
-"""What Weights & Biases has written offline, read back record by record."""
+"""The offline files of Weights & Biases, read back record by record."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(autouse=True)
 def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the account has set, and nothing is written into it."""
+    """Isolates the test from the account's settings and files."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
@@ -38,7 +38,7 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def records(path: Path) -> Iterator[Any]:
-    """Of a .wandb file: after seven bytes that say what it is, blocks of LevelDB's log with a message each."""
+    """Yields the records of a .wandb file: seven bytes of identification, then blocks of LevelDB's log."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content = path.read_bytes()
@@ -60,14 +60,14 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def files(run: Path) -> list[Path]:
-    """One for each process, the last of which has ended; W&B writes on for a moment after it said that it is done."""
+    """Returns a file for each process; waits for the last one, since W&B writes for a moment after it has finished."""
     found = sorted(run.glob("wandb/offline-run-*/*.wandb"))
     wait_for(found[-1], "exit", 1)
     return found
 
 
 def wait_for(path: Path, kind: str, count: int) -> None:
-    """Until the file has so many records of that kind."""
+    """Waits until the file has this number of records of the kind."""
     patience = time.monotonic() + HANGS
     while sum(record.WhichOneof("record_type") == kind for record in records(path)) < count:
         assert time.monotonic() < patience
@@ -238,8 +238,8 @@ def test_a_tag_that_is_a_column_and_a_figure_that_is_refused(tmp_path: Path, mon
         assert loggers.state_dict()["WandbLogger"]["rows"] == 2
     loggers.close()
     assert lines == [
-        "warning  WandbLogger leaves out 'odd': no number",
-        "error    WandbLogger can't write: its process is gone. Training goes on, and it is tried again",
+        "warning  WandbLogger can't log 'odd': no number",
+        "error    WandbLogger can't write: its process is gone. Training goes on; it will try again",
     ]
     found = rows(tmp_path)
     assert [row["step"] for row in found] == [1, 2, 3]

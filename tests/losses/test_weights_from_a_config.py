@@ -1,4 +1,4 @@
-"""Numbers and lists of a config become tensors where a class of torch.nn or mtl.losses takes a tensor."""
+"""Numbers and lists of a config become tensors if a class of torch.nn or mtl.losses takes a tensor."""
 
 import inspect
 from typing import Any

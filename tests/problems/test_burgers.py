@@ -94,7 +94,7 @@ def test_objectives_of_a_polynomial() -> None:
 
 def test_objectives_of_solutions_are_zero() -> None:
     def wave(point: Tensor) -> Tensor:
-        """A front of height 0.1 that travels at 0.3."""
+        """Returns a front of height 0.1 that travels at speed 0.3."""
         return 0.3 - 0.05 * (0.05 * (point[:, 1] - 0.3 * point[:, 0]) / (2 * NU)).tanh()
 
     assert burgers.residual(Model(wave), {"point": POINTS}) < 1e-28
@@ -137,7 +137,7 @@ def test_network() -> None:
 
 @pytest.mark.parametrize("objective", [burgers.residual, burgers.boundary, burgers.initial])
 def test_a_network_of_another_shape_is_refused(objective: Any) -> None:
-    with pytest.raises(mtl.UserError, match=r"the trunk gives u of shape \(200, 1\) for 200 points"):
+    with pytest.raises(mtl.UserError, match=r"the trunk returns u of shape \(200, 1\) for 200 points"):
         objective(Model(nn.Linear(2, 1).double()), {"point": POINTS})
 
 
@@ -242,7 +242,7 @@ LBFGS = "optimizer.then={{_target_: mtl.optimizers.LBFGS, after: {}, max_iter: 5
 
 
 def errors(run: Ended) -> list[float]:
-    """The relative error on validation, by epoch."""
+    """Returns the relative errors on validation, by epoch."""
     lines = [line.split(",") for line in (run.run / "metrics.csv").read_text().splitlines()]
     return [float(value) for _, _, tag, value in lines if tag == "metric/residual/relative_error/val"]
 

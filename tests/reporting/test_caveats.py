@@ -1,4 +1,4 @@
-"""What can't be said honestly is said; and where nothing is wrong, nothing is."""
+"""The caveats name each limit of a comparison; a comparison without limits has none."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def said(folder: Path, split: str | None = None) -> list[str]:
 
 
 def make(folder: Path, methods: dict[str, dict[str, Any]] | None = None, *, seeds: int = 6) -> None:
-    """Six seeds of two methods, in which nothing is wrong but what the methods' own values make so."""
+    """Writes runs of two methods, by default with six seeds, which have no caveats except for the methods' values."""
     for name, more in (methods or {"equal": {}, "X": {}}).items():
         for seed in range(seeds):
             figures = accuracies(a=0.5 + 0.01 * seed, b=0.6 - 0.01 * seed)
@@ -41,7 +41,7 @@ def test_a_baseline_that_is_nearly_nothing_in_one_seed(tmp_path: Path, low: floa
     for seed in range(6):
         figures = {"a": {"accuracy": low if seed == 3 else 0.62, "loss": 1.0}}
         run(tmp_path / f"alone{seed}", seed=seed, tasks=["a"], test=figures)
-    found = [line for line in said(tmp_path) if "rule Δm" in line]
+    found = [line for line in said(tmp_path) if "dominate Δm" in line]
     assert bool(found) == told
     assert not told or "a accuracy of a alone goes from 0.2 to 0.62 over seeds" in found[0]
 
@@ -74,7 +74,7 @@ def test_few_numbers_of_many_seeds(tmp_path: Path) -> None:
         run(tmp_path / f"{seed}", seed=seed, test=figures)
     lines = said(tmp_path)
     assert any("With 3 seeds the intervals" in line for line in lines)
-    assert any("is nan" in line and "the mean that is left flatters its method" in line for line in lines)
+    assert any("is nan" in line and "the mean of the other runs flatters the method" in line for line in lines)
 
 
 def test_one_method_with_one_seed_and_seeds_that_are_missing(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_lists_of_methods_whose_names_hold_commas_can_be_read(tmp_path: Path) ->
             "8 (X)",
         ),
         ({"launcher": "joblib"}, "Jobs ran side by side (hydra/launcher=joblib)", "they aren't compared"),
-        ({"monitor": "a/loss (max)"}, "Their best epochs were chosen by different figures", "a/loss (max)"),
+        ({"monitor": "a/loss (max)"}, "The best epochs were chosen by different figures", "a/loss (max)"),
         (
             {"fingerprints": {"train": "q" * 9, "val": "v" * 8, "test": "e" * 8}},
             "Different data: the train split",
@@ -212,12 +212,12 @@ def test_some_without_validation(tmp_path: Path) -> None:
     none = {"val": {}, "best": None, "monitor": "None", "mode": None}
     make(tmp_path, {"equal": {}, "X": none})
     (line,) = said(tmp_path)
-    assert line.startswith("There is no validation of X: whoever chooses")
+    assert line.startswith("There is no validation of X: choosing a method")
     run(tmp_path / "more", seed=6, **none)
-    assert said(tmp_path)[0].startswith("There is no validation: whoever chooses")
+    assert said(tmp_path)[0].startswith("There is no validation: choosing a method")
     make(tmp_path / "all", {"equal": none, "X": none})
     (line,) = said(tmp_path / "all")
-    assert line.startswith("There is no validation: whoever chooses")
+    assert line.startswith("There is no validation: choosing a method")
 
 
 def test_methods_with_other_tasks(tmp_path: Path) -> None:
@@ -228,9 +228,9 @@ def test_methods_with_other_tasks(tmp_path: Path) -> None:
         for task in "abc":
             alone = accuracies(**{task: 0.5 + 0.01 * seed})
             run(tmp_path / f"alone-{task}{seed}", seed=seed, tasks=[task], test=alone)
-    (line,) = [line for line in said(tmp_path) if line.startswith("Δm is over")]
+    (line,) = [line for line in said(tmp_path) if line.startswith("Δm is the mean over each")]
     assert line.endswith(
-        "between methods with others: a, b (X, tasks a+b; equal, tasks a+b); a, b, c (Y, tasks a+b+c)."
+        "between methods with different tasks: a, b (X, tasks a+b; equal, tasks a+b); a, b, c (Y, tasks a+b+c)."
     )
 
 
@@ -246,7 +246,7 @@ def test_lost_and_repeated_runs(tmp_path: Path) -> None:
 def test_directions_that_arent_known(tmp_path: Path) -> None:
     make(tmp_path, {"equal": {"kinds": {}}, "X": {"kinds": {}}})
     (line,) = said(tmp_path)
-    assert line.startswith("Which way a accuracy and b accuracy is better isn't known")
+    assert line.startswith("Whether higher or lower is better isn't known for a accuracy and b accuracy")
 
 
 def test_methods_that_differ_in_more_than_they_are_called(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_methods_that_differ_in_more_than_they_are_called(tmp_path: Path) -> Non
 
 def test_tasks_without_figures(tmp_path: Path) -> None:
     make(tmp_path, {"equal": {"config": {"tasks.c": {"weight": 1.0}}}, "X": {"config": {"tasks.c": {"weight": 1.0}}}})
-    assert said(tmp_path) == ["There are no figures of c on test, so nothing here speaks of them."]
+    assert said(tmp_path) == ["There are no figures of c on test, so this section shows nothing about these tasks."]
 
 
 def test_baselines_of_other_settings(tmp_path: Path) -> None:
@@ -266,4 +266,5 @@ def test_baselines_of_other_settings(tmp_path: Path) -> None:
     for seed in range(6):
         figures = accuracies(a=0.5 + 0.01 * seed)
         run(tmp_path / f"a{seed}", tasks=["a"], seed=seed, test=figures, config={"optimizer.lr": 0.5})
-    assert "Δm of X and equal is against runs of other settings: a alone differs in optimizer.lr." in said(tmp_path)
+    line = "Δm of X and equal compares with single-task runs of other settings: a alone differs in optimizer.lr."
+    assert line in said(tmp_path)

@@ -1,4 +1,4 @@
-"""Numbers of runs whose figures are known."""
+"""The numbers of a comparison, on runs with known figures."""
 
 import math
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_delta_without_a_direction_isnt_defined(tmp_path: Path) -> None:
         run(tmp_path / "-".join(tasks), tasks=tasks, kinds={"a/accuracy": "max"})
     found = comparison(tmp_path)
     told = found.delta(found.reference)
-    assert (told.estimate, told.why) == (None, "it isn't known which way b accuracy is better")
+    assert (told.estimate, told.why) == (None, "it isn't known whether higher or lower b accuracy is better")
 
 
 def test_a_task_alone_is_one_number_where_its_runs_have_one_setting(three: Path) -> None:
@@ -151,7 +151,7 @@ def test_of_several_plain_sums_that_which_validation_likes_best(tmp_path: Path) 
 
 
 def test_why_there_is_no_difference(tmp_path: Path) -> None:
-    """No seed in common, no number in a common seed, and a task that the reference hasn't."""
+    """No seed in common, no number in a common seed, and a task that the reference doesn't have."""
     nan = float("nan")
     for seed in range(2):
         run(tmp_path / f"e{seed}", seed=seed)
@@ -161,8 +161,8 @@ def test_why_there_is_no_difference(tmp_path: Path) -> None:
     found = comparison(tmp_path)
     why = {(test.method.runs[min(test.method.runs)].folder.name[0], test.figure.task): test for test in found.tests}
     assert why["s", "a"].difference.why == "no seed in common"
-    assert why["n", "a"].difference.why == "no seed in which both have a number"
-    assert why["t", "c"].difference.why == "the reference hasn't this task"
+    assert why["n", "a"].difference.why == "no common seed in which both have a number"
+    assert why["t", "c"].difference.why == "the reference doesn't have this task"
     assert ("s", "c") not in why
 
 
@@ -270,7 +270,7 @@ def test_when_validation_cant_choose(tmp_path: Path, more: dict[str, object], wh
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        ({"mode": None}, "it isn't known which way the monitored value is better"),
+        ({"mode": None}, "it isn't known whether higher or lower monitored values are better"),
         ({"val": {}, "best": None, "monitor": "None", "mode": None}, "there is no validation"),
     ],
 )

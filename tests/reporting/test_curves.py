@@ -1,4 +1,4 @@
-"""Curves with bands, and conflict over time, of a few points that are worked by hand."""
+"""Curves with bands, and conflict over time, for a few points computed by hand."""
 
 import math
 from pathlib import Path

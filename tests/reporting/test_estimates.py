@@ -1,4 +1,4 @@
-"""Against closed forms of Student's t for few degrees of freedom, SciPy's own intervals, and what is worked by hand."""
+"""Estimates against closed forms of Student's t, SciPy's intervals, and results by hand."""
 
 import math
 
@@ -10,7 +10,7 @@ from mtl.reporting.estimates import Estimate, estimate, holm, mean_ranks, paired
 
 
 def t_quantile(freedom: int, p: float = 0.975) -> float:
-    """In closed form: the tangent for one degree of freedom, a root for two."""
+    """Returns the quantile in closed form: the tangent for one degree of freedom, a root for two."""
     return math.tan(math.pi * (p - 0.5)) if freedom == 1 else (2 * p - 1) / math.sqrt(2 * p * (1 - p))
 
 

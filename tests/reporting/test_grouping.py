@@ -1,4 +1,4 @@
-"""Which runs are one method, which are compared, and which are what others are measured against."""
+"""Which runs form a method, which methods are compared, and which runs are baselines."""
 
 import os
 from pathlib import Path

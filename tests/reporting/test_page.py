@@ -1,4 +1,4 @@
-"""The page in a real Chromium, in light and dark."""
+"""The HTML page in a real Chromium, in the light and the dark theme."""
 
 import re
 from collections.abc import Iterator

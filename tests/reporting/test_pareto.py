@@ -1,4 +1,4 @@
-"""Fronts against their definition, areas by hand."""
+"""Fronts against their definition, and areas computed by hand."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is drawn, and where."""
+"""The content of the plots."""
 
 import math
 import warnings
@@ -19,7 +19,7 @@ T = math.tan(math.pi * 0.475)  # Student's t for two seeds
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The figures that are drawn."""
+    """Provides the figures that are drawn."""
     figures: list[Any] = []
     take = plots.take
 

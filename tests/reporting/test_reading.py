@@ -1,4 +1,4 @@
-"""Runs on the disk, in every state."""
+"""Reading of runs in every state."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_states(tmp_path: Path) -> None:
     }
     assert {name: found[name].error for name in ("list", "gone", "other")} == {
         "list": "metrics.json holds no mapping",
-        "gone": "its config.yaml is gone, or isn't a run's",
+        "gone": "its config.yaml is missing, or isn't that of a run",
         "other": "only: there is no task 'z' (possible: a, b)",
     }
     assert found["gone"].problem == "made"

@@ -15,7 +15,7 @@ from mtl.report import main
 
 
 def report(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Runs the command in this process, and gives its exit code."""
+    """Runs the command in this process, and returns the exit code."""
     monkeypatch.setattr(sys, "argv", ["python -m mtl.report", *arguments])
     try:
         main()
@@ -92,7 +92,7 @@ def test_a_finished_run_without_its_config_is_listed(here: Path, monkeypatch: py
     (here / "runs/e0/config.yaml").unlink()
     assert report(monkeypatch, "runs") == 0
     text = (here / "runs/report/report.md").read_text()
-    assert "| can't be read | made | runs/e0 | its config.yaml is gone, or isn't a run's |" in text
+    assert "| can't be read | made | runs/e0 | its config.yaml is missing, or isn't that of a run |" in text
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
@@ -102,7 +102,9 @@ def test_a_full_disk_is_answered_in_a_sentence(here: Path) -> None:
         asked = [sys.executable, "-m", "mtl.report", "one"]
         done = subprocess.run(asked, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: it can't be printed: No space left on device. Written to one/report: ")
+    assert done.stderr.startswith(
+        "error: the report can't be printed: No space left on device. Written to one/report: "
+    )
     assert done.stderr.count("\n") == 1
 
 
@@ -185,7 +187,7 @@ def test_one_run_alone(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     out = " ".join(capsys.readouterr().out.split())
     assert "There is one method, so there is nothing to choose." in out
     assert "One seed only: there are no intervals and no tests" in out
-    assert "Δm isn't defined: no run is of a task alone." in out
+    assert "Δm isn't defined: there are no single-task runs." in out
 
 
 def test_runs_without_what_newer_ones_have(
@@ -202,7 +204,7 @@ def test_runs_without_what_newer_ones_have(
     (run(here / "bare") / "metrics.json").write_text('{"status": "finished"}')
     assert report(monkeypatch, ".") == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "Which way a accuracy and b accuracy is better isn't known" in out
+    assert "Whether higher or lower is better isn't known for a accuracy and b accuracy" in out
     assert "No run has figures of the val split." in out
 
 
@@ -216,8 +218,8 @@ def test_many_tasks(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert report(monkeypatch, ".") == 0
     out = capsys.readouterr().out
     assert "Figures on test: t19" in out
-    assert "--pair A B asks for some" in " ".join(out.split())
-    assert "The first 12 tasks of 20." in (here / "report/report.md").read_text()
+    assert "--pair A B plots a pair" in " ".join(out.split())
+    assert "The first 12 of 20 tasks." in (here / "report/report.md").read_text()
 
 
 def test_a_hundred_runs(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

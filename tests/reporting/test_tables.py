@@ -1,4 +1,4 @@
-"""What tables say, and leave out since it would say nothing."""
+"""The content of the tables, and what they leave out."""
 
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def test_bold_is_what_validation_would_choose(tmp_path: Path) -> None:
     found = table(tables.figures(comparison(tmp_path)))
     assert ([found.rows[index][0] for index in found.strong], found.note) == (
         ["X"],
-        "Bold: what validation would choose.",
+        "Bold: the method that validation would choose.",
     )
     run(tmp_path / "Y", balancer="Y", best=None)
     found = table(tables.figures(comparison(tmp_path)))

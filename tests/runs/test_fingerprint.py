@@ -1,4 +1,4 @@
-"""Which changes of data a fingerprint sees."""
+"""The changes of data that a fingerprint detects."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What somebody's own class may raise: exceptions without a text, sys.exit, Ctrl-C, and where."""
+"""Errors that a user's class may raise anywhere: exceptions without a text, sys.exit, Ctrl-C."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 from conftest import Ended, command
 
 import mtl
-from mtl.errors import first_line, told
+from mtl.errors import describe_error, first_line
 from mtl.training import checkpoint
 
 MINE = """
@@ -201,6 +201,6 @@ def test_texts_of_exceptions() -> None:
 
     assert first_line(NotText()) == "its message can't be shown, since its __str__ raises TypeError"
     assert first_line(Deep()) == "its message can't be shown, since its __str__ raises RecursionError"
-    assert told(SystemExit(3)) == "SystemExit: 3"
-    assert told(SystemExit()) == "SystemExit"
+    assert describe_error(SystemExit(3)) == "SystemExit: 3"
+    assert describe_error(SystemExit()) == "SystemExit"
     assert first_line(ValueError("a\nb")) == "a"

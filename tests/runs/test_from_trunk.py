@@ -1,4 +1,4 @@
-"""Heads whose width is the trunk's: from its config, from the trunk itself, for one trunk and for several."""
+"""Heads whose width is that of the trunk: from the trunk's config or the trunk, for one trunk and for several."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_first_values_do_not_depend_on_where_the_width_is_known_from() -> None:
 
 def test_a_trunk_that_says_nothing() -> None:
     with pytest.raises(
-        mtl.UserError, match=r"model\.trunk: heads ask for .* from_trunk, and torch\.nn\.Flatten has neither"
+        mtl.UserError, match=r"model\.trunk: heads use from_trunk, .* but torch\.nn\.Flatten has neither"
     ):
         built("model/trunk=custom", "model.trunk._target_=torch.nn.Flatten")
     heads = ["tasks.digit.head.in_features=784", "tasks.parity.head.in_features=784"]
@@ -97,13 +97,13 @@ def test_torchvisions_weights_from_a_file_that_is_gone_afterwards(here: Path, mo
 def test_wrong_trunks_are_told_in_a_sentence(here: Path) -> None:
     vision = ["model/trunk=torchvision", "model.trunk.name=resnet18"]
     for overrides, message in (
-        (["model/trunk=torchvision"], "model.trunk.name: a value is needed here"),
+        (["model/trunk=torchvision"], "model.trunk.name: a value is required"),
         ([*vision, "model.trunk.name=resnet"], "model.trunk.name: torchvision has no 'resnet'"),
         ([*vision, "model.trunk.weights=gone.pth"], "model.trunk.weights: there is no file 'gone.pth'"),
         ([*vision, "model.trunk.depth=3"], "no key 'model.trunk.depth'"),
-        (["model/trunk=cnn"], "model.trunk.in_channels: a value is needed here"),
+        (["model/trunk=cnn"], "model.trunk.in_channels: a value is required"),
         (["model/trunk=cnn", "model.trunk.in_channels=3"], "the trunk can't take its inputs image, of shape (500, 1, 28, 28)"),
-        (["model/trunk=transformer", "model.trunk.max_length=4"], "model.trunk: give vocabulary"),
+        (["model/trunk=transformer", "model.trunk.max_length=4"], "model.trunk: set either vocabulary"),
         (
             ["model/trunk=picked", "model.trunk.module._target_=torch.nn.Flatten", "model.trunk.output=out", "model.trunk.num_features=3"],
             "model.trunk.output is 'out', and a Tensor of the module's output has no 'out'",

@@ -1,4 +1,4 @@
-"""Runs that go on are those that never stopped: from every step, after kills, and with what is damaged or changed."""
+"""Resumed runs equal uninterrupted ones: from every step, after kills, and with damaged or changed files."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ SMALL = ["task=mnist_two_head", "trainer.max_epochs=3", "data.batch_size=500", "
 
 
 class Lasting(Remembers):
-    """A logger that can go back."""
+    """A logger that can return to an earlier state."""
 
     def state_dict(self) -> int:
         return len(self.lines)
@@ -125,7 +125,7 @@ def test_stopping_at_any_step_and_going_on_is_never_having_stopped(tmp_path: Pat
 
 
 def same_runs(mine: Path, its: Path) -> None:
-    """The same parameters, logs and figures, but for times."""
+    """Checks that two runs have the same parameters, logs and figures, except for times."""
     for name in ("last", "best"):
         states = [checkpoint.load(run / f"checkpoints/{name}.pt") for run in (mine, its)]
         for key in ("model", "step", "random", "global_step", "epoch", "best", "figures", "readings"):
@@ -159,7 +159,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def interrupted(at: int, *more: str) -> Ended:
-    """A run that SIGTERM stops at this step."""
+    """Runs a training that SIGTERM stops at this step."""
     return command("train", *stopping(at), *SMALL, "balancer=moco", *more)
 
 
@@ -168,7 +168,7 @@ def test_sigterm_saves_and_says_how_to_go_on(here: Path, undisturbed: Path, at: 
     run = interrupted(at)
     assert run.code == 128 + signal.SIGTERM
     assert f"Stopped at step {at}" in run.out
-    (line,) = [line for line in run.out.splitlines() if line.startswith("go on")]
+    (line,) = [line for line in run.out.splitlines() if line.startswith("resume    python")]
     assert "resume=outputs/mnist_two_head/" in line
     again = command("train", *SMALL, "balancer=moco", "resume=auto")
     assert again.code == 0, again.err
@@ -224,12 +224,12 @@ def test_a_config_that_changes_what_matters_is_refused(here: Path) -> None:
     run = f"resume={only_run()}"
     other = command("train", *SMALL, "balancer=mgda", "seed=3", "optimizer.lr=1e-4", run)
     assert other.code == 1
-    for line in ("seed: 0 there, 3 here", "optimizer.lr: 0.005 there, 0.0001 here", "mtl.balancers.MoCo' there"):
+    for line in ("seed: was 0, is 3", "optimizer.lr: was 0.005, is 0.0001", "was 'mtl.balancers.MoCo'"):
         assert line in other.err
     assert {path: path.read_bytes() for path in before} == before
     longer = command("train", *SMALL, "balancer=moco", "trainer.max_epochs=5", run)
     assert longer.code == 1
-    assert "The learning rate's schedule is laid out for that number of epochs" in longer.err
+    assert "The learning rate's schedule depends on the number of epochs" in longer.err
     allowed = command("train", *SMALL, "balancer=moco", "optimizer.lr=1e-4", "resume_allow=[optimizer.lr]", run)
     assert allowed.code == 0, allowed.err
     assert json.loads((only_run() / "metrics.json").read_text())["steps"] == 24
@@ -320,7 +320,7 @@ def test_what_counts_is_the_config_that_the_checkpoint_was_made_with(here: Path)
     path.write_text(path.read_text().replace("lr: 0.005", "lr: 0.0001"))
     ended = command("train", *SMALL, "balancer=moco", "optimizer.lr=1e-4", f"resume={only_run()}")
     assert ended.code == 1
-    assert "optimizer.lr: 0.005 there, 0.0001 here" in ended.err
+    assert "optimizer.lr: was 0.005, is 0.0001" in ended.err
 
 
 @pytest.mark.parametrize("content", slow_but(["a: ["], ["", "a: [", "- 1"]))
@@ -346,7 +346,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(here: Pat
     (run / "metrics.json").write_text('{"status": "running"}')
     again = command("train", *SMALL, "output_root=again", "resume=auto")
     assert again.code == 0, again.err
-    assert "has no checkpoint yet: it begins anew" in again.out
+    assert "has no checkpoint yet: it starts from the beginning" in again.out
     same_runs(run, whole.run)
 
 

@@ -1,4 +1,4 @@
-"""Runs that go on with classes of other names: where the state that was saved fits them, and only there."""
+"""Runs that are resumed with another class: allowed only if the saved state fits it."""
 
 import copy
 from collections.abc import Callable
@@ -24,11 +24,11 @@ HEAD = "tasks.digit.head._target_"
 
 
 class Moved(torch.optim.AdamW):
-    """The same class by another name."""
+    """The same class with another name."""
 
 
 class Newer(torch.optim.AdamW):
-    """One with the same options that keeps something else."""
+    """A class with the same options and another state."""
 
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
@@ -64,7 +64,7 @@ def config_of(step: Step) -> dict[str, Any]:
 
 
 def saved(step: Step) -> dict[str, Any]:
-    """The state after two steps."""
+    """Returns the state after two steps."""
     for batch in batches(2, 2):
         step(batch)
     state = {"model": step.model.state_dict(), "step": step.state_dict(), "composed": config_of(step)}
@@ -104,15 +104,15 @@ def test_a_state_that_fits_is_taken_and_nothing_is_moved_by_looking(before: dict
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ({}, {"optimizer": torch.optim.SGD}, "optimizer: torch.optim.sgd.SGD can't go on from the state of torch.optim.adamw.AdamW: group 0 has other options: amsgrad, betas"),
+        ({}, {"optimizer": torch.optim.SGD}, "optimizer: torch.optim.sgd.SGD can't continue from the state of torch.optim.adamw.AdamW: group 0 has other options: amsgrad, betas"),
         ({"optimizer": torch.optim.SGD}, {}, "group 0 has other options: amsgrad, betas"),
-        ({}, {"optimizer": Newer}, "'state.0.step' was saved, and there is no such thing here"),
-        ({}, {"optimizer": Fails}, "Fails can't go on from the state of torch.optim.adamw.AdamW: it fails in a step: ValueError: not yet"),
-        ({"scheduler": CosineAnnealingLR}, {"scheduler": StepLR}, "scheduler: torch.optim.lr_scheduler.StepLR can't go on from the state of torch.optim.lr_scheduler.CosineAnnealingLR: 'T_max' was saved, and"),
-        ({}, {"scheduler": StepLR}, "scheduler: torch.optim.lr_scheduler.StepLR can't go on from the state of None: nothing was saved"),
-        ({"balancer": MoCo}, {"balancer": balancers.FAMO}, "balancer: mtl.balancers.famo.FAMO can't go on from the state of test_resume_exchanged.MoCo: '"),
-        ({"balancer": balancers.UW}, {"balancer": balancers.FAMO}, "mtl.balancers.uw.UW: learned means something else there"),
-        ({"balancer": balancers.UW}, {"balancer": balancers.UPGrad}, "was saved, and there is no such thing here"),
+        ({}, {"optimizer": Newer}, "'state.0.step' was saved, and isn't part of the current state"),
+        ({}, {"optimizer": Fails}, "Fails can't continue from the state of torch.optim.adamw.AdamW: a step fails: ValueError: not yet"),
+        ({"scheduler": CosineAnnealingLR}, {"scheduler": StepLR}, "scheduler: torch.optim.lr_scheduler.StepLR can't continue from the state of torch.optim.lr_scheduler.CosineAnnealingLR: 'T_max' was saved, and"),
+        ({}, {"scheduler": StepLR}, "scheduler: torch.optim.lr_scheduler.StepLR can't continue from the state of None: nothing was saved"),
+        ({"balancer": MoCo}, {"balancer": balancers.FAMO}, "balancer: mtl.balancers.famo.FAMO can't continue from the state of test_resume_exchanged.MoCo: '"),
+        ({"balancer": balancers.UW}, {"balancer": balancers.FAMO}, "mtl.balancers.uw.UW: learned has another meaning in the saved state"),
+        ({"balancer": balancers.UW}, {"balancer": balancers.UPGrad}, "was saved, and isn't part of the current state"),
     ],
 )  # fmt: skip
 def test_a_state_that_does_not_fit_is_refused(before: dict, after: dict, message: str) -> None:
@@ -151,11 +151,20 @@ class Turned(nn.Module):
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        (lambda: nn.Linear(16, 6), r"'heads\.t0\.1\.weight' has shape \(5, 16\) there, and \(6, 16\) here"),
-        (lambda: nn.Linear(16, 5, bias=False), r"'heads\.t0\.1\.bias' was saved, and there is no such thing here"),
-        (lambda: nn.Sequential(nn.Linear(16, 5)), r"'heads\.t0\.1\.weight' was saved, and there is no such thing here"),
-        (lambda: nn.Bilinear(16, 16, 5), r"'heads\.t0\.1\.weight' has shape \(5, 16\) there, and \(5, 16, 16\) here"),
-        (Turned, "the model has its parameters in another order, by which the optimizer's state was saved"),
+        (
+            lambda: nn.Linear(16, 6),
+            r"'heads\.t0\.1\.weight' was saved with shape \(5, 16\), and has shape \(6, 16\) now",
+        ),
+        (lambda: nn.Linear(16, 5, bias=False), r"'heads\.t0\.1\.bias' was saved, and isn't part of the current state"),
+        (
+            lambda: nn.Sequential(nn.Linear(16, 5)),
+            r"'heads\.t0\.1\.weight' was saved, and isn't part of the current state",
+        ),
+        (
+            lambda: nn.Bilinear(16, 16, 5),
+            r"'heads\.t0\.1\.weight' was saved with shape \(5, 16\), and has shape \(5, 16, 16\) now",
+        ),
+        (Turned, "the model's parameters have another order than in the saved state"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(head: Callable[[], nn.Module], message: str) -> None:
@@ -182,7 +191,7 @@ HERE = {
 def test_a_class_is_allowed_by_its_very_key_alone(allowed: list[str]) -> None:
     with pytest.raises(Refused) as error:
         check(THERE, HERE | {"resume_allow": allowed}, "run")
-    assert "tasks.a.head._target_: 'old.Head' there, 'new.Head' here" in str(error.value)
+    assert "tasks.a.head._target_: was 'old.Head', is 'new.Head'" in str(error.value)
     assert "or allow it: 'resume_allow=[tasks.a.head._target_]'" in str(error.value)
     check(THERE, HERE | {"resume_allow": ["tasks.a.head._target_"]}, "run")
 
@@ -204,7 +213,7 @@ def test_what_no_state_fits_is_never_allowed(key: str) -> None:
 
 @pytest.fixture
 def began(here: Path) -> Ended:
-    """A run that was stopped, whose head was then moved into another module."""
+    """Provides a stopped run, whose head was then moved into another module."""
     stop = stopping(3)
     for name in ("old_heads", "new_heads"):
         (here / f"code/{name}.py").write_text("import torch\nclass Head(torch.nn.Linear): pass\n")
@@ -243,5 +252,5 @@ def test_a_class_that_does_not_take_the_state_leaves_the_run_as_it_is(began: End
     options = [f"{HEAD}=new_heads.Head", f"resume={began.run}", f"resume_allow=[{HEAD}]"]
     ended = command("train", "--config-dir", "code", *FAST, *options)
     assert ended.code == 1
-    assert "resume: the state that was saved doesn't fit this model: only there: heads.digit.weight" in ended.err
+    assert "resume: the saved state doesn't fit this model: only in the checkpoint: heads.digit.weight" in ended.err
     assert before == {path: path.read_bytes() for path in before}

@@ -1,4 +1,4 @@
-"""What is said of a run at its end."""
+"""The summary at the end of a run."""
 
 import json
 import math
@@ -72,7 +72,7 @@ def test_without_a_test_split_the_command_is_one_that_works(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("oftener", "end"), [(3, "too few to say what that means; log.every=3 measures more often."), (None, "means.")]
+    ("oftener", "end"), [(3, "too few steps for a conclusion; log.every=3 measures more often."), (None, "means.")]
 )
 def test_too_few_steps_are_told_with_what_helps(oftener: int | None, end: str) -> None:
     assert meaning(0.5, 0.0, 7, oftener).endswith(end)

@@ -1,4 +1,4 @@
-"""Runs of somebody else's: which code their configs may name, and that no other code is run or imported."""
+"""Runs of somebody else: the code that their configs may name, and that no other code is run or imported."""
 
 import copy
 import importlib.util
@@ -69,7 +69,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def written(run: Path, config: Any = CONFIG, **more: Any) -> Path:
-    """A run's folder with a checkpoint of this config; the parameters are those of CONFIG's model."""
+    """Writes a run's folder with a checkpoint of this config; the parameters are those of CONFIG's model."""
     model = mtl.MultiTaskModel(
         mtl.trunks.MLP(3, widths=[4]),
         [mtl.Task("a", head=mtl.heads.Linear(4, 2), loss=nn.CrossEntropyLoss(), target="a")],
@@ -335,7 +335,7 @@ def test_no_place_of_a_run_runs_code(here: Path, place: str, shape: Callable[[An
         return  # it is no trunk at all
     assert "builtins.eval" in str(error.value)
     assert "trust=[" not in str(error.value)
-    assert "no need of Python's own library" in str(error.value)
+    assert "doesn't need Python's standard library" in str(error.value)
     assert PLACES[place] in str(error.value)
     assert not canary.exists()
 
@@ -519,7 +519,7 @@ def test_where_the_code_of_a_run_was_is_told_and_how_to_name_it(here: Path, monk
     for trust in ((), ["given"]):
         with pytest.raises(mtl.UserError, match="there is no module 'given'") as error:
             mtl.load(run, trust=trust)
-        assert f"The run's own code was in {str(theirs)!r}. A folder with code for it is named by" in str(error.value)
+        assert f"The run's own code was in {str(theirs)!r}. Name the folder of its code with" in str(error.value)
     assert f"own code was in {str(theirs)!r}" in command("evaluate", f"run={run}").err
     lost = written(here / "outputs" / "lost", config, code_folders=[])
     with pytest.raises(mtl.UserError, match="there is no module 'given'") as error:
@@ -672,7 +672,7 @@ def test_a_dict_that_hides_its_items(here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(np.zeros(1), r"asks for numpy"), (Counter("aab"), r"asks for collections\.Counter")],
+    [(np.zeros(1), r"names numpy"), (Counter("aab"), r"names collections\.Counter")],
 )
 def test_other_types_than_a_run_writes_are_refused(here: Path, value: Any, message: str) -> None:
     run = written(here / "outputs" / "run", changed("tasks.a.more", value))
@@ -721,7 +721,7 @@ def test_names_are_not_walked_into_other_libraries(here: Path) -> None:
 
 
 def hostile(trained: Path, run: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """As `tampered`, and the change is one of the whole state."""
+    """As `tampered`, but with a change of the whole state."""
     state = torch.load(trained / "checkpoints" / "best.pt", weights_only=True)
     change(state)
     (run / "checkpoints").mkdir(parents=True)
@@ -750,7 +750,7 @@ def test_facts_are_not_built(here: Path, people: Path) -> None:
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on a table."""
+    """Provides a run on a table."""
     folder = tmp_path_factory.mktemp("people")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -1,4 +1,4 @@
-"""Checkpoints from somebody else: bombs, claims of more than there is, and files under another's name."""
+"""Checkpoints from somebody else: bombs, false sizes, and files under another name."""
 
 import io
 import os
@@ -25,7 +25,7 @@ STATE: dict[str, Any] = {"format": checkpoint.FORMAT, "model": {"w": torch.arang
 
 
 def saved(state: Any) -> dict[str, bytes]:
-    """What is in the archive that torch makes of the state."""
+    """Returns the members of the archive that torch makes of the state."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     with zipfile.ZipFile(buffer) as file:
@@ -39,7 +39,7 @@ def zipped(path: Path, members: dict[str, bytes], how: int = zipfile.ZIP_STORED)
 
 
 def pickled(path: Path, content: bytes, **more: bytes) -> None:
-    """A checkpoint whose pickle is this."""
+    """Writes a checkpoint with this pickle."""
     members = saved(STATE) | {"archive/data.pkl": content} | {f"archive/{name}": each for name, each in more.items()}
     zipped(path, members)
 
@@ -50,7 +50,7 @@ def deflated(path: Path) -> None:
 
 
 def overlapping(path: Path) -> None:
-    """Two hundred names for the same bytes."""
+    """Writes an archive with two hundred names for the same bytes."""
     zipped(path, saved(STATE) | {"archive/data/1": b"0" * 10_000})
     content = bytearray(path.read_bytes())
     entry = content[(start := content.rindex(b"PK\x01\x02")) :]
@@ -65,7 +65,7 @@ def overlapping(path: Path) -> None:
 
 
 def of_one_more(path: Path, numel: int = 2**20, key: str = "0") -> None:
-    """Its storage claims more numbers than are in the file, which torch would read from beyond the memory."""
+    """Writes a storage that claims more numbers than the file has, which torch would read from beyond the memory."""
     members = saved(STATE)
     claimed = members["archive/data.pkl"].replace(b"M\xe8\x03tq", b"J" + struct.pack("<i", numel) + b"tq", 1)
     assert claimed != members["archive/data.pkl"]
@@ -85,7 +85,7 @@ def meta(path: Path) -> None:
 
 
 def doubling(path: Path) -> None:
-    """A list of a list of a list, …, each twice: 2^60 values."""
+    """Writes a list of a list of a list, …, each twice, which has 2^60 values."""
     value: Any = "x"
     for _ in range(60):
         value = [value, value]
@@ -119,7 +119,7 @@ def calling(what: str, argument: bytes) -> Callable[[Path], None]:
 
 
 def bytearray8(path: Path) -> None:
-    """An instruction that sets memory aside for as much as it says."""
+    """Writes a pickle with an instruction that allocates as much memory as it claims."""
     pickled(path, b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".")
 
 
@@ -161,7 +161,7 @@ def with_a_comment(path: Path) -> None:
 
 
 def with_another_directory(path: Path) -> None:
-    """An empty one behind the first: readers of archives may take either."""
+    """Writes an empty directory behind the first one; readers of archives may use either."""
     with_a_comment(path)
     path.write_bytes(path.read_bytes()[:-30] + b"x" * 8 + b"PK\x05\x06" + b"\0" * 18)
 
@@ -172,7 +172,7 @@ def larger_than_memory(path: Path) -> None:
 
 
 def of_another_size(path: Path) -> None:
-    """The kind of a storage is told that its elements take no byte."""
+    """Writes a storage whose elements claim to have zero bytes."""
     members = saved(STATE)
     kind = b"ctorch\nFloatStorage\n"
     assert kind in members["archive/data.pkl"]
@@ -190,7 +190,7 @@ def text(value: str) -> bytes:
 
 
 def of_config(path: Path, *parts: bytes) -> None:
-    """A state whose config is what these instructions make."""
+    """Writes a state whose config is the result of these instructions."""
     begin = b"\x80\x02}(" + text("format") + b"K" + bytes([checkpoint.FORMAT]) + text("config")
     pickled(path, begin + b"".join(parts) + b"u.")
 
@@ -223,7 +223,7 @@ def keys_of_one_hash(path: Path) -> None:
 
 
 def encodings(path: Path) -> None:
-    """Each of forty is twice as long as the one that it is of."""
+    """Writes a text that is encoded forty times, each time to twice the length."""
     value = called(ENCODE, text("a"), text("latin1"))
     for _ in range(40):
         value = called(ENCODE, value, text("hex"))
@@ -235,7 +235,7 @@ def a_slow_encoding(path: Path) -> None:
 
 
 def copied(what: str) -> Callable[[Path], None]:
-    """The same long list given to many calls, each of which keeps a copy."""
+    """Returns a function that writes many calls, each of which makes a copy of the same long list."""
     make = lambda path: of_config(path, b"](", LIST, called(what, b"h\x01") * 30_000, b"e")  # noqa: E731
     make.__name__ = f"copied by {what}"
     return make
@@ -247,7 +247,7 @@ def copied_attributes(path: Path) -> None:
 
 
 def a_set_of_a_tensor(path: Path) -> None:
-    """Of a single number, that is there a million million times."""
+    """Writes a set of a tensor in which a single number appears a million million times."""
     storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"M\xe8\x03tQ"
     size = b"\x8a\x06" + (10**12).to_bytes(6, "little") + b"\x85"
     tensor = called("torch._utils._rebuild_tensor_v2", storage, b"K\x00", size, b"K\x00\x85\x89N")
@@ -258,7 +258,7 @@ EVIL = b"\x80\x02}" + text("format") + b"K" + bytes([checkpoint.FORMAT]) + b"s" 
 
 
 def before_an_archive(path: Path) -> None:
-    """PyTorch goes by the beginning of the file, and takes it for one of its earlier format."""
+    """Writes bytes before the archive, which PyTorch takes for its earlier format."""
     zipped(path, saved(STATE))
     old = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True, "protocol_version": 1001, "type_sizes": {}}]
     begin = b"".join(pickle.dumps(each, 2) for each in old) + EVIL + pickle.dumps([], 2)
@@ -266,7 +266,7 @@ def before_an_archive(path: Path) -> None:
 
 
 def two_lists_of_parts(path: Path) -> None:
-    """The end tells the place of a list of other parts, which Python's reader never looks at."""
+    """Writes an archive whose end points to a second list of members, which Python's reader never uses."""
     both = []
     for content, how in ((EVIL, zipfile.ZIP_DEFLATED), (b"\x80\x02}.", zipfile.ZIP_STORED)):
         zipped(path, {"archive/data.pkl": content, "archive/version": b"3"}, how)
@@ -286,54 +286,54 @@ def two_lists_of_parts(path: Path) -> None:
 
 
 def names_in_capitals(path: Path) -> None:
-    """PyTorch takes names that differ in case for the same."""
+    """Writes names that differ only in case, which PyTorch takes for the same name."""
     zipped(path, {"archive/DATA.PKL": EVIL} | saved(STATE))
 
 
 HUGE = b"\x8a\x08" + struct.pack("<q", 2**45)
 BOMBS = {
-    deflated: "data.pkl in it is compressed",
-    overlapping: "its parts take more bytes than it has",
-    of_one_more: "a tensor in it is of 4,194,304 bytes, of which there are 4,000",
-    of_another_size: "a tensor in it is of 262,140 bytes, of which there are 4,000",
-    expanded: "holds tensors of far more numbers than it has bytes",
-    meta: "it asks for torch._utils._rebuild_meta_tensor_no_storage",
+    deflated: "data.pkl is compressed",
+    overlapping: "the members of the archive take more bytes than the file has",
+    of_one_more: "a tensor's storage takes 4,194,304 bytes, but the archive has 4,000 of it",
+    of_another_size: "a tensor's storage takes 262,140 bytes, but the archive has 4,000 of it",
+    expanded: "has tensors with far more elements than the file has bytes",
+    meta: "its pickle names torch._utils._rebuild_meta_tensor_no_storage",
     doubling: "values",
     deep: "has format None",
     deep_config: "is nested more than 100 levels deep",
     itself: "is nested more than 100 levels deep",
-    calling("builtins.bytearray", HUGE): "it asks for builtins.bytearray",
-    calling("torch.Tensor", HUGE): "it asks for torch.Tensor",
-    calling("torch.FloatTensor", HUGE): "it asks for torch.FloatTensor",
-    calling("os.system", b"X\x0c\x00\x00\x00touch canary"): "it asks for os.system",
-    bytearray8: "there is no 150 in it, or none is known",
+    calling("builtins.bytearray", HUGE): "its pickle names builtins.bytearray",
+    calling("torch.Tensor", HUGE): "its pickle names torch.Tensor",
+    calling("torch.FloatTensor", HUGE): "its pickle names torch.FloatTensor",
+    calling("os.system", b"X\x0c\x00\x00\x00touch canary"): "its pickle names os.system",
+    bytearray8: "there is no member or pickle instruction 150",
     long_memo: "has format None",
-    code: "it asks for",
-    nothing_in_it: "there is nothing in it",
-    with_another_directory: "there is nothing in it",
-    no_pickle: "there is no archive/data.pkl in it",
-    twice: "data.pkl is in it twice",
-    with_a_comment: "its parts take more bytes than it has",
-    a_tuple_as_key: "has a tuple for a key",
-    a_tuple_in_a_set: "has a tuple for a key",
-    a_tuple_in_an_ordered_dict: "has a tuple for a key",
-    keys_of_one_hash: "has a int for a key",
-    encodings: "it asks for another encoding than that of bytes",
-    a_slow_encoding: "it asks for another encoding than that of bytes",
-    copied("__builtin__.set"): "what it copies takes more bytes than it has",
-    copied("torch.Size"): "what it copies takes more bytes than it has",
-    copied_attributes: "what it copies takes more bytes than it has",
-    a_set_of_a_tensor: "it makes a builtins.set of something else than a list",
-    before_an_archive: "there is more in it than an archive",
-    two_lists_of_parts: "there is more in it than an archive",
-    names_in_capitals: "names of its parts could be taken for each other",
-    larger_than_memory: "is of 8,796,093,022,208 bytes, more than this machine's memory",
+    code: "its pickle names",
+    nothing_in_it: "the archive is empty",
+    with_another_directory: "the archive is empty",
+    no_pickle: "there is no member or pickle instruction archive/data.pkl",
+    twice: "the archive contains archive/data.pkl twice",
+    with_a_comment: "the members of the archive take more bytes than the file has",
+    a_tuple_as_key: "a dict has a key of type tuple",
+    a_tuple_in_a_set: "a dict has a key of type tuple",
+    a_tuple_in_an_ordered_dict: "a dict has a key of type tuple",
+    keys_of_one_hash: "a dict has a key of type int",
+    encodings: "its pickle names another encoding than latin1",
+    a_slow_encoding: "its pickle names another encoding than latin1",
+    copied("__builtin__.set"): "the copies in its pickle take more bytes than the pickle",
+    copied("torch.Size"): "the copies in its pickle take more bytes than the pickle",
+    copied_attributes: "the copies in its pickle take more bytes than the pickle",
+    a_set_of_a_tensor: "its pickle creates a builtins.set from something else than a list",
+    before_an_archive: "the file contains more than an archive",
+    two_lists_of_parts: "the file contains more than an archive",
+    names_in_capitals: "the names of the archive's members are ambiguous",
+    larger_than_memory: "has 8,796,093,022,208 bytes, which is more than this machine's memory",
 }
 
 
 @pytest.fixture
 def little_memory() -> Any:
-    """No more than 3 GB beyond what is taken."""
+    """Limits the memory to 3 GB more than what is in use."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + 3 * 2**30, hard))
@@ -360,10 +360,10 @@ def test_bombs(here: Path, little_memory: None, make: Callable[[Path], None]) ->
 def test_a_storage_that_is_not_there_or_of_another_folder(here: Path) -> None:
     for key in ("9", "/"):
         of_one_more(here / "last.pt", 1000, key)
-        with pytest.raises(mtl.UserError, match=rf"there is no archive/data/{key} in it"):
+        with pytest.raises(mtl.UserError, match=rf"there is no member or pickle instruction archive/data/{key}"):
             checkpoint.load(here / "last.pt")
     of_one_more(here / "last.pt", -1)
-    with pytest.raises(mtl.UserError, match="a tensor in it is of -4 bytes"):
+    with pytest.raises(mtl.UserError, match="a tensor's storage takes -4 bytes"):
         checkpoint.load(here / "last.pt")
 
 
@@ -395,7 +395,7 @@ def test_what_states_are_made_of_is_read(here: Path) -> None:
 
 @pytest.fixture
 def two(here: Path) -> Path:
-    """The folder of a best and two last checkpoints."""
+    """Provides a folder with a best and two last checkpoints."""
     folder = here / "checkpoints"
     checkpoint.save(folder / "best.pt", {"number": 0})
     for number in (1, 2):

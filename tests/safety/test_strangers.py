@@ -1,4 +1,4 @@
-"""All kinds of hostile runs' folders at once, and all that can be done with them: nothing outside of them changes."""
+"""All kinds of hostile folders of runs with all commands: nothing outside of the folders changes."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ EVIL = "open({canary!r}, 'w').close()\nclass Head: pass\ndef evil(*args, **kwarg
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run."""
+    """Provides the folder of a run."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own(made: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project with a run of one's own, and around it what isn't to be touched."""
+    """Provides a project with the user's own run, and files around it that must not change."""
     monkeypatch.setenv("HOME", str(here / "home"))
     (here / "home").mkdir()
     (here / "home/.bashrc").write_text("alias ls=ls\n")
@@ -170,7 +170,7 @@ UNFIT = [  # which nobody can go on with
 
 
 def around(folder: Path, *left_out: Path) -> dict[str, Any]:
-    """All below the folder, but for what is in some of them."""
+    """Returns all content below the folder, except for that of some subfolders."""
     return {
         name: what for name, what in snapshot(folder).items() if not any(Path(name).is_relative_to(x) for x in left_out)
     }

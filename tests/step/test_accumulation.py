@@ -17,7 +17,7 @@ from mtl.step.micro_batches import shares
 
 
 class Plain(nn.Module):
-    """No batch norm and no dropout: these do depend on how a batch is cut."""
+    """A model without batch norm and dropout, since these depend on the division into micro-batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Squeezed(nn.Module):
 
 
 def uneven(*, seed: int = 0) -> tuple[mtl.MultiTaskModel, list[mtl.Task]]:
-    """Tasks whose means divide by unlike things."""
+    """Returns tasks whose means have different denominators."""
     torch.manual_seed(seed)
     class_weights = torch.tensor([0.2, 1.0, 3.0, 0.5, 2.0])
     tasks = [
@@ -241,7 +241,7 @@ class Scaled(nn.Module):
 
 
 def contrastive(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Every sample against every other one."""
+    """Compares every sample with every other sample."""
     return F.cross_entropy(F.normalize(prediction) @ F.normalize(target).T / 0.1, torch.arange(len(target)))
 
 
@@ -399,7 +399,7 @@ def test_ragged_boxes_and_padded_text_in_micro_batches(kind: str) -> None:
             return torch.tanh((self.embedding(text["tokens"]) * there).sum(1) / there.sum(1))
 
     def boxes(prediction: torch.Tensor, target: list[torch.Tensor]) -> torch.Tensor:
-        """A mean over samples of the mean distance to a sample's boxes, of which there may be none."""
+        """Returns the mean over samples of the mean distance to a sample's boxes, of which there may be none."""
         each = [(p - b).square().mean() if len(b) else 0 * p.sum() for p, b in zip(prediction, target, strict=True)]
         return torch.stack(each).mean()
 

@@ -10,7 +10,7 @@ from mtl.choices import PASSES
 
 
 class Fixed(mtl.balancers.Balancer):
-    """Remembers what it was given, and gives what it is told to."""
+    """A balancer that records its arguments and returns fixed weights."""
 
     def __init__(self, weights: list[float]) -> None:
         self.given: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -1,4 +1,4 @@
-"""Every balancer at work in the step and in the whole trainer."""
+"""Every balancer in the step and in the whole trainer."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ STEERED = ["uw", "imtl_l", "uw_so", "gls", "si", "stch", "db_mtl"]
 
 
 def made(name: str) -> mtl.balancers.Balancer:
-    """The balancer as its config makes it."""
+    """Returns the balancer that its config describes."""
     node = OmegaConf.to_container(OmegaConf.load(ROOT / f"configs/balancer/{name}.yaml"), resolve=False)
     kind = getattr(mtl.balancers, node.pop("_target_").rsplit(".", 1)[1])
     return kind(**{key: 7 if value == "${seed}" else value for key, value in node.items()})
@@ -118,9 +118,9 @@ def test_famo_refuses_tasks_weights() -> None:
 
 
 class Spy(mtl.balancers.Balancer):
-    """Writes down what it is given."""
+    """A balancer that records its arguments."""
 
-    looks_back = True
+    needs_losses_after = True
 
     def __init__(self, needs: str, preference: str = "scale", scope: str = "shared") -> None:
         self.needs, self.preference, self.scope = needs, preference, scope
@@ -171,7 +171,7 @@ def test_the_second_look_sees_the_moved_parameters_and_touches_nothing_else(kind
     for looks in (True, False):
         model, tasks = problem(3)
         spy = Spy("losses")
-        spy.looks_back = looks
+        spy.needs_losses_after = looks
         step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.5), balancer=spy, passes=kind)
         torch.manual_seed(4)
         for batch in batches(3):
@@ -215,12 +215,12 @@ def test_losses_that_have_no_weights_are_named() -> None:
     tasks[1].loss = lambda prediction, target: -prediction.square().mean()
     with pytest.raises(mtl.UserError, match="balancer SI has no finite weights for these losses: t0 .*, t1 -"):
         mtl.Step(model, tasks, balancer=made("si")).backward(batches(1, 2)[0])
-    with pytest.raises(mtl.UserError, match="balancer DBMTL: it takes the logarithm of the losses"):
+    with pytest.raises(mtl.UserError, match="balancer DBMTL: the logarithm needs losses of at least 0"):
         mtl.Step(model, tasks, balancer=made("db_mtl")).backward(batches(1, 2)[0])
 
 
 class Cliff(nn.Module):
-    """Its value is finite and its gradient isn't."""
+    """A loss with a finite value and an infinite gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -300,7 +300,7 @@ def test_rows_cannot_be_kept_for_some_steps_or_had_layer_by_layer() -> None:
 
 
 class Halves(mtl.balancers.Balancer):
-    """Needs rows; takes half of the sum."""
+    """A balancer that needs rows, and returns half of their sum."""
 
     needs = "rows"
 
@@ -331,7 +331,7 @@ def test_rows_reach_the_balancer_and_its_direction_the_parameters(kind: str, pre
 
 @pytest.fixture(scope="module")
 def trajectory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ended]:
-    """A short run of mnist_two_head with a balancer."""
+    """Returns a short run of mnist_two_head with a balancer."""
     folder = tmp_path_factory.mktemp("trajectories")
 
     @cache
@@ -410,7 +410,7 @@ def test_docstring_names_its_source(name: str) -> None:
 
 def test_docs_say_of_every_balancer_what_it_is() -> None:
     text = (ROOT / "docs/balancing.md").read_text()
-    text = text[: text.index("## As the authors have it")]
+    text = text[: text.index("## Settings of the authors' code")]
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
     table = {cells[0].strip("| `"): cells[1:4] for cells in rows}
     words = {"nothing": "nothing", "past": "earlier losses", "losses": "losses", "gramian": "Gramian", "rows": "rows"}

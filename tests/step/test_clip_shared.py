@@ -1,4 +1,4 @@
-"""The gradient over the shared parameters clipped by itself, with every balancer, all kinds of passes and precisions."""
+"""Clipping of the gradient over the shared parameters, with every balancer, kind of passes and precision."""
 
 import copy
 
@@ -16,7 +16,7 @@ LR = 0.5
 
 
 def moved(step: mtl.Step, batch: object) -> dict[str, Tensor]:
-    """What the optimizer, plain SGD, was given: by parameter the gradient."""
+    """Returns the gradient of each parameter that the optimizer, plain SGD, got."""
     before = {name: p.detach().clone() for name, p in step.model.named_parameters()}
     step(batch)
     return {name: (before[name] - p.detach()) / LR for name, p in step.model.named_parameters()}
@@ -27,7 +27,7 @@ def norm(gradients: list[Tensor]) -> float:
 
 
 def by_hand(gradients: dict[str, Tensor], shared: float | None, whole: float | None) -> dict[str, Tensor]:
-    """What is left of the gradients: trunk first, then all of them."""
+    """Returns the clipped gradients: those of the trunk first, then all."""
     found = dict(gradients)
     for limit, prefix in ((shared, "trunk."), (whole, "")):
         if limit is not None:

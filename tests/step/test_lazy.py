@@ -1,4 +1,4 @@
-"""Lazy modules get their shapes from the training's first batch, before there is an optimizer."""
+"""Lazy modules get their shapes from the first training batch, before the optimizer is created."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a balancer learns, where it starts, and where the model's optimizer moves it."""
+"""Parameters that a balancer learns: initial values, and updates by the model's optimizer."""
 
 import csv
 import math
@@ -129,7 +129,7 @@ def test_what_is_refused() -> None:
             getattr(mtl.balancers, name)(init=math.nan)
     with pytest.raises(mtl.UserError, match=r"balancer.optimizer: LBFGS searches along a loss .*; take own"):
         stepping(mtl.balancers.UW(optimizer="model"), optimizer=torch.optim.LBFGS)
-    with pytest.raises(ValueError, match="weights begin above 0"):
+    with pytest.raises(ValueError, match=r"init is .*; it must be above 0"):
         mtl.balancers.GradNorm(init=[1.0, 0.0])
     step, batch = stepping(mtl.balancers.UW(init=[0.0, 1.0]))
     with pytest.raises(mtl.UserError, match="balancer UW failed: .*init has 2 numbers, and there are 3 tasks"):
@@ -174,7 +174,7 @@ def test_from_the_config_what_is_refused(here) -> None:
     first = command("train", *RUN, "trainer.max_epochs=1")
     other = command("train", *RUN, "trainer.max_epochs=2", "balancer.optimizer=own", f"resume={first.run}")
     assert other.code == 1
-    assert "balancer.optimizer: 'model' there, 'own' here" in other.err
+    assert "balancer.optimizer: was 'model', is 'own'" in other.err
 
 
 def test_a_model_that_is_frozen_and_scaled_gradients() -> None:

@@ -1,4 +1,4 @@
-"""L-BFGS after another optimizer: against the same thing by hand, and where it can't be."""
+"""L-BFGS after another optimizer: against the same steps by hand, and cases in which it is refused."""
 
 from typing import Any
 
@@ -114,7 +114,7 @@ def test_from_the_config(here: Any) -> None:
     assert all(rate < 0.1 for rate in rates[:20])
     assert rates[20:] == [1.0] * 10
     late = command("train", *small, then.replace("20", "99"))
-    assert "warning  optimizer.then takes over after 99 steps, and the run has 30" in late.out
+    assert "warning  optimizer.then takes over after 99 steps, but the run has 30" in late.out
     wrong = command("train", *small, "optimizer.then={_target_: torch.optim.LBFGS}")
     assert (
         "optimizer.then is {'_target_': 'torch.optim.LBFGS'}; it must be a mapping with a _target_ and `after`"

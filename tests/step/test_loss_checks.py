@@ -25,7 +25,7 @@ class Net(nn.Module):
 
 
 class Bags(nn.Module):
-    """(users (N,), ids, segments) to (N, 16): flat fields beside those with one entry a sample."""
+    """Maps (users (N,), ids, segments) to (N, 16): flat fields in addition to fields with one entry per sample."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def ends(
     parts: Callable[[Any], Any] | None = None,
     **options: Any,
 ) -> float:
-    """The largest difference of parameters after a step for each batch, between whole batches and micro-batches."""
+    """Returns the largest difference of parameters between steps with whole batches and with micro-batches."""
     found = []
     for micro in (False, True):
         torch.manual_seed(0)
@@ -74,7 +74,7 @@ def sentences(count: int, *, padded: bool = True, dtype: torch.dtype = torch.flo
 
 
 def causal(model: mtl.MultiTaskModel, batch: Any, ignored: int = -100) -> torch.Tensor:
-    """A language model's loss, the mean over the tokens that aren't ignored, near log V for each at initialisation."""
+    """Returns a language model's loss, the mean over the tokens that aren't ignored, near log V at initialisation."""
     logits = 0.05 * model(batch)["next"]
     return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=ignored)
 
@@ -140,7 +140,7 @@ def test_what_has_been_tested_is_kept_in_checkpoints() -> None:
 
 
 class Focal(nn.CrossEntropyLoss):
-    """A class of torch's with a forward of its own: what it counts isn't known."""
+    """A subclass of torch's loss with another forward, so that the denominator isn't known."""
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         each = F.cross_entropy(input, target, reduction="none")
@@ -172,7 +172,7 @@ def test_a_mean_over_samples_needs_no_count() -> None:
 
 
 class Noisy(nn.Module):
-    """Dropout and batch norm make a sample's prediction depend on the others'."""
+    """A trunk with dropout and batch norm, so that a sample's prediction depends on the other samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ def bags(count: int) -> list[dict[str, torch.Tensor]]:
 
 
 def by_bags(batch: dict[str, torch.Tensor], size: int = 5) -> list[dict[str, torch.Tensor]]:
-    """Micro-batches of a batch of bags, made by hand."""
+    """Returns micro-batches of a batch of bags, made by hand."""
     pieces = []
     for start in range(0, 12, size):
         end = min(start + size, 12)
@@ -262,7 +262,7 @@ def test_an_objective_on_flat_fields_needs_a_count() -> None:
 
 
 def padded(batch: Any, size: int = 3) -> list[Any]:
-    """Micro-batches, each padded to its own width only."""
+    """Returns micro-batches, each padded only to its own width."""
     pieces = []
     for piece in cut(batch, size=size):
         width = int((piece["labels"] != -100).sum(1).max())
@@ -300,7 +300,7 @@ def test_micro_batches_that_are_padded_to_their_own_widths() -> None:
 
 
 def balance(model: mtl.MultiTaskModel, batch: Any) -> torch.Tensor:
-    """A router's load: the squared mean use of each expert over the batch, which is no mean over samples."""
+    """Returns a router's load, the squared mean use of each expert over the batch, which is no mean over samples."""
     return model(batch)["load"].softmax(-1).mean(0).square().sum()
 
 
@@ -330,14 +330,14 @@ def test_an_objective_over_the_whole_batch(balancer: str, passes: str) -> None:
 
 
 def hard(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The mean over samples that aren't learned yet, which all are in the first step."""
+    """Returns the mean over samples that aren't learned yet; in the first step, these are all samples."""
     each = F.cross_entropy(0.1 * prediction, target, reduction="none")
     chosen = each[each > 1.4]
     return chosen.mean() if len(chosen) else each.sum() * 0
 
 
 def valid(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The mean over elements with a target of at least 0."""
+    """Returns the mean over elements with a target of at least 0."""
     return (prediction - target)[target >= 0].square().mean()
 
 

@@ -1,4 +1,4 @@
-"""Losses and gradients that aren't finite: what is skipped is as if it had never been, and what is done is told."""
+"""Losses and gradients that aren't finite: skipped tasks and steps have no effect, and are reported."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from mtl.training.hooks import Hooks
 
 
 class Infinite(torch.autograd.Function):
-    """A finite value with a gradient that isn't."""
+    """A function with a finite value and an infinite gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -32,7 +32,7 @@ class Infinite(torch.autograd.Function):
 
 
 class Faulty:
-    """A task's loss, spoilt while `now` is set."""
+    """A task's loss that is invalid while `now` is set."""
 
     def __init__(self, loss: Any, what: str) -> None:
         self.loss, self.what, self.now = loss, what, False
@@ -126,7 +126,7 @@ def test_an_unknown_word() -> None:
 
 
 def spoilt(trainer: Any, *, steps: set[int]) -> None:
-    """Task b's loss is NaN in these steps, counted as tried."""
+    """Makes the loss of task b NaN in these steps, counted with the skipped ones."""
     loss = trainer.step.tasks[1].loss
 
     def turns_nan(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Every kind of objective: composes, trains where labels are missing, and measures as torchmetrics does."""
+"""Every kind of objective: composes, trains with missing labels, and measures as torchmetrics does."""
 
 import sys
 from contextlib import nullcontext
@@ -92,7 +92,7 @@ KINDS = sorted(path.stem for path in (ROOT / "configs" / "objective").glob("*.ya
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory):
-    """One run with all kinds of objectives, most with labels missing."""
+    """Provides one run with all kinds of objectives, most of them with missing labels."""
     folder = tmp_path_factory.mktemp("objectives")
     for group in ("task", "data"):
         (folder / "mine" / group).mkdir(parents=True)

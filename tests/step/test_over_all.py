@@ -1,4 +1,4 @@
-"""A Gramian over all parameters, heads included: against autograd's rows, whatever a step is made of."""
+"""A Gramian over all parameters, heads included, against autograd's rows, for all kinds of steps."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ WEIGHTS = [0.5, 2.0, -1.0]
 
 
 class Spy(mtl.balancers.Balancer):
-    """Keeps the Gramian that it is given."""
+    """A balancer that records the Gramian."""
 
     needs = "gramian"
     scope = over = "all"
@@ -29,7 +29,7 @@ class Spy(mtl.balancers.Balancer):
 
 
 class Sparse(nn.Module):
-    """A head with an embedding of its own, whose gradient is sparse."""
+    """A head with a separate embedding, whose gradient is sparse."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def small(dtype: torch.dtype = torch.float64, weights: list[float] | None = None
 
 
 def expected(model: nn.Module, tasks: list[mtl.Task], batch: dict[str, Tensor], own: list[float]) -> Tensor:
-    """The products of the tasks' whole gradients by autograd, each loss times the task's own weight."""
+    """Returns the inner products of the tasks' whole gradients by autograd, with each loss times the task's weight."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     rows = []
     for task, weight in zip(tasks, own, strict=True):

@@ -1,4 +1,4 @@
-"""Tasks with batches of their own, tasks that are functions of model and batch, weights that follow the step."""
+"""Tasks with separate batches, tasks that are functions of model and batch, and weights that depend on the step."""
 
 import copy
 import math
@@ -30,7 +30,7 @@ def plain(num_tasks: int = 3, **weights: Any):
 
 
 def rows_by_hand(model: mtl.MultiTaskModel, given: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The tasks' gradients over trunk and heads together, one row each."""
+    """Returns the tasks' gradients over trunk and heads together, one row each."""
     losses, rows = [], []
     for name, batch in given.items():
         loss = F.cross_entropy(model(batch)[name], batch[f"y{name[1:]}"])
@@ -121,7 +121,7 @@ def test_who_has_no_batch_takes_no_part(kind: str) -> None:
 
 
 def objectives(kinds: set[int]):
-    """Three tasks of which some are functions that give the same loss."""
+    """Returns three tasks, some of which are functions that compute the same loss."""
     torch.manual_seed(0)
 
     def function(i: int):
@@ -197,9 +197,9 @@ def test_second_derivatives_within_an_objective() -> None:
 
 
 def test_what_a_task_needs() -> None:
-    with pytest.raises(mtl.UserError, match="task 't': give head, loss and target, or an objective; loss isn't there"):
+    with pytest.raises(mtl.UserError, match="task 't': give head, loss and target, or an objective; loss is missing"):
         mtl.Task("t", head=nn.Linear(1, 1), target="y")
-    with pytest.raises(mtl.UserError, match="with an objective, loss, mask, missing and mean_over have no place"):
+    with pytest.raises(mtl.UserError, match="with an objective, leave out loss, mask, missing and mean_over"):
         mtl.Task("t", objective=lambda m, b: 0, mask="m")
     model, _ = plain()
     tasks = [mtl.Task("t0", objective=lambda model, batch: batch["nowhere"])]

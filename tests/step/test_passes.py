@@ -1,4 +1,4 @@
-"""One state in, one state out, whatever the kind of passes; and what each keeps alive."""
+"""All kinds of passes lead from the same state to the same state; and the tensors that each keeps alive."""
 
 import gc
 import weakref
@@ -198,7 +198,7 @@ def test_head_that_changes_the_features_in_place_is_an_error(kind: str) -> None:
 
 
 class Checkpointed(nn.Module):
-    """Batch norm within activation checkpointing, whose backward runs its forward again."""
+    """A trunk with batch norm within activation checkpointing, whose backward pass runs the forward pass again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -249,7 +249,7 @@ def test_features_that_cannot_be_looked_into() -> None:
 
 
 class TwoMaps(nn.Module):
-    """Features that are a nest of tensors, one of which takes no gradient."""
+    """A trunk whose features are nested tensors, one of which takes no gradient."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Schedule-free optimizers, which train other parameters than are to be evaluated, against the loop by hand."""
+"""Schedule-free optimizers, which train other parameters than they evaluate, against a loop by hand."""
 
 import copy
 from pathlib import Path
@@ -91,7 +91,7 @@ def trainer_of(folder: Path, **options: Any) -> tuple[Trainer, Remembers]:
 
 
 def by_hand(epochs: int) -> tuple[list[dict[str, torch.Tensor]], list[float]]:
-    """After each epoch the parameters that are evaluated, and their loss on validation."""
+    """Returns, after each epoch, the evaluated parameters and their validation loss."""
     net = network()
     optimizer = ScheduleFreeSGD(net.parameters(), lr=0.5)
     loss = nn.CrossEntropyLoss()

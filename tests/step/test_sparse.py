@@ -1,4 +1,4 @@
-"""Sparse gradients of embeddings: they train as dense ones do, and a step costs what its batch does, not the table."""
+"""Sparse gradients of embeddings: they train like dense ones, and a step's cost depends on the batch only."""
 
 from collections.abc import Callable
 
@@ -33,7 +33,7 @@ class Tables(nn.Module):
 
 
 class Own(nn.Module):
-    """A head with an embedding of its own beside the features."""
+    """A head with a separate embedding in addition to the features."""
 
     def __init__(self, *, sparse: bool) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Own(nn.Module):
 
 
 def trained(sparse: bool, balancer: str, passes: str, **options: object) -> torch.Tensor:
-    """All parameters after five steps of SGD on three tasks, in float64."""
+    """Returns all parameters after five steps of SGD on three tasks, in float64."""
     torch.manual_seed(0)
     heads = [Own(sparse=sparse), nn.Linear(6, 3), nn.Linear(6, 3)]
     loss = nn.CrossEntropyLoss()
@@ -187,7 +187,7 @@ def test_no_step_allocates_a_dense_row(passes: str, options: dict[str, object]) 
 
 
 class Seen(TorchDispatchMode):
-    """The operations that are given, or give, a dense tensor as large as the table."""
+    """Records the operations with an input or output that is a dense tensor as large as the table."""
 
     def __init__(self) -> None:
         super().__init__()

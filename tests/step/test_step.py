@@ -1,4 +1,4 @@
-"""What happens between backward and the next step: order, clipping, precision, schedule, groups."""
+"""The time between a backward pass and the next step: order, clipping, precision, schedule, groups."""
 
 from copy import deepcopy
 from typing import Any
@@ -35,7 +35,7 @@ def test_step_is_the_loop_written_by_hand() -> None:
 
 
 class Seen(mtl.balancers.MGDA):
-    """Notes when it is asked."""
+    """Records the calls."""
 
     def __init__(self, calls: list[str]) -> None:
         super().__init__()

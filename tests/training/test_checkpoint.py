@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Checkpoint files are complete or don't exist."""
 
 import random
 import shutil
@@ -73,7 +73,7 @@ def test_files_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with one checkpoint, of which there is more to come."""
+    """Provides an unfinished run with one checkpoint."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

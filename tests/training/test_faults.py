@@ -1,4 +1,4 @@
-"""What goes wrong in the middle of a run, in one sentence each."""
+"""Errors in the middle of a run, with a message of one sentence each."""
 
 import json
 import re
@@ -46,8 +46,8 @@ def test_out_of_memory_says_where_and_what_to_do(own: list[str], here: Path) -> 
     assert ended.code == 1
     assert "Traceback" not in ended.err
     assert "out of memory at step 12, in epoch 2: CUDA out of memory" in ended.err
-    assert "Cut the batch with trainer.micro_batch_size" in ended.err
-    assert "saved    step 11; when it is mended, go on with resume=outputs/mnist_two_head/" in ended.out
+    assert "Split the batch with trainer.micro_batch_size" in ended.err
+    assert "saved    step 11; once the problem is solved, resume with resume=outputs/mnist_two_head/" in ended.out
     again = command("train", *own, "model.trunk._target_=trunks.Full", "resume=auto")
     assert again.code == 0, again.err
     assert "resume   from step 11" in again.out
@@ -71,7 +71,7 @@ def test_deterministic_names_the_operation_that_is_not(own: list[str], here: Pat
 
 @pytest.fixture
 def points(here: Path) -> list[str]:
-    """Data that go through worker processes, and fail at a sample if they are told to."""
+    """Data that pass through worker processes, and that can fail at a sample."""
     (here / "mine/task").mkdir(parents=True)
     (here / "mine/points.py").write_text(
         "import os, random, signal, torch\n"
@@ -192,7 +192,7 @@ def test_a_run_whose_folder_is_lost_says_so_and_fails(own: list[str], here: Path
     ended = command("train", *own, "checkpoint.every_steps=3", f"+{when}", f"+{key}={how}")
     assert ended.code == 1
     what = {"checkpoints": r"checkpoints/\w+\.pt is gone", "last.pt": r"checkpoints/last\.pt is gone"}
-    lost = "isn't the run's folder any more: that one" if how in ("replaced", "a file") else "is gone: it"
+    lost = "is no longer the run's folder, which" if how in ("replaced", "a file") else "is gone: it"
     pattern = what.get(how, rf"error: /\S+/mnist_two_head/\S+ {lost} was deleted or moved while the run trained")
     assert re.search(pattern, ended.err), ended.err
     assert "Traceback" not in ended.err

@@ -1,4 +1,4 @@
-"""Pictures and histograms in the logs: when they come, and that nothing else changes by them."""
+"""Pictures and histograms in the logs: when they appear, and that they change nothing else."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -132,7 +132,7 @@ def test_what_goes_wrong_is_told_and_ends_nothing(here: Path, monkeypatch: pytes
 
 
 def trainer_of(model: nn.Module, tasks: list[mtl.Task], **more: Any) -> Any:
-    """What a gallery looks at of a trainer, in the only epoch of a run."""
+    """Returns an object with the attributes of a trainer that a gallery uses, in the only epoch of a run."""
     parameters = dict(model.named_parameters())
     step = SimpleNamespace(
         model=model, tasks=tasks, passes=SimpleNamespace(autocast=nullcontext), parameters=parameters

@@ -1,4 +1,4 @@
-"""The peak of a step's memory against tensors counted by hand."""
+"""The peak memory of a step, against tensors counted by hand."""
 
 from types import SimpleNamespace
 from typing import Any

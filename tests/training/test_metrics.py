@@ -1,4 +1,4 @@
-"""What metrics are given: the same figures however the samples are batched, and in every precision."""
+"""Metrics have the same values for every batch size and precision."""
 
 import math
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def made(cls: type[Metric], **options: Any) -> Metric:
 
 
 class Given(nn.Module):
-    """A trunk that passes on its input, in the type that autocast computes in."""
+    """A trunk that returns its input, in the data type of autocast."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def figures(
     precision: str = "fp32",
     **options: Any,
 ) -> dict[str, float]:
-    """Of a model that predicts these."""
+    """Returns the figures of a model with these predictions."""
     loss = loss or (lambda p, y: p.float().mean())
     task = mtl.Task("t", head=nn.Identity(), loss=loss, target="y", metrics=metrics, **options)
     model = mtl.MultiTaskModel(Given(), [task], inputs=["x"])
@@ -70,7 +70,7 @@ def figures(
 
 
 def logits_of(kind: str, count: int = 40, *, scale: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits, of which some samples' all lie in [0, 1], and labels that have to do with them."""
+    """Returns logits, for some samples all in [0, 1], and labels that depend on them."""
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(count, *[CLASSES] * (kind != "Binary"), generator=generator) * scale
     logits[::4] = logits[::4].sigmoid()
@@ -114,7 +114,7 @@ def test_it_is_known_which_metrics_guess(name: str) -> None:
 
 
 def single(name: str) -> bool:
-    """Whether the metric gives one number for predictions and targets."""
+    """Returns whether the metric returns one number for predictions and targets."""
     logits, target = logits_of(kind_of(name))
     given = logits.softmax(1) if kind_of(name) == "Multiclass" else logits.sigmoid()
     if "groups" in signature(ALL[name].update).parameters:
@@ -124,7 +124,7 @@ def single(name: str) -> bool:
 
 
 def shipped() -> dict[str, Callable[[], Metric]]:
-    """Every metric in the configs, by file, task and name, its arguments filled in."""
+    """Returns every metric in the configs with its arguments, by file, task and name."""
     found = {}
     for path in [*(ROOT / "configs/objective").glob("*.yaml"), *(ROOT / "configs/task").glob("*.yaml")]:
         config = yaml.safe_load(path.read_text())
@@ -219,7 +219,7 @@ def test_a_guess_is_refused_where_nothing_is_known() -> None:
         figures({"auc": by_class.BinaryAUROC}, logits, target, size=7)
     with pytest.raises(mtl.UserError, match="takes probabilities, and the predictions are values"):
         figures({"f1": by_class.BinaryF1Score}, logits, target, size=7, output="values")
-    with pytest.raises(mtl.UserError, match="predictions are logits of classes. Take the metric for several classes"):
+    with pytest.raises(mtl.UserError, match="predictions are logits of classes. Use the metric for several classes"):
         figures({"f1": lambda: 1 - by_class.BinaryF1Score()}, logits, target, size=7, output="logits")
     wrapped = lambda: torchmetrics.wrappers.Running(by_class.BinaryF1Score(), window=3)  # noqa: E731
     with pytest.raises(mtl.UserError, match="BinaryF1Score, takes probabilities"):
@@ -238,7 +238,7 @@ def test_values_have_ranks() -> None:
 
 
 class Best(by_class.BinaryROC):
-    """One's own: the threshold with the most right. It looks at the scores themselves."""
+    """A custom metric, the threshold with the most correct samples, which uses the scores themselves."""
 
     def compute(self) -> torch.Tensor:
         false, true, thresholds = super().compute()
@@ -246,7 +246,7 @@ class Best(by_class.BinaryROC):
 
 
 class Mean(Metric):
-    """One's own, of what it is given."""
+    """A custom metric, the mean of its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -317,12 +317,12 @@ def test_divergences_of_what_is_not_known_are_refused() -> None:
     logits, _ = logits_of("Multiclass")
     shares = torch.rand(40, CLASSES).softmax(1)
     metric = {"kl": torchmetrics.KLDivergence}
-    with pytest.raises(mtl.UserError, match=r"isn't known what the predictions are. Set tasks\.t\.output=logits or"):
+    with pytest.raises(mtl.UserError, match=r"the kind of the predictions isn't known. Set tasks\.t\.output=logits or"):
         figures(metric, logits, shares, size=7)
     with pytest.raises(mtl.UserError, match="probabilities of classes, and the predictions are multilabel_logits"):
         figures(metric, logits, shares, size=7, loss=nn.BCEWithLogitsLoss())
     with pytest.raises(
-        mtl.UserError, match=r"target 'y' for their logarithms, and the loss takes it for probabilities"
+        mtl.UserError, match=r"expects log-probabilities in the target 'y', and the loss expects probabilities"
     ):
         figures(
             {"kl": partial(torchmetrics.KLDivergence, log_prob=True)},
@@ -388,5 +388,5 @@ def test_a_class_that_weighs_nothing_counts_in_metrics(size: int) -> None:
 
 def test_it_is_refused_before_the_first_batch() -> None:
     task = mtl.Task("t", head=nn.Identity(), loss=nn.MultiMarginLoss(), target="y", metrics={"a": by_class.BinaryAUROC})
-    with pytest.raises(mtl.UserError, match="it isn't known what the predictions are"):
+    with pytest.raises(mtl.UserError, match="the kind of the predictions isn't known"):
         TaskMetric(task, "a", torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""What decides."""
+"""The monitored value."""
 
 import math
 
@@ -69,7 +69,7 @@ def test_better() -> None:
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ({"digit/acuracy": "max"}, "nothing is measured as 'digit/acuracy'; did you mean 'digit/accuracy'?"),
+        ({"digit/acuracy": "max"}, "there is no figure 'digit/acuracy'; did you mean 'digit/accuracy'?"),
         ({"digit/accuracy": "up"}, "'digit/accuracy' needs a mode, max or min; it has 'up'"),
         ({"digit/accuracy": {"scale": 1}}, "needs a mode"),
         ({"digit/accuracy": "max", "depth/error": "min"}, "unlike units"),

@@ -1,4 +1,4 @@
-"""What is read of steps."""
+"""Readings of the results of steps."""
 
 import torch
 

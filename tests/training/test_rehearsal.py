@@ -1,4 +1,4 @@
-"""What would end a training after an epoch, or at its end, ends it before the first step, and changes nothing else."""
+"""Errors that would end a training after an epoch end it before the first step; trials have no other effect."""
 
 import re
 from functools import partial
@@ -26,7 +26,7 @@ FAST = ["task=mnist_two_head", "trainer.max_epochs=1", "data.batch_size=500", "l
     [
         (["tasks.digit.metrics.accuracy.num_classes=3"], "task 'digit': its metric 'accuracy' failed on a prediction"),
         (["tasks.digit.metrics.accuracy.average=null"], "'accuracy' gives of shape (10,), not one number; set its average"),
-        (["trainer.monitor={digit/acuracy: max}"], "trainer.monitor: nothing is measured as 'digit/acuracy'; did you"),
+        (["trainer.monitor={digit/acuracy: max}"], "trainer.monitor: there is no figure 'digit/acuracy'; did you"),
         (["tasks.digit.metrics.accuracy._target_=torchmetrics.classification.BinaryAccuracy"], "'accuracy'"),
         (["tasks.digit.loss._target_=torch.nn.MSELoss"], "task 'digit': its prediction is of shape (500, 10)"),
     ],
@@ -42,7 +42,7 @@ def test_a_command_ends_before_anything_is_trained_or_saved(here: Path, override
 
 
 class Single(nn.Module):
-    """Batch norm over samples alone, in the trunk or the head."""
+    """A model with batch norm over samples only, in the trunk or the head."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def test_batch_norm_of_one_sample(
 
 
 class Draws(Metric):
-    """A metric that draws where it must not, and keeps a state."""
+    """A metric that draws random numbers, which it must not, and has a state."""
 
     higher_is_better = True
 
@@ -118,7 +118,7 @@ class Draws(Metric):
 
 
 class Counts(nn.Module):
-    """Keeps a buffer that any pass changes, in evaluation too."""
+    """A module with a buffer that any pass changes, also in eval mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ def test_a_metric_that_has_too_little_in_one_batch_is_no_mistake(tmp_path: Path)
     trainer.selection.val = Loader(Fields({name: value[:1] for name, value in values.items()}), batch_size=1)
     trainer.max_epochs = 2
     with pytest.raises(
-        mtl.UserError, match="its metric 'r2' failed on what it had taken in: ValueError: Needs at least two"
+        mtl.UserError, match="its metric 'r2' failed on the whole split: ValueError: Needs at least two"
     ):
         trainer.fit()
     assert trainer.epoch == 1
@@ -210,8 +210,6 @@ def test_a_metric_that_fails_at_the_end_says_so_in_a_sentence(tmp_path: Path) ->
 
     trainer, _ = make(tmp_path, max_epochs=1, monitor={"a/share": "max"})
     trainer.step.tasks[0].metrics = {"share": Fails}
-    with pytest.raises(
-        mtl.UserError, match="its metric 'share' failed on what it had taken in: RuntimeError: too little"
-    ):
+    with pytest.raises(mtl.UserError, match="its metric 'share' failed on the whole split: RuntimeError: too little"):
         trainer.fit()
     assert trainer.global_step == 0  # one batch is the whole split

@@ -1,4 +1,4 @@
-"""Checkpoints that don't fit what is to take them: a sentence by every command."""
+"""Checkpoints that don't fit the model or the config: every command ends with a message."""
 
 import shutil
 import sys
@@ -43,7 +43,7 @@ def code(width: int, more: str = "") -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of such a trunk, that is unfinished."""
+    """Provides an unfinished run with such a trunk."""
     folder = tmp_path_factory.mktemp("written")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -69,7 +69,7 @@ def commands(run: Path) -> Iterator[tuple[str, Ended]]:
 
 
 def rewritten(run: Path, change: Any) -> None:
-    """The run's checkpoints, changed."""
+    """Changes the run's checkpoints."""
     (run / "checkpoints/manifest.json").unlink(missing_ok=True)
     for path in run.glob("checkpoints/*.pt"):
         state = torch.load(path, weights_only=True)
@@ -87,16 +87,21 @@ def untouched(run: Path) -> dict[Path, bytes]:
         (
             5,
             "",
-            "trunk.1.weight is of shape (4, 784) there and (5, 784) here; trunk.1.bias is of shape (4,) there and (5,) "
-            "here; trunk.3.weight is of shape (8, 4) there and (8, 5) here",
+            "trunk.1.weight has shape (4, 784) in the checkpoint and (5, 784) in the model; trunk.1.bias has shape "
+            "(4,) in the checkpoint and (5,) in the model; trunk.3.weight has shape (8, 4) in the checkpoint and "
+            "(8, 5) in the model",
         ),
-        (4, "self.extra = torch.nn.Parameter(torch.zeros(2))", "only here: trunk.extra"),
+        (4, "self.extra = torch.nn.Parameter(torch.zeros(2))", "only in the model: trunk.extra"),
         (
             4,
             "del self[2]; self.append(torch.nn.Tanh())",
-            "only there: trunk.3.weight, trunk.3.bias; only here: trunk.2.w",
+            "only in the checkpoint: trunk.3.weight, trunk.3.bias; only in the model: trunk.2.w",
         ),
-        (4, "self[1].bias.data = self[1].bias.data.half()", "trunk.1.bias is of type float32 there and float16 here"),
+        (
+            4,
+            "self[1].bias.data = self[1].bias.data.half()",
+            "trunk.1.bias has type float32 in the checkpoint and float16 in the model",
+        ),
     ],
 )
 def test_code_that_has_changed_since(run: Path, width: int, more: str, said: str) -> None:
@@ -215,12 +220,12 @@ def test_what_fits_is_taken(tmp_path: Path) -> None:
     theirs = {name: tensor.half() for name, tensor in nn.Linear(3, 2).state_dict().items()}
     saved.load_into(ours, theirs, "this")  # all that float16 holds float32 does
     assert torch.equal(ours.weight, theirs["weight"].float())
-    with pytest.raises(mtl.UserError, match="weight is of type float64 there and float32 here"):
+    with pytest.raises(mtl.UserError, match="weight has type float64 in the checkpoint and float32 in the model"):
         saved.load_into(ours, {name: tensor.double() for name, tensor in theirs.items()}, "this")
-    with pytest.raises(mtl.UserError, match="weight is of type int64 there and float32 here"):
+    with pytest.raises(mtl.UserError, match="weight has type int64 in the checkpoint and float32 in the model"):
         saved.load_into(ours, {**theirs, "weight": torch.zeros(2, 3, dtype=torch.int64)}, "this")
     many = nn.ModuleList(nn.Linear(1, 1) for _ in range(20))
-    with pytest.raises(mtl.UserError, match="only here: 0.weight, .*, and 32 more"):
+    with pytest.raises(mtl.UserError, match="only in the model: 0.weight, .*, and 32 more"):
         saved.load_into(many, {}, "this")
 
 

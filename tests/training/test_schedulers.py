@@ -70,7 +70,7 @@ def test_warm_ups_that_are_refused() -> None:
 def test_what_counts_says_what(name: str) -> None:
     with pytest.raises(mtl.UserError) as error:
         interval_of({"_target_": f"{SCHEDULER}.{name}", "step_size": 100})
-    assert f"say what {name} counts" in str(error.value)
+    assert f"set what {name} counts" in str(error.value)
     assert "scheduler.interval=step" in str(error.value)
     assert "scheduler.interval=epoch" in str(error.value)
     for interval in ("step", "epoch"):
@@ -83,7 +83,7 @@ def test_what_needs_not_say_it() -> None:
     assert interval_of({"_target_": f"{SCHEDULER}.CosineAnnealingLR", "T_max": "total_steps"}) == "step"
     for interval, word in (("epoch", "total_steps"), ("step", "total_epochs")):
         node = {"_target_": f"{SCHEDULER}.CosineAnnealingLR", "T_max": word, "interval": interval}
-        with pytest.raises(mtl.UserError, match=f"it counts {interval}s .*take total_{interval}s"):
+        with pytest.raises(mtl.UserError, match=f"it counts {interval}s .*use total_{interval}s"):
             interval_of(node)
 
 
@@ -119,12 +119,15 @@ def test_what_schedulers_of_schedulers_refuse() -> None:
     outer = {"_target_": f"{SCHEDULER}.SequentialLR", "interval": "step", "milestones": [5]}
     inner = {"_target_": f"{SCHEDULER}.ExponentialLR", "gamma": 0.9}
     for schedulers_, message in (
-        ([inner, {**inner, "interval": "step"}], r"scheduler\.schedulers\[1\]\.interval: all of them count the same"),
+        (
+            [inner, {**inner, "interval": "step"}],
+            r"scheduler\.schedulers\[1\]\.interval: all inner schedulers have the same interval",
+        ),
         ([inner, 3], r"scheduler\.schedulers\[1\] is 3; it must be a mapping"),
         ([], r"scheduler\.schedulers is \[\]; it must be a list"),
         (
             [inner, {"_target_": f"{SCHEDULER}.ReduceLROnPlateau"}],
-            r"scheduler\.schedulers\[1\]: ReduceLROnPlateau follows a figure",
+            r"scheduler\.schedulers\[1\]: ReduceLROnPlateau follows a validation metric",
         ),
     ):
         with pytest.raises(mtl.UserError, match=message):
@@ -179,7 +182,7 @@ def test_from_the_command_line(here: Path) -> None:
     node = f"scheduler={{_target_: {SCHEDULER}.StepLR, step_size: 2, gamma: 0.1}}"
     ended = command("train", *FAST, "trainer.max_epochs=4", "~scheduler", f"+{node}")
     assert ended.code == 1
-    assert "scheduler.interval: say what StepLR counts" in ended.err + ended.out
+    assert "scheduler.interval: set what StepLR counts" in ended.err + ended.out
     node = f"scheduler={{_target_: {SCHEDULER}.StepLR, step_size: 2, gamma: 0.1, interval: epoch}}"
     ended = command("train", *FAST, "trainer.max_epochs=4", "~scheduler", f"+{node}")
     assert ended.code == 0, ended.err

@@ -1,4 +1,4 @@
-"""The number of threads belongs to the run, not to the process it happens to be in."""
+"""The number of threads is that of the run, not that of the process."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ SMALL = ["task=mnist_two_head", "trainer.max_epochs=1", "data.batch_size=500", "
 
 @pytest.fixture(autouse=True)
 def another_number() -> Iterator[None]:
-    """The process has one that no run here asks for, and keeps it."""
+    """Sets a number of threads that no run here uses, and checks that it doesn't change."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -29,7 +29,7 @@ def another_number() -> Iterator[None]:
 
 
 def noted(folder: Path) -> tuple[list[str], list[int]]:
-    """A callback that notes the number of threads after each step, and what it noted."""
+    """Writes a callback that records the numbers of threads; returns the arguments for it, and the record so far."""
     (folder / "notes.py").write_text(
         "import torch\nfrom pathlib import Path\n\nclass Notes:\n    def __call__(self, trainer, result):\n"
         "        with Path('threads').open('a') as file: print(torch.get_num_threads(), file=file)\n"
@@ -65,7 +65,7 @@ def test_another_number_is_refused_when_a_run_goes_on_unless_it_is_allowed(here:
     more = [*SMALL[:1], *SMALL[2:], "scheduler=none", "trainer.max_epochs=2", f"resume={run}"]
     refused = command("train", *more)
     assert refused.code == 1
-    assert "threads: 2 there, 1 here" in refused.err
+    assert "threads: was 2, is 1" in refused.err
     assert command("train", *more, "resume_allow=[threads]").code == 0
 
 
@@ -82,7 +82,7 @@ def test_a_run_that_is_older_than_the_key_has_the_number_it_was_made_with(here: 
     more = [*SMALL[:1], *SMALL[2:], "scheduler=none", "trainer.max_epochs=2"]
     refused = command("train", *more, f"resume={run}")
     assert refused.code == 1
-    assert "threads: 2 there, 1 here" in refused.err
+    assert "threads: was 2, is 1" in refused.err
     metrics = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps({**metrics, "status": "stopped"}))
     assert command("train", *more, "threads=2", "resume=auto").run is None  # no other run was made
@@ -106,7 +106,7 @@ def test_an_environment_that_may_have_it_otherwise(monkeypatch: pytest.MonkeyPat
 
 
 class Counting(Dataset):
-    """Samples that say with how many threads they are made."""
+    """Samples that contain the number of threads with which they were made."""
 
     def __len__(self) -> int:
         return 4

@@ -1,4 +1,4 @@
-"""The loop: what is counted, logged, saved, and when it stops."""
+"""The training loop: counters, logs, checkpoints, and when it stops."""
 
 import os
 import random
@@ -28,7 +28,7 @@ from mtl.training.trainer import Trainer
 
 
 class Remembers(Logger):
-    """A logger."""
+    """A logger that records its calls."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[int, int, dict[str, float]]] = []
@@ -41,7 +41,7 @@ class Remembers(Logger):
 
 
 def grouped(folder: Path, **options: Any) -> dict[str, Any]:
-    """The arguments of a trainer that saves into the folder, each option in the group that has a field of its name."""
+    """Returns the arguments of a trainer that saves into the folder, with each option in its group."""
     kinds = {"checkpoints": partial(Checkpoints, folder), "criterion": Criterion, "hooks": Hooks, "logs": Logs}
     arguments = {}
     for name, kind in kinds.items():
@@ -225,7 +225,7 @@ def test_steps_that_overflow_are_counted_and_not_logged(tmp_path: Path) -> None:
         trainer.fit()
 
     class Overflows(torch.autograd.Function):
-        """A finite loss whose gradient isn't, as in fp16 before its scale is found."""
+        """A finite loss with an infinite gradient, as in fp16 with a scale that is too large."""
 
         @staticmethod
         def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -301,14 +301,14 @@ def test_a_metric_that_can_t_be_used_is_refused_before_the_first_step_without_va
 
 
 def draw(*_: Any) -> None:
-    """Draws from every generator."""
+    """Draws from every random generator."""
     torch.randn(3)
     np.random.rand(3)
     random.random()
 
 
 class Draws(Remembers):
-    """A logger that draws, and takes histograms."""
+    """A logger that draws random numbers, and takes histograms."""
 
     def log(self, step: int, epoch: int, scalars: Mapping[str, float]) -> None:
         draw()
@@ -319,7 +319,7 @@ class Draws(Remembers):
 
 
 class Bootstrapped(MulticlassAccuracy):
-    """A metric that draws when it is made and each time that it is updated."""
+    """A metric that draws random numbers when it is created and at each update."""
 
     def __init__(self, **options: Any) -> None:
         draw()

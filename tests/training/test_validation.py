@@ -1,4 +1,4 @@
-"""Figures over a split: means over samples, whatever the batches."""
+"""Figures over a split: means over samples, for every batch size."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -106,7 +106,7 @@ def test_metrics_that_do_not_fit() -> None:
         Validation(model, tasks, nullcontext)(loader)
     tasks[0].metrics = {"accuracy": partial(MulticlassAccuracy, num_classes=3)}
     with pytest.raises(
-        mtl.UserError, match=r"task 't0': its metric 'accuracy' failed on .* Look at tasks\.t0\.metrics\.accuracy"
+        mtl.UserError, match=r"task 't0': its metric 'accuracy' failed on .* Check tasks\.t0\.metrics\.accuracy"
     ):
         Validation(model, tasks, nullcontext)(loader)
     tasks[0].metrics = {"accuracy": lambda: "good"}

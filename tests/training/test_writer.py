@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and that none is lost, wherever a process is killed."""
+"""Which checkpoints exist, and that none is lost if a process is killed at any point."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def higher(value: float, other: float) -> bool:
 
 
 def kept(folder: Path, name: str) -> list[Any]:
-    """The epochs of name.pt, name-1.pt, …, each of which can be loaded; there is no gap."""
+    """Returns the epochs of name.pt, name-1.pt, …, and checks that each can be loaded and there is no gap."""
     found = [(number, checkpoint.load(path)["epoch"]) for path, number in checkpoint.numbered(folder / f"{name}.pt")]
     assert [number for number, _ in found] == list(range(len(found)))
     return [epoch for _, epoch in found]
@@ -41,7 +41,7 @@ def state(epoch: int, value: float) -> dict[str, Any]:
 
 
 def after(values: list[float], best: int) -> list[int]:
-    """The epochs that are the best, the best first, an earlier one before a later one of the same value."""
+    """Returns the best epochs, the best one first; of equal values, the earlier epoch comes first."""
     order = sorted(range(1, len(values) + 1), key=lambda epoch: (math.isnan(values[epoch - 1]), -values[epoch - 1]))
     return order[:best]
 
@@ -75,7 +75,7 @@ def test_values_of_which_less_is_better_and_none(tmp_path: Path) -> None:
 
 
 def filesystem(monkeypatch: pytest.MonkeyPatch, before: Callable[[], None]) -> None:
-    """Has this called before everything that changes a folder."""
+    """Calls `before` before every change of a folder."""
 
     def counted(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **options: Any) -> Any:
@@ -128,11 +128,11 @@ def test_killed_at_any_moment_and_taken_up_the_ranking_is_the_same(
 
 
 def write(folder: Path, values: list[float], best: int, *, after_epoch: int) -> int:
-    """Saves as a training does, in this thread, from one epoch on."""
+    """Saves states as a training does, in this thread, from one epoch on."""
     writer = Writer(folder, keep=3, best=best, report=pytest.fail)
     writer._begin = lambda job: writer._write(job)  # type: ignore[method-assign]
     if after_epoch:
-        writer.resume(after_epoch)
+        writer.continue_after(after_epoch)
     for epoch, value in list(enumerate(values, start=1))[after_epoch:]:
         if writer.ranks(value, higher):
             writer.save("best", state(epoch, value), higher)
@@ -220,7 +220,7 @@ def test_the_manifest_knows_what_is_there_and_little_more(tmp_path: Path, keep: 
 
 
 def run(folder: Path, values: list[float], **options: Any) -> Trainer:
-    """A training whose validations come out as given."""
+    """Returns a trainer whose validations have the given values."""
     trainer, _ = make(folder / "checkpoints", report=lambda line: None, max_epochs=len(values), best=3, **options)
     prepare = trainer.selection.prepare
 
@@ -295,7 +295,7 @@ def test_several_are_kept_evaluated_and_loaded(here: Path) -> None:
     assert none.code == 1
     assert "has no checkpoint 'best-2'; it has: best, best-1, last, last-1, last-2, last-3" in none.err
     wrong = command("evaluate", f"run={ended.run}", "checkpoint=first")
-    assert "checkpoint: 'first' is not one of best, last, nor best-1, last-1 and so on" in wrong.err
+    assert "checkpoint: 'first' is not one of best, last, best-1, last-1 and so on" in wrong.err
     plain = command("train", *options)
     assert plain.code == 0, plain.err
     first, only = (checkpoint.load(each.run / "checkpoints/best.pt") for each in (ended, plain))

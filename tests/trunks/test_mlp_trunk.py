@@ -25,6 +25,6 @@ def test_wrong_settings() -> None:
         MLP(12, widths=[])
     for activation in ("Relu", "functional"):
         with pytest.raises(
-            mtl.UserError, match=rf"model\.trunk\.activation: torch\.nn has no '{activation}'; take ReLU"
+            mtl.UserError, match=rf"model\.trunk\.activation: torch\.nn has no '{activation}'; use ReLU"
         ):
             MLP(12, widths=[3], activation=activation)

@@ -49,7 +49,7 @@ def test_parts(kind, output, factor) -> None:
 
 
 class Recurrent(nn.Module):
-    """A module of torch's, batch second or first, with sequences (N, L, 2) as inputs."""
+    """A recurrent module of torch, with batch as second or first dimension and inputs (N, L, 2)."""
 
     def __init__(self, kind: type[nn.Module], **options) -> None:
         super().__init__()
@@ -138,7 +138,9 @@ def test_parts_that_cannot_be_joined_are_named() -> None:
 def test_a_trunk_that_gives_a_tuple_is_told_of_picked() -> None:
     task = mtl.Task("a", head=nn.Linear(3, 4), loss=nn.CrossEntropyLoss(), target="a")
     model = mtl.MultiTaskModel(nn.LSTM(2, 3), [task], inputs=["x"])
-    with pytest.raises(mtl.UserError, match=r"trunk gives a tuple: model/trunk=picked .*model\.trunk\.output=1\.0\.-1"):
+    with pytest.raises(
+        mtl.UserError, match=r"trunk returns a tuple: model/trunk=picked .*model\.trunk\.output=1\.0\.-1"
+    ):
         model({"x": torch.randn(4, 5, 2)})
 
 

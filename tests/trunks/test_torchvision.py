@@ -1,4 +1,4 @@
-"""Torchvision's classifiers as trunks: their own features, their own weights."""
+"""Torchvision's classifiers as trunks: their features and weights."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
-    """Torchvision's model with its classifier replaced by nothing, and a file with its weights."""
+    """Provides torchvision's model without the classifier, and a file with its weights."""
     torch.manual_seed(0)
     model = models.resnet18(num_classes=7).eval()
     path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
@@ -114,7 +114,7 @@ def test_wrong_settings(tmp_path: Path, resnet: tuple[nn.Module, Path]) -> None:
     with pytest.raises(mtl.UserError, match=r"model\.trunk\.weights: there is no file 'nowhere\.pth'"):
         Torchvision("resnet18", weights="nowhere.pth")
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(mtl.UserError, match=r"text\.pth' holds no state dict"):
+    with pytest.raises(mtl.UserError, match=r"text\.pth' contains no state dict"):
         Torchvision("resnet18", weights=str(tmp_path / "text.pth"))
     with pytest.raises(
         mtl.UserError,

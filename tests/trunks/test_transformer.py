@@ -1,4 +1,4 @@
-"""The transformer encoder: what it pays attention to, and what not."""
+"""The transformer encoder, and the positions that it attends to."""
 
 import pytest
 import torch
@@ -53,9 +53,11 @@ def test_layers_begin_with_values_of_their_own() -> None:
 
 def test_wrong_settings() -> None:
     for given in ({}, {"vocabulary": 3, "in_features": 3}):
-        with pytest.raises(mtl.UserError, match="give vocabulary, for sequences of token numbers, or in_features"):
+        with pytest.raises(
+            mtl.UserError, match="set either vocabulary, for sequences of token numbers, or in_features"
+        ):
             Transformer(max_length=6, **given)
     with pytest.raises(mtl.UserError, match=r"num_heads is 5; it must divide num_features, 64"):
         Transformer(vocabulary=3, max_length=6, num_heads=5)
-    with pytest.raises(mtl.UserError, match=r"max_length is 6, and a sequence of 7 was given"):
+    with pytest.raises(mtl.UserError, match=r"max_length is 6, but a sequence has the length 7"):
         Transformer(vocabulary=3, max_length=6)(torch.zeros(1, 7, dtype=torch.int64))

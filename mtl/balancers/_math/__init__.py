@@ -1,1 +1,1 @@
-"""What several balancers compute with."""
+"""Computations that several balancers share."""

@@ -1,17 +1,22 @@
-"""The Gramian of gradients that are given in pieces."""
+"""The Gramian of gradients, computed piece by piece."""
 
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-COLUMNS = 16_384  # how much of the rows is summed at once in float64
+COLUMNS = 16_384  # the number of columns of a chunk, which is converted to float64 at once
 
 
 def gramian(pieces: Iterable[Sequence[Tensor | None]]) -> Tensor:
-    """G Gᵀ, shape (T, T), float64; each piece is the same columns of all T rows, in any one shape; None is zeros.
+    """Returns the Gramian G Gᵀ, (T, T), float64.
 
-    Summed in float64 over chunks of columns: a plain float32 product over 11 M columns is off by up to 1 %.
+    The sum is computed in float64 over chunks of columns: a plain float32 product over 11 M columns is off by up to
+    1 %.
+
+    Args:
+        pieces: The columns of G in pieces, such as the gradients of one parameter: T tensors of the same shape, or None
+            instead of a tensor of zeros. At least one tensor of a piece is not None.
     """
     total: Tensor | None = None
     for piece in pieces:
@@ -31,30 +36,30 @@ def gramian(pieces: Iterable[Sequence[Tensor | None]]) -> Tensor:
 
 
 def _dense(rows: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The rows, those of a sparse embedding reduced to the indices that any of them touches."""
-    sparse = [row.coalesce() if row is not None and row.is_sparse else None for row in rows]
-    touched = [None if row is None else _places(row) for row in sparse]
-    there = [places for places in touched if places is not None]
-    if not there:
+    """Returns dense rows; sparse rows of an embedding are reduced to the indices that at least one row contains."""
+    sparse_rows = [row.coalesce() if row is not None and row.is_sparse else None for row in rows]
+    indices_of_rows = [None if row is None else _flat_indices(row) for row in sparse_rows]
+    present = [indices for indices in indices_of_rows if indices is not None]
+    if not present:
         return list(rows)
-    indices = torch.unique(torch.cat(there))
+    union = torch.unique(torch.cat(present))
     dense: list[Tensor | None] = []
-    for row, thin, places in zip(rows, sparse, touched, strict=True):
-        if thin is None and row is not None:
-            return [r.to_dense() if r is not None else None for r in rows]  # one of them is dense: all have to be
-        if thin is None or places is None:
+    for row, sparse, indices in zip(rows, sparse_rows, indices_of_rows, strict=True):
+        if sparse is None and row is not None:
+            return [r.to_dense() if r is not None else None for r in rows]  # one row is dense, so all must be
+        if sparse is None or indices is None:
             dense.append(None)
         else:
-            values = thin.values()
-            reduced = values.new_zeros(len(indices), *values.shape[1:])
-            dense.append(reduced.index_copy_(0, torch.searchsorted(indices, places), values))
+            values = sparse.values()
+            reduced = values.new_zeros(len(union), *values.shape[1:])
+            dense.append(reduced.index_copy_(0, torch.searchsorted(union, indices), values))
     return dense
 
 
-def _places(thin: Tensor) -> Tensor:
-    """One number for each index of a sparse tensor, which may be of several dimensions, as those of a gather are."""
+def _flat_indices(sparse: Tensor) -> Tensor:
+    """Returns one number for each index of a sparse tensor; gathers, for example, have several sparse dimensions."""
     first: Tensor
-    first, *others = thin.indices()
-    for index, size in zip(others, thin.shape[1:], strict=False):
+    first, *others = sparse.indices()
+    for index, size in zip(others, sparse.shape[1:], strict=False):
         first = first * size + index
     return first

@@ -1,30 +1,31 @@
-"""The small quadratic programs that several balancers are, solved exactly by an active set."""
+"""The small quadratic programs of several balancers, solved exactly by an active-set method."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-RIDGE = 1e-14  # on the unit diagonal, so that dependent rows leave the system solvable
-TOLERANCE = 1e-12  # of the gradient at the solution, relative to the terms that it is the sum of
+RIDGE = 1e-14  # added to the unit diagonal, so that the system can be solved if rows are linearly dependent
+TOLERANCE = 1e-12  # of the gradient at the solution, relative to the sum of the absolute values of its terms
 
 
 def minimise(matrix: Array, linear: Array, *, simplex: bool) -> Array:
-    """The x ≥ 0 that minimises ½ xᵀAx + bᵀx, with Σx = 1 if `simplex`.
+    """Returns the x ≥ 0 that minimises ½ xᵀAx + bᵀx, with Σx = 1 if `simplex`.
 
-    The variables are scaled so that A has a unit diagonal: rows of a Gramian may differ in size by any factor. Then it
-    goes as Lawson and Hanson's non-negative least squares: a variable whose gradient is most negative is let in, the
-    problem is solved on those that are in, and variables that would become negative are put out.
+    The variables are scaled so that A has a unit diagonal, since the rows of a Gramian may differ in size by any
+    factor. The method is that of Lawson and Hanson for non-negative least squares: the variable with the most negative
+    gradient is added to the active variables, the problem is solved for the active variables, and those that would
+    become negative are removed.
 
     Args:
-        matrix: A, (n, n), symmetric positive semidefinite, its diagonal above zero.
-        linear: b, (n,). Without `simplex`, in the range of A.
-        simplex: whether the variables sum to one.
+        matrix: A, (n, n), symmetric positive semidefinite, with a diagonal above zero.
+        linear: b, (n,); in the range of A unless `simplex`.
+        simplex: Whether the sum of the variables is one.
 
     Returns:
-        x, (n,). Where A is singular there are several; Ax is the same for all.
+        x, (n,). If A is singular, there may be several solutions, all with the same Ax.
 
     Raises:
-        ArithmeticError: where no solution is found in 50 n rounds, which rounding alone can bring about.
+        ArithmeticError: If 50 n rounds don't reach a solution, which only rounding errors can cause.
     """
     count = len(linear)
     scale = 1 / np.sqrt(matrix.diagonal())
@@ -32,13 +33,13 @@ def minimise(matrix: Array, linear: Array, *, simplex: bool) -> Array:
     unit = 1 / scale.max() if simplex else float(np.abs(linear * scale).max())
     if unit == 0.0:
         return np.zeros(count)
-    b = linear * scale / unit  # in these units everything is of order one, whatever the scale of the gradients
+    b = linear * scale / unit  # in these units all numbers are of order one, whatever the scale of the gradients
     total = scale * unit if simplex else np.zeros(count)
     x = np.zeros(count)
     if simplex:
         best = int(np.argmin(0.5 / total**2 + b / total))
         x[best] = 1 / total[best]
-    else:  # those that alone would want in are often those that are in, which saves letting them in one by one
+    else:  # often the solution's active variables are those with b < 0; this start saves adding them one by one
         likely = b < 0
         together = _unbounded(likely, a, b, total)
         x = together if together.min() >= 0 else x
@@ -55,7 +56,7 @@ def minimise(matrix: Array, linear: Array, *, simplex: bool) -> Array:
             w: Array = x * scale * unit
             return w / w.sum() if simplex else w
         moved = _let_in(entering, inside, x, a, b, total)
-        # One that would leave again at once is kept out by rounding alone, until something else has moved.
+        # Because of rounding, a variable may be removed immediately; it is blocked until another variable has changed.
         blocked = np.zeros(count, dtype=bool) if moved is not None else blocked
         blocked[entering] = moved is None
         x = x if moved is None else moved
@@ -64,7 +65,13 @@ def minimise(matrix: Array, linear: Array, *, simplex: bool) -> Array:
 
 
 def _let_in(entering: int, inside: NDArray[np.bool_], x: Array, a: Array, b: Array, total: Array) -> Array | None:
-    """The minimum over the variables inside and the entering one, those that reach zero put out; None if no step."""
+    """Returns the minimum with one more active variable, without those that reach zero; None if x can't change.
+
+    Args:
+        entering: The index of the variable to add.
+        inside: Whether each variable is active, (n,).
+        x, a, b, total: The current point and the scaled problem, see `minimise`.
+    """
     inside = inside.copy()
     inside[entering] = True
     while True:
@@ -81,7 +88,7 @@ def _let_in(entering: int, inside: NDArray[np.bool_], x: Array, a: Array, b: Arr
 
 
 def _unbounded(inside: NDArray[np.bool_], a: Array, b: Array, total: Array) -> Array:
-    """The minimum over the variables inside, whatever their sign, under total·x = 1 if total isn't zero."""
+    """Returns the minimum over the active variables, of any sign, under total·x = 1 unless total is zero."""
     chosen = np.flatnonzero(inside)
     system = a[np.ix_(chosen, chosen)] + RIDGE * np.eye(len(chosen))
     x = np.zeros(len(b))
