@@ -71,11 +71,14 @@ class Snapshot:
 def preserved_buffers(model: nn.Module) -> Iterator[None]:
     """Restores the model's buffers at the end of the context.
 
-    Backward passes may change buffers too, since activation checkpointing runs forward passes in them.
+    Backward passes may change buffers too, since activation checkpointing runs forward passes in them. It leaves these
+    by an exception as soon as it has what it needs.
     """
     buffers = Buffers(model)
-    yield
-    buffers.restore()
+    try:
+        yield
+    finally:
+        buffers.restore()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 LEVELS = [
     {"text", "snapshots", "quoting", "optimizers", "choices", "tags"},
     {"errors", "balancers", "losses"},
-    {"distributed"},
+    {"distributed", "recompute"},
     {"process", "safety", "batch", "outputs", "schedule", "schedulers", "schema", "gradients"},
     {"files", "task", "data"},
     {"labels", "model", "loggers", "trunks", "heads", "problems"},

@@ -39,7 +39,7 @@ def leading(**message: Any) -> Iterator[None]:
         return
     from mtl.distributed.processes import process_group, send
 
-    with process_group():
+    with process_group(message["config"]["trainer"].get("timeout")):
         send(message)
         yield
 
