@@ -126,8 +126,7 @@ SCHEMA: dict[str, Check] = {
     **dict.fromkeys(
         ("trainer.clip_norm", "trainer.clip_shared_norm", "trainer.timeout"), _or_null(_number(0, above=True))
     ),
-    "trainer.micro_batch_size": _or_null(_whole(1)),
-    "trainer.num_micro_batches": _or_null(_whole(1)),
+    **dict.fromkeys(("trainer.micro_batch_size", "trainer.num_micro_batches"), _or_null(_whole(1))),
     "trainer.tail": _one_of(*TAILS),
     "trainer.patience": _or_null(_whole(1)),
     "trainer.monitor": _or_null(_MAPPING),

@@ -132,3 +132,17 @@ def test_refused_under_torchrun(tmp_path: Path, module: str, arguments: list[str
     done = run(tmp_path, 2, *arguments, module=module)
     assert done.returncode != 0
     assert sum(message in line for line in done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_hangs_is_named_with_its_step(tmp_path: Path, rank: int) -> None:
+    hanging = FAILING.replace("rank() == 1", f"rank() == {rank}").replace(
+        "os.kill(os.getpid(), signal.SIGKILL)", "__import__('time').sleep(300)"
+    )
+    (tmp_path / "parts.py").write_text(hanging)
+    callback = "callbacks={a: {_target_: parts.Fails, at: 4, how: hang}}"
+    done = run(tmp_path, 2, *PROBLEM, "output_root=out", callback, "trainer.timeout=8")
+    assert done.returncode != 0
+    ours = [line for line in done.stderr.splitlines() if "does not answer" in line]
+    assert ours == [f"error: the process of rank {rank} does not answer at step 5, in epoch 1"], done.stderr
