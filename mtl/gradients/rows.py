@@ -66,7 +66,8 @@ class Rows:
             it; the combination isn't.
 
     Attributes:
-        shares: The share of the current micro-batch in each task's loss, by task name; 1 for tasks that are missing.
+        shares: The share of the current micro-batch in each task's loss, by task name. Tasks without an entry have the
+            share 1.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], tasks: Iterable[str], *, scale: float = 1.0) -> None:
@@ -255,7 +256,7 @@ class Rows:
 
 
 def _gradients_at(outputs: list[Tensor], gradients: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Returns pairs of a leaf that `outputs` reach and the gradient of the leaf."""
+    """Returns a list of pairs (leaf, gradient) for all leaf tensors on which `outputs` depend."""
     reached = leaves(outputs)
     if not reached:
         return []
