@@ -54,7 +54,7 @@ def num_samples(batch: Batch, targets: Iterable[str] = ()) -> int:
 
 
 def _length(value: Any) -> int | None:
-    """Returns the length of a tensor or list, or the common length of nested tensors; None without such a length."""
+    """Returns the length of a tensor or list, or the common length of nested tensors; None if there is none."""
     if isinstance(value, Tensor):
         return len(value) if value.ndim else None
     if isinstance(value, Mapping | tuple):

@@ -1,8 +1,8 @@
 """Missing labels of a task, and the denominator of a mean over the labels that are present.
 
 A label is missing if a floating-point target is NaN, if a class number is the loss's `ignore_index`, if the target of a
-loss of yes and no (YES_OR_NO) is -100, or if the field `task.mask` is false. Missing labels are removed before the loss
-is computed, since masking with `torch.where` would let NaN into the gradient.
+binary loss (YES_OR_NO) is -100, or if the field `task.mask` is false. Missing labels are removed before the loss is
+computed, since masking with `torch.where` would let NaN into the gradient.
 """
 
 import math
@@ -41,7 +41,7 @@ def label_fields(task: Task, batch: Batch) -> dict[str, Any]:
 
 
 def may_miss(task: Task, target: Any) -> bool:
-    """Returns whether labels of a target may be missing, see `Task.missing`; finding them waits for the device."""
+    """Returns whether labels may be missing, see `Task.missing`; finding them forces a GPU synchronisation."""
     if task.missing is not None or not isinstance(target, Tensor):
         return bool(task.missing)
     return task.objective is None and (target.is_floating_point() or _is_yes_or_no(task, target))
@@ -111,7 +111,7 @@ def _mask(task: Task, target: Any, batch: Batch) -> Tensor:
 
 
 def select(task: Task, prediction: Any, batch: Batch) -> tuple[Any, Any]:
-    """Returns the prediction and the target without missing labels, for the task's loss. May wait for the device.
+    """Returns the task's prediction and target without missing labels. May force a GPU synchronisation.
 
     Class numbers that the mask excludes become the loss's `ignore_index`. Otherwise, samples without a label are left
     out; for losses that average over elements or positions, single elements or positions are left out.

@@ -2,8 +2,8 @@
 
     kind                the prediction
     logits              logits of classes along dimension 1, as for cross-entropy; log-probabilities count as logits
-    multilabel_logits   an independent logit of yes or no in each element
-    probabilities       numbers in [0, 1], of classes or of yes and no
+    multilabel_logits   an independent binary logit in each element
+    probabilities       numbers in [0, 1], of classes or of binary labels
     values              numbers in the unit of the target
     log_values          logarithms of such values, the default of `torch.nn.PoissonNLLLoss`
 
@@ -27,7 +27,7 @@ _SIGN = torch.iinfo(torch.int64).min
 
 
 def output_of_loss(loss: Any) -> str | None:
-    """Returns the kind of prediction that one of torch's losses, or a subclass, takes; None for other losses."""
+    """Returns the kind of prediction that one of torch's losses, or a subclass, expects; None for other losses."""
     match loss:
         case nn.CrossEntropyLoss() | nn.NLLLoss() | nn.KLDivLoss():
             return "logits"
@@ -43,7 +43,7 @@ def output_of_loss(loss: Any) -> str | None:
 
 
 def output_of(task: "Task") -> str | None:
-    """Returns the kind of the task's prediction: `task.output`, or what the loss takes; None if neither is known."""
+    """Returns the kind of the task's prediction: `task.output`, or what the loss expects; None if neither is known."""
     return task.output or output_of_loss(task.loss)
 
 
@@ -104,7 +104,7 @@ def log_probabilities(task: "Task", prediction: Tensor) -> Tensor:
 
 
 def as_values(task: "Task", prediction: Any) -> Any:
-    """Converts logits of yes or no to probabilities and logarithms to values; other predictions don't change.
+    """Converts binary logits to probabilities and logarithms to values; other predictions don't change.
 
     The result has at least float32.
     """

@@ -27,7 +27,7 @@ def report(
     """Reads all runs in the folders and their subfolders, prints the comparison, and writes report.md, .csv and .html.
 
     Args:
-        folders: Folders of runs, of multiruns, or of several of these.
+        folders: Folders of runs, of multiruns, or of several runs and multiruns.
         out: The folder to write to. Default: a folder `report` in the first folder.
         split: The split to compare, `test` or `val`. Default: test if a problem has a test split.
         reference: The label of the method that all others are tested against. Default: the method of equal weights.

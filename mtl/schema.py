@@ -65,7 +65,7 @@ _PATTERNS: Check = (
     "a list of names",
 )
 
-# Below a node with a _target_, only mtl's keys are listed; all other keys are arguments of the target.
+# Below a node with a _target_, only mtl's keys are listed; all other keys are arguments of the callable.
 SCHEMA: dict[str, Check] = {
     "seed": _whole(0),
     "threads": (lambda v: type(v) is int and 1 <= v <= 1024, "a whole number from 1 to 1024"),
@@ -230,7 +230,7 @@ def check_graph(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def narrowed(plain: dict[str, Any]) -> dict[str, Any]:
-    """Reduces the config to the tasks in `only`, including the terms of `trainer.monitor`.
+    """Reduces the config to the tasks that its key `only` names, including the terms of `trainer.monitor`.
 
     Raises:
         UserError: If a task doesn't exist.
@@ -251,7 +251,7 @@ def trained(only: str | Sequence[str] | None, tasks: Iterable[Any]) -> list[str]
     """Returns the names of the trained tasks, in the order of the config.
 
     Raises:
-        UserError: If a task doesn't exist, or if `only` is empty.
+        UserError: If a task doesn't exist, or if the config's list `only`, which selects the tasks to train, is empty.
     """
     names = [str(name) for name in tasks]
     wanted = [only] if isinstance(only, str) else only

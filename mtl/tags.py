@@ -11,17 +11,17 @@ COSINE_MATRIX = f"{COSINE}/matrix"  # the tag of a picture
 
 
 def loss(task: str, split: str) -> str:
-    """Returns the tag of a task's loss on a split: `train`, `val` or `test`."""
+    """Returns the tag under which a task's loss on a split (`train`, `val` or `test`) is logged."""
     return f"{LOSS}/{task}/{split}"
 
 
 def metric(task: str, name: str, split: str) -> str:
-    """Returns the tag of a task's metric on a split."""
+    """Returns the tag under which a task's metric on a split is logged."""
     return f"{METRIC}/{task}/{name}/{split}"
 
 
 def figure(task: str, name: str, split: str) -> str:
-    """Returns the tag of a task's loss, if the name is `loss`, or of a task's metric."""
+    """Returns the tag under which a task's loss, if the name is `loss`, or a task's metric is logged."""
     return loss(task, split) if name == LOSS else metric(task, name, split)
 
 
@@ -36,22 +36,22 @@ def by_tag(figures: Mapping[str, Mapping[str, float]], split: str) -> dict[str, 
 
 
 def grad_norm(task: str) -> str:
-    """Returns the tag of the norm of a task's gradient."""
+    """Returns the tag under which the norm of a task's gradient is logged."""
     return f"{GRAD_NORM}/{task}"
 
 
 def weight(task: str) -> str:
-    """Returns the tag of a task's weight."""
+    """Returns the tag under which a task's weight is logged."""
     return f"{WEIGHT}/{task}"
 
 
 def cosine(first: str, second: str) -> str:
-    """Returns the tag of the cosine between two tasks' gradients."""
+    """Returns the tag under which the cosine between two tasks' gradients is logged."""
     return cosine_of(pair(first, second))
 
 
 def cosine_of(pair: str) -> str:
-    """Returns the tag of the cosine for the name of a pair, see `pair`."""
+    """Returns the tag under which the cosine of the pair of tasks with this name, see `pair`, is logged."""
     return f"{COSINE}/{pair}"
 
 
@@ -67,22 +67,22 @@ def tasks_of(cosine: str) -> tuple[str, str]:
 
 
 def learning_rate(group: object) -> str:
-    """Returns the tag of the learning rate of an optimizer's parameter group."""
+    """Returns the tag under which the learning rate of an optimizer's parameter group is logged."""
     return f"lr/{group}"
 
 
 def parameter(name: str) -> str:
-    """Returns the tag of the histogram of a parameter's values."""
+    """Returns the tag under which the histogram of a parameter's values is logged."""
     return f"parameter/{name}"
 
 
 def gradient(name: str) -> str:
-    """Returns the tag of the histogram of a parameter's gradient."""
+    """Returns the tag under which the histogram of a parameter's gradient is logged."""
     return f"gradient/{name}"
 
 
 def prediction(task: str) -> str:
-    """Returns the tag of the picture of a task's predictions."""
+    """Returns the tag under which the picture of a task's predictions is logged."""
     return f"prediction/{task}"
 
 

@@ -40,9 +40,9 @@ class Task:
         head: The module from the trunk's features to the prediction.
         loss: The loss function. `loss(prediction, target)` returns a 0-dim tensor, a mean over the samples.
         target: The field of the batch that is the target of the loss and the metrics.
-        missing: Whether labels may be missing, see `mtl.labels`. If true, labels are counted in each step, for which
-            the CPU waits for the GPU, and a task without labels in a step doesn't take part. None, the default, means
-            true for targets whose missing labels have to be removed: floats, and -100 with a loss of yes and no. For
+        missing: Whether labels may be missing, see `mtl.labels`. If true, labels are counted in each step, which
+            forces a GPU synchronisation, and a task without labels in a step doesn't take part. None, the default,
+            means true for targets whose missing labels have to be removed: floats, and -100 with a binary loss. For
             class numbers, torch's losses ignore missing labels themselves; set `missing` to true only if a step may
             have no labels at all. False means that no labels are missing: the loss gets the target unchanged.
         mask: The field of the batch that is true where there is a label. It has the shape of the target, or one value
@@ -61,7 +61,7 @@ class Task:
         count: A function from the target to the denominator of the loss's mean, used if the batch is divided into
             micro-batches. Needed for losses whose denominator `mtl.labels.denominator` doesn't know, and for objectives
             that can't be shown to be means over samples, see step/loss_checks.py.
-        whole_batch: Whether the loss is no mean over samples (RMSE, dice, contrastive losses) and has to be computed
+        whole_batch: Whether the loss isn't a mean over samples (RMSE, dice, contrastive losses) and has to be computed
             from the predictions for the whole batch. If the batch is divided into micro-batches, each of them runs
             forward twice, see step/whole_batch.py; an objective gets the whole batch in one graph instead.
         weight: The factor of the task's loss, which applies before the balancer's weights: a number of at least 0, or a

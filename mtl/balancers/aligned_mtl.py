@@ -14,8 +14,8 @@ class AlignedMTL(Balancer):
 
     Args:
         over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
-            included; the weights then multiply the gradients of the heads as well. The paper and its authors' code have
-            the shared ones.
+            included; the weights then multiply the gradients of the heads as well. The paper and its authors' code use
+            `shared`.
 
     Raises:
         ValueError: If `over` is neither `shared` nor `all`.

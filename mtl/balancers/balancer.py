@@ -42,8 +42,8 @@ class Balancer:
             step and valid until `after` returns. None means all tasks.
         learned: Numbers that are learned together with the model, for methods that have such numbers. The model's
             optimizer may train them, see `parameters`.
-        kept: The names of the attributes to save in checkpoints: numbers, tensors, nested containers of these,
-            generators, and objects that have a `state_dict`.
+        kept: The names of the attributes to save in checkpoints: numbers, tensors, nested containers of numbers
+            and tensors, generators, and objects that have a `state_dict`.
     """
 
     needs: ClassVar[str] = "gramian"
@@ -198,5 +198,5 @@ def inverse(losses: Tensor) -> Tensor:
 
 
 def generator(seed: int, device: torch.device | None = None) -> torch.Generator:
-    """Creates a random generator for a balancer, whose draws don't affect those of the model, such as dropout."""
+    """Creates a random generator for a balancer, which doesn't affect the model's random numbers, such as dropout."""
     return torch.Generator(device or "cpu").manual_seed(seed)

@@ -26,8 +26,8 @@ class CAGrad(Balancer):
             approaches that of MGDA.
         rescale: Whether to divide the weights by 1 + c².
         over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
-            included; the weights then multiply the gradients of the heads as well. The paper and its authors' code have
-            the shared ones.
+            included; the weights then multiply the gradients of the heads as well. The paper and its authors' code use
+            `shared`.
 
     Raises:
         ValueError: If `c` is negative, or if `over` is neither `shared` nor `all`.

@@ -17,7 +17,7 @@ class ConflictFree(Balancer):
     Args:
         over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
             included; the weights then multiply the gradients of the heads as well. The paper and its authors' package
-            take all parameters of a network; their code for multi-task learning takes the shared ones.
+            use all parameters of a network; their code for multi-task learning uses `shared`.
 
     Raises:
         ValueError: If `over` is neither `shared` nor `all`.

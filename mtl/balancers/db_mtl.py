@@ -13,7 +13,7 @@ class DBMTL(Balancer):
 
     g_t is the gradient of log L_t; ĝ ← g + β_k(ĝ − g), where β_k = β/k^σ in the k-th step in which the task is present;
     d = Σ p_t (max‖ĝ‖/‖ĝ_t‖) ĝ_t, where p are the task weights. Heads get the gradient of log L_t. The averages start at
-    zero and take as much memory as the gradients. Needs the rows.
+    zero and take as much memory as the gradients. Needs the gradient of each task (the rows).
 
     Args:
         beta: β, in [0, 1); at 0 nothing is averaged.

@@ -48,7 +48,7 @@ class DWA(Balancer):
         self.count = self.put(self.count, self.of_present(self.count) + 1)
 
     def epoch_end(self) -> None:
-        """Stores the mean losses of the epoch; those of a task that was absent from it don't change."""
+        """Stores the mean losses of the epoch; the mean of a task that was absent from the epoch doesn't change."""
         if self.total is not None and self.count is not None:
             before, last = (self.begun(mean, self.total) for mean in self.means or (None, None))
             seen = self.count > 0

@@ -10,10 +10,10 @@ class ExcessMTL(Balancer):
     """Weights that grow with each task's excess risk, which is estimated from its gradients.
 
     e_t = g_tᵀ diag(Σ_steps g_t²)^(−½) g_t, divided by its value in the first step in which it isn't zero;
-    w ← w·exp(η e); d = Σ w_t g_t. The weights of a step have the sum P, the number of present tasks. The stored weights
-    of the present tasks preserve their previous sum, so that the sum over all tasks doesn't change. The weights
-    multiply the losses, so they apply to the heads as well. Needs the rows; the sums of squares take as much memory as
-    the gradients do in float64.
+    w ← w·exp(η e); d = Σ w_t g_t. The weights of a step sum to P, the number of present tasks; before they are
+    stored, they are scaled back to their previous sum, so that the sum over all tasks doesn't change. The weights
+    multiply the losses, so they apply to the heads as well. Needs the gradient of each task (the rows); the sums of
+    squares take as much memory as the gradients do in float64.
 
     Args:
         eta: The step size η, above 0.

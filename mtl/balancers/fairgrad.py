@@ -26,7 +26,7 @@ class FairGrad(Balancer):
         scope: What the weights multiply: the gradients over the `shared` parameters, as in the paper and its authors'
             code, or `all` of a task's gradient, heads included, as in LibMTL.
         over: The parameters over which the inner products of gradients are computed: the `shared` ones or, with a scope
-            of `all`, `all` of them, heads included. The paper and its authors' code have the shared ones.
+            of `all`, `all` of them, heads included. The paper and its authors' code use `shared`.
 
     Raises:
         ValueError: If `alpha` is not above 0, or if `scope` or `over` is invalid.
@@ -55,8 +55,9 @@ class FairGrad(Balancer):
 def solve(gramian: Tensor, alpha: float, preferences: Tensor) -> Tensor:
     """Returns the w with Mw = (p/w)^(1/α), (T,); 0 for a task whose gradient or preference is zero.
 
-    Newton's method solves the problem for α = 1, then for values that approach the requested α, each from the solution
-    before: from a distant start it may cycle if the norms of the gradients are very different.
+    Newton's method solves the problem for α = 1, then for values that approach the requested α, each time starting from
+    the previous solution, because Newton's method may cycle if it starts far from the solution and the norms of the
+    gradients are very different.
 
     Args:
         gramian: M, (T, T).
@@ -86,9 +87,17 @@ def solve(gramian: Tensor, alpha: float, preferences: Tensor) -> Tensor:
 
 
 def _scaled(matrix: Tensor, wanted: Tensor, power: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the scaled problem Av = v^(−power) with w_t = v_t·m_t, as m, A and r.
+    """Rescales the weights, so that the solution for a diagonal matrix is 1, whatever the scale of the gradients.
 
-    If the matrix is diagonal, the solution is v = 1 at any scale of the gradients. diag(r)·A is symmetric.
+    With w_t = v_t·m_t, the equation Mw = (p/w)^power becomes Av = v^(−power).
+
+    Args:
+        matrix: M, (T, T).
+        wanted: p, (T,).
+        power: 1/α.
+
+    Returns:
+        m, (T,); A, (T, T); and r, (T,), with which diag(r)·A is symmetric.
     """
     target = wanted**power
     m = (target / matrix.diagonal()) ** (1 / (1 + power))

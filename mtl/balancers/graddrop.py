@@ -10,7 +10,8 @@ class GradDrop(Balancer):
     """The sum of the gradients in which each element includes either only the positive or only the negative values.
 
     P = ½(1 + Σg/Σ|g|) and U ~ U(0, 1) for each element: positive values are included where P > U, negative values where
-    P < U. The paper also has a form for activations; this is the form for parameters. Needs the rows.
+    P < U. The paper also has a form for activations; this is the form for parameters. Needs the gradient of each task
+    (the rows).
 
     Args:
         seed: The seed of the random numbers.

@@ -33,8 +33,8 @@ class GradNorm(Balancer):
         scope: What the weights multiply: `all` of a task's gradient, heads included, as in the paper, or the gradients
             over the `shared` parameters.
         over: The parameters over which the norms of gradients are computed: the `shared` ones or, with a scope of
-            `all`, `all` of them, heads included. The paper has shared ones: those of the last shared layer, to save
-            time.
+            `all`, `all` of them, heads included. The paper uses the shared parameters of the last shared layer, to
+            save time.
         init: The initial value of w/p, above 0, one for all tasks or one for each of them; 1 in the paper and LibMTL. w
             preserves its initial sum.
         optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer updates w/p together with the model, with its

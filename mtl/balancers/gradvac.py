@@ -12,7 +12,7 @@ VANISHED = 1e-6  # a combination shorter than this, relative to the norms of its
 
 
 class GradVac(Balancer):
-    """Weights for the sum of the gradients, each turned towards gradients whose cosine with it is below a target.
+    """Weights equivalent to summing the gradients after turning each towards gradients whose cosine with it is too low.
 
     The target φ̂_ij of two tasks is an exponential moving average of their cosine. Each g_i is compared with every other
     original g_j in random order. If their cosine φ is below φ̂, ‖g_i‖(φ̂√(1−φ²) − φ√(1−φ̂²)) / (‖g_j‖√(1−φ̂²)) g_j is
@@ -28,7 +28,7 @@ class GradVac(Balancer):
         seed: The seed of the random order.
         over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
             included; the weights then multiply the gradients of the heads as well. In the paper all parameters are
-            shared; LibMTL has the shared ones.
+            shared; LibMTL uses `shared`.
 
     Raises:
         ValueError: If `beta` is not in [0, 1], or if `over` is neither `shared` nor `all`.

@@ -21,7 +21,7 @@ class IMTLG(Balancer):
             task's gradient, heads included, as in nash-mtl, where they multiply the losses. A weight may be negative;
             with `all`, the head then maximises its loss.
         over: The parameters over which the inner products of gradients are computed: the `shared` ones or, with a scope
-            of `all`, `all` of them, heads included. The paper has the shared ones.
+            of `all`, `all` of them, heads included. The paper uses `shared`.
 
     Raises:
         ValueError: If `scope` or `over` is invalid.

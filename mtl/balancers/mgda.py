@@ -23,7 +23,7 @@ class MGDA(Balancer):
         scope: What the weights multiply: the gradients over the `shared` parameters, as in the paper's algorithm, or
             `all` of a task's gradient, heads included, as in the authors' code, where they multiply the losses.
         over: The parameters over which the inner products of gradients are computed: the `shared` ones or, with a scope
-            of `all`, `all` of them, heads included. The paper and its authors' code have the shared ones.
+            of `all`, `all` of them, heads included. The paper and its authors' code use `shared`.
 
     Raises:
         ValueError: If an argument is none of these values.

@@ -15,7 +15,8 @@ class MoCo(Balancer):
     y_t ← y_t − β_k(y_t − g_t); λ ← Π(λ − γ_k(YYᵀ + ρI)λ), where Π is the projection onto the simplex; d = Yᵀλ.
     β_k = β/√k in the k-th step in which the task is present; γ_k = γ/√k with the largest k of the present tasks. The
     averages start at zero and take as much memory as the gradients. In a step, the λ of the present tasks are scaled to
-    the sum 1; the stored λ preserve their previous sum, so that the sum over all tasks remains 1. Needs the rows.
+    sum to 1; before they are stored, they are scaled back to their previous sum, so that the λ of all tasks still sum
+    to 1. Needs the gradient of each task (the rows).
 
     LibMTL's method of this name is different: before the averaging it scales each gradient so that its norm is the
     task's loss, and it has a softmax instead of the projection.

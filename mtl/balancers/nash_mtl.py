@@ -25,7 +25,7 @@ class NashMTL(Balancer):
             heads included, as in the authors' code, where they multiply the losses. The paper has only shared
             parameters.
         over: The parameters over which the inner products of gradients are computed: the `shared` ones or, with a scope
-            of `all`, `all` of them, heads included. The paper and its authors' code have the shared ones.
+            of `all`, `all` of them, heads included. The paper and its authors' code use `shared`.
 
     Raises:
         ValueError: If `max_norm` is not above 0, or if `scope` or `over` is invalid.

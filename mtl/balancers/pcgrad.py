@@ -8,7 +8,7 @@ from mtl.balancers.balancer import Balancer, generator, parameters_of
 
 
 class PCGrad(Balancer):
-    """Weights for the sum of the gradients without their components along conflicting gradients.
+    """Weights equivalent to summing the gradients after their components along conflicting gradients are removed.
 
     Each g_i is compared with every other original g_j in random order; if g_i·g_j < 0, then (g_i·g_j / ‖g_j‖²) g_j is
     subtracted from g_i. Needs the Gramian, with which the coefficients of the gradients are computed.
@@ -16,8 +16,8 @@ class PCGrad(Balancer):
     Args:
         seed: The seed of the random order.
         over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
-            included; the weights then multiply the gradients of the heads as well. The paper's authors' code has all
-            parameters, as has Tseng's in PyTorch; nash-mtl and LibMTL have the shared ones.
+            included; the weights then multiply the gradients of the heads as well. The paper's authors' code and
+            Tseng's code in PyTorch use `all`; nash-mtl and LibMTL use `shared`.
 
     Raises:
         ValueError: If `over` is neither `shared` nor `all`.

@@ -19,8 +19,8 @@ class SDMGrad(Balancer):
     Args:
         lam: λ, at least 0; the larger, the nearer is d to ḡ.
         over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
-            included; the weights then multiply the gradients of the heads as well. The paper and its authors' code have
-            the shared ones.
+            included; the weights then multiply the gradients of the heads as well. The paper and its authors' code use
+            `shared`.
 
     Raises:
         ValueError: If `lam` is negative, or if `over` is neither `shared` nor `all`.

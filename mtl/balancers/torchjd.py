@@ -17,7 +17,7 @@ class TorchJD(Balancer):
 
     An aggregator with a state stores it by the number of the row, or resets it when the number of rows changes.
     Therefore it needs the same tasks in all steps. The same holds for arguments with a number for each task. Needs the
-    rows.
+    gradient of each task (the rows).
 
     Args:
         aggregator: The name of a class in `torchjd.aggregation`.

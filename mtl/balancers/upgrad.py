@@ -9,14 +9,14 @@ from mtl.balancers.balancer import Balancer, parameters_of
 
 
 class UPGrad(Balancer):
-    """Weights for the mean of the projections of the gradients onto the dual cone {d: G d ≥ 0}.
+    """Weights equivalent to averaging the projections of the gradients onto the dual cone {d: G d ≥ 0}.
 
     The projections are computed exactly by an active-set method. Needs the Gramian.
 
     Args:
         over: The parameters over which the inner products of gradients are computed: the `shared` ones, or `all`, heads
             included; the weights then multiply the gradients of the heads as well. The paper is about all parameters of
-            one objective function; for multi-task learning its authors' package, TorchJD, has the shared ones.
+            one objective function; for multi-task learning its authors' package, TorchJD, uses `shared`.
 
     Raises:
         ValueError: If `over` is neither `shared` nor `all`.

@@ -17,7 +17,7 @@ class UW(Balancer):
 
     Args:
         lr: The learning rate of s, if it is learned by a separate Adam.
-        init: The initial value of s, one for all tasks or one for each of them; MTAN and LibMTL have −0.5, Kendall's
+        init: The initial value of s, one for all tasks or one for each of them; MTAN and LibMTL use −0.5, Kendall's
             notebook and nash-mtl 0.
         optimizer: `own`, Adam at `lr`, or `model`: the model's optimizer updates s together with the model, with its
             settings and schedule, as in MTAN, LibMTL and Kendall's notebook.

@@ -92,11 +92,11 @@ def leftovers(origin: Origin, chosen: Mapping[int, int]) -> list[str]:
 
 
 def unfit(target: Callable[..., Any], keys: Sequence[str], remaining: Mapping[str, Any]) -> list[str]:
-    """Returns the keys that don't fit the target: it doesn't accept them, or they are given by position already.
+    """Returns the keys that the callable doesn't accept, or that are given by position already.
 
     Args:
-        target: The callable.
-        keys: Keys that were set for another target.
+        target: The callable named by `_target_`.
+        keys: Keys that were set for another callable.
         remaining: The other keys of the node.
     """
     names = takes(target)
@@ -146,7 +146,7 @@ def unused(variables: Origin, typed: int, config: str) -> Iterator[str]:
 
 
 def _is_ours(path: tuple[str, ...], key: str) -> bool:
-    """Returns whether the key belongs to mtl and isn't an argument of the node's target."""
+    """Returns whether the key belongs to mtl and isn't an argument of the node's callable."""
     if key.startswith("_"):
         return key != "_args_"
     if path == ("optimizer", "then"):

@@ -198,14 +198,14 @@ def below(where: str, config_name: str) -> list[str]:
 
 
 def _possible(word: str, where: str, names: Sequence[str]) -> str:
-    """Returns the same as `suggest`, but the most similar name includes the place in the config."""
+    """Returns the same as `suggest`, but the most similar name is a whole config path."""
     near = get_close_matches(word, [name for name in names if name != word], n=1)
     hint = f"; did you mean '{where}{'.' if where else ''}{near[0]}'?" if near else ""
     return f"{hint} (possible{f' in {where}' if where else ''}: {', '.join(sorted(names)) or 'nothing'})"
 
 
 def _takes(where: str, target: Any, typed: Sequence[str]) -> tuple[list[str], bool]:
-    """Returns the arguments of the target that a config can set, and whether it also accepts arbitrary ones."""
+    """Returns the arguments of the callable that a config can set, and whether it also accepts arbitrary ones."""
     from mtl.config.targets import add_code_folders, find
 
     add_code_folders([os.getcwd(), *config_folders(typed)])

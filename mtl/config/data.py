@@ -22,7 +22,7 @@ def build_splits(config: Config) -> Data:
     """Builds the data and checks that samples have the fields which the model and the tasks use.
 
     Raises:
-        UserError: If a field is missing, or if the target doesn't return splits.
+        UserError: If a field is missing, or if the callable named by `_target_` doesn't return splits.
     """
     node = {key: value for key, value in config["data"].items() if key not in LOADER_KEYS}
     data = make(node, "data")
@@ -64,7 +64,7 @@ def _build_collate(config: Config) -> Callable[[list[Any]], Any] | None:
     """Builds the function that collates a list of samples into a batch; returns None for PyTorch's default.
 
     Raises:
-        UserError: If the target isn't callable.
+        UserError: If the object that `data.collate` describes isn't callable.
     """
     node = config["data"].get("collate")
     collate = make(node, "data.collate")

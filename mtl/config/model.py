@@ -38,16 +38,16 @@ def build_trunk(node: Mapping[str, Any]) -> nn.Module:
     """Builds the trunk that the node describes; builds one instance if the node is partial.
 
     Raises:
-        UserError: If the target doesn't return a module.
+        UserError: If the callable named by `_target_` doesn't return a module.
     """
     return build_module({key: value for key, value in node.items() if key != "_partial_"}, "model.trunk")
 
 
 def build_module(node: Any, where: str) -> nn.Module:
-    """Builds the module that the node at this place in the config describes.
+    """Builds the module that the config node at the path `where` describes.
 
     Raises:
-        UserError: If the target doesn't return a module.
+        UserError: If the callable named by `_target_` doesn't return a module.
     """
     module = make(node, where)
     if not isinstance(module, nn.Module):

@@ -67,7 +67,7 @@ def _without_loading(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tables(node: Any, where: str, facts: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yields place, node and facts of the data, or of each source if there are several."""
+    """Yields config path, node and facts of the data, or of each source if there are several."""
     if find(node["_target_"], where) is not Sources:
         yield where, node, facts
         return
@@ -77,7 +77,7 @@ def _tables(node: Any, where: str, facts: Any) -> Iterator[tuple[str, Any, Any]]
 
 
 def _at(config: Config, where: str) -> Any:
-    """Returns the value at this place of the config, or None if there is none."""
+    """Returns the config value at the path `where`, or None if there is none."""
     node: Any = config
     for key in where.split("."):
         node = node.get(key) if isinstance(node, Mapping) else None

@@ -10,7 +10,7 @@ from mtl.config.data import Config
 from mtl.config.targets import make
 from mtl.errors import UserError
 
-BY_STEP = ("OneCycleLR", "CyclicLR")  # PyTorch documents that these are stepped once per batch
+BY_STEP = ("OneCycleLR", "CyclicLR")  # PyTorch documents that these schedulers are stepped once per batch
 TOTALS = ("total_steps", "total_epochs")
 
 
@@ -61,7 +61,7 @@ def build_scheduler(config: Config, optimizer: Optimizer, total_steps: int) -> L
         total_steps: The number of optimizer steps in the schedule.
 
     Raises:
-        UserError: If the target isn't a PyTorch scheduler.
+        UserError: If the object that the config describes isn't a PyTorch scheduler.
     """
     node = config["scheduler"]
     if node is None:

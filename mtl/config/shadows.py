@@ -12,7 +12,7 @@ def shadowed(parts: Sequence[str], *, defining: bool) -> str:
     """Returns the end of an error message if a user's file is shadowed by another module of the same name.
 
     Args:
-        parts: The parts of the target's dotted name.
+        parts: The parts of the dotted name in `_target_`.
         defining: Whether to consider only files that define the name and only modules that aren't the user's.
     """
     top, inner = parts[0], parts[1]

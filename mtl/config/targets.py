@@ -30,7 +30,7 @@ def make(node: Any, where: str, /, *args: Any, **kwargs: Any) -> Any:
 
     Args:
         node: Plain dicts, lists and values.
-        where: The node's place in the config, for error messages.
+        where: The node's path in the config, such as `model.trunk`, for error messages.
         args, kwargs: Further arguments of the call.
 
     Raises:
@@ -57,11 +57,11 @@ class Absent(UserError):
 
 
 class Unfit(UserError):
-    """Raised if the arguments in a config don't fit the target.
+    """Raised if the arguments in a config don't fit the callable named by `_target_`.
 
     Args:
         message: The error message.
-        where: The node's place in the config.
+        where: The node's path in the config.
     """
 
     def __init__(self, message: str, where: str = "") -> None:
@@ -109,10 +109,10 @@ def find(name: Any, where: str) -> Callable[..., Any]:
 
 
 def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwargs: Any) -> Any:
-    """Calls the target with the arguments.
+    """Calls the callable named by `_target_` with the arguments.
 
     Raises:
-        UserError: If the target doesn't accept the arguments, or if the call fails.
+        UserError: If the callable doesn't accept the arguments, or if the call fails.
     """
     try:
         signature = inspect.signature(target)
@@ -140,9 +140,9 @@ def call(target: Callable[..., Any], name: str, where: str, /, *args: Any, **kwa
 
 
 def takes(target: Callable[..., Any]) -> list[str] | None:
-    """Returns the names of the arguments that the target accepts, in order; None if it accepts arbitrary ones.
+    """Returns the names of the arguments that the callable accepts, in order; None if it accepts arbitrary ones.
 
-    Classes of torch and torchmetrics pass unnamed arguments to their base classes, so that these are inspected too.
+    Classes of torch and torchmetrics pass unnamed arguments to their base classes, which are therefore inspected too.
     """
     try:
         parameters = inspect.signature(target).parameters.values()

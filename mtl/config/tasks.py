@@ -79,7 +79,7 @@ def _trunk_width(config: Config) -> int:
 
 
 def _own_parts(node: Config, where: str) -> dict[str, Any]:
-    """Returns those of head, loss, target and objective that the task sets."""
+    """Returns which of head, loss, target and objective the task sets."""
     parts: dict[str, Any] = {}
     if node.get("head"):
         parts["head"] = build_module(node["head"], f"{where}.head")

@@ -61,7 +61,7 @@ def read(path: Any, wanted: Mapping[str, Sequence[str]]) -> Part:
         raise UserError(f'data: {error.name} is needed to read {file}: pip install "mtl-train[table]"') from error
     except pandas.errors.EmptyDataError:
         raise UserError(f"data: {Path(path).resolve()} is empty") from None
-    except (ValueError, OSError) as error:  # the errors of pandas and pyarrow are subclasses of these
+    except (ValueError, OSError) as error:  # the errors of pandas and pyarrow are subclasses of these two
         raise UserError(f"data: {Path(path).resolve()} can't be read: {first_line(error)}") from error
     present = list(frame.columns)
     for key, names in wanted.items():
@@ -147,7 +147,7 @@ def written_otherwise(vocabulary: Sequence[str]) -> str | None:
     """Returns an example of a number that can't be parsed, such as `12%`, `1,5` or `$1`, if all texts look like one.
 
     All texts must have the same suffix after the digits (apart from a plural s), or each must have a unit; otherwise
-    the texts are taken for names, and the result is None. Placeholders for empty cells are ignored.
+    the texts are treated as names, and the result is None. Placeholders for empty cells are ignored.
     """
     texts = [text for text in vocabulary if text.lower() not in PLACEHOLDERS]
     matches = [NUMBER.fullmatch(text) for text in texts]

@@ -122,7 +122,7 @@ class Transform:
     Args:
         size: The height and width of the result, as one number or two; pictures of another shape are stretched.
         mean, std: The means and standard deviations of the three colours, for pixels in [0, 1].
-        augment: Whether a random crop of at least half the picture's area is taken and randomly mirrored.
+        augment: Whether a random crop of at least half the picture's area is used and randomly mirrored.
 
     Raises:
         UserError: If the size is invalid, or if there aren't three means and three positive standard deviations.

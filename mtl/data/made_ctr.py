@@ -1,4 +1,4 @@
-"""A synthetic click log: users see items, click on some of them, and buy some of these. All chances are known."""
+"""A synthetic click log: users see items, click on some, and buy some of the clicked items. All chances are known."""
 
 from collections.abc import Mapping
 

@@ -48,13 +48,13 @@ class Layer(ABC):
 
 @dataclass
 class Product(Layer):
-    """A linear layer or a convolution.
+    """One use of a linear layer or a convolution in the graph, with its inputs.
 
     Args:
         edge, parameters: See `Layer`; the second parameter, if there is one, is the bias.
         inputs: The inputs, of shape (N, d_in), or (N, C, *) for a convolution.
         window: Kernel size, dilation, padding and stride of a convolution; None for a linear layer.
-        flipped: Whether the weight has shape (d_in, d_out).
+        flipped: Whether the weight has shape (d_in, d_out) instead of (d_out, d_in).
     """
 
     edge: GradientEdge

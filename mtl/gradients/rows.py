@@ -71,7 +71,8 @@ class Rows:
         whole: With several processes, whether each of them needs the whole rows; otherwise it keeps slices of these.
 
     Attributes:
-        shares: The share of the current micro-batch in each task's loss, by task name; 1 for tasks that are missing.
+        shares: The share of the current micro-batch in each task's loss, by task name. Tasks without an entry have the
+            share 1.
     """
 
     def __init__(
@@ -303,7 +304,7 @@ class Rows:
 
 
 def _gradients_at(outputs: list[Tensor], gradients: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Returns pairs of a leaf that `outputs` reach and the gradient of the leaf."""
+    """Returns a list of pairs (leaf, gradient) for all leaf tensors on which `outputs` depend."""
     reached = leaves(outputs)
     if not reached:
         return []

@@ -20,7 +20,7 @@ from mtl.graphs.watched import Phase, Watcher
 
 @dataclass(frozen=True)
 class Event:
-    """The saved memory at the end of a phase.
+    """The memory held for the backward pass at the end of a phase.
 
     Attributes:
         phase: The phase.
@@ -61,7 +61,7 @@ class Life(Watcher):
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Counts what autograd saves within the block."""
+        """Counts the bytes that autograd saves for the backward pass within the block."""
         with torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack):
             yield
 

@@ -58,10 +58,10 @@ def of_task(task: str, loss: Tensor, named: Mapping[str, Tensor]) -> "Digraph":
 
 
 def of_all(walk: Walk) -> "Digraph":
-    """Returns a picture of the graphs of all tasks, coloured by the tasks that reach each node.
+    """Returns a picture of the autograd graphs of all tasks, merged into one.
 
-    Operations in a chain without branches share a box. Operations between a parameter and the operation that uses it
-    are left out if they only change layout or type.
+    A node is coloured by the tasks that reach it. Operations in a chain without branches share a box. Operations
+    between a parameter and the operation that uses it are left out if they only change layout or type.
     """
     from graphviz import Digraph
 

@@ -12,7 +12,7 @@ EXPLAINED = 12  # the most colours in the legend
 
 
 def plot(lives: Mapping[str, Life], path: Path) -> list[Path]:
-    """Plots the saved bytes over a step, one panel per kind of passes, as SVG and PNG."""
+    """Plots the bytes held for the backward pass over a step, one panel per kind of passes, as SVG and PNG."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 

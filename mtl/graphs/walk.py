@@ -72,7 +72,8 @@ class Visit:
     Attributes:
         called: Whether the module was called.
         walked: Whether a graph goes through the module, because an output requires gradients.
-        saved: The number of bytes saved within the module, without parameters, buffers and the batch.
+        saved: The number of bytes saved within the module for the backward pass, without parameters, buffers and the
+            batch.
     """
 
     called: bool = False
@@ -248,13 +249,13 @@ class Walk(Watcher):
         return Visit()
 
     def saved_nothing(self) -> list[str]:
-        """Returns the outermost modules that were called and saved nothing."""
+        """Returns the outermost modules that were called and saved nothing for the backward pass."""
         nothing = {name for name, visit in self.modules.items() if visit.called and not visit.saved}
         return [name for name in self.modules if name in nothing and not nothing & set(_around(name))]
 
 
 def _around(name: str) -> list[str]:
-    """Returns the modules that contain the named item, the outermost first."""
+    """Returns the modules that contain the parameter or module with this name, the outermost first."""
     parts = name.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts))]
 

@@ -49,7 +49,7 @@ class EventFile:
         self._file.hold(record.getvalue())
 
     def add_summary(self, summary: Any, global_step: int | None = None, walltime: float | None = None) -> None:
-        """Adds a summary as an event."""
+        """Adds a summary to the TensorBoard event file; the next `flush` writes it."""
         from tensorboard.compat.proto.event_pb2 import Event
 
         self.add_event(Event(summary=summary), global_step, walltime)

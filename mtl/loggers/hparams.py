@@ -11,7 +11,7 @@ def beginning(options: Mapping[str, Value], swept: Collection[str], finals: Sequ
 
     Args:
         options: The options of the run, by name.
-        swept: The names of options that differ between runs; TensorBoard shows these first.
+        swept: The names of options that differ between runs, which TensorBoard shows first.
         finals: The tags of the metrics by which runs are compared.
     """
     from tensorboard.plugins.hparams.api_pb2 import (

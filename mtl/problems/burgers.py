@@ -72,7 +72,9 @@ def initial(model: "MultiTaskModel", batch: Batch) -> Tensor:
 
 
 def interior_points(*, num_samples: int = 1_000_000, num_times: int = 101, num_places: int = 256) -> Splits:
-    """Returns points in the whole domain, a grid with the exact u for validation, and a grid between it for testing.
+    """Returns random points in the whole domain for training, and grids with the exact u for validation and testing.
+
+    The points of the test grid lie between those of the validation grid.
 
     Args:
         num_samples: The number of points in an epoch, unless `data.epoch` sets the number of steps.
@@ -86,12 +88,20 @@ def interior_points(*, num_samples: int = 1_000_000, num_times: int = 101, num_p
 
 
 def boundary_points(*, num_samples: int = 1_000_000) -> Splits:
-    """Returns points at x = −1 and x = 1."""
+    """Returns random points on the boundary, x = −1 and x = 1, at random times, for training.
+
+    Args:
+        num_samples: The number of points in an epoch, unless `data.epoch` sets the number of steps.
+    """
     return Splits(Drawn(_at_the_ends, num_samples=num_samples), name="points drawn at the boundary")
 
 
 def initial_points(*, num_samples: int = 1_000_000) -> Splits:
-    """Returns points at t = 0."""
+    """Returns random points at the initial time, t = 0, for training.
+
+    Args:
+        num_samples: The number of points in an epoch, unless `data.epoch` sets the number of steps.
+    """
     return Splits(Drawn(_at_the_start, num_samples=num_samples), name="points drawn at the start")
 
 

@@ -256,7 +256,7 @@ def _baselines(comparison: Comparison) -> Iterator[str]:
 
 
 def _unsteady(comparison: Comparison) -> Iterator[str]:
-    """Yields a caveat if single-task metrics differ much between seeds, because Δm divides by these."""
+    """Yields a caveat if single-task metrics differ much between seeds, because Δm divides by them."""
     for figure in comparison.mains:
         for single in comparison.section.singles.get(figure.task, []):
             values = single.values(comparison.split, figure.task, figure.name).values()

@@ -103,7 +103,7 @@ class Comparison:
         return estimate(list(method.values(self.split, figure.task, figure.name).values()))
 
     def alone(self, figure: Figure) -> Estimate | None:
-        """Returns the mean of the metric over the task's single-task runs, if these share one setting."""
+        """Returns the mean of the metric over the task's single-task runs, if all of them have the same settings."""
         singles = self.section.singles.get(figure.task, [])
         return self.estimate(singles[0], figure) if len(singles) == 1 else None
 
@@ -257,8 +257,9 @@ def _choose(methods: Sequence[Method]) -> Choice:
     """Ranks the methods by the monitored values on validation over common seeds, if this is a fair comparison.
 
     Methods with another monitor than the majority aren't ranked. The seeds are those that a majority of the remaining
-    methods has, and methods without all of these aren't ranked either; otherwise a few failed runs, each with another
-    seed, would leave no common seed. If fewer than two methods remain, the seeds are those that all methods have.
+    methods has, and methods without all of these seeds aren't ranked either; otherwise a few failed runs, each with
+    another seed, would leave no common seed. If fewer than two methods remain, the seeds are those that all methods
+    have.
     """
 
     def none(why: str) -> Choice:

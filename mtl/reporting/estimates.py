@@ -44,7 +44,7 @@ class Difference:
     """The difference between two methods over common seeds.
 
     Args:
-        estimate: The estimate of the difference; None without common seeds.
+        estimate: The estimate of the difference; None if there are no common seeds.
         p: The two-sided p-value of the paired t-test; None if there is none.
         why: Why there is no p-value; empty if there is one.
     """
@@ -63,7 +63,7 @@ def quantile(freedom: float) -> float:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Returns the mean with Student's t interval; None without values. A single value has no interval."""
+    """Returns the mean with Student's t interval; None if there are no values. A single value has no interval."""
     if not values:
         return None
     n = len(values)

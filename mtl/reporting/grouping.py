@@ -64,10 +64,11 @@ class Section:
     singles: dict[str, list[Method]]
 
     def baseline(self, method: Method, task: str) -> tuple[Method | None, list[str]]:
-        """Returns the single-task runs with which a method's task is compared, and the keys in which settings differ.
+        """Returns the single-task runs with which a method's task is compared, and the config keys that differ.
 
-        These are the runs that have the method's own settings. If there are none, and all single-task runs of the task
-        have one setting, these are taken; otherwise the result is None.
+        The single-task runs with the method's own settings are returned. If there are none, and all single-task runs of
+        the task have the same settings, those runs are returned, with the config keys whose values differ from the
+        method's; otherwise the result is None, without keys.
         """
         singles = self.singles.get(task, [])
         own = _alone(method.settings, task)

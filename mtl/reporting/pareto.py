@@ -80,7 +80,7 @@ class Pair:
 
     @cached_property
     def volume_over_seeds(self) -> Estimate | None:
-        """The mean hypervolume of the common seeds' fronts, for one reference point; None without common seeds."""
+        """The mean hypervolume of the common seeds' fronts, for one reference point; None if there are none."""
         volumes = []
         for seed in self.comparison.common_seeds:
             pairs = [

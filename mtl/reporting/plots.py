@@ -179,7 +179,8 @@ class Plots:
     ) -> Picture | None:
         """Plots curves with bands, one panel per title and tag; returns None if nothing was logged.
 
-        The third item of a panel is whether a logarithmic scale is allowed; None draws a line at zero instead.
+        Each panel is a tuple (title, tag, log); `log` is True if a logarithmic scale is allowed, and None if a line is
+        drawn at zero instead.
         """
         if not panels:
             return None

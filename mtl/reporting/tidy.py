@@ -32,7 +32,7 @@ def write(path: Path, comparisons: Sequence[Comparison]) -> None:
 
 
 def _cell(value: str | float | int | None) -> str | float | int | None:
-    """Returns the value, with an apostrophe before anything in a text that spreadsheets would take for a formula."""
+    """Returns the value, with an apostrophe before anything in a text that spreadsheets would read as a formula."""
     if not isinstance(value, str):
         return value
     return FORMULA.sub(r"\1'", plain(value))

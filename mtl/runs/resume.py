@@ -159,7 +159,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def newest_unfinished(folder: Path, ours: dict[str, Any]) -> Path | None:
-    """Returns the newest run in the folder that has this config, isn't finished, and isn't in use; None without one.
+    """Returns the folder's newest run that has this config, isn't finished, and isn't in use; None if there is none.
 
     A run that can't be read is skipped with a warning, because it may come from somebody else.
     """

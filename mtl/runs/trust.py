@@ -202,7 +202,7 @@ def _walked(
 
     Args:
         target: A dotted name.
-        where: The place of the name in the config.
+        where: The path of the name in the config.
         imports: Returns whether the module with this name and file may be imported.
         passes: Returns whether attributes of this module or class may be used.
 
@@ -278,7 +278,7 @@ def _home(value: Any) -> str:
 
 
 def _calls(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Yields all nodes with a `_target_`, with their places."""
+    """Yields the path and the node of each node with a `_target_`."""
     if isinstance(node, Mapping) and "_target_" in node:
         yield where or "config", node
     for key, value in _children(node):

@@ -20,7 +20,7 @@ def plain_types(value: Any, where: str = "state") -> Any:
 
     Args:
         value: The value that was read.
-        where: The place of the value, for error messages.
+        where: The path of the value, for error messages.
 
     Raises:
         UserError: If a value has another type.

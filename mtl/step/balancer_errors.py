@@ -13,7 +13,8 @@ def set_preference(balancer: Balancer, needs: str, names: Sequence[str], task_we
 
     Args:
         balancer: The balancer.
-        needs: What the balancer needs; `nothing` for fixed weights, which multiply the task weights.
+        needs: The quantity that the balancer requires, see `Balancer.needs`. A balancer with `nothing` has fixed
+            weights, which are multiplied by the task weights.
         names: The names of the tasks.
         task_weights: The weights that the user gave to the tasks, in the same order.
 

@@ -77,9 +77,10 @@ def ways_out(task: Task) -> str:
 
 
 def _is_mean(task: Task, prediction: Any, batch: Batch, total: int) -> bool:
-    """Tests whether a loss is a mean over what it counts on one batch of `total` samples.
+    """Tests on one batch of `total` samples whether a loss is the mean over the items it counts.
 
-    Samples with smaller losses come first, so that the two halves have clearly different losses.
+    The loss is compared with the mean of the losses of two parts of the samples, first of two halves. The samples are
+    sorted by their losses, so that these halves have clearly different losses.
 
     Returns:
         Whether there were enough labels for the test.
@@ -174,8 +175,9 @@ def check_objective(model: MultiTaskModel, task: Task, batches: list[Batch], *, 
         model: The model.
         task: The task whose objective is tested. An inconclusive test is accepted if the task has a `count`.
         batches: The batches.
-        again: Whether the objective has passed a test before. Then there is one comparison, with the model itself
-            instead of a float64 copy, and an inconclusive test is accepted.
+        again: Whether the objective has passed a test before. If true, only one comparison is made, of the loss
+            of all samples with the mean of two halves, with the model itself instead of a float64 copy; an inconclusive
+            test is accepted.
 
     Returns:
         Whether there were enough samples and a finite loss, so that the test could be made.

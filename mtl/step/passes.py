@@ -44,8 +44,9 @@ class Recorders:
 
     Attributes:
         measure: Computes the gradient of each task in additional backward passes, for measurements.
-        collect: Takes the gradient of each task out of `.grad` after the backward pass of that task. In `shared` passes
-            it is an `AtFeatures`.
+        collect: Takes the gradient of each task out of `.grad` after the backward pass of that task. In passes of
+            the kind `shared`, with one forward pass through the trunk for all tasks, this is an `AtFeatures`, which
+            records gradients at the features.
         reach: Records which parameters each task reaches.
     """
 

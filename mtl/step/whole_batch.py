@@ -1,4 +1,4 @@
-"""Losses of a whole batch that is divided into micro-batches, such as an RMSE, which is no mean over samples.
+"""Losses of a whole batch that is divided into micro-batches, such as an RMSE, which isn't a mean over samples.
 
 Forward passes without gradients give the predictions for all micro-batches. The loss and its gradient at the
 predictions are computed for all of them together. Then each micro-batch runs forward again, and backward from the slice

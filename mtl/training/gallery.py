@@ -27,7 +27,7 @@ COUNTED = 256  # the number of samples in a picture without input images
 
 
 class Gallery:
-    """Hook that sends pictures and histograms to the loggers after an epoch, for loggers that support these.
+    """Hook that sends pictures and histograms after an epoch to the loggers that support them.
 
     Args:
         loader: The loader of the samples whose predictions are shown; None for no predictions.
@@ -128,7 +128,7 @@ def predict(model: "MultiTaskModel", tasks: Sequence[Task], batch: Batch, autoca
 
 
 def image_of(model: "MultiTaskModel", batch: Batch) -> Tensor | None:
-    """Returns the first input of the model that has the shape of images, (N, 1 or 3, H, W); None without any."""
+    """Returns the first input of the model that has the shape of images, (N, 1 or 3, H, W); None if there is none."""
     inputs = (batch.get(name) for name in model.inputs)
     return next((x for x in inputs if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] in (1, 3)), None)
 

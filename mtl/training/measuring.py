@@ -25,7 +25,7 @@ class Measuring:
     def includes(self, number: int, *, anyway: bool) -> bool:
         """Returns whether the step with this number is measured; with `anyway`, it always is.
 
-        If the step is not taken, for instance because of an fp16 overflow, the next step is measured instead.
+        If the step is skipped, for instance because of an fp16 overflow, the next step is measured instead.
         """
         self._due |= number == 1 or number % self.every == 0 or anyway
         return self._due

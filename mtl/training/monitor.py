@@ -70,7 +70,7 @@ class Monitor:
         return f"({text}) / {len(self.factors)}" if len(self.factors) > 1 else text
 
     def __str__(self) -> str:
-        """Returns the names of the figures, with signs and scales, and the mode."""
+        """Returns the names of the metrics with their signs and scale factors, and the mode, `max` or `min`."""
         named = [
             f"{'-' * (factor < 0)}{name}" + (f" / {self._scales[name]:g}" if self._scales else "")
             for name, factor in self.factors.items()

@@ -26,13 +26,13 @@ def show(
 
     Args:
         task: The task.
-        prediction: Logits of classes (N, C) or (N, C, H, W), logits or probabilities of yes or no (N,) or (N, K),
+        prediction: Logits of classes (N, C) or (N, C, H, W), binary logits or their probabilities (N,) or (N, K),
             numbers (N,) or (N, K), maps (N, H, W) or (N, K, H, W), or images (N, 1 or 3, H, W). The meaning follows
             from the task, see `mtl.outputs`.
         batch: The batch with the target, class numbers or floats. Missing labels, see `mtl.labels`, are shown as
             unknown.
         image: The input images, (N, 1 or 3, H, W); None if the inputs aren't images.
-        names: The names of the classes, or of the labels that are yes or no.
+        names: The names of the classes, or of the binary labels.
 
     Returns:
         The picture; None if no kind of picture suits the prediction.
@@ -90,9 +90,9 @@ def _with_missing(task: Task, batch: Batch) -> Tensor:
 
 
 def _is_yes_or_no(task: Task, truth: Tensor) -> bool:
-    """Returns whether the labels are yes or no, by the meaning of the prediction.
+    """Returns whether the labels are binary, by the meaning of the prediction.
 
-    If the meaning isn't known, integer targets that are all 0 or 1 are labels of yes or no.
+    If the meaning isn't known, integer targets that are all 0 or 1 are binary labels.
     """
     if output_of(task) is not None and output_of(task) not in ("multilabel_logits", "probabilities"):
         return False
@@ -118,7 +118,7 @@ def _classes(predicted: Tensor, truth: Tensor, image: Tensor | None, names: Sequ
 
 
 def _labels(predicted: Tensor, truth: Tensor, image: Tensor | None, names: Sequence[str]) -> pictures.Picture:
-    """Draws (N, K) labels of yes or no: above each image those that are or were predicted as yes, mistakes first."""
+    """Draws (N, K) binary labels: above each image the labels that are or were predicted as 1, mistakes first."""
     if image is None:
         return pictures.yes_and_no(predicted.numpy(), truth.numpy(), names)
     words, right = [], []

@@ -108,7 +108,7 @@ class Readings:
         return self.weights | figures
 
     def cosines(self, since: int = 0) -> dict[tuple[str, str], list[float]]:
-        """Returns, by pair of tasks, the measured cosines in the epochs after `since`, without those that are NaN."""
+        """Returns, by pair of tasks, the measured cosines in the epochs after `since`, without NaN."""
         cosines: dict[tuple[str, str], list[float]] = {}
         for figures, epoch in zip(self.measured, self.measured_in, strict=True):
             for tag, value in figures.items() if epoch > since else ():

@@ -50,7 +50,7 @@ def try_one_sample(step: Step, train: Loader | Mix) -> None:
 
 
 def _sizes(step: Step, loader: Loader) -> Iterator[int]:
-    """Yields the numbers of samples in the first and the last batch, or in the micro-batches of these."""
+    """Yields the numbers of samples in the first and the last batch, or in the micro-batches of these batches."""
     micro = {"size": step.micro_batch_size, "count": step.num_micro_batches}
     for size in {loader.size_of(0), loader.size_of(len(loader) - 1)}:
         cut = bounds(size, **(loader.micro if loader.is_cut else micro)) if loader.is_cut or any(micro.values()) else []

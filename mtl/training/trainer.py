@@ -154,9 +154,9 @@ class Trainer:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """The mean time of a step, without the first one and those whose memory was measured; None without others.
+        """The mean time of a step in seconds, excluding the first step and steps whose memory was measured.
 
-        The first step is left out because it includes one-time initialisation.
+        None if no other steps exist. The first step is excluded because it includes one-time initialisation.
         """
         count = self.tried - 1 - self.costs.weighed
         return self.costs.seconds / count if count > 0 else None

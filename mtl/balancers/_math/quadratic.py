@@ -13,8 +13,8 @@ def minimise(matrix: Array, linear: Array, *, simplex: bool) -> Array:
 
     The variables are scaled so that A has a unit diagonal, since the rows of a Gramian may differ in size by any
     factor. The method is that of Lawson and Hanson for non-negative least squares: the variable with the most negative
-    gradient is added to the active variables, the problem is solved for the active variables, and those that would
-    become negative are removed.
+    gradient is added to the active variables, the problem is solved for the active variables, and variables that
+    would become negative are removed.
 
     Args:
         matrix: A, (n, n), symmetric positive semidefinite, with a diagonal above zero.
@@ -70,7 +70,9 @@ def _let_in(entering: int, inside: NDArray[np.bool_], x: Array, a: Array, b: Arr
     Args:
         entering: The index of the variable to add.
         inside: Whether each variable is active, (n,).
-        x, a, b, total: The current point and the scaled problem, see `minimise`.
+        x: The current point, (n,).
+        a, b, total: A, b and the coefficients of the constraint total·x = 1, see `minimise`, for variables that are
+            scaled so that A has a unit diagonal; total is zero if there is no constraint.
     """
     inside = inside.copy()
     inside[entering] = True
