@@ -116,6 +116,18 @@ def gather_slices(slices: Sequence[Tensor], likes: Sequence[Tensor]) -> list[Ten
     return results
 
 
+def gather_rows(rows: Tensor) -> Tensor:
+    """Joins the rows of the matrices of all processes, which may differ in their numbers of rows.
+
+    Args:
+        rows: A tensor of shape (n, d), where n may differ between the processes.
+    """
+    counts = [int(count) for count in torch.stack(_gathered(torch.tensor([len(rows)], device=rows.device))).flatten()]
+    padded = rows.new_zeros(max(counts), rows.shape[1])
+    padded[: len(rows)] = rows
+    return torch.cat([part[:count] for part, count in zip(_gathered(padded), counts, strict=True)])
+
+
 def broadcast_tensors(tensors: Sequence[Tensor]) -> None:
     """Replaces the values of each tensor with those of the process of rank 0."""
     if world_size() == 1:

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from mtl.balancers._math.gramian import gramian
 from mtl.distributed.collectives import sum_numbers, sum_over_processes, world_size
-from mtl.gradients.layerwise import Layer, find
-from mtl.gradients.rows import Rows, leaves, plus
+from mtl.gradients.gathered import choose, gather
+from mtl.gradients.layerwise import Layer, Product, find
+from mtl.gradients.leaves import leaves
+from mtl.gradients.rows import Rows, plus
 from mtl.gradients.sums import sum_gradients
 from mtl.snapshots import Buffers
 
@@ -154,8 +156,9 @@ class AtFeatures(Rows):
 
     def _through(self) -> None:
         """Runs each task's backward pass from the features to the parameters, unless that has been done."""
+        is_first = not self._is_through
         self._is_through = True
-        if not self._at:
+        if not self._at and not (is_first and self._gathers):
             return
         behind, at = self._behind(), self._at
         parameters = set(self._parameters.values())
@@ -163,7 +166,13 @@ class AtFeatures(Rows):
         if self._source == "layerwise" and all(reached == behind[0] for reached in behind):
             used = [f for f, *gradients in zip(self._features, *at.values(), strict=True) if _any(gradients)]
             of_heads = {parameter for row in self._gradients.values() for parameter in row}
-            layers = [layer for layer in find(used, len(at)) if parameters - of_heads >= set(layer.parameters)]
+            found = find(used, None if self._gathers else len(at))
+            layers = [layer for layer in found if parameters - of_heads >= set(layer.parameters)]
+        if self._gathers:
+            everything = list(self._parameters.values())
+            chosen = choose(layers, everything, len(self._gradients), is_empty=not at)
+            layers = [layer for layer in chosen if layer.edge is not None]
+            self._apart = {parameter for layer in chosen for parameter in layer.parameters}
         taken = {parameter for layer in layers for parameter in layer.parameters}
         deltas: list[list[Tensor | None]] = []
         buffers = Buffers(self._model) if len(at) > 1 else None
@@ -187,14 +196,31 @@ class AtFeatures(Rows):
                     row[parameter] = _laid_out(total, parameter, storages)
             row |= {parameter: parameter.new_empty(0) for parameter in taken}  # marks that the task reaches it
         self._at, self._features = {}, []
+        if self._gathers:
+            self._gather(chosen, dict(zip(at, deltas, strict=True)))
+            return
         for layer, of_tasks in zip(layers, zip(*deltas, strict=True), strict=True):
             some = next((delta for delta in of_tasks if delta is not None), None)
             if some is None:  # no gradient arrived at the layer's outputs
                 continue
             whole = [torch.zeros_like(some) if delta is None else delta for delta in of_tasks]
-            product = gramian([layer.compress(whole)]) / self._scale**2
-            self._of_layers = product if self._of_layers is None else self._of_layers + product
-            self._deltas.append((layer, whole))
+            self._note(layer, whole)
+
+    def _gather(self, layers: Sequence[Product], deltas: Mapping[str, Sequence[Tensor | None]]) -> None:
+        """Gathers layers from all processes; the gradients at the layers' outputs are given by task name."""
+        for number, layer in enumerate(layers):
+            self._note(*gather(layer, [deltas[task][number] if task in deltas else None for task in self._gradients]))
+
+    def _note(self, layer: Layer, deltas: list[Tensor]) -> None:
+        """Records a layer without rows, and the tasks' gradients at its outputs."""
+        product = gramian([layer.compress(deltas)]) / self._scale**2
+        self._of_layers = product if self._of_layers is None else self._of_layers + product
+        self._deltas.append((layer, deltas))
+
+    @property
+    def _gathers(self) -> bool:
+        """Whether layers are gathered from all processes."""
+        return self._source == "layerwise" and world_size() > 1
 
 
 def _any(gradients: Iterable[Tensor | None]) -> bool:

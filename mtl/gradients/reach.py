@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from mtl.distributed.collectives import any_process, world_size
-from mtl.gradients.rows import leaves
+from mtl.gradients.leaves import leaves
 
 
 class Reach:

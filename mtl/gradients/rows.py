@@ -10,41 +10,8 @@ from torch.nn.utils import get_total_norm
 from mtl.balancers._math.gramian import gramian
 from mtl.distributed.collectives import any_process, gather_slices, sum_over_processes, world_size
 from mtl.errors import UserError
-from mtl.gradients.compiled import check_reusable
+from mtl.gradients.leaves import leaves
 from mtl.gradients.sums import reached, sum_gradients, sum_rows
-
-
-def leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Returns the leaf tensors that would get a gradient in a backward pass from `tensors`.
-
-    Raises:
-        UserError: If re-entrant checkpointing hides a part of the graph, or if a compiled module allows only one
-            backward pass.
-    """
-    reached: dict[Tensor, None] = {}
-    stack = []
-    for tensor in tensors:
-        if tensor.grad_fn is not None:
-            stack.append(tensor.grad_fn)
-        elif tensor.requires_grad:
-            reached[tensor] = None
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
-        if hasattr(node, "variable"):
-            reached[node.variable] = None
-        elif node.name() == "CheckpointFunctionBackward":
-            raise UserError(
-                "re-entrant activation checkpointing hides the parameters behind it; "
-                "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
-            )
-        elif node.name() == "CompiledFunctionBackward":
-            check_reusable(node)
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                stack.append(following)
-    return list(reached)
 
 
 def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -82,6 +49,7 @@ class Rows:
         self._scale = scale
         self._whole = whole
         self._summed = False  # whether the rows are sums over all processes
+        self._apart: set[Tensor] = set()  # parameters whose gradients are not in the rows
         self.shares: dict[str, float] = {}
         self._gradients: dict[str, dict[Tensor, Tensor]] = {task: {} for task in tasks}
         self._gramian: Tensor | None = None  # the Gramian of the current rows, once it has been computed
@@ -131,7 +99,7 @@ class Rows:
     def _sum(self) -> None:
         """Sums the rows over all processes, unless that has been done."""
         if not self._summed and world_size() > 1:
-            sum_rows(self._gradients, list(self._parameters.values()), whole=self._whole)
+            sum_rows(self._gradients, list(self._parameters.values()), whole=self._whole, without=self._apart)
             self._summed = True
 
     @property

@@ -4,7 +4,7 @@ Each process has the gradients of its own share of the batch. Which parameters a
 processes, for instance if all labels of a task are in the share of one process.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,9 @@ def reached(rows: Sequence[Row], parameters: Sequence[Tensor]) -> list[list[bool
     return [flags[start * width : (start + 1) * width] for start in range(len(rows))]
 
 
-def sum_rows(rows: Mapping[str, Row], parameters: Sequence[Tensor], *, whole: bool) -> None:
+def sum_rows(
+    rows: Mapping[str, Row], parameters: Sequence[Tensor], *, whole: bool, without: Collection[Tensor] = ()
+) -> None:
     """Replaces the gradients in the rows with their sums over all processes.
 
     Args:
@@ -52,6 +54,7 @@ def sum_rows(rows: Mapping[str, Row], parameters: Sequence[Tensor], *, whole: bo
         parameters: All parameters, in the same order in all processes.
         whole: Whether each process gets the whole sums; otherwise it gets its slices of them, see
             `mtl.distributed.collectives.sum_slices`.
+        without: Parameters whose gradients are not summed. Rows that reach them have an empty tensor in their place.
 
     Raises:
         UserError: If a gradient is sparse.
@@ -61,7 +64,9 @@ def sum_rows(rows: Mapping[str, Row], parameters: Sequence[Tensor], *, whole: bo
     size = 0
     for row, of_task in zip(rows.values(), flags, strict=True):
         for parameter, is_reached in zip(parameters, of_task, strict=True):
-            if is_reached:
+            if is_reached and parameter in without:
+                row[parameter] = parameter.detach().new_empty(0)
+            elif is_reached:
                 waiting.append((row, parameter))
                 size += parameter.numel()
                 if size >= BUCKET:

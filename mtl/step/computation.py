@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.distributed.collectives import world_size
+from mtl.distributed.collectives import any_process, world_size
 from mtl.errors import NotFinite
 from mtl.gradients.at_features import AtFeatures
 from mtl.gradients.reach import Reach
@@ -17,7 +17,7 @@ from mtl.model import MultiTaskModel
 from mtl.snapshots import Snapshot, preserved_buffers, preserved_random_state
 from mtl.step.accumulation import accumulate
 from mtl.step.balancing import Balancing
-from mtl.step.gradient_source import source_in_micro_batches, source_in_processes
+from mtl.step.gradient_source import source_in_micro_batches
 from mtl.step.loss_checks import LossChecks
 from mtl.step.micro_batches import MicroBatches
 from mtl.step.passes import Passes, Recorders, Weigh, Weights
@@ -157,11 +157,9 @@ class Computation:
         whole = self._balancing.needs == "rows"
         if self.passes.kind != "shared":
             return Rows(self._parameters, micro_batches.names, scale=scale, whole=whole)
-        source, several = self._balancing.source, len(micro_batches.batches) > 1
+        source, (several,) = self._balancing.source, any_process([len(micro_batches.batches) > 1])
         if several:  # the batch may have come as a list of micro-batches
             source = source_in_micro_batches(self._balancing.settings)
-        elif world_size() > 1:
-            source = source_in_processes(self._balancing.settings)
         waits = not several and self._balancing.needs == "gramian"
         return AtFeatures(self._model, micro_batches.names, source=source, waits=waits, scale=scale, whole=whole)
 

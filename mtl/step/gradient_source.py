@@ -66,17 +66,3 @@ def source_in_micro_batches(gradients: Gradients) -> str:
             "micro-batches; take rows or auto"
         )
     return "rows"
-
-
-def source_in_processes(gradients: Gradients) -> str:
-    """Returns the source of the Gramian for a batch that is divided over several processes.
-
-    Raises:
-        UserError: If the settings name `layerwise`, which would miss the products between processes.
-    """
-    if gradients.source == "layerwise":
-        raise UserError(
-            "gradients.source: 'layerwise' needs the layers' inputs of the whole batch, which is divided over several "
-            "processes; take rows or auto"
-        )
-    return "representation" if gradients.source == "representation" else "rows"

@@ -29,7 +29,6 @@ def step_of(kind: str) -> str:
     """Takes a step that is refused, and returns the message."""
     torch.manual_seed(mtl.distributed.rank() if kind == "other values" else 0)
     trunk: nn.Module = nn.Linear(3, 4)
-    arguments: dict[str, Any] = {}
     if kind == "ddp trunk":
         trunk = DistributedDataParallel(trunk)
     if kind == "fsdp trunk":
@@ -43,8 +42,6 @@ def step_of(kind: str) -> str:
         tasks.reverse()
     if kind == "other parameters" and mtl.distributed.rank():
         model.trunk.bias.requires_grad_(False)
-    if kind == "layerwise":
-        arguments = {"balancer": mtl.balancers.MGDA(), "gradients": mtl.Gradients("layerwise")}
     wrapped: Any = DistributedDataParallel(model) if kind == "ddp model" else model
     if kind == "fsdp model":
         fully_shard(wrapped, mesh=init_device_mesh("cpu", (mtl.distributed.world_size(),)))
@@ -52,7 +49,7 @@ def step_of(kind: str) -> str:
     if kind == "sparse":
         data["x"] = torch.zeros(len(data["a"]), 2, dtype=torch.long)
     try:
-        mtl.Step(wrapped, tasks, torch.optim.SGD(model.parameters(), lr=0.1), **arguments)(data)
+        mtl.Step(wrapped, tasks, torch.optim.SGD(model.parameters(), lr=0.1))(data)
     except mtl.UserError as error:
         return str(error)
     return "nothing"
@@ -69,7 +66,6 @@ def step_of(kind: str) -> str:
         ("other values", "have different values; call mtl.distributed.prepare(model)"),
         ("other tasks", "have different tasks"),
         ("other parameters", "have different parameters"),
-        ("layerwise", "gradients.source: 'layerwise'"),
         ("sparse", "sparse=False"),
     ],
 )
@@ -90,16 +86,6 @@ def prepared() -> list[list[float]]:
 def test_prepared_models_stay_alike_and_have_the_statistics_of_rank_0() -> None:
     first, second = processes(2)(prepared)
     assert first == second
-
-
-def with_synchronised_batch_norm(count: int) -> list[list[float]]:
-    torch.manual_seed(0)
-    model, tasks = model_of(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
-    try:
-        model = mtl.distributed.prepare(model, sync_batchnorm=True)
-    except ValueError:  # torch has no such module for the CPU
-        return []
-    return [value.flatten().tolist() for value in model.state_dict().values()]
 
 
 def drawn(count: int, size: int) -> list[list[int]]:

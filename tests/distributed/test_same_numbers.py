@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import mtl
 from mtl.batch import take
+from mtl.gradients import at_features
 
 BALANCERS: dict[str, Any] = {
     name: getattr(mtl.balancers, name)
@@ -21,7 +22,7 @@ DTYPE = torch.float64
 
 
 def problem(
-    count: int, steps: int, sizes: list[int], weighted: bool
+    count: int, steps: int, sizes: list[int], weighted: bool, width: int = 8
 ) -> tuple[mtl.MultiTaskModel, list[mtl.Task], list[dict[str, Tensor]]]:
     """A model with tasks of four kinds of losses, some labels of which are missing, and batches of several sizes."""
     torch.manual_seed(0)
@@ -35,7 +36,16 @@ def problem(
         mtl.Task(f"t{n}", head=head, loss=loss, target=f"y{n}", weight=1.0 + n / 4 if weighted else 1.0, **more)
         for n, (head, loss, more) in enumerate(kinds[:count])
     ]
-    trunk = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh())
+    trunk = nn.Sequential(
+        *(
+            nn.Linear(5, width),
+            nn.Tanh(),
+            nn.Linear(width, width, bias=False),
+            nn.Tanh(),
+            nn.Linear(width, 6),
+            nn.Tanh(),
+        )
+    )
     model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"]).to(DTYPE)
     batches = []
     for number in range(steps):
@@ -62,7 +72,9 @@ def train(setting: dict[str, Any]) -> dict[str, Any]:
     settings = dict(setting)
     balancer = BALANCERS[settings.pop("balancer")]()
     weighted = balancer.preference != "none"
-    model, tasks, batches = problem(settings.pop("count"), settings.pop("steps"), settings.pop("sizes"), weighted)
+    model, tasks, batches = problem(
+        settings.pop("count"), settings.pop("steps"), settings.pop("sizes"), weighted, settings.pop("width")
+    )
     torch.manual_seed(100 + mtl.distributed.rank())  # nothing may depend on the random state of a process
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     gradients = mtl.Gradients(settings.pop("source"), settings.pop("every"))
@@ -104,6 +116,7 @@ DEFAULT = {
     "count": 4,
     "steps": 6,
     "sizes": [12, 7, 2, 1],
+    "width": 8,
     "balancer": "Equal",
     "source": "auto",
     "every": 1,
@@ -165,3 +178,32 @@ def test_all_settings(
 @pytest.mark.parametrize("world", [2, 3])
 def test_gramian_at_the_representation(world: int) -> None:
     check(world, balancer="MGDA", source="representation", passes="shared")
+
+
+def gathered(setting: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    """Trains, and returns the numbers and how many layers each step has gathered."""
+    numbers: list[int] = []
+    gather, choose = at_features.gather, at_features.choose
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        chosen = choose(*arguments, **options)
+        numbers.append(len(chosen))
+        return chosen
+
+    at_features.choose = counted
+    try:
+        return train(setting), numbers
+    finally:
+        at_features.gather, at_features.choose = gather, choose
+
+
+@pytest.mark.parametrize("source", ["auto", "layerwise"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_layers_that_are_gathered(world: int, source: str) -> None:
+    setting = DEFAULT | {"balancer": "UPGrad", "passes": "shared", "source": source, "width": 64, "sizes": [9, 4, 1]}
+    alone = train(setting)
+    together = processes(world)(gathered, setting)
+    assert together[0][1] == [2, 3, 3, 2, 3, 3]  # the first layer has 5 inputs, fewer than 9 samples
+    for numbers, _ in together[1:]:
+        assert numbers == together[0][0]
+    assert_close(together[0][0], alone)
