@@ -20,8 +20,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side, each with all
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # those that wait for one another beside a busy process let it work
 
 import torch
+from default_parameters import DEFAULT
 from hypothesis import HealthCheck, settings
-from slow import DEFAULT
 from torch import nn
 
 import mtl

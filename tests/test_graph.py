@@ -241,7 +241,7 @@ def test_thaw_micro_batches_and_a_start_from_a_run(here: Path, trained) -> None:
         "graph", HEAD, "model.freeze_until={trunk.conv1: 30}", "trainer.num_micro_batches=2", f"init_from={trained.run}"
     )
     assert done.code == 0, done.err
-    assert "trunk.conv1 (130 numbers until step 30)" in done.out.replace("\n", " ")
+    assert "trunk.conv1 (130 numbers until step 30)" in " ".join(done.out.split())
     assert "loaded: trunk.conv1.weight" in done.out
     assert done.run is not None
     assert {row["part"] for row in rows(done.run / "life.csv")} == {"1", "2"}

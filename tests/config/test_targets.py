@@ -70,7 +70,7 @@ def test_modules_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_function_that_is_called_later_says_so() -> None:
     node = {"_target_": "torch.nn.functional.l1_loss"}
-    advice = "has _partial_: true"
+    advice = "add _partial_: true"
     with pytest.raises(mtl.UserError, match="missing a required argument: 'input'.*" + advice):
         make(node, "here")
     later = make({**node, "_partial_": True}, "here")

@@ -65,7 +65,7 @@ def test_names_are_made_of_what_differs(configs: list[Any], texts: list[str]) ->
 
 def test_a_variable_that_another_key_repeats_hides_nothing() -> None:
     found = names([config(lr=lr, vars={"rate": lr}) for lr in (0.1, 0.2)], [{}] * 2)
-    assert [name.told for name in found] == [{"optimizer.lr": lr, "vars.rate": lr} for lr in ("0.1", "0.2")]
+    assert [name.settings for name in found] == [{"optimizer.lr": lr, "vars.rate": lr} for lr in ("0.1", "0.2")]
     assert [name.left_out for name in found] == [[], []]
 
 
@@ -95,7 +95,7 @@ def test_long_names_hold_no_more_than_tells_them_apart() -> None:
         "Equal, weights digit 0.2 / parity 1.8",
         "Equal",
     ]
-    assert found[0].told["trainer.max_epochs"] == "40"
+    assert found[0].settings["trainer.max_epochs"] == "40"
     hidden = {"precision", "trainer.clip_norm", "trainer.max_epochs"}
     assert [set(name.left_out) for name in found] == [
         hidden,

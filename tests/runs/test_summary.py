@@ -72,7 +72,11 @@ def test_without_a_test_split_the_command_is_one_that_works(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("oftener", "end"), [(3, "too few steps for a conclusion; log.every=3 measures more often."), (None, "means.")]
+    ("oftener", "end"),
+    [
+        (3, "too few steps for a conclusion; log.every=3 measures more often."),
+        (None, "7 measured steps: too few steps for a conclusion."),
+    ],
 )
 def test_too_few_steps_are_told_with_what_helps(oftener: int | None, end: str) -> None:
     assert meaning(0.5, 0.0, 7, oftener).endswith(end)
@@ -102,7 +106,7 @@ def test_of_many_pairs_it_is_said_that_there_are_more(here: Path) -> None:
     )
     ended = command("train", "--config-dir", "code", "task=four", "data.batch_size=500", "trainer.max_epochs=1")
     assert ended.code == 0, ended.err
-    assert "These are the lowest of 6 pairs; metrics.json has them all." in ended.out
+    assert "These are the lowest of 6 pairs; metrics.json has all of them." in ended.out
     assert len(ended.metrics["cosine"]) == 6
 
 

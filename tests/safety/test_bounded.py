@@ -278,7 +278,7 @@ def test_what_a_report_has_no_room_for(here: Path) -> None:
     """Far less than a file may hold; a table with a column for each, or a plot with a panel, would take minutes."""
     figures = {f"f{n}": 0.5 for n in range(5_001)}
     run(here / "figures", test={"a": figures, "b": {"accuracy": 0.5}})
-    check(here / "figures", "metrics.json", "in all 5,000 at most")
+    check(here / "figures", "metrics.json", "at most 5,000 figures in all")
     path = run(here / "tasks") / "config.yaml"
     whole = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(whole | {"tasks": {f"t{n}": {} for n in range(1_001)}}))
@@ -293,7 +293,7 @@ def test_names_of_configs_with_many_keys() -> None:
     with at_most(10):
         one, other = names(configs, [{}, {}])
     assert one.text != other.text
-    assert one.told["model.a7"] == "{'x': 7}"
+    assert one.settings["model.a7"] == "{'x': 7}"
     short = _shorten(["lr", "a.lr", "b.lr", "b.c.lr", "tasks.t.weight", "balancer.c", "data.size", "model.d.x"])
     assert short == {
         **{"lr": "lr", "a.lr": "a.lr", "b.lr": "b.lr", "b.c.lr": "c.lr", "tasks.t.weight": "t.weight"},
