@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mtl.errors import UserError
-from mtl.snapshots import preserved_buffers
+from mtl.snapshots import Buffers
 
 
 def recompute(model: nn.Module, patterns: Iterable[str]) -> list[str]:
@@ -42,8 +42,8 @@ def recompute(model: nn.Module, patterns: Iterable[str]) -> list[str]:
 
 
 def _checkpointed(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), preserved_buffers(module)  # the running statistics of batch norm move once
+    def contexts() -> tuple[AbstractContextManager[None], "PreservedBuffers"]:
+        return nullcontext(), PreservedBuffers(module)  # the running statistics of batch norm move once
 
     @wraps(forward)
     def recomputed(*args: Any, **kwargs: Any) -> Any:
@@ -52,3 +52,16 @@ def _checkpointed(module: nn.Module, forward: Callable[..., Any]) -> Callable[..
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
     return recomputed
+
+
+class PreservedBuffers:
+    """A context manager that restores the buffers of a module; each backward pass through a graph enters it again."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __enter__(self) -> None:
+        self._buffers = Buffers(self._module)
+
+    def __exit__(self, *_: object) -> None:
+        self._buffers.restore()

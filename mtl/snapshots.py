@@ -71,14 +71,11 @@ class Snapshot:
 def preserved_buffers(model: nn.Module) -> Iterator[None]:
     """Restores the model's buffers at the end of the context.
 
-    Backward passes may change buffers too, since activation checkpointing runs forward passes in them. It leaves these
-    by an exception as soon as it has what it needs.
+    Backward passes may change buffers too, since activation checkpointing runs forward passes in them.
     """
     buffers = Buffers(model)
-    try:
-        yield
-    finally:
-        buffers.restore()
+    yield
+    buffers.restore()
 
 
 @contextmanager

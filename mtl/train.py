@@ -49,8 +49,6 @@ def train(composed: DictConfig) -> float | None:
 def run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | None:
     """Trains in the folder, which is locked against other processes."""
     folder = home.path
-    if processes.count() > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise UserError("-m: torchrun's processes train one run together; start a multirun without torchrun")
     cli.checked(folder)
     with locked(folder) as free:
         if not free:

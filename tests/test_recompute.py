@@ -44,7 +44,7 @@ def trained(patterns: list[str], balancer: str, passes: str, source: str, **sett
     return [*figures, *model.state_dict().values(), torch.random.get_rng_state()]
 
 
-@pytest.mark.parametrize("settings", [{}, {"micro_batch_size": 3}], ids=["whole", "micro"])
+@pytest.mark.parametrize("settings", [{}, {"micro_batch_size": 4}], ids=["whole", "micro"])
 @pytest.mark.parametrize(
     ("balancer", "passes", "source"),
     [

@@ -44,7 +44,6 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
                 f"{describe_error(error)}. Check the losses, and the operations in the "
                 "model"
             ) from error
-        error.add_note(place)  # for the message of a process that waited for another one
         raise
 
 

@@ -99,6 +99,8 @@ def _check_typed(typed: list[str], config_name: str) -> None:
     for key in ("hydra.sweep.dir", "hydra.sweep.subdir"):
         if gives(typed, key):
             raise UserError(f"{key}: a multirun chooses its folders itself, below output_root; set output_root instead")
+    if is_multirun(typed) and processes.count() > 1:
+        raise UserError("-m: torchrun's processes train one run together; start a multirun without torchrun")
     if config_name != "train" and processes.count() > 1:
         raise UserError(f"mtl.{config_name} runs in one process; start it without torchrun")
     if config_name == "evaluate":

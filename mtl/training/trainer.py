@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from mtl.data import Loader, Mix
+from mtl.distributed.collectives import world_size
 from mtl.errors import FOREIGN, NotFinite, UserError
 from mtl.process.seeding import random_state, random_states, set_random_states
 from mtl.process.signals import Stopped
@@ -108,10 +109,11 @@ class Trainer:
                 self._train()
         except Stopped:
             raise
-        except FOREIGN:
-            if self._intact and self.global_step > self._queued:
+        except FOREIGN as error:
+            error.add_note(f"at step {self.global_step + 1}, in epoch {self.epoch}")  # of a wait for another process
+            if self._intact and self.global_step > self._queued and world_size() == 1:  # several only save together
                 with suppress(UserError):  # parameters that aren't finite aren't saved
-                    self._save("last", together=False)
+                    self._save("last")
             raise
         finally:
             self.writer.wait()
@@ -154,10 +156,7 @@ class Trainer:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """The mean time of a step in seconds, excluding the first step and steps whose memory was measured.
-
-        None if no other steps exist. The first step is excluded because it includes one-time initialisation.
-        """
+        """The mean seconds of a step, without the first step and those whose memory was measured; None if no other."""
         count = self.tried - 1 - self.costs.weighed
         return self.costs.seconds / count if count > 0 else None
 
@@ -235,13 +234,13 @@ class Trainer:
             self._intact = False
             raise
 
-    def _save(self, name: str, *, together: bool = True) -> None:
-        """Passes the state to the writer, as `last` or `best`; with random states if all processes save `together`."""
+    def _save(self, name: str) -> None:
+        """Passes the state to the writer, as `last` or `best`."""
         self.writer.check()
         with self._reading():
             self.readings.read()
         check_finite(self.step.parameters, self.global_step)
-        state = {**self.checkpoints.more, **self.state_dict(), **(random_states() if together else {})}
+        state = {**self.checkpoints.more, **self.state_dict(), **random_states()}
         if name == "best" and self.writer.best > 1:
             self.writer.save(name, {**state, "value": self.selection.value}, self.selection.is_better)
         else:
