@@ -77,10 +77,7 @@ def _best_of(finished: dict[str, Any]) -> float | None:
 def _run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | None:
     """Trains in this process, or in all that torchrun started, from the newest state if the run is resumed."""
     with held():
-        import mtl.build
-        import mtl.config.trainer
-        import mtl.config.training
-        import mtl.loggers.options  # noqa: F401
+        import mtl.config.trainer  # noqa: F401  # and torch with it
 
     console, folder = record.terminal(), home.path
     report = partial(record.report, console)

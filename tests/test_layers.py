@@ -24,7 +24,8 @@ LEVELS = [
     {"training"},
     {"config", "graphs"},
     {"runs"},
-    {"build", "reporting", "cli"},
+    {"build", "reporting"},
+    {"cli"},
     {"train", "evaluate", "graph", "report", "__init__", "__main__"},
 ]
 
