@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtl import architectures, balancers, data, heads, loggers, losses, optimizers, schedulers, trunks
+    from mtl import architectures, balancers, data, distributed, heads, loggers, losses, optimizers, schedulers, trunks
     from mtl.errors import UserError
     from mtl.model import MultiTaskModel
     from mtl.runs.loading import load
@@ -28,6 +28,7 @@ __all__ = [
     "architectures",
     "balancers",
     "data",
+    "distributed",
     "heads",
     "load",
     "loggers",

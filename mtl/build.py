@@ -12,6 +12,7 @@ from mtl.config.model import build_model
 from mtl.config.targets import add_code_folders
 from mtl.config.tasks import build_tasks
 from mtl.data import Loader, Mix, Sources, Splits
+from mtl.distributed import prepare
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.process.seeding import seed_all, use_deterministic_algorithms
@@ -90,4 +91,5 @@ def build(
     if config["init_from"] is not None:
         for line in runs.start_from(model, config["init_from"]):
             report(f"init     {line}")
+    prepare(model)
     return Built(config, splits, loaders, tasks, model, device)

@@ -103,7 +103,7 @@ SCHEMA: dict[str, Check] = {
     "model": _NODE,
     "model.trunk": _NODE,
     "model.inputs": _TEXTS,
-    "model.freeze": _PATTERNS,
+    **dict.fromkeys(("model.checkpoint", "model.freeze"), _PATTERNS),
     "model.freeze_until": (
         lambda v: v is None or (isinstance(v, Mapping) and all(_whole(1)[0](n) for n in v.values())),
         "names, each with a whole number of steps of at least 1",
@@ -123,10 +123,10 @@ SCHEMA: dict[str, Check] = {
     "scheduler.interval": _one_of(*INTERVALS),
     "trainer": _MAPPING,
     "trainer.max_epochs": _whole(1),
-    "trainer.clip_norm": _or_null(_number(0, above=True)),
-    "trainer.clip_shared_norm": _or_null(_number(0, above=True)),
-    "trainer.micro_batch_size": _or_null(_whole(1)),
-    "trainer.num_micro_batches": _or_null(_whole(1)),
+    **dict.fromkeys(
+        ("trainer.clip_norm", "trainer.clip_shared_norm", "trainer.timeout"), _or_null(_number(0, above=True))
+    ),
+    **dict.fromkeys(("trainer.micro_batch_size", "trainer.num_micro_batches"), _or_null(_whole(1))),
     "trainer.tail": _one_of(*TAILS),
     "trainer.patience": _or_null(_whole(1)),
     "trainer.monitor": _or_null(_MAPPING),
@@ -150,7 +150,7 @@ TASK: dict[str, Check] = {
 }
 OPTIONAL = {
     *("optimizer.lr", "optimizer.groups", "optimizer.then", "scheduler.interval"),
-    *("model.freeze", "model.freeze_until", "data.collate"),
+    *("model.checkpoint", "model.freeze", "model.freeze_until", "data.collate", "trainer.timeout"),
 }
 OPTIONAL_IN_TASK = {
     *("num_outputs", "metrics", "count", "mask", "source", "missing", "whole_batch", "weight", "objective"),

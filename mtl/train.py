@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mtl import cli, schema
-from mtl.cli import record
+from mtl.cli import processes, record
 from mtl.cli.conclusion import conclude, measured
 from mtl.cli.fitting import check_direction, fit
 from mtl.cli.resuming import load_state, newest_state
@@ -75,26 +75,35 @@ def _best_of(finished: dict[str, Any]) -> float | None:
 
 
 def _run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | None:
-    """Builds the problem, trains, evaluates the best parameters on the test split, and reports the results."""
+    """Trains in this process, or in all that torchrun started, from the newest state if the run is resumed."""
     with held():
-        from mtl.build import build
-        from mtl.config.trainer import build_callbacks, build_loggers, build_trainer
-        from mtl.config.training import build_step
-        from mtl.loggers import Loggers, Terminal
-        from mtl.loggers.options import final_tags, options
-        from mtl.training.hooks import Hooks
+        import mtl.config.trainer  # noqa: F401  # and torch with it
 
     console, folder = record.terminal(), home.path
     report = partial(record.report, console)
     state = newest_state(console, config, folder)
-    composed, text = config, OmegaConf.to_yaml(OmegaConf.create(config))
     if state is None:
-        write_whole(folder / "config.yaml", text)
+        write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     for line in cli.shadowed():
         report(f"warning  {line}")
     for line in cli.left_out():
         report(f"note     {line}")
-    code = cli.code_folders()
+    with processes.leading(config=config, code=cli.code_folders(), state=state, folder=str(folder)):
+        return _train(config, home, began, state)
+
+
+def _train(config: dict[str, Any], home: Folder, began: list[Folder], state: dict[str, Any] | None) -> float | None:
+    """Builds the problem, trains, evaluates the best parameters on the test split, and reports the results."""
+    from mtl.build import build
+    from mtl.config.trainer import build_callbacks, build_loggers, build_trainer
+    from mtl.config.training import build_step
+    from mtl.loggers import Loggers, Terminal
+    from mtl.loggers.options import final_tags, options
+    from mtl.training.hooks import Hooks
+
+    console, folder, code = record.terminal(), home.path, cli.code_folders()
+    report = partial(record.report, console)
+    composed, text = config, OmegaConf.to_yaml(OmegaConf.create(config))
     trained_on = None if state is None else state.get("facts", {})
     problem = build(config, code_folders=code, trained_on=trained_on, report=report)
     config, loaders, tasks = problem.config, problem.loaders, problem.tasks

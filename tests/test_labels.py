@@ -75,7 +75,7 @@ def test_denominators_by_hand() -> None:
     weighted = task(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 4.0])), mask="m")
     assert denominator(weighted, {"y": torch.tensor([1, -100, 2]), "m": mask}) == 2
     tasks = [task(nn.MSELoss()), task(nn.MSELoss(), missing=False)]
-    assert shares(tasks, [{"y": whole[1:2]}], [[0, 1]]) == [[0, 1]]  # counted where labels may be missing alone
+    assert shares(tasks, [{"y": whole[1:2]}], [[0, 1]]) == ([[0, 1]], {1})  # counted where labels may be missing alone
 
 
 def half_labelled(seed: int, size: int = 12) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 LEVELS = [
     {"text", "snapshots", "quoting", "optimizers", "choices", "tags"},
     {"errors", "balancers", "losses"},
+    {"distributed", "recompute"},
     {"process", "safety", "batch", "outputs", "schedule", "schedulers", "schema", "gradients"},
     {"files", "task", "data"},
     {"labels", "model", "loggers", "trunks", "heads", "problems"},
@@ -23,7 +24,8 @@ LEVELS = [
     {"training"},
     {"config", "graphs"},
     {"runs"},
-    {"build", "reporting", "cli"},
+    {"build", "reporting"},
+    {"cli"},
     {"train", "evaluate", "graph", "report", "__init__", "__main__"},
 ]
 

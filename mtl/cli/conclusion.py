@@ -14,18 +14,28 @@ if TYPE_CHECKING:
     from mtl.build import Built
     from mtl.runs.summary import Run
     from mtl.training.trainer import Trainer
+    from mtl.training.validation import Figures, Validation
+
+
+def tested(problem: "Built", trainer: "Trainer", folder: Path) -> "tuple[Validation, Figures]":
+    """Evaluates the best parameters on the test split, if there is one; each process takes its share of it."""
+    from mtl.distributed import prepare, rank
+    from mtl.training.validation import Validation
+
+    validation = Validation(problem.model, problem.tasks, trainer.step.passes.autocast)
+    if "test" not in problem.loaders:
+        return validation, {}
+    if rank() == 0:
+        problem.model.load_state_dict(best(trainer, folder))
+    prepare(problem.model)
+    return validation, validation(problem.loaders["test"])
 
 
 def measured(problem: "Built", trainer: "Trainer", folder: Path) -> "Run":
     """Evaluates the best parameters on the test split, and passes the final metrics to the loggers."""
     from mtl.runs.summary import Run
-    from mtl.training.validation import Validation
 
-    validation = Validation(problem.model, problem.tasks, trainer.step.passes.autocast)
-    test = {}
-    if "test" in problem.loaders:
-        problem.model.load_state_dict(best(trainer, folder))
-        test = validation(problem.loaders["test"])
+    validation, test = tested(problem, trainer, folder)
     monitored = {tags.BEST: trainer.selection.best} if trainer.selection.best is not None else {}
     final = {**tags.by_tag(trainer.selection.figures, "best"), **tags.by_tag(test, "test"), **monitored}
     trainer.loggers.log(trainer.global_step, trainer.epoch, final)

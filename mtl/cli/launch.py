@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mtl import schema
-from mtl.cli import search
+from mtl.cli import processes, search
 from mtl.cli.complaints import show
 from mtl.cli.composing import composing
 from mtl.cli.folders import CONFIG_DIR, TRAININGS, check_name, log_file, root, run_dir, run_id
@@ -38,6 +38,9 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     A job that fails is reported and doesn't stop the other jobs. The exit code is 1 if a job failed or if some output
     couldn't be printed.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides warnings about internals of the profiler
+    if processes.is_follower():
+        sys.exit(processes.follow() if config_name == "train" else 0)
     with patient_screen() as screen:
         code = _launch(job, config_name)
         whole = screen.complete()
@@ -47,7 +50,6 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
 def _launch(job: Callable[[DictConfig], float | None], config_name: str) -> int | str | None:
     """Does the same as `launch` without exiting; returns the exit code."""
     wanted = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides warnings about internals of the profiler
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors, so that all errors are shown in the same way
     typed = flags_first(sys.argv[1:])
     if config_name in TRAININGS and {"-h", "--help"} & set(typed) and not gives(typed, "task"):
@@ -97,6 +99,10 @@ def _check_typed(typed: list[str], config_name: str) -> None:
     for key in ("hydra.sweep.dir", "hydra.sweep.subdir"):
         if gives(typed, key):
             raise UserError(f"{key}: a multirun chooses its folders itself, below output_root; set output_root instead")
+    if is_multirun(typed) and processes.count() > 1:
+        raise UserError("-m: torchrun's processes train one run together; start a multirun without torchrun")
+    if config_name != "train" and processes.count() > 1:
+        raise UserError(f"mtl.{config_name} runs in one process; start it without torchrun")
     if config_name == "evaluate":
         _check_evaluation(typed)
     if config_name == "graph" and (gives(typed, "sweep") or {"-m", "--multirun"} & set(typed)):

@@ -10,18 +10,22 @@ from mtl.config.data import Config
 from mtl.config.targets import make
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
+from mtl.recompute import recompute
 from mtl.task import Task
+
+OWN = ("checkpoint", "freeze", "freeze_until", "trunk")  # keys that aren't arguments of the model's class
 
 
 def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:
-    """Builds the model and freezes the modules that the config names."""
-    node = {key: value for key, value in config["model"].items() if key not in ("freeze", "freeze_until", "trunk")}
+    """Builds the model, in which modules that the config names are frozen or recompute their activations."""
+    node = {key: value for key, value in config["model"].items() if key not in OWN}
     trunk_node = config["model"]["trunk"]
     # With a partial node, an architecture that makes several trunks gets new inner modules for each of them.
     trunk = partial(build_trunk, trunk_node) if trunk_node.get("_partial_") else build_trunk(trunk_node)
     model = make(node, "model", trunk=trunk, tasks=tasks)
     if not isinstance(model, MultiTaskModel):
         raise UserError(f"model: {node['_target_']} is a {type(model).__name__}, not a mtl.MultiTaskModel")
+    recompute(model, config["model"].get("checkpoint") or [])
     for pattern, until in (config["model"].get("freeze_until") or {}).items():
         model.freeze([pattern], until=until)
     model.freeze(config["model"].get("freeze") or [])

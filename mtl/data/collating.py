@@ -44,14 +44,24 @@ class Collate:
     Args:
         collate: A function from a list of samples to a batch; None for PyTorch's default.
         micro: How the samples are divided into micro-batches, see `mtl.batch.bounds`; None for whole batches.
+        share: The samples that belong to this process.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any] | None, micro: Mapping[str, int | None] | None) -> None:
+    def __init__(
+        self,
+        collate: Callable[[list[Any]], Any] | None,
+        micro: Mapping[str, int | None] | None,
+        share: slice = slice(None),  # immutable
+    ) -> None:
         self._collate = collate
         self._micro = micro
+        self._share = share
 
     def __call__(self, samples: Sequence[Numbered]) -> Any:
-        """Returns the batch, or the list of micro-batches."""
+        """Returns the batch, or the list of micro-batches; without samples, these have no fields."""
+        samples = samples[self._share]
+        if not samples:
+            return {} if self._micro is None else [{}]
         if self._micro is None:
             return self._batch(samples)
         return [self._batch(samples[start:end]) for start, end in bounds(len(samples), **self._micro)]

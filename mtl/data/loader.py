@@ -8,17 +8,21 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from mtl.batch import bounds, cut
+from mtl.batch import bounds, cut, take
 from mtl.data.collating import Collate, Numbers, NumbersInStream
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
 from mtl.data.seeded import Seeded, SeededStream, seed_of
+from mtl.distributed.collectives import rank, world_size
 from mtl.errors import FOREIGN, UserError, dead_worker, describe_error, text_of
 from mtl.process.seeding import num_threads
 
 
 class Loader:
     """Iterates over a data set once per epoch, in batches on the device; the last batch may be smaller.
+
+    With several processes, the batches are the same as with one, and each process gets its share of each: every
+    `world_size`-th sample, beginning with its own rank. A share without samples is a batch without fields.
 
     Data in memory (`Fields`) are moved to the device once and indexed there. Other data sets are loaded by PyTorch's
     `DataLoader` and its worker processes. Iterable data sets yield `len(dataset)` samples per epoch in their own order,
@@ -60,6 +64,11 @@ class Loader:
         if drop_last and self.num_samples < batch_size:
             raise UserError(f"trainer.tail=drop leaves no batch: {self.num_samples} samples in batches of {batch_size}")
         self.num_samples -= self.num_samples % batch_size if drop_last else 0
+        if batch_size < world_size():
+            raise UserError(
+                f"data: batches of {batch_size} samples can't be divided over {world_size()} processes; set "
+                f"data.batch_size and data.eval_batch_size to {world_size()} at least"
+            )
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
@@ -111,7 +120,9 @@ class Loader:
                 drawn_from = torch.Generator().manual_seed(seed_of(self.seed, epoch, number))
                 count = min(self.batch_size, self.num_samples - number * self.batch_size)
                 batch = tree_map(self._move, self._drawn(drawn_from, count))
-                yield cut(batch, count, **self.micro) if self.is_cut else batch
+                ours = range(rank(), count, world_size())
+                batch = take(batch, count, list(ours)) if len(ours) < count else batch
+                yield cut(batch, len(ours), **self.micro) if self.is_cut else batch
             return
         order, generator = self._order(epoch)
         first = start * self.batch_size
@@ -122,16 +133,22 @@ class Loader:
             alike = self.collate is None
             stream = SeededStream(self.dataset, self.seed, epoch, first, self.num_samples, alike=alike)
             numbered = NumbersInStream(stream, first)
-            yield from self._loaded(numbered, generator, num_workers=min(self.num_workers, 1))
+            yield from self._loaded(
+                numbered, generator, num_workers=min(self.num_workers, 1), batch_size=self.batch_size
+            )
         elif isinstance(self.dataset, Fields) and self.collate is None:
-            for indices in torch.split(order.to(self.device), self.batch_size):
-                if self.is_cut:
+            for of_all in torch.split(order.to(self.device), self.batch_size):
+                indices = of_all[rank() :: world_size()]
+                if not len(indices):
+                    yield [{}] if self.is_cut else {}
+                elif self.is_cut:
                     yield [self.dataset.take(indices[a:b]) for a, b in bounds(len(indices), **self.micro)]
                 else:
                     yield self.dataset.take(indices)
         else:
             samples = Seeded(self.dataset, self.seed, epoch, readable=self.collate is None)
-            yield from self._loaded(Numbers(samples), generator, num_workers=self.num_workers, sampler=order.tolist())
+            batches = [indices[rank() :: world_size()].tolist() for indices in torch.split(order, self.batch_size)]
+            yield from self._loaded(Numbers(samples), generator, num_workers=self.num_workers, batch_sampler=batches)
 
     def _drawn(self, generator: torch.Generator, count: int) -> Any:
         assert isinstance(self.dataset, Drawn)
@@ -142,11 +159,11 @@ class Loader:
 
     def _loaded(self, samples: Dataset[Any], generator: torch.Generator, **options: Any) -> Iterator[Any]:
         """Yields the batches that PyTorch's DataLoader loads."""
+        share = slice(rank(), None, world_size()) if "batch_size" in options else slice(None)
         batches = iter(
             DataLoader(
                 samples,
-                self.batch_size,
-                collate_fn=Collate(self.collate, self.micro if self.is_cut else None),
+                collate_fn=Collate(self.collate, self.micro if self.is_cut else None, share),
                 pin_memory=self.device.type == "cuda",
                 generator=generator,  # without a generator, a DataLoader draws from the global one
                 **options,

@@ -7,8 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from mtl.balancers._math.gramian import gramian
-from mtl.gradients.layerwise import Layer, find
-from mtl.gradients.rows import Rows, leaves, plus
+from mtl.distributed.collectives import sum_numbers, sum_over_processes, world_size
+from mtl.gradients.gathered import choose, gather
+from mtl.gradients.layerwise import Layer, Product, find
+from mtl.gradients.leaves import leaves
+from mtl.gradients.rows import Rows, plus
+from mtl.gradients.sums import sum_gradients
 from mtl.snapshots import Buffers
 
 
@@ -26,16 +30,24 @@ class AtFeatures(Rows):
         source: `rows`, `layerwise` or `representation`.
         waits: Whether the gradients wait at the features; they can't if there are several micro-batches, each with a
             graph of its own.
-        tasks, scale: See `Rows`.
+        tasks, scale, whole: See `Rows`.
     """
 
     def __init__(
-        self, model: nn.Module, tasks: Iterable[str], *, source: str, waits: bool = True, scale: float = 1.0
+        self,
+        model: nn.Module,
+        tasks: Iterable[str],
+        *,
+        source: str,
+        waits: bool = True,
+        scale: float = 1.0,
+        whole: bool = False,
     ) -> None:
-        super().__init__(dict(model.named_parameters()), tasks, scale=scale)
+        super().__init__(dict(model.named_parameters()), tasks, scale=scale, whole=whole)
         self._model = model
         self._source = source
         self._waits = waits
+        self._is_through = False  # whether the tasks have gone backward through the trunk
         self._features: list[Tensor] = []
         self._at: dict[str, list[Tensor | None]] = {}  # by task, the gradient at each tensor of the features
         self._deltas: list[tuple[Layer, list[Tensor]]] = []  # layers without rows, and the tasks' gradients δ at them
@@ -59,11 +71,20 @@ class AtFeatures(Rows):
         The gradient norm of a task is at most the norm of the trunk's Jacobian times the norm at the features.
         """
         if self._source == "representation" and self._one_trunk():
-            return gramian(list(zip(*self._at.values(), strict=True))) / self._scale**2
+            return sum_over_processes(self._at_features()) / self._scale**2
         self._through()
         if self._gramian is None and self._of_layers is not None:
             self._gramian = super().gramian() + self._of_layers
         return super().gramian()
+
+    def _at_features(self) -> Tensor:
+        """Returns the Gramian of the gradients at the features of this process, without the scale."""
+        absent: list[Tensor | None] = [None] * len(self._features)
+        pieces = [p for p in zip(*(self._at.get(task, absent) for task in self._gradients), strict=True) if _any(p)]
+        if pieces:
+            return gramian(pieces)
+        count, like = len(self._gradients), next(iter(self._parameters.values()))
+        return torch.zeros(count, count, dtype=torch.float64, device=like.device)
 
     def shared(self) -> list[nn.Parameter]:
         """Returns the shared parameters, see `Rows.shared`."""
@@ -88,15 +109,19 @@ class AtFeatures(Rows):
         """Leaves the weighted sum of the rows in `.grad`, see `Rows.combine`."""
         if self._one_trunk():
             features, at = self._features, list(self._at.values())
+            of_task = dict(zip(self._gradients, weights, strict=True))
+            own = [of_task[task] for task in self._at]
             self._at = {}
-            super().combine(weights, alone)  # the heads' parameters
-            sums = [_weighted(gradients, weights) for gradients in zip(*at, strict=True)]
+            self._combine(weights, alone)  # the heads' parameters
+            sums = [_weighted(gradients, own) for gradients in zip(*at, strict=True)]
             pairs = [(f, total) for f, total in zip(features, sums, strict=True) if total is not None]
-            torch.autograd.backward([f for f, _ in pairs], [total for _, total in pairs])
+            if pairs:
+                torch.autograd.backward([f for f, _ in pairs], [total for _, total in pairs])
+            sum_gradients(self._parameters.values())
             return
         self._through()
         for row in self._gradients.values():
-            for parameter in [p for p, gradient in row.items() if gradient.shape != p.shape]:
+            for parameter in [p for p, gradient in row.items() if not gradient.numel() and p.numel()]:
                 del row[parameter]  # an empty tensor, which marked that the task reaches the parameter
         super().combine(weights, alone)
         while self._deltas:  # each entry is freed after use
@@ -119,14 +144,21 @@ class AtFeatures(Rows):
     def _one_trunk(self) -> bool:
         """Returns whether all tasks reach the same parameters through the features, and no head reaches any of them."""
         behind = self._behind()
-        return bool(behind and behind[0]) and all(
+        one = bool(behind and behind[0]) and all(
             reached == behind[0] and reached.isdisjoint(row)
             for reached, row in zip(behind, (self._gradients[task] for task in self._at), strict=True)
         )
+        if world_size() == 1:
+            return one
+        several = self._is_through or (bool(self._at) and not one)  # a process may have no samples, and no features
+        ones, severals = sum_numbers([one, several])
+        return ones > 0 and severals == 0
 
     def _through(self) -> None:
         """Runs each task's backward pass from the features to the parameters, unless that has been done."""
-        if not self._at:
+        is_first = not self._is_through
+        self._is_through = True
+        if not self._at and not (is_first and self._gathers):
             return
         behind, at = self._behind(), self._at
         parameters = set(self._parameters.values())
@@ -134,7 +166,13 @@ class AtFeatures(Rows):
         if self._source == "layerwise" and all(reached == behind[0] for reached in behind):
             used = [f for f, *gradients in zip(self._features, *at.values(), strict=True) if _any(gradients)]
             of_heads = {parameter for row in self._gradients.values() for parameter in row}
-            layers = [layer for layer in find(used, len(at)) if parameters - of_heads >= set(layer.parameters)]
+            found = find(used, None if self._gathers else len(at))
+            layers = [layer for layer in found if parameters - of_heads >= set(layer.parameters)]
+        if self._gathers:
+            everything = list(self._parameters.values())
+            chosen = choose(layers, everything, len(self._gradients), is_empty=not at)
+            layers = [layer for layer in chosen if layer.edge is not None]
+            self._apart = {parameter for layer in chosen for parameter in layer.parameters}
         taken = {parameter for layer in layers for parameter in layer.parameters}
         deltas: list[list[Tensor | None]] = []
         buffers = Buffers(self._model) if len(at) > 1 else None
@@ -158,14 +196,31 @@ class AtFeatures(Rows):
                     row[parameter] = _laid_out(total, parameter, storages)
             row |= {parameter: parameter.new_empty(0) for parameter in taken}  # marks that the task reaches it
         self._at, self._features = {}, []
+        if self._gathers:
+            self._gather(chosen, dict(zip(at, deltas, strict=True)))
+            return
         for layer, of_tasks in zip(layers, zip(*deltas, strict=True), strict=True):
             some = next((delta for delta in of_tasks if delta is not None), None)
             if some is None:  # no gradient arrived at the layer's outputs
                 continue
             whole = [torch.zeros_like(some) if delta is None else delta for delta in of_tasks]
-            product = gramian([layer.compress(whole)]) / self._scale**2
-            self._of_layers = product if self._of_layers is None else self._of_layers + product
-            self._deltas.append((layer, whole))
+            self._note(layer, whole)
+
+    def _gather(self, layers: Sequence[Product], deltas: Mapping[str, Sequence[Tensor | None]]) -> None:
+        """Gathers layers from all processes; the gradients at the layers' outputs are given by task name."""
+        for number, layer in enumerate(layers):
+            self._note(*gather(layer, [deltas[task][number] if task in deltas else None for task in self._gradients]))
+
+    def _note(self, layer: Layer, deltas: list[Tensor]) -> None:
+        """Records a layer without rows, and the tasks' gradients at its outputs."""
+        product = gramian([layer.compress(deltas)]) / self._scale**2
+        self._of_layers = product if self._of_layers is None else self._of_layers + product
+        self._deltas.append((layer, deltas))
+
+    @property
+    def _gathers(self) -> bool:
+        """Whether layers are gathered from all processes."""
+        return self._source == "layerwise" and world_size() > 1
 
 
 def _any(gradients: Iterable[Tensor | None]) -> bool:

@@ -136,8 +136,10 @@ class Lookup(Layer):
         return [gradient]
 
 
-def find(features: Sequence[Tensor], num_tasks: int) -> list[Layer]:
+def find(features: Sequence[Tensor], num_tasks: int | None) -> list[Layer]:
     """Finds the layers in the graph of `features` that can be compressed with a benefit for this number of tasks.
+
+    With None, whether there is a benefit isn't considered.
 
     A layer can be compressed if the weight is a leaf that only one operation uses, and the operation has saved its
     inputs.
@@ -146,7 +148,8 @@ def find(features: Sequence[Tensor], num_tasks: int) -> list[Layer]:
     layers: list[Layer] = []
     for node, name in users:
         layer = _FOUND[name](node, degree)
-        if layer is not None and (not isinstance(layer, Product) or layer.pays(num_tasks, _num_rows(layer, node))):
+        pays = num_tasks is None or not isinstance(layer, Product) or layer.pays(num_tasks, _num_rows(layer, node))
+        if layer is not None and pays:
             layers.append(layer)
     return layers
 

@@ -1,10 +1,11 @@
 """Record of the tasks that reach each parameter, from the graphs of their losses; it defines the shared parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from mtl.gradients.rows import leaves
+from mtl.distributed.collectives import any_process, world_size
+from mtl.gradients.leaves import leaves
 
 
 class Reach:
@@ -14,10 +15,12 @@ class Reach:
 
     Args:
         parameters: All parameters of the model, by name.
+        tasks: The names of all tasks.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], tasks: Sequence[str]) -> None:
         self._parameters = parameters
+        self._tasks = list(tasks)
         self._so_far: dict[Tensor, set[str]] = {}
         self._in_step: dict[Tensor, set[str]] = {}
 
@@ -43,8 +46,17 @@ class Reach:
 
     def shared(self) -> list[nn.Parameter]:
         """Completes the record of the step, and returns the shared parameters in the model's order."""
+        in_step = self._in_step
+        if world_size() > 1:
+            parameters = list(self._parameters.values())
+            pairs = [(parameter, task) for parameter in parameters for task in self._tasks]
+            flags = any_process([task in in_step.get(parameter, ()) for parameter, task in pairs])
+            in_step = {parameter: set() for parameter in parameters}
+            for (parameter, task), is_reached in zip(pairs, flags, strict=True):
+                if is_reached:
+                    in_step[parameter].add(task)
         for parameter in self._parameters.values():
-            tasks = self._in_step.get(parameter, set())
+            tasks = in_step.get(parameter, set())
             self._so_far[parameter] = self._so_far.get(parameter, set()) | tasks
         self._in_step = {}
         return [p for p in self._parameters.values() if len(self._so_far[p]) > 1]

@@ -8,41 +8,10 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from mtl.balancers._math.gramian import gramian
+from mtl.distributed.collectives import any_process, gather_slices, sum_over_processes, world_size
 from mtl.errors import UserError
-from mtl.gradients.compiled import check_reusable
-
-
-def leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Returns the leaf tensors that would get a gradient in a backward pass from `tensors`.
-
-    Raises:
-        UserError: If re-entrant checkpointing hides a part of the graph, or if a compiled module allows only one
-            backward pass.
-    """
-    reached: dict[Tensor, None] = {}
-    stack = []
-    for tensor in tensors:
-        if tensor.grad_fn is not None:
-            stack.append(tensor.grad_fn)
-        elif tensor.requires_grad:
-            reached[tensor] = None
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
-        if hasattr(node, "variable"):
-            reached[node.variable] = None
-        elif node.name() == "CheckpointFunctionBackward":
-            raise UserError(
-                "re-entrant activation checkpointing hides the parameters behind it; "
-                "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
-            )
-        elif node.name() == "CompiledFunctionBackward":
-            check_reusable(node)
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                stack.append(following)
-    return list(reached)
+from mtl.gradients.leaves import leaves
+from mtl.gradients.sums import reached, sum_gradients, sum_rows
 
 
 def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -57,22 +26,30 @@ def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 class Rows:
     """The gradients of the tasks in one step, the rows of a matrix: norms, cosines, Gramian and combination.
 
-    A row is stored as the tensors that autograd created, by parameter; they are never copied into one vector.
+    A row is stored as the tensors that autograd created, by parameter; they are never copied into one vector. With
+    several processes, each has the gradients of its share of the batch. These are summed over all processes before
+    norms and Gramian are computed, or else after they are combined.
 
     Args:
         parameters: All parameters of the model, by name.
         tasks: The names of the tasks, in the order of the rows.
         scale: The factor on the gradients that keeps fp16 gradients from underflowing. Norms and Gramian are divided by
             it; the combination isn't.
+        whole: With several processes, whether each of them needs the whole rows; otherwise it keeps slices of these.
 
     Attributes:
         shares: The share of the current micro-batch in each task's loss, by task name. Tasks without an entry have the
             share 1.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], tasks: Iterable[str], *, scale: float = 1.0) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], tasks: Iterable[str], *, scale: float = 1.0, whole: bool = False
+    ) -> None:
         self._parameters = parameters
         self._scale = scale
+        self._whole = whole
+        self._summed = False  # whether the rows are sums over all processes
+        self._apart: set[Tensor] = set()  # parameters whose gradients are not in the rows
         self.shares: dict[str, float] = {}
         self._gradients: dict[str, dict[Tensor, Tensor]] = {task: {} for task in tasks}
         self._gramian: Tensor | None = None  # the Gramian of the current rows, once it has been computed
@@ -113,8 +90,21 @@ class Rows:
         return self._shared()
 
     def _shared(self) -> list[nn.Parameter]:
-        rows = self._gradients.values()
-        return [p for p in self._parameters.values() if sum(p in row for row in rows) > 1]
+        rows, parameters = list(self._gradients.values()), list(self._parameters.values())
+        if self._summed or world_size() == 1:
+            return [p for p in parameters if sum(p in row for row in rows) > 1]
+        counts = [sum(flags) for flags in zip(*reached(rows, parameters), strict=True)]
+        return [p for p, count in zip(parameters, counts, strict=True) if count > 1]
+
+    def _sum(self) -> None:
+        """Sums the rows over all processes, unless that has been done."""
+        if not self._summed and world_size() > 1:
+            sum_rows(self._gradients, list(self._parameters.values()), whole=self._whole, without=self._apart)
+            self._summed = True
+
+    @property
+    def _is_sliced(self) -> bool:
+        return self._summed and not self._whole
 
     def gramian(self) -> Tensor:
         """Computes the Gramian G Gᵀ over the shared parameters, (T, T), float64.
@@ -123,8 +113,10 @@ class Rows:
             UserError: If no parameter is shared.
         """
         if self._gramian is None:
+            self._sum()
             pieces = [[row.get(p) for row in self._gradients.values()] for p in self._to_balance()]
-            self._gramian = gramian(pieces) / self._scale**2
+            products = gramian(pieces)
+            self._gramian = (sum_over_processes(products) if self._is_sliced else products) / self._scale**2
         return self._gramian
 
     def gramian_of_all(self) -> Tensor:
@@ -137,15 +129,18 @@ class Rows:
         """
         products = self.gramian()
         shared = set(self.shared())
-        alone = [
-            self._norm([gradient for parameter, gradient in row.items() if parameter not in shared])
+        alone = self._norms(
+            [gradient for parameter, gradient in row.items() if parameter not in shared]
             for row in self._gradients.values()
-        ]
-        return products + (torch.stack(alone) / self._scale).square().diag()
+        )
+        return products + (alone / self._scale).square().diag()
 
     def finite(self) -> Tensor:
         """Returns whether the gradient of each task, as far as it has been computed, is finite, (T,)."""
-        return torch.stack(list(Rows.norms(self).values())).isfinite()
+        local = torch.stack([self._norm(list(row.values())) for row in self._gradients.values()]).isfinite()
+        if world_size() == 1:
+            return local
+        return torch.tensor(any_process((~local).tolist()), device=local.device).logical_not()
 
     def stacked(self, task_weights: Sequence[float]) -> dict[str, Tensor]:
         """Stacks the rows of all tasks over the shared parameters, and removes them from the rows.
@@ -158,6 +153,7 @@ class Rows:
         Returns:
             A tensor of shape (T, *shape) for each shared parameter, by parameter name.
         """
+        self._sum()
         names = {parameter: name for name, parameter in self._parameters.items()}
         matrices = {}
         for parameter in self._to_balance():
@@ -193,20 +189,34 @@ class Rows:
             weights: The factor of each task's gradient over the shared parameters.
             alone: The factor of each task's gradient over the parameters that only this task reaches.
         """
+        self._combine(weights, alone)
+        if not self._summed:
+            sum_gradients(self._parameters.values())
+
+    def _combine(self, weights: Sequence[float], alone: Sequence[float]) -> None:
+        """Does what `combine` does, but leaves the gradients of this process in `.grad` if the rows aren't summed."""
         shared = set(self._shared())
+        totals: dict[Tensor, Tensor] = {}
         for row, weight, other in zip(self._gradients.values(), weights, alone, strict=True):
             for parameter, gradient in row.items():
                 factor = weight if parameter in shared else other
-                if parameter.grad is None:
-                    parameter.grad = gradient.mul_(factor)
-                elif parameter.grad.is_sparse and not gradient.is_sparse:
-                    parameter.grad = gradient.mul_(factor).add_(parameter.grad)
+                total = totals.get(parameter)
+                if total is None:
+                    totals[parameter] = gradient.mul_(factor)
+                elif total.is_sparse and not gradient.is_sparse:
+                    totals[parameter] = gradient.mul_(factor).add_(total)
                 else:
-                    parameter.grad.add_(gradient, alpha=factor)
+                    total.add_(gradient, alpha=factor)
             row.clear()
+        if self._is_sliced:
+            together = [p for p in self._parameters.values() if p in totals]
+            totals = dict(zip(together, gather_slices([totals[p] for p in together], together), strict=True))
+        for parameter, total in totals.items():
+            parameter.grad = total
 
     def reach(self) -> dict[str, tuple[str, ...]]:
         """Returns, by parameter name in the model's order, the tasks that reach the parameter."""
+        self._sum()
         return {
             name: tuple(task for task, gradients in self._gradients.items() if parameter in gradients)
             for name, parameter in self._parameters.items()
@@ -214,10 +224,10 @@ class Rows:
 
     def norms(self) -> dict[str, Tensor]:
         """Computes the gradient norm of each task over all parameters that the task reaches, 0-dim float64."""
-        return {
-            task: self._norm([gradients[p] for p in self._parameters.values() if p in gradients]) / self._scale
-            for task, gradients in self._gradients.items()
-        }
+        self._sum()
+        parameters, rows = self._parameters.values(), self._gradients
+        norms = self._norms([row[p] for p in parameters if p in row] for row in rows.values()) / self._scale
+        return dict(zip(rows, norms.unbind(), strict=True))
 
     def cosines(self) -> dict[tuple[str, str], Tensor]:
         """Computes the cosine between the gradients of each two tasks over the shared parameters, 0-dim float64.
@@ -226,7 +236,8 @@ class Rows:
             The cosines by pair of task names. A pair of tasks without common parameters is missing; if one of the two
             gradients is zero, the cosine is NaN.
         """
-        reached = {task: set(gradients) for task, gradients in self._gradients.items()}
+        self._sum()
+        parameters = {task: set(gradients) for task, gradients in self._gradients.items()}
         shared = self.shared()
         if not shared:
             return {}
@@ -234,8 +245,8 @@ class Rows:
         norms = products.diagonal().sqrt()
         return {
             (a, b): products[i, j] / (norms[i] * norms[j])
-            for (i, a), (j, b) in combinations(enumerate(reached), 2)
-            if any(p in reached[a] and p in reached[b] for p in shared)
+            for (i, a), (j, b) in combinations(enumerate(parameters), 2)
+            if any(p in parameters[a] and p in parameters[b] for p in shared)
         }
 
     def _to_balance(self) -> list[nn.Parameter]:
@@ -246,6 +257,11 @@ class Rows:
                 "at the losses alone, such as uw"
             )
         return shared
+
+    def _norms(self, of_tasks: Iterable[list[Tensor]]) -> Tensor:
+        """Returns the norm of the gradients in each list, over the slices of all processes, (T,)."""
+        norms = torch.stack([self._norm(tensors) for tensors in of_tasks])
+        return sum_over_processes(norms.square()).sqrt() if self._is_sliced else norms
 
     def _norm(self, tensors: list[Tensor]) -> Tensor:
         if not tensors:

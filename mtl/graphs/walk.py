@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
-from mtl.gradients.rows import leaves
+from mtl.gradients.leaves import leaves
 from mtl.graphs.life import living_anyway, storages
 from mtl.graphs.watched import Watcher
 from mtl.model import MultiTaskModel

@@ -2,13 +2,15 @@
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
+from mtl.distributed.collectives import rank, world_size
 from mtl.errors import UserError
 
 
@@ -17,6 +19,16 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_process(step: int) -> None:
+    """Seeds the generators of a process of rank 1 or higher, whose draws, as for dropout, differ from those of rank 0.
+
+    Args:
+        step: The number of steps taken, so that the draws of a resumed run differ from the first ones.
+    """
+    if rank() > 0:
+        seed_all(int(np.random.SeedSequence([torch.initial_seed(), step, rank()]).generate_state(1)[0]))
 
 
 def seed_cpu(seed: int) -> None:
@@ -70,6 +82,29 @@ def random_state() -> dict[str, Any]:
         ],
         "python": [version, list(words), gauss_next],
     }
+
+
+def random_states() -> dict[str, Any]:
+    """Returns the states of the random generators of all processes that train together; nothing for one process."""
+    if world_size() == 1:
+        return {}
+    states: list[Any] = [None] * world_size()
+    dist.all_gather_object(states, random_state())
+    return {"random_of_processes": states}
+
+
+def set_random_states(state: Mapping[str, Any], step: int) -> None:
+    """Restores the random generators of this process.
+
+    Args:
+        state: Contains the state `random` of rank 0, and what `random_states` returned.
+        step: The number of steps taken. If there was another number of processes, all but rank 0 are seeded with it.
+    """
+    states = state.get("random_of_processes", [state["random"]])
+    if rank() == 0 or len(states) == world_size():
+        set_random_state(states[rank()])
+    else:
+        seed_process(step)
 
 
 def set_random_state(state: dict[str, Any]) -> None:

@@ -54,15 +54,18 @@ class Stop:
     def listens(self) -> Iterator[None]:
         """Treats the first Ctrl-C or SIGTERM within the block as a request to stop; Python handles the second one.
 
-        In a worker process only SIGTERM is handled, and further signals are ignored.
+        In a worker process only SIGTERM is handled, and further signals are ignored. They are also ignored in processes
+        that torchrun started, since torchrun passes a Ctrl-C on that they got already.
         """
+        once = _worker or "TORCHELASTIC_RUN_ID" in os.environ
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def stop(number: int, *_: Any) -> None:
             self.signal = number
-            signal.signal(number, signal.SIG_IGN if _worker else before[number])
+            for each in numbers if once else (number,):
+                signal.signal(each, signal.SIG_IGN if once else before[each])
 
         numbers = (signal.SIGTERM,) if _worker else (signal.SIGINT, signal.SIGTERM)
         before: dict[int, Any] = {number: signal.signal(number, stop) for number in numbers}
@@ -70,7 +73,7 @@ class Stop:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, signal.SIG_IGN if _worker and self.signal else handler)
+                signal.signal(number, signal.SIG_IGN if once and self.signal else handler)
 
 
 @contextmanager

@@ -3,14 +3,18 @@
 A task's loss is a mean over samples, over elements, or over the class weights of the targets. If D is the denominator
 of that mean on a micro-batch and L the loss there, then Σ L · D / Σ D is the loss of the whole batch, whatever the
 sizes of the micro-batches; the plain mean of the losses L is not. The loss of each micro-batch is therefore weighted by
-the share D / Σ D, so that the gradients and losses add up to those of the whole batch.
+the share D / Σ D, so that the gradients and losses add up to those of the whole batch. With several processes, the sum
+is over the micro-batches of all of them, and each process accumulates the gradients of its own.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from mtl.distributed.collectives import sum_scalars
 from mtl.step.loss_checks import LossChecks
 from mtl.step.micro_batches import MicroBatches
 from mtl.step.passes import Passes, Recorders, Weigh, Weights
@@ -24,19 +28,19 @@ def accumulate(
     weights: Weights | Weigh,
     recorders: Recorders,
 ) -> list[Tensor]:
-    """Runs the forward and backward passes of all micro-batches and accumulates the gradients in `.grad`.
+    """Runs the forward and backward passes of this process's micro-batches, and accumulates the gradients in `.grad`.
 
     If the recorders collect the gradients, these are there instead.
 
     Args:
         passes: Runs the forward and backward passes of one micro-batch.
         checks: Tests whether the losses are means, so that they can be computed in micro-batches.
-        micro_batches: Two micro-batches or more.
+        micro_batches: The micro-batches of this process.
         weights: The factor of each task's loss, or a function from the losses to these factors.
         recorders: Record the gradients of the tasks.
 
     Returns:
-        The loss of each task over all micro-batches, as 0-dim tensors.
+        The loss of each task over all micro-batches of all processes, as 0-dim tensors.
 
     Raises:
         UserError: If a loss cannot be computed in micro-batches.
@@ -44,12 +48,17 @@ def accumulate(
     tasks, autocast = micro_batches.tasks, passes.autocast
     device = next(passes.model.parameters()).device
     checks(micro_batches, autocast)
+    totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in tasks]
     preview = None
-    if callable(weights) or any(task.whole_batch and task.objective is None for task in tasks):
+    weigh: Callable[..., Weights] | None = None
+    if callable(weights) and len(micro_batches.batches) <= 1:  # the passes have all losses before any gradient
+        weigh = partial(_weigh, weights, totals)
+    if (callable(weights) and weigh is None) or any(task.whole_batch and task.objective is None for task in tasks):
         preview = Preview(passes.model, micro_batches, autocast)
     watches = checks.watches(micro_batches)
     all_weights = weights(preview.losses) if callable(weights) and preview else cast(Weights, weights)
-    totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in tasks]
+    if weigh is not None and not any(micro_batches.members):  # other processes wait for this one's losses
+        weigh([], [], [])
     for number, (batch, row) in enumerate(zip(micro_batches.batches, micro_batches.shares, strict=True)):
         members = micro_batches.members[number]
         if not members:
@@ -59,10 +68,31 @@ def accumulate(
                 rows.shares = {tasks[i].name: row[i] for i in members}
         present = preview.tasks_of(number) if preview else [tasks[i] for i in members]
         present = [watches[task.name].task if task.name in watches else task for task in present]
-        factors = [all_weights[i] * row[i] for i in members]
+        factors: Weights | Weigh
+        factors = partial(weigh, members, row) if weigh else [all_weights[i] * row[i] for i in members]
         losses = passes(present, batch, factors, recorders)
         for index, loss in zip(members, losses, strict=True):
             totals[index] = totals[index] + row[index] * loss
     for watch in watches.values():
         watch.check()
+    totals = sum_scalars(totals)
     return preview.corrected(totals) if preview else totals
+
+
+def _weigh(
+    weights: Weigh, zeros: Sequence[Tensor], members: Sequence[int], row: Sequence[float], losses: Sequence[Tensor]
+) -> Weights:
+    """Returns the factors of this process's losses, for weights that depend on the losses over all processes.
+
+    Args:
+        weights: A function from the losses of all tasks to their weights.
+        zeros: A zero for each task.
+        members: The indices of the tasks in the only micro-batch of this process.
+        row: By task, the share of this micro-batch in the task's loss.
+        losses: The losses of the tasks in the micro-batch.
+    """
+    totals = list(zeros)
+    for index, loss in zip(members, losses, strict=True):
+        totals[index] = row[index] * loss.detach().double()
+    all_weights = weights(sum_scalars(totals))
+    return [all_weights[index] * row[index] for index in members]

@@ -7,6 +7,7 @@ from torch.optim import LBFGS
 
 from mtl.balancers import Balancer
 from mtl.choices import ON_NONFINITE
+from mtl.distributed.replicas import check_plain, check_replicas
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.step.balancing import Balancing
@@ -28,6 +29,7 @@ def check_arguments(
     Raises:
         UserError: If an argument is invalid.
     """
+    check_plain(model)
     if not tasks:
         raise UserError("a step needs at least one task")
     unknown = [task.name for task in tasks if task.name not in model.heads]
@@ -43,6 +45,21 @@ def check_arguments(
         raise UserError("trainer.micro_batch_size and trainer.num_micro_batches: give one of the two")
     if on_nonfinite not in ON_NONFINITE:
         raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
+
+
+def check_processes(model: MultiTaskModel, tasks: Sequence[Task]) -> None:
+    """Checks that the step can be taken in several processes.
+
+    Raises:
+        UserError: If a loss needs the predictions of all processes, or if the processes have different tasks or models.
+    """
+    whole = [task.name for task in tasks if task.whole_batch]
+    if whole:
+        raise UserError(
+            f"task '{whole[0]}': with whole_batch its loss needs the predictions for the whole batch, which is divided "
+            "over several processes. Train in one process, or take a loss that is a mean over samples"
+        )
+    check_replicas(model, [task.name for task in tasks])
 
 
 def check_optimizers(

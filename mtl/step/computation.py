@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtl.distributed.collectives import any_process, world_size
 from mtl.errors import NotFinite
 from mtl.gradients.at_features import AtFeatures
 from mtl.gradients.reach import Reach
 from mtl.gradients.rows import Rows, total_norm
+from mtl.gradients.sums import sum_gradients
 from mtl.model import MultiTaskModel
 from mtl.snapshots import Snapshot, preserved_buffers, preserved_random_state
 from mtl.step.accumulation import accumulate
@@ -74,7 +76,7 @@ class Computation:
         Returns:
             The losses, the weights and, with `measure`, the measurements of the step.
         """
-        components: list[Any] = [self.checks] if len(micro_batches.batches) > 1 else []
+        components: list[Any] = [self.checks] if len(micro_batches.batches) > 1 or world_size() > 1 else []
         if self._balancing.needs not in ("nothing", "rows"):  # the state of a balancer of rows is as large as the rows
             components.append(self._balancing)
         self._before = Snapshot(self._model, others=components)
@@ -139,20 +141,27 @@ class Computation:
         weights: Weights | Weigh,
         recorders: Recorders = Recorders(),  # noqa: B008
     ) -> list[Tensor]:
-        """Runs the forward and backward passes of the micro-batches and returns the loss of each task."""
-        if len(micro_batches.batches) > 1:
-            return accumulate(self.passes, self.checks, micro_batches, weights, recorders)
-        return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, recorders)
+        """Runs the forward and backward passes of the micro-batches and returns the loss of each task.
+
+        The gradients in `.grad` are those of all processes. Recorders sum the gradients that they hold by themselves.
+        """
+        if len(micro_batches.batches) == 1 and world_size() == 1:
+            return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, recorders)
+        losses = accumulate(self.passes, self.checks, micro_batches, weights, recorders)
+        if recorders.collect is None:
+            sum_gradients(self._parameters.values())
+        return losses
 
     def _collector(self, micro_batches: MicroBatches, scale: float) -> Rows:
         """Returns an object that collects the tasks' gradients during the passes."""
+        whole = self._balancing.needs == "rows"
         if self.passes.kind != "shared":
-            return Rows(self._parameters, micro_batches.names, scale=scale)
-        source, several = self._balancing.source, len(micro_batches.batches) > 1
+            return Rows(self._parameters, micro_batches.names, scale=scale, whole=whole)
+        source, (several,) = self._balancing.source, any_process([len(micro_batches.batches) > 1])
         if several:  # the batch may have come as a list of micro-batches
             source = source_in_micro_batches(self._balancing.settings)
         waits = not several and self._balancing.needs == "gramian"
-        return AtFeatures(self._model, micro_batches.names, source=source, waits=waits, scale=scale)
+        return AtFeatures(self._model, micro_batches.names, source=source, waits=waits, scale=scale, whole=whole)
 
     def _not_finite(self, result: StepResult, micro_batches: MicroBatches) -> dict[str, str]:
         """Returns, by task name, what is not finite in the step.

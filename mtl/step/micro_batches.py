@@ -1,4 +1,7 @@
-"""Division of a step's batch into micro-batches, and the share of each task's loss in each micro-batch."""
+"""Division of a step's batch into micro-batches, and the share of each task's loss in each micro-batch.
+
+With several processes, the batch of a step consists of the micro-batches of all of them.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl.batch import Batch, cut, joined, num_samples
+from mtl.distributed.collectives import sum_numbers, world_size
 from mtl.errors import UserError
 from mtl.labels import denominators
 from mtl.task import Task
@@ -22,18 +26,26 @@ class MicroBatches:
         tasks: The tasks that take part in the step.
         batches: The micro-batches, each a dict of fields.
         shares: By micro-batch and task, the share of the task's loss; 0 if the task has no labels in the micro-batch.
+        present: The indices of the tasks that have labels in a micro-batch of any process; by default, of this one.
 
     Attributes:
         names: The names of the tasks.
         members: By micro-batch, the indices of the tasks that have labels in it.
     """
 
-    def __init__(self, tasks: Sequence[Task], batches: Sequence[Batch], shares: Sequence[Sequence[float]]) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        batches: Sequence[Batch],
+        shares: Sequence[Sequence[float]],
+        present: set[int] | None = None,
+    ) -> None:
         self.tasks = list(tasks)
         self.names = [task.name for task in self.tasks]
         self.batches = list(batches)
         self.shares = [list(row) for row in shares]
         self.members = [[number for number, share in enumerate(row) if share] for row in self.shares]
+        self.present = set().union(*self.members) if present is None else present
 
     @classmethod
     def of(
@@ -62,6 +74,8 @@ class MicroBatches:
             kinds = ", ".join(dict.fromkeys(type(each).__name__ for each in dicts)) or "an empty list"
             raise UserError(f"a step takes a batch, which is a dict of fields, or a list of these; here it is {kinds}")
         whole = [pair for each in dicts for pair in _by_tasks(tasks, each)]
+        if world_size() > 1:  # a process that has no samples in the step has a batch without fields
+            whole = [(fields, numbers) for fields, numbers in whole if fields]
         batches: list[Batch] = []
         members: list[list[int]] = []
         for each, numbers in whole:
@@ -78,13 +92,11 @@ class MicroBatches:
                 sizes = [] if len(parts) == 1 else [num_samples(each, [task.target]) for each in parts]
                 batches.append(parts[0] if len(parts) == 1 else joined(parts, sizes))
                 members.append([index])
-        of_all_tasks = cls(tasks, batches, shares(list(tasks), batches, members))
-        return of_all_tasks.without(without or {})
+        return cls(tasks, batches, *shares(list(tasks), batches, members)).without(without or {})
 
     def without(self, names: Mapping[str, object]) -> "MicroBatches":
         """Returns the micro-batches without the named tasks, and without tasks that have no labels in any of them."""
-        present = set().union(*self.members)
-        stay = [number for number, name in enumerate(self.names) if number in present and name not in names]
+        stay = [number for number, name in enumerate(self.names) if number in self.present and name not in names]
         if len(stay) == len(self.tasks):
             return self
         return self.of_tasks(stay)
@@ -92,7 +104,8 @@ class MicroBatches:
     def of_tasks(self, numbers: Sequence[int]) -> "MicroBatches":
         """Returns the micro-batches with only the tasks that have these indices."""
         shares = [[row[number] for number in numbers] for row in self.shares]
-        return MicroBatches([self.tasks[number] for number in numbers], self.batches, shares)
+        present = {index for index, number in enumerate(numbers) if number in self.present}
+        return MicroBatches([self.tasks[number] for number in numbers], self.batches, shares, present)
 
 
 def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int]]]:
@@ -110,10 +123,11 @@ def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int
     return list(groups.values())
 
 
-def shares(tasks: list[Task], batches: list[Batch], members: list[list[int]]) -> list[list[float]]:
+def shares(tasks: list[Task], batches: list[Batch], members: list[list[int]]) -> tuple[list[list[float]], set[int]]:
     """Computes the share of each task's loss in each micro-batch.
 
-    The share is the denominator of the task's mean on the micro-batch, divided by the sum over all micro-batches.
+    The share is the denominator of the task's mean on the micro-batch, divided by the sum over all micro-batches of all
+    processes.
 
     Args:
         tasks: All tasks of the step.
@@ -122,15 +136,19 @@ def shares(tasks: list[Task], batches: list[Batch], members: list[list[int]]) ->
             only if some may be missing.
 
     Returns:
-        By micro-batch and task, the share, from 0 to 1.
+        By micro-batch and task, the share, from 0 to 1, and the indices of the tasks that have labels in any
+        micro-batch.
     """
     occurrences = [sum(index in each for each in members) for index in range(len(tasks))]
-    several = [number > 1 for number in occurrences]
+    several = [number > 1 or world_size() > 1 for number in occurrences]
     counted = [denominators(tasks, batch, numbers, several) for batch, numbers in zip(batches, members, strict=True)]
     on_device = [value.double() for row in counted for value in row if isinstance(value, Tensor)]
     read = iter(torch.stack(on_device).tolist() if on_device else ())  # one wait for the device
     rows = [[next(read) if isinstance(value, Tensor) else float(value) for value in row] for row in counted]
-    totals = [sum(column) for column in zip(*rows, strict=True)]
+    totals = sum_numbers([sum(row[index] for row in rows) for index in range(len(tasks))])
     of_step = [[value / total if total else 0.0 for value, total in zip(row, totals, strict=True)] for row in rows]
+    present = {index for index, total in enumerate(totals) if total}
     # A loss of the whole batch counts fully in each micro-batch, see whole_batch.py.
-    return [[float(x > 0) if task.whole_batch else x for task, x in zip(tasks, row, strict=True)] for row in of_step]
+    return [
+        [float(x > 0) if task.whole_batch else x for task, x in zip(tasks, row, strict=True)] for row in of_step
+    ], present

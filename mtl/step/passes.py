@@ -24,8 +24,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from mtl.batch import Batch
 from mtl.choices import PASSES
 from mtl.errors import UserError
+from mtl.gradients.leaves import leaves
 from mtl.gradients.reach import Reach
-from mtl.gradients.rows import Rows, leaves
+from mtl.gradients.rows import Rows
 from mtl.model import MultiTaskModel
 from mtl.snapshots import Buffers, Snapshot
 from mtl.step.forward import loss_from, loss_of, without_gradients

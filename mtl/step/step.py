@@ -19,10 +19,12 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from mtl.balancers import Balancer, Equal
+from mtl.distributed.collectives import world_size
+from mtl.distributed.replicas import share_buffers
 from mtl.gradients.reach import Reach
 from mtl.model import MultiTaskModel
 from mtl.step.balancing import Balancing
-from mtl.step.compatibility import check_arguments, check_optimizers
+from mtl.step.compatibility import check_arguments, check_optimizers, check_processes
 from mtl.step.computation import Computation
 from mtl.step.descent import Descent
 from mtl.step.micro_batches import MicroBatches, StepBatch
@@ -45,6 +47,9 @@ def reusable_graphs() -> Iterator[None]:
 
 class Step:
     """A step of multi-task training, for use in any training loop.
+
+    If `torch.distributed` has a process group of several processes, the batches of all processes together are the batch
+    of the step, see `mtl.distributed`.
 
     Args:
         model: The model: a trunk and a head for each task.
@@ -94,11 +99,12 @@ class Step:
         at_once = micro_batch_size is None and num_micro_batches in (None, 1)
         self.balancing = Balancing(balancer or Equal(), self.tasks, gradients, passes=self.passes.kind, at_once=at_once)
         self.descent = Descent(self.parameters, optimizer, update)
-        self._reach = None if update.clip_shared_norm is None else Reach(self.parameters)
+        self._reach = None if update.clip_shared_norm is None else Reach(self.parameters, [t.name for t in tasks])
         self.computation = Computation(model, self.parameters, self.passes, self.balancing, self._reach)
         learned, clips_shared = self.computation.learned, self._reach is not None
         check_optimizers(self.descent, self.balancing, learned, precision=precision, clips_shared=clips_shared)
         self._searched: MicroBatches | None = None  # the micro-batches for a line search
+        self._compared = False  # whether all processes have been found to have the same model
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -143,9 +149,14 @@ class Step:
         self.descent.moving = False
         if self.model.frozen_until:
             self.model.thaw(self.num_taken)
+        if world_size() > 1 and not self._compared:
+            check_processes(self.model, self.tasks)
+            self._compared = True
         micro_batches = self._cut(batch)
         self._searched = micro_batches if isinstance(self.optimizer, LBFGS) else None
-        return self.computation(micro_batches, self.num_taken, measure=measure, on_nonfinite=self.on_nonfinite)
+        result = self.computation(micro_batches, self.num_taken, measure=measure, on_nonfinite=self.on_nonfinite)
+        share_buffers(self.model)
+        return result
 
     def _cut(self, batch: StepBatch) -> MicroBatches:
         """Returns the micro-batches of the batch, without tasks that have no labels or a scheduled weight of 0."""

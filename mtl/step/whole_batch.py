@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from mtl.batch import Batch, joined, num_samples
+from mtl.distributed.collectives import sum_scalars
 from mtl.errors import UserError
 from mtl.labels import label_fields
 from mtl.model import MultiTaskModel
@@ -34,7 +35,7 @@ class Preview:
         autocast: Makes the context manager that forward passes run in.
 
     Attributes:
-        losses: The loss of each task over all micro-batches, as 0-dim float64 tensors.
+        losses: The loss of each task over all micro-batches of all processes, as 0-dim float64 tensors.
     """
 
     def __init__(self, model: MultiTaskModel, micro_batches: MicroBatches, autocast: Autocast) -> None:
@@ -55,6 +56,7 @@ class Preview:
             for index, loss in zip(member, taken[number], strict=True):
                 if not _is_whole(tasks[index]):
                     totals[index] = totals[index] + micro_batches.shares[number][index] * loss
+        totals = sum_scalars(totals)
         self.losses = self.corrected(totals)
 
     def tasks_of(self, number: int) -> list[Task]:

@@ -31,10 +31,12 @@ from torchmetrics.wrappers import BinaryTargetTransformer, LambdaInputTransforme
 
 from mtl.batch import Batch, describe, field
 from mtl.choices import OUTPUTS
+from mtl.distributed.collectives import any_process
 from mtl.errors import FOREIGN, UserError, describe_error, is_unrelated
 from mtl.labels import select_for_metric
 from mtl.outputs import as_values, at_least_single, log_probabilities, output_of, probabilities, ranks
 from mtl.task import BY_CLASS, Task
+from mtl.training.metric_states import fill_empty_states
 
 OF_TWO = (  # metrics that apply the sigmoid to each element
     *(by_class.BinaryStatScores, by_class.MultilabelStatScores),
@@ -119,8 +121,10 @@ class TaskMetric:
         Raises:
             UserError: If the metric fails, or returns more than one number.
         """
-        if not self.metric.update_called or self._has_nan:
+        updated, has_nan = any_process([self.metric.update_called, bool(self._has_nan)])
+        if not updated or has_nan:
             return math.nan
+        fill_empty_states(self.metric)
         try:
             value = self.metric.compute()
         except Exception as error:

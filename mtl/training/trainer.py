@@ -6,10 +6,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from mtl.data import Loader, Mix
+from mtl.distributed.collectives import world_size
 from mtl.errors import FOREIGN, NotFinite, UserError
-from mtl.process.seeding import random_state, set_random_state
-from mtl.process.signals import Stop, Stopped
+from mtl.process.seeding import random_state, random_states, set_random_states
+from mtl.process.signals import Stopped
 from mtl.step import Step, StepResult
+from mtl.training.agreement import Agreement
 from mtl.training.costs import Costs
 from mtl.training.faults import Faults, Place
 from mtl.training.hooks import Hooks, protected
@@ -83,7 +85,7 @@ class Trainer:
         self.position: int | None = None
         self.tried = 0
         self._intact = True  # whether parameters and counters belong to the same step
-        self._stop = Stop()
+        self._agree = Agreement()
         self._saved_at = time.monotonic()
         self._queued = 0  # the step of the newest state that was passed to the writer
         self._loaded = 0  # the step from which the run was resumed
@@ -99,7 +101,7 @@ class Trainer:
         """
         self.step.model.train()
         try:
-            with self._stop.listens():
+            with self._agree.stop.listens():
                 with protected(self.step.model):
                     self.selection.prepare(self.step)
                     if self.position is not None or self.goes_on:
@@ -107,8 +109,9 @@ class Trainer:
                 self._train()
         except Stopped:
             raise
-        except FOREIGN:
-            if self._intact and self.global_step > self._queued:
+        except FOREIGN as error:
+            error.add_note(f"at step {self.global_step + 1}, in epoch {self.epoch}")  # of a wait for another process
+            if self._intact and self.global_step > self._queued and world_size() == 1:  # several only save together
                 with suppress(UserError):  # parameters that aren't finite aren't saved
                     self._save("last")
             raise
@@ -122,7 +125,7 @@ class Trainer:
                 self.position = 0
                 self.readings.begin_epoch()
             self._train_epoch()
-            if not self._stop.signal:
+            if not self._agree.signal:
                 self.step.descent.train(False)
                 with protected(self.step.model):
                     figures = self.selection.validate(self.step, self.epoch, self.report)
@@ -132,13 +135,14 @@ class Trainer:
                         function(self)
                 self.position = None
                 selection = self.selection
-                if selection.best_epoch == self.epoch or self.writer.ranks(selection.value, selection.is_better):
+                ranks = self.writer.ranks(selection.value, selection.is_better)
+                if self._agree(selection.best_epoch == self.epoch or ranks):
                     self._save("best")  # before last.pt, which refers to it
-            if self._stop.signal:
+            if self._agree.signal:
                 self.writer.wait()  # earlier states are written as well, in case the last one gets damaged
             self._save("last")
-            if self._stop.signal:
-                raise Stopped(self._stop.signal)
+            if self._agree.signal:
+                raise Stopped(self._agree.signal)
 
     @property
     def goes_on(self) -> bool:
@@ -152,10 +156,7 @@ class Trainer:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """The mean time of a step in seconds, excluding the first step and steps whose memory was measured.
-
-        None if no other steps exist. The first step is excluded because it includes one-time initialisation.
-        """
+        """The mean seconds of a step, without the first step and those whose memory was measured; None if no other."""
         count = self.tried - 1 - self.costs.weighed
         return self.costs.seconds / count if count > 0 else None
 
@@ -187,11 +188,13 @@ class Trainer:
                     start = self._pace.restart()
             self.faults.check(place, result)
             self.hooks.after_step(self, result, number)
-            if self._stop.signal:
+            seconds = time.monotonic() - self._saved_at
+            is_due = self._agree(result.taken and self.checkpoints.are_due(self.global_step, seconds))
+            if self._agree.signal:
                 break
-            if result.taken and self.checkpoints.are_due(self.global_step, time.monotonic() - self._saved_at):
+            if is_due:
                 self._save("last")
-        if not self._stop.signal:
+        if not self._agree.signal:
             if self._ended < self.epoch:  # not a second time if the run was resumed before the validation ended
                 self.step.epoch_end()
                 self._ended = self.epoch
@@ -213,11 +216,7 @@ class Trainer:
             raise
 
     def _log(self, result: StepResult | None = None) -> None:
-        """Passes the figures since the last line of the log to the loggers.
-
-        Args:
-            result: The result of the last step, if gradients were measured in it.
-        """
+        """Passes the figures since the last line of the log, and the last step's measurements, to the loggers."""
         with self._reading():
             scalars = self.readings.take(result, self.epoch)
         if not scalars:
@@ -241,7 +240,7 @@ class Trainer:
         with self._reading():
             self.readings.read()
         check_finite(self.step.parameters, self.global_step)
-        state = {**self.checkpoints.more, **self.state_dict()}
+        state = {**self.checkpoints.more, **self.state_dict(), **random_states()}
         if name == "best" and self.writer.best > 1:
             self.writer.save(name, {**state, "value": self.selection.value}, self.selection.is_better)
         else:
@@ -289,7 +288,7 @@ class Trainer:
             component.load_state_dict(state)
         for name in _COUNTERS:
             setattr(self, name, state[name])
-        set_random_state(state["random"])
+        set_random_states(state, self.global_step)
         self._loaded = self._queued = self.global_step
         self.writer.continue_after(epoch if state["position"] is None else epoch - 1)
         self.loggers.load_state_dict(state["loggers"])  # last, since it can't be undone

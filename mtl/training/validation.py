@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mtl.batch import Batch
 from mtl.data import Loader, Mix
+from mtl.distributed.collectives import any_process, rank, sum_scalars, world_size
 from mtl.labels import denominator, num_labelled
 from mtl.model import MultiTaskModel
 from mtl.step.forward import loss_of, objective_of
@@ -81,7 +82,7 @@ class Validation:
         return kinds
 
     def __call__(self, loader: Loader | Mix) -> Figures:
-        """Computes the figures of each task over all samples.
+        """Computes the figures of each task over all samples, of which each process takes its share.
 
         The loss is the mean over all samples or elements, not over batches. A loss that is no such mean is averaged
         over batches, weighted by the number of samples, see `batchwise`. Missing labels don't count, and without any
@@ -111,10 +112,18 @@ class Validation:
                 cut |= {task.name for task in tasks if trial and len(part) > 1}
                 batches: Any = part.batches()
                 with closing(batches):  # also ends the worker processes
-                    for batch, size in islice(zip(batches, part.sizes(), strict=not trial), 1 if trial else None):
-                        self._take(tasks, batch, size, sums, counts, several=len(part) > 1 and not trial)
+                    for batch, total in islice(zip(batches, part.sizes(), strict=not trial), 1 if trial else None):
+                        size = len(range(rank(), total, world_size()))  # the samples in the share of this process
+                        if not size:
+                            continue
+                        several = (len(part) > 1 or world_size() > 1) and not trial
+                        self._take(tasks, batch, size, sums, counts, several=several)
                         for task in tasks:
                             labelled[task.name] += size if task.objective is not None else num_labelled(task, batch)
+            for each in (sums, counts, labelled):
+                each.update(zip(each, sum_scalars(list(each.values())), strict=True))
+            depends = any_process([task.name in self.batchwise for task in self.tasks])
+            self.batchwise = {task.name for task, is_so in zip(self.tasks, depends, strict=True) if is_so}
             self.labelled = {name: int(labelled[name]) for name in labelled if name in seen}
             return {
                 task.name: {

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from mtl.distributed.collectives import rank
 from mtl.errors import UserError
 from mtl.files import Folder, why
 from mtl.training import checkpoint
@@ -35,7 +36,8 @@ class Writer:
     """Writes states into a folder, in a separate thread and in the order in which they arrive.
 
     If a write fails, existing files are not changed, and later writes are tried. If states arrive faster than they can
-    be written, a newer state replaces the last one in the queue, so that the training never waits for the disk.
+    be written, a newer state replaces the last one in the queue, so that the training never waits for the disk. With
+    several processes, the one of rank 0 writes, and the others do nothing.
 
     Args:
         folder: The folder of the checkpoints, inside the folder of the run.
@@ -51,7 +53,9 @@ class Writer:
     """
 
     def __init__(self, folder: Path, *, keep: int | None, best: int = 1, report: Callable[[str], None]) -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._writes = rank() == 0
+        if self._writes:
+            folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.keep = keep
         self.best = best
@@ -77,11 +81,13 @@ class Writer:
             UserError: If the folder of the run is missing, see `check`.
         """
         self.check()
-        self._begin(Job(name, _copied(state), better))
+        if self._writes:
+            self._begin(Job(name, _copied(state), better))
 
     def check(self) -> None:
         """Raises a UserError if the folder of the run, or a file that was saved in it, is missing."""
-        self._home.check()
+        if self._writes:
+            self._home.check()
         for name in list(self.written):  # a copy, since the writing thread may add names at the same time
             if not (path := self.folder / f"{name}.pt").exists():
                 raise UserError(f"{path} is gone: it was deleted or moved while the run trained")
@@ -105,14 +111,14 @@ class Writer:
 
     def ranks(self, value: Value, better: Better) -> bool:
         """Returns whether a state with this value is among the best ones, if several of these are kept."""
-        return self.best > 1 and self._rank(value, better) < self.best
+        return self._writes and self.best > 1 and self._rank(value, better) < self.best
 
     def continue_after(self, epochs: int) -> None:
         """Continues after a number of epochs: reads the ranked states up to that epoch, and deletes later ones.
 
         Later epochs are trained again, and their states are saved again if they are among the best.
         """
-        if self.best == 1:
+        if self.best == 1 or not self._writes:
             return
         ranked: dict[int, Value] = {}
         path = self.folder / "best.pt"

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import mtl
 from mtl.balancers._math.gramian import COLUMNS, gramian
 from mtl.choices import PASSES
-from mtl.gradients.rows import leaves
+from mtl.gradients.leaves import leaves
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.5, 3.0, 0.0]])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mtl
-from mtl.gradients.rows import leaves
+from mtl.gradients.leaves import leaves
 from mtl.graphs import Walk, backward
 from mtl.step.forward import loss_from
 

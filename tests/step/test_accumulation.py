@@ -352,7 +352,7 @@ def test_what_is_counted() -> None:
     assert counted(nn.MSELoss(), "v") == 12
     assert counted(lambda p, y: p.mean(), "v") == 4
     tasks = [mtl.Task("a", head=nn.Identity(), loss=nn.CrossEntropyLoss(), target="y")]
-    assert shares(tasks, cut(batch, size=2), [[0], [0]]) == [[2 / 3], [1 / 3]]
+    assert shares(tasks, cut(batch, size=2), [[0], [0]]) == ([[2 / 3], [1 / 3]], {0})
 
 
 @pytest.mark.parametrize("balancer", ["Equal", "MGDA"])

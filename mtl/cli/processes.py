@@ -1,0 +1,101 @@
+"""Training in the processes that torchrun started: rank 0 runs the command line, and the others follow it."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtl.errors import UserError, text_of
+from mtl.process.signals import Stopped, held
+
+if TYPE_CHECKING:
+    pass
+
+NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def count() -> int:
+    """Returns the number of processes that torchrun started; 1 if this process was started otherwise."""
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in NEEDED) else 1
+
+
+def is_follower() -> bool:
+    """Returns whether this process follows the one of rank 0."""
+    return count() > 1 and os.environ["RANK"] != "0"
+
+
+@contextmanager
+def leading(**message: Any) -> Iterator[None]:
+    """Within the block, the process of rank 0 trains together with the others.
+
+    Args:
+        message: The arguments of `train_along` in the other processes.
+    """
+    if count() == 1:
+        yield
+        return
+    from mtl.distributed.processes import process_group, send
+
+    with process_group(message["config"]["trainer"].get("timeout")):
+        send(message)
+        yield
+
+
+def follow() -> int:
+    """Trains together with the process of rank 0; returns the exit code."""
+    with held():
+        from mtl.distributed.processes import Lost, process_group, receive
+    try:
+        with process_group():
+            train_along(**receive())
+    except Lost:
+        return 1  # the process that failed, or the one of rank 0, reports why
+    except Stopped as stopped:
+        return 128 + stopped.signal
+    except UserError as error:
+        sys.stderr.write(f"error: {text_of(error)}\n")
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def train_along(config: dict[str, Any], code: list[str], state: dict[str, Any] | None, folder: str) -> None:
+    """Trains in a process of rank 1 or higher, which neither reports nor writes.
+
+    Args:
+        config: The checked config.
+        code: The folders of the user's modules.
+        state: The state from which the run is resumed; None for a new run.
+        folder: The folder of the run.
+    """
+    from mtl.build import build
+    from mtl.cli.conclusion import tested
+    from mtl.cli.resuming import load_state
+    from mtl.config.trainer import build_callbacks, build_trainer
+    from mtl.config.training import build_step
+    from mtl.loggers import Loggers
+    from mtl.process.seeding import num_threads, seed_process
+    from mtl.training.hooks import Hooks
+
+    with num_threads(config["threads"]):
+        trained_on = None if state is None else state.get("facts", {})
+        problem = build(config, code_folders=code, trained_on=trained_on, report=_nothing)
+        step = build_step(problem.config, problem.model, problem.tasks, problem.total_steps)
+        hooks, loggers = Hooks(build_callbacks(problem.config)), Loggers([], _nothing)
+        with loggers:
+            trainer = build_trainer(problem, step, hooks, loggers, Path(folder), {})
+            if state is not None:
+                load_state(trainer, state, problem.config)
+            else:
+                seed_process(0)
+            trainer.fit()
+            tested(problem, trainer, Path(folder))
+
+
+def _nothing(line: str) -> None:
+    pass

@@ -1,0 +1,172 @@
+"""Collective operations between the processes that train one model; with one process they change nothing.
+
+The processes are those of the default process group of `torch.distributed`. Each process has the same parameters and
+its own share of each batch. All processes have to call the same functions in the same order.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BUCKET = 8_388_608  # the number of elements that are sent at once
+
+
+def world_size() -> int:
+    """Returns the number of processes that train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Returns the number of this process, from 0; 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """Returns the sum of a small tensor over all processes, which is bit-equal in all of them."""
+    if world_size() == 1:
+        return tensor
+    return torch.stack(_gathered(tensor)).sum(0)
+
+
+def any_process(flags: Sequence[bool]) -> list[bool]:
+    """Returns, for each flag, whether it is true in at least one process."""
+    if world_size() == 1:
+        return list(flags)
+    numbers = torch.tensor(flags, dtype=torch.uint8, device=_device_of_numbers())
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return [bool(number) for number in numbers.tolist()]
+
+
+def sum_scalars(scalars: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the sum of each 0-dim tensor over all processes."""
+    if world_size() == 1:
+        return list(scalars)
+    return list(sum_over_processes(torch.stack(list(scalars))).unbind())
+
+
+def sum_numbers(numbers: Sequence[float]) -> list[float]:
+    """Returns the sum of each number over all processes."""
+    if world_size() == 1:
+        return list(numbers)
+    local = torch.tensor(numbers, dtype=torch.float64, device=_device_of_numbers())
+    summed: list[float] = sum_over_processes(local).tolist()
+    return summed
+
+
+def sum_tensors(tensors: Sequence[Tensor]) -> None:
+    """Replaces each tensor with its sum over all processes, which is bit-equal in all of them."""
+    if world_size() == 1:
+        return
+    for bucket in _buckets(tensors):
+        if len(bucket) == 1 and bucket[0].is_contiguous():
+            dist.all_reduce(_real(bucket[0]))
+            continue
+        flat = torch.cat([_real(tensor).reshape(-1) for tensor in bucket])
+        dist.all_reduce(flat)
+        pieces = torch.split(flat, [_real(tensor).numel() for tensor in bucket])
+        for tensor, piece in zip(bucket, pieces, strict=True):
+            real = _real(tensor)
+            real.copy_(piece.view(real.shape))
+
+
+def sum_slices(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Sums tensors over all processes and returns the slices of the sums that belong to this process.
+
+    Args:
+        tensors: Tensors of any shapes, the same in all processes.
+
+    Returns:
+        For each tensor of n real numbers a tensor of shape (ceil(n / world size),), padded with zeros.
+    """
+    count = world_size()
+    slices: list[Tensor] = []
+    for bucket in _buckets(tensors):
+        lengths = [-(-_real(tensor).numel() // count) for tensor in bucket]
+        sent = bucket[0].new_zeros((count, sum(lengths)), dtype=_real(bucket[0]).dtype)
+        for place, tensor in zip(torch.split(sent, lengths, dim=1), bucket, strict=True):
+            flat = _real(tensor).reshape(-1)
+            for number, piece in enumerate(torch.split(flat, place.shape[1])):
+                place[number, : len(piece)] = piece
+        received = torch.empty_like(sent)
+        # gloo's reduce_scatter sends as much as an all_reduce; each pair of processes exchanges what it needs instead.
+        dist.all_to_all_single(received, sent)
+        slices += torch.split(received.sum(0), lengths)
+    return [piece.clone() for piece in slices]
+
+
+def gather_slices(slices: Sequence[Tensor], likes: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the tensors of which each process has a slice, see `sum_slices`.
+
+    Args:
+        slices: The slices of this process.
+        likes: A tensor for each slice, with the shape and the strides of the result.
+    """
+    results: list[Tensor] = []
+    for bucket in _buckets(slices):
+        lengths = [len(piece) for piece in bucket]
+        whole = torch.stack(_gathered(torch.cat(list(bucket))))
+        for columns in torch.split(whole, lengths, dim=1):
+            like = likes[len(results)].detach()
+            result = torch.empty_like(like)
+            real = _real(result)
+            real.copy_(columns.reshape(-1)[: real.numel()].view(real.shape))
+            results.append(result)
+    return results
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Joins the rows of the matrices of all processes, which may differ in their numbers of rows.
+
+    Args:
+        rows: A tensor of shape (n, d), where n may differ between the processes.
+    """
+    counts = [int(count) for count in torch.stack(_gathered(torch.tensor([len(rows)], device=rows.device))).flatten()]
+    padded = rows.new_zeros(max(counts), rows.shape[1])
+    padded[: len(rows)] = rows
+    return torch.cat([part[:count] for part, count in zip(_gathered(padded), counts, strict=True)])
+
+
+def broadcast_tensors(tensors: Sequence[Tensor]) -> None:
+    """Replaces the values of each tensor with those of the process of rank 0."""
+    if world_size() == 1:
+        return
+    for bucket in _buckets(tensors):
+        flat = torch.cat([_real(tensor.detach()).reshape(-1) for tensor in bucket])
+        dist.broadcast(flat, 0)
+        pieces = torch.split(flat, [_real(tensor).numel() for tensor in bucket])
+        for tensor, piece in zip(bucket, pieces, strict=True):
+            real = _real(tensor.detach())
+            real.copy_(piece.view(real.shape))
+
+
+def _device_of_numbers() -> torch.device | None:
+    """Returns the device for numbers that the CPU exchanges: the CPU itself, if the process group supports that."""
+    return torch.device("cpu") if "cpu" in dist.get_backend_config() else torch.accelerator.current_accelerator()
+
+
+def _gathered(tensor: Tensor) -> list[Tensor]:
+    """Returns the tensors of all processes, in the order of their ranks; all have the same shape."""
+    received = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(received, tensor.contiguous())
+    return received
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Divides tensors into groups of one data type and device that are sent together, in the same order."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        alike = not bucket or (bucket[0].dtype, bucket[0].device) == (tensor.dtype, tensor.device)
+        if bucket and (not alike or size + tensor.numel() > BUCKET):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.numel()
+    if bucket:
+        yield bucket
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

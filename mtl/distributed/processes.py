@@ -1,0 +1,115 @@
+"""The process group of a training that torchrun started."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from mtl.errors import FOREIGN, UserError, describe_error, text_of
+
+WAIT = timedelta(seconds=5)  # for a message of another process
+DEFAULT_TIMEOUT = 1800.0  # seconds
+
+
+class Lost(UserError):
+    """Raised if another process of the training has ended; the message is that of the other process."""
+
+
+@contextmanager
+def process_group(timeout: float | None = None) -> Iterator[None]:
+    """Joins the processes that torchrun started to the default process group within the block.
+
+    GPUs communicate by NCCL, CPUs by gloo. The process of rank 0 reports errors; if it doesn't, another one does.
+
+    Args:
+        timeout: The number of seconds after which a process that doesn't answer ends the training, in the process of
+            rank 0. The others learn it from there.
+
+    Raises:
+        Lost: If another process ends or doesn't answer, or if another process reports the error of this one.
+    """
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = _store(rank, count)
+    if rank == 0:
+        store.set("timeout", str(timeout or DEFAULT_TIMEOUT))
+    within = timedelta(seconds=float(store.get("timeout").decode()))
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=within)
+    try:
+        yield
+        dist.barrier()
+    except FOREIGN as error:
+        message = _message(store, error, rank, count)
+        with suppress(*FOREIGN):
+            if rank == 0:
+                store.set("reported", "")
+            dist.destroy_process_group()  # the other processes stop waiting for this one
+        if rank > 0 and (_is_reported(store) or store.add("printed", 1) > 1):
+            raise Lost(message or text_of(error)) from error
+        if message is None:
+            raise
+        raise (Lost if rank == 0 else UserError)(message) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _store(rank: int, count: int) -> Store:
+    """Connects to torchrun's store, through which the processes find each other."""
+    is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    shared = TCPStore(address, port, count, is_master, multi_tenant=True)
+    # After a restart, processes would otherwise read the addresses of those that were killed.
+    return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+
+
+def send(value: Any) -> None:
+    """Sends an object from the process of rank 0 to all others, which receive it by `receive`."""
+    dist.broadcast_object_list([value], 0)
+
+
+def receive() -> Any:
+    """Receives the object that the process of rank 0 sends."""
+    received = [None]
+    dist.broadcast_object_list(received, 0)
+    return received[0]
+
+
+def _message(store: Store, error: BaseException, rank: int, count: int) -> str | None:
+    """Returns the reason why another process ended the training; None if the error arose in this process."""
+    texts = [text_of(error), *([text_of(error.__cause__)] if error.__cause__ else [])]
+    notes = "".join(f" {note}" for note in getattr(error, "__notes__", []))
+    if any("Timed out" in text for text in texts):
+        with suppress(*FOREIGN):
+            store.set(f"alive {rank}", "")
+            time.sleep(WAIT.total_seconds())
+            silent = [str(other) for other in range(count) if not store.check([f"alive {other}"])]
+            return f"the process of rank {', '.join(silent) or 'unknown'} does not answer{notes}"
+    words = ("Connection closed by peer", "Connection reset by peer", "gloo/transport")
+    if isinstance(error, dist.DistBackendError) or any(word in text for word in words for text in texts):
+        with suppress(*FOREIGN):
+            store.wait(["error"], WAIT)
+            return str(store.get("error").decode())
+        return f"a process of this training ended{notes} without a message; it may have been killed"
+    with suppress(*FOREIGN):
+        if store.add("errors", 1) == 1:
+            store.set("error", text_of(error) if isinstance(error, UserError) else describe_error(error))
+    return None
+
+
+def _is_reported(store: Store) -> bool:
+    """Waits a moment, and returns whether the process of rank 0 reports the error."""
+    with suppress(*FOREIGN):
+        store.wait(["reported"], WAIT)
+        time.sleep(WAIT.total_seconds())  # for rank 0 to write its files; its end usually ends this process
+        return True
+    return False

@@ -1,0 +1,93 @@
+"""Models with the same parameters and buffers in all processes."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from mtl.distributed.collectives import broadcast_tensors, world_size
+from mtl.errors import UserError
+
+
+def prepare(model: nn.Module, *, sync_batchnorm: bool = False) -> nn.Module:
+    """Gives a model the parameters and buffers of the process of rank 0.
+
+    Args:
+        model: The model, on the device of this process. It is changed.
+        sync_batchnorm: Whether to replace batch norm with `torch.nn.SyncBatchNorm`, which normalises with the
+            statistics of the whole batch. Without it, each process normalises its share of the batch by itself, and the
+            running statistics are those of rank 0.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: If the model contains a wrapper such as `DistributedDataParallel`.
+    """
+    check_plain(model)
+    if sync_batchnorm and world_size() > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    broadcast_tensors([*model.parameters(), *model.buffers()])
+    return model
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives the model the buffers of the process of rank 0, such as the running statistics of batch norm."""
+    if world_size() > 1:
+        broadcast_tensors(list(model.buffers()))
+
+
+def check_plain(model: nn.Module) -> None:
+    """Checks that the model has no wrapper that sums or divides gradients by itself.
+
+    Raises:
+        UserError: If there is one.
+    """
+    for name, module in model.named_modules():
+        where = f"'{name}' of the model" if name else "the model"
+        if isinstance(module, DistributedDataParallel | DataParallel):
+            raise UserError(
+                f"{where} is wrapped in {type(module).__name__}, which sums the gradients of one backward pass, and a "
+                "step has several. Give mtl.Step the module itself: it sums the gradients of all processes of the "
+                "default process group. mtl.distributed.prepare(model) makes the parameters of the processes equal"
+            )
+        if isinstance(module, FullyShardedDataParallel | FSDPModule):
+            raise UserError(
+                f"{where} is sharded by {'fully_shard' if isinstance(module, FSDPModule) else 'FSDP'}, which isn't "
+                "supported yet. Give mtl.Step the module itself: each process then has all parameters"
+            )
+    sharded = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
+    if sharded:
+        raise UserError(
+            f"'{sharded[0]}' of the model is a DTensor, which isn't supported yet. Give mtl.Step a model of plain "
+            "tensors"
+        )
+
+
+def check_replicas(model: nn.Module, tasks: list[str]) -> None:
+    """Checks that all processes have the same tasks and the same parameters.
+
+    Raises:
+        UserError: In all processes, if two of them differ.
+    """
+    named = list(model.named_parameters())
+    sums = [parameter.detach().abs().sum(dtype=torch.float64).nan_to_num() for _, parameter in named]
+    shapes = [(name, tuple(parameter.shape), parameter.requires_grad) for name, parameter in named]
+    ours = {"tasks": tasks, "parameters": shapes, "values": torch.stack(sums).tolist() if sums else []}
+    theirs: list[dict[str, object]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(theirs, ours)
+    for number, other in enumerate(theirs):
+        for what, value in other.items():
+            if value != theirs[0][what]:
+                raise UserError(_DIFFERENT[what].format(rank=number))
+
+
+_DIFFERENT = {
+    "tasks": "the processes of rank 0 and {rank} have different tasks; give mtl.Step the same tasks in all processes",
+    "parameters": "the models in the processes of rank 0 and {rank} have different parameters; build the same model in "
+    "all processes",
+    "values": "the parameters in the processes of rank 0 and {rank} have different values; call "
+    "mtl.distributed.prepare(model) before the first step, which gives all processes the parameters of rank 0",
+}

@@ -1,0 +1,38 @@
+"""The states of metrics in several processes."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchmetrics import Metric
+
+from mtl.distributed.collectives import any_process, world_size
+
+
+def fill_empty_states(metric: Metric) -> None:
+    """Prepares a metric for torchmetrics' synchronisation if it had no samples in some process.
+
+    A state that is a list of tensors is gathered from all processes, which needs the same data type and the same number
+    of dimensions in each. In a process without samples, such a list is empty, and gets an empty tensor of that kind.
+    """
+    if world_size() == 1 or not any_process([not metric.update_called])[0]:
+        return
+    modules = [module for module in metric.modules() if isinstance(module, Metric)]
+    lists = [{name: getattr(module, name) for name in module._reductions} for module in modules]
+    ours = [{name: _kind(value) for name, value in states.items() if _kind(value)} for states in lists]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, ours)
+    for number, module in enumerate(modules):
+        for name, value in lists[number].items():
+            kinds = [theirs[number][name] for theirs in gathered if name in theirs[number]]
+            if value == [] and kinds:
+                dtype, shape = kinds[0]
+                setattr(module, name, [torch.empty((0, *shape), dtype=dtype, device=module.device)])
+
+
+def _kind(value: Any) -> tuple[torch.dtype, tuple[int, ...]] | None:
+    """Returns the data type of a list's tensors and their shape without the first dimension; None for other states."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], Tensor):
+        return None
+    return value[0].dtype, tuple(value[0].shape[1:])

@@ -1,0 +1,90 @@
+"""A step in loops of one's own: the documentation's script, and Lightning with strategy="ddp"."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from conftest import ROOT
+
+SAVE = """
+torch.save(model.state_dict(), f"rank{RANK}.pt")
+"""
+LIGHTNING = """
+import os
+import sys
+
+import lightning
+import torch
+from torch import nn
+
+import mtl
+
+devices, out = int(sys.argv[1]), sys.argv[2]
+torch.set_default_dtype(torch.float64)
+torch.manual_seed(0)
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, model, tasks):
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.multi_task = model, mtl.Step(model, tasks, balancer=mtl.balancers.UPGrad())
+
+    def training_step(self, batch, _):
+        result = self.multi_task.backward(batch)
+        self.optimizers().step()
+        self.multi_task.after(batch)
+        self.log_dict({f"loss/{name}": loss for name, loss in result.losses.items()})
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.model.parameters(), lr=0.01)
+
+
+n = 22
+data = {"x": torch.randn(n, 5), "a": torch.randn(n, 1), "b": torch.randint(3, (n,)), "c": torch.randn(n, 2)}
+data["a"][torch.rand(n) < 0.4] = torch.nan
+tasks = [
+    mtl.Task("a", head=nn.Linear(4, 1), loss=nn.MSELoss(), target="a"),
+    mtl.Task("b", head=nn.Linear(4, 3), loss=nn.CrossEntropyLoss(), target="b"),
+    mtl.Task("c", head=nn.Linear(4, 2), loss=nn.L1Loss(), target="c"),
+]
+model = mtl.MultiTaskModel(nn.Sequential(nn.Linear(5, 4), nn.Tanh()), tasks, inputs=["x"])
+samples = [{name: value[i] for name, value in data.items()} for i in range(n)]
+loader = torch.utils.data.DataLoader(samples, batch_sampler=mtl.distributed.Sampler(n, 8))
+trainer = lightning.Trainer(
+    accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=4, logger=False,
+    enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False,
+)
+trainer.fit(Module(model, tasks), loader)
+torch.save(model.state_dict(), f"{out}-{trainer.global_rank}.pt")
+"""
+
+
+def run(folder: Path, *command: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_loop_of_the_documentation(tmp_path: Path) -> None:
+    page = (ROOT / "docs/howto/processes.md").read_text()
+    (script,) = [block for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "init_process_group" in block]
+    script = script.replace("dist.destroy", "RANK = dist.get_rank()\ndist.destroy").replace("range(2)", "range(1)")
+    (tmp_path / "script.py").write_text(script + SAVE)
+    run(tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py")
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_lightning_with_ddp_trains_like_one_process(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(LIGHTNING)
+    run(tmp_path, "script.py", "1", "one")
+    run(tmp_path, "script.py", "2", "two")
+    one = torch.load(tmp_path / "one-0.pt")
+    ranks = [torch.load(tmp_path / f"two-{rank}.pt") for rank in range(2)]
+    for name, value in one.items():
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        torch.testing.assert_close(ranks[0][name], value, rtol=1e-9, atol=1e-9)

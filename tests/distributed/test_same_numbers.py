@@ -1,0 +1,209 @@
+"""Several processes take the steps that one process takes with the whole batches."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from processes import processes
+from torch import Tensor, nn
+
+import mtl
+from mtl.batch import take
+from mtl.gradients import at_features
+
+BALANCERS: dict[str, Any] = {
+    name: getattr(mtl.balancers, name)
+    for name in mtl.balancers.__all__
+    if isinstance(getattr(mtl.balancers, name), type) and name not in {"Balancer", "TorchJD", "Manual"}
+}
+DTYPE = torch.float64
+
+
+def problem(
+    count: int, steps: int, sizes: list[int], weighted: bool, width: int = 8
+) -> tuple[mtl.MultiTaskModel, list[mtl.Task], list[dict[str, Tensor]]]:
+    """A model with tasks of four kinds of losses, some labels of which are missing, and batches of several sizes."""
+    torch.manual_seed(0)
+    kinds = [
+        (nn.Linear(6, 3), nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5], dtype=DTYPE)), {}),
+        (nn.Linear(6, 2), nn.MSELoss(), {}),
+        (nn.Linear(6, 2), nn.BCEWithLogitsLoss(), {"mask": "known"}),
+        (nn.Linear(6, 4), nn.CrossEntropyLoss(), {"missing": True}),
+    ]
+    tasks = [
+        mtl.Task(f"t{n}", head=head, loss=loss, target=f"y{n}", weight=1.0 + n / 4 if weighted else 1.0, **more)
+        for n, (head, loss, more) in enumerate(kinds[:count])
+    ]
+    trunk = nn.Sequential(
+        *(
+            nn.Linear(5, width),
+            nn.Tanh(),
+            nn.Linear(width, width, bias=False),
+            nn.Tanh(),
+            nn.Linear(width, 6),
+            nn.Tanh(),
+        )
+    )
+    model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"]).to(DTYPE)
+    batches = []
+    for number in range(steps):
+        n = sizes[number % len(sizes)]
+        numbers = torch.randn(n, 2, dtype=DTYPE)
+        numbers[torch.rand(n, 2) < 0.3] = torch.nan
+        classes = torch.randint(4, (n,))
+        classes[1:] = -100  # the labels of one sample alone, so that the task is absent in most processes
+        batches.append(
+            {
+                "x": torch.randn(n, 5, dtype=DTYPE),
+                "y0": torch.randint(3, (n,)),
+                "y1": numbers,
+                "y2": torch.rand(n, 2, dtype=DTYPE).round(),
+                "known": torch.rand(n) < 0.6,
+                "y3": classes if number % 3 else torch.full((n,), -100),
+            }
+        )
+    return model, tasks, batches
+
+
+def train(setting: dict[str, Any]) -> dict[str, Any]:
+    """Takes some steps with this process's share of each batch, and returns all numbers."""
+    settings = dict(setting)
+    balancer = BALANCERS[settings.pop("balancer")]()
+    weighted = balancer.preference != "none"
+    model, tasks, batches = problem(
+        settings.pop("count"), settings.pop("steps"), settings.pop("sizes"), weighted, settings.pop("width")
+    )
+    torch.manual_seed(100 + mtl.distributed.rank())  # nothing may depend on the random state of a process
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    gradients = mtl.Gradients(settings.pop("source"), settings.pop("every"))
+    update = mtl.Update(clip_norm=settings.pop("clip"), clip_shared_norm=settings.pop("clip_shared"))
+    step = mtl.Step(model, tasks, optimizer, balancer=balancer, gradients=gradients, update=update, **settings)
+    rank, world = mtl.distributed.rank(), mtl.distributed.world_size()
+    record: dict[str, list[Any]] = {"losses": [], "weights": [], "norms": [], "cosines": [], "total": [], "reach": []}
+    for number, batch in enumerate(batches):
+        n = len(batch["x"])
+        share = take(batch, n, list(range(n))[rank::world]) if n > rank else {}
+        result = step(share, measure=number % 2 == 0)
+        record["losses"].append({k: float(v) for k, v in result.losses.items()})
+        record["weights"].append({k: float(v) for k, v in result.weights.items()})
+        if result.grad_norms is not None and result.cosines is not None:
+            record["norms"].append({k: float(v) for k, v in result.grad_norms.items()})
+            record["cosines"].append({k: float(v) for k, v in result.cosines.items()})
+            record["total"].append(float(result.total_norm))
+            record["reach"].append(result.reach)
+    step.epoch_end()
+    return {**record, "parameters": {k: v.tolist() for k, v in model.state_dict().items()}}
+
+
+def assert_close(ours: Any, theirs: Any, where: str = "") -> None:
+    if isinstance(theirs, dict):
+        assert list(ours) == list(theirs), where
+        for key, value in theirs.items():
+            assert_close(ours[key], value, f"{where}.{key}")
+    elif isinstance(theirs, list | tuple):
+        assert len(ours) == len(theirs), where
+        for number, value in enumerate(theirs):
+            assert_close(ours[number], value, f"{where}[{number}]")
+    elif isinstance(theirs, float):
+        assert ours == pytest.approx(theirs, rel=1e-6 if ".weights" in where else 1e-9, abs=1e-9, nan_ok=True), where
+    else:
+        assert ours == theirs, where
+
+
+DEFAULT = {
+    "count": 4,
+    "steps": 6,
+    "sizes": [12, 7, 2, 1],
+    "width": 8,
+    "balancer": "Equal",
+    "source": "auto",
+    "every": 1,
+    "clip": None,
+    "clip_shared": None,
+}
+
+
+def check(world: int, **setting: Any) -> None:
+    setting = DEFAULT | setting
+    alone = train(setting)
+    together = processes(world)(train, setting)
+    for other in together[1:]:
+        assert other == together[0]  # bit-equal in all processes
+    assert_close(together[0], alone)
+
+
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_each_balancer(balancer: str) -> None:
+    check(2, balancer=balancer)
+
+
+@settings(max_examples=25)
+@given(
+    world=st.sampled_from([2, 3, 4]),
+    balancer=st.sampled_from(["Equal", "UW", "MGDA", "UPGrad", "PCGrad", "GradDrop", "FAMO", "IMTL"]),
+    passes=st.sampled_from(["joint", "sequential", "shared"]),
+    micro=st.sampled_from([{}, {"micro_batch_size": 2}, {"num_micro_batches": 2}]),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    clip=st.sampled_from([{}, {"clip": 0.1}, {"clip_shared": 0.05}, {"clip": 0.1, "clip_shared": 0.05}]),
+    count=st.integers(1, 4),
+    every=st.sampled_from([1, 2]),
+    on_nonfinite=st.sampled_from(["error", "skip_step", "skip_task"]),
+)
+def test_all_settings(
+    world: int,
+    balancer: str,
+    passes: str,
+    micro: dict[str, int],
+    sizes: list[int],
+    clip: dict[str, float],
+    count: int,
+    every: int,
+    on_nonfinite: str,
+) -> None:
+    check(
+        world,
+        balancer=balancer,
+        passes=passes,
+        sizes=sizes,
+        count=count,
+        every=1 if balancer == "GradDrop" else every,
+        on_nonfinite=on_nonfinite,
+        **micro,
+        **clip,
+    )
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_gramian_at_the_representation(world: int) -> None:
+    check(world, balancer="MGDA", source="representation", passes="shared")
+
+
+def gathered(setting: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    """Trains, and returns the numbers and how many layers each step has gathered."""
+    numbers: list[int] = []
+    gather, choose = at_features.gather, at_features.choose
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        chosen = choose(*arguments, **options)
+        numbers.append(len(chosen))
+        return chosen
+
+    at_features.choose = counted
+    try:
+        return train(setting), numbers
+    finally:
+        at_features.gather, at_features.choose = gather, choose
+
+
+@pytest.mark.parametrize("source", ["auto", "layerwise"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_layers_that_are_gathered(world: int, source: str) -> None:
+    setting = DEFAULT | {"balancer": "UPGrad", "passes": "shared", "source": source, "width": 64, "sizes": [9, 4, 1]}
+    alone = train(setting)
+    together = processes(world)(gathered, setting)
+    assert together[0][1] == [2, 3, 3, 2, 3, 3]  # the first layer has 5 inputs, fewer than 9 samples
+    for numbers, _ in together[1:]:
+        assert numbers == together[0][0]
+    assert_close(together[0][0], alone)
