@@ -1,24 +1,23 @@
 """Models with the same parameters and buffers in all processes."""
 
+import sys
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from mtl.distributed.collectives import broadcast_tensors, world_size
 from mtl.errors import UserError
 
 
-def prepare(model: nn.Module, *, sync_batchnorm: bool = False) -> nn.Module:
+def prepare(model: nn.Module) -> nn.Module:
     """Gives a model the parameters and buffers of the process of rank 0.
 
     Args:
-        model: The model, on the device of this process. It is changed.
-        sync_batchnorm: Whether to replace batch norm with `torch.nn.SyncBatchNorm`, which normalises with the
-            statistics of the whole batch. Without it, each process normalises its share of the batch by itself, and the
-            running statistics are those of rank 0.
+        model: The model, on the device of this process. It is changed. Batch norm normalises each process's share of a
+            batch by itself, and the running statistics are those of rank 0.
 
     Returns:
         The model.
@@ -27,8 +26,6 @@ def prepare(model: nn.Module, *, sync_batchnorm: bool = False) -> nn.Module:
         UserError: If the model contains a wrapper such as `DistributedDataParallel`.
     """
     check_plain(model)
-    if sync_batchnorm and world_size() > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     broadcast_tensors([*model.parameters(), *model.buffers()])
     return model
 
@@ -45,6 +42,9 @@ def check_plain(model: nn.Module) -> None:
     Raises:
         UserError: If there is one.
     """
+    # Importing them takes a second, and a model that contains them has imported them.
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    tensors: Any = sys.modules.get("torch.distributed.tensor")
     for name, module in model.named_modules():
         where = f"'{name}' of the model" if name else "the model"
         if isinstance(module, DistributedDataParallel | DataParallel):
@@ -53,12 +53,19 @@ def check_plain(model: nn.Module) -> None:
                 "step has several. Give mtl.Step the module itself: it sums the gradients of all processes of the "
                 "default process group. mtl.distributed.prepare(model) makes the parameters of the processes equal"
             )
-        if isinstance(module, FullyShardedDataParallel | FSDPModule):
+        if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel | fsdp.FSDPModule):
+            by = "fully_shard" if isinstance(module, fsdp.FSDPModule) else "FSDP"
             raise UserError(
-                f"{where} is sharded by {'fully_shard' if isinstance(module, FSDPModule) else 'FSDP'}, which isn't "
-                "supported yet. Give mtl.Step the module itself: each process then has all parameters"
+                f"{where} is sharded by {by}, which isn't supported yet. Give mtl.Step the module itself: each process "
+                "then has all parameters"
             )
-    sharded = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
+        if isinstance(module, nn.SyncBatchNorm):
+            raise UserError(
+                f"{where} is a SyncBatchNorm, which all processes have to call equally often, and a process without "
+                "labels of a task doesn't call it. Take another batch norm, or a norm of single samples, such as GroupNorm"
+            )
+    kinds = () if tensors is None else (tensors.DTensor,)
+    sharded = [name for name, parameter in model.named_parameters() if isinstance(parameter, kinds)]
     if sharded:
         raise UserError(
             f"'{sharded[0]}' of the model is a DTensor, which isn't supported yet. Give mtl.Step a model of plain "

@@ -33,6 +33,8 @@ def step_of(kind: str) -> str:
         trunk = DistributedDataParallel(trunk)
     if kind == "fsdp trunk":
         fully_shard(trunk, mesh=init_device_mesh("cpu", (mtl.distributed.world_size(),)))
+    if kind == "synchronised norm":
+        trunk = nn.Sequential(trunk, nn.SyncBatchNorm(4))
     if kind == "sparse":
         trunk = nn.EmbeddingBag(5, 4, sparse=True)
     model, tasks = model_of(trunk)
@@ -67,6 +69,7 @@ def step_of(kind: str) -> str:
         ("other tasks", "have different tasks"),
         ("other parameters", "have different parameters"),
         ("sparse", "sparse=False"),
+        ("synchronised norm", "'trunk.1' of the model is a SyncBatchNorm"),
     ],
 )
 def test_refused(kind: str, part: str) -> None:
