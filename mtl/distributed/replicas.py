@@ -59,11 +59,6 @@ def check_plain(model: nn.Module) -> None:
                 f"{where} is sharded by {by}, which isn't supported yet. Give mtl.Step the module itself: each process "
                 "then has all parameters"
             )
-        if isinstance(module, nn.SyncBatchNorm):
-            raise UserError(
-                f"{where} is a SyncBatchNorm, which all processes have to call equally often, and a process without "
-                "labels of a task doesn't call it. Take another batch norm, or a norm of single samples, such as GroupNorm"
-            )
     kinds = () if tensors is None else (tensors.DTensor,)
     sharded = [name for name, parameter in model.named_parameters() if isinstance(parameter, kinds)]
     if sharded:
@@ -77,8 +72,14 @@ def check_replicas(model: nn.Module, tasks: list[str]) -> None:
     """Checks that all processes have the same tasks and the same parameters.
 
     Raises:
-        UserError: In all processes, if two of them differ.
+        UserError: In all processes, if two of them differ, or if the model contains a `SyncBatchNorm`.
     """
+    synchronised = [name for name, module in model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    if synchronised:
+        raise UserError(
+            f"'{synchronised[0]}' of the model is a SyncBatchNorm, which all processes have to call equally often; a "
+            "process without labels of a task doesn't call it. Take BatchNorm, or a norm of single samples, as GroupNorm"
+        )
     named = list(model.named_parameters())
     sums = [parameter.detach().abs().sum(dtype=torch.float64).nan_to_num() for _, parameter in named]
     shapes = [(name, tuple(parameter.shape), parameter.requires_grad) for name, parameter in named]
