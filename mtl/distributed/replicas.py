@@ -78,7 +78,7 @@ def check_replicas(model: nn.Module, tasks: list[str]) -> None:
     if synchronised:
         raise UserError(
             f"'{synchronised[0]}' of the model is a SyncBatchNorm, which all processes have to call equally often; a "
-            "process without labels of a task doesn't call it. Take BatchNorm, or a norm of single samples, as GroupNorm"
+            "process without labels of a task doesn't call it. Take BatchNorm, or GroupNorm"
         )
     named = list(model.named_parameters())
     sums = [parameter.detach().abs().sum(dtype=torch.float64).nan_to_num() for _, parameter in named]
