@@ -104,6 +104,7 @@ class Computation:
         tasks, names, balancing, scaler = micro_batches.tasks, micro_batches.names, self._balancing, self.passes.scaler
         if not tasks:
             return StepResult({}, {}, taken=False)
+        balancing.processes = micro_batches.processes
         weights = balancing.begin(names, step, next(iter(self._parameters.values())).device)
         scale = scaler.get_scale() if scaler and (measure or balancing.collects) else 1.0
         collect: Any = self._collector(micro_batches, scale) if balancing.collects else None
