@@ -27,8 +27,8 @@ def fill_empty_states(metric: Metric) -> None:
         for name, reduction in module._reductions.items():
             if reduction is None and isinstance(module._defaults[name], list):
                 raise UserError(
-                    f"the metric {type(module).__name__} keeps one value for each batch in '{name}', which processes with "
-                    "different numbers of batches can't exchange. Compute it by mtl.evaluate, in one process"
+                    f"the metric {type(module).__name__} keeps one value for each batch in '{name}', which can't be "
+                    "gathered from processes with different numbers of batches; compute it by mtl.evaluate"
                 )
     if not any_process([not metric.update_called])[0]:
         return
