@@ -113,7 +113,7 @@ def _message(store: Store, error: BaseException, rank: int, count: int) -> str |
 def _is_reported(store: Store) -> bool:
     """Waits a moment, and returns whether the process of rank 0 reports the error."""
     with suppress(*FOREIGN):
-        store.wait(["reported"], WAIT)
+        store.wait(["reported"], 4 * WAIT)
         time.sleep(WAIT.total_seconds())  # for rank 0 to write its files; its end usually ends this process
         return True
     return False

@@ -1,6 +1,7 @@
 """Steps in micro-batches, against the same step on the whole batch."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
