@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before there is a group: it would be a default argument there, and not close
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from mtl.errors import FOREIGN, UserError, describe_error, text_of
@@ -55,8 +56,7 @@ def process_group(timeout: float | None = None) -> Iterator[None]:
         with suppress(*FOREIGN):
             if rank == 0:
                 store.set("reported", "")
-            if not on_gpu:  # where it would wait for the GPU
-                dist.destroy_process_group()  # the other processes stop waiting for this one
+            _hang_up()
         if rank > 0 and (_is_reported(store) or store.add("printed", 1) > 1):
             raise Lost(message or text_of(error)) from error
         if message is None:
@@ -86,6 +86,14 @@ def receive() -> Any:
     received = [None]
     dist.broadcast_object_list(received, 0)
     return received[0]
+
+
+def _hang_up() -> None:
+    """Closes the connections, so that the other processes stop waiting for this one."""
+    if not torch.cuda.is_available():
+        dist.destroy_process_group()
+    elif abort := getattr(dist.group.WORLD, "abort", None):  # torch 2.7 or later; doesn't wait for the GPU
+        abort()
 
 
 def _message(store: Store, error: BaseException, rank: int, count: int) -> str | None:
