@@ -47,27 +47,31 @@ def process_group(timeout: float | None = None) -> Iterator[None]:
     try:
         yield
         dist.barrier()
+    except SystemExit:  # after a signal, which all processes got
+        dist.barrier()
+        raise
     except FOREIGN as error:
         message = _message(store, error, rank, count)
         with suppress(*FOREIGN):
             if rank == 0:
                 store.set("reported", "")
-            dist.destroy_process_group()  # the other processes stop waiting for this one
+            if not on_gpu:  # where it would wait for the GPU
+                dist.destroy_process_group()  # the other processes stop waiting for this one
         if rank > 0 and (_is_reported(store) or store.add("printed", 1) > 1):
             raise Lost(message or text_of(error)) from error
         if message is None:
             raise
         raise (Lost if rank == 0 else UserError)(message) from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    else:
+        dist.destroy_process_group()
 
 
 def _store(rank: int, count: int) -> Store:
     """Connects to torchrun's store, through which the processes find each other."""
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    shared = TCPStore(address, port, count, is_master, multi_tenant=True)
+    within = timedelta(seconds=DEFAULT_TIMEOUT)
+    shared = TCPStore(address, port, count, is_master, within, multi_tenant=True)
     # After a restart, processes would otherwise read the addresses of those that were killed.
     return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
 
@@ -109,7 +113,7 @@ def _message(store: Store, error: BaseException, rank: int, count: int) -> str |
 def _is_reported(store: Store) -> bool:
     """Waits a moment, and returns whether the process of rank 0 reports the error."""
     with suppress(*FOREIGN):
-        store.wait(["reported"], WAIT)
+        store.wait(["reported"], 4 * WAIT)
         time.sleep(WAIT.total_seconds())  # for rank 0 to write its files; its end usually ends this process
         return True
     return False

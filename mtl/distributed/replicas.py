@@ -81,15 +81,26 @@ def check_replicas(model: nn.Module, tasks: list[str]) -> None:
             "process without labels of a task doesn't call it. Take BatchNorm, or GroupNorm"
         )
     named = list(model.named_parameters())
-    sums = [parameter.detach().abs().sum(dtype=torch.float64).nan_to_num() for _, parameter in named]
     shapes = [(name, tuple(parameter.shape), parameter.requires_grad) for name, parameter in named]
-    ours = {"tasks": tasks, "parameters": shapes, "values": torch.stack(sums).tolist() if sums else []}
-    theirs: list[dict[str, object]] = [{} for _ in range(world_size())]
-    dist.all_gather_object(theirs, ours)
-    for number, other in enumerate(theirs):
-        for what, value in other.items():
-            if value != theirs[0][what]:
-                raise UserError(_DIFFERENT[what].format(rank=number))
+    sums = [_checksum(parameter.detach()) for _, parameter in named]
+    for what, value in (("tasks", tasks), ("parameters", shapes), ("values", torch.stack(sums).tolist())):
+        if number := difference(value):
+            raise UserError(_DIFFERENT[what].format(rank=number))
+
+
+def difference(value: object) -> int:
+    """Returns the rank of the first process in which a value differs from that in the process of rank 0; 0 if none."""
+    values: list[object] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return next((number for number, other in enumerate(values) if other != values[0]), 0)
+
+
+def _checksum(values: torch.Tensor) -> torch.Tensor:
+    """Returns an integer that depends on each bit of a tensor and on the order of its elements."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    real = torch.view_as_real(values) if values.is_complex() else values
+    bits = real.contiguous().flatten().view(kinds[real.element_size()]).long()
+    return (bits * (torch.arange(len(bits), device=bits.device) % 8191 + 1)).sum()
 
 
 _DIFFERENT = {
@@ -97,5 +108,6 @@ _DIFFERENT = {
     "parameters": "the models in the processes of rank 0 and {rank} have different parameters; build the same model in "
     "all processes",
     "values": "the parameters in the processes of rank 0 and {rank} have different values; call "
-    "mtl.distributed.prepare(model) before the first step, which gives all processes the parameters of rank 0",
+    "mtl.distributed.prepare(model) before the first step, which gives all processes the parameters of rank 0. If they "
+    "became different in the training, an optimizer or a callback draws random numbers or changes them in one process",
 }

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mtl.balancers import Balancer
 from mtl.errors import FOREIGN, NotFinite, UserError
 from mtl.gradients.rows import Rows
+from mtl.process.seeding import common_generators
 from mtl.step import balancer_errors
 from mtl.step.gradient_source import COLLECTING, choose_source
 from mtl.step.learned import parameters_of
@@ -35,6 +36,7 @@ class Balancing:
         source: The source of the Gramian: `rows`, `layerwise` or `representation`.
         num_tasks: The number of all tasks.
         answered: Whether the balancer has combined rows in the current step.
+        processes: The number of processes.
 
     Raises:
         UserError: If the attributes of the balancer contradict each other, or if the source can't be used with the
@@ -64,6 +66,7 @@ class Balancing:
         self._age = 0  # the number of steps taken with the last weights
         self._applied: Tensor | None = None  # the weights of the current step
         self.answered = False
+        self.processes, self._step = 1, 0
         self._on_device: tuple[torch.device, dict[str, Tensor]] | None = None
 
     @property
@@ -90,6 +93,7 @@ class Balancing:
         Returns:
             The factors of the losses in the backward pass, or a function from the losses to these factors.
         """
+        self._step = step
         if self._scheduled:
             self._all_task_weights = self._task_weights_at(step)
             self._present = None
@@ -236,9 +240,10 @@ class Balancing:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Turns an exception that the balancer raises into a UserError that names the balancer."""
+        """Names the balancer in an exception that it raises; gives it the same random draws in all processes."""
         try:
-            yield
+            with common_generators(self._step) if self.processes > 1 else nullcontext():
+                yield
         except UserError:
             raise
         except FOREIGN as error:

@@ -13,6 +13,7 @@ from mtl.model import MultiTaskModel
 from mtl.step.balancing import Balancing
 from mtl.step.descent import Descent
 from mtl.step.lazy import check_not_lazy
+from mtl.step.mean_tests import is_known
 from mtl.task import Task
 
 
@@ -59,6 +60,15 @@ def check_processes(model: MultiTaskModel, tasks: Sequence[Task]) -> None:
             f"task '{whole[0]}': with whole_batch its loss needs the predictions for the whole batch, which is divided "
             "over several processes. Train in one process, or take a loss that is a mean over samples"
         )
+    for task in tasks:
+        if task.count is None and task.mean_over is None and not is_known(task):
+            key = f"tasks.{task.name}"
+            ways = f"{key}.count" if task.objective is not None else f"{key}.count or {key}.mean_over"
+            raise UserError(
+                f"task '{task.name}': what its loss is a mean over isn't known, and with several processes it can't be "
+                f"tested, since each has only its share of the batch. Set {ways}"
+            )
+    check_plain(model)
     check_replicas(model, [task.name for task in tasks])
 
 

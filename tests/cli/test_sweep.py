@@ -473,7 +473,7 @@ def test_an_interrupted_multirun_is_taken_up(here: Path, ends: signal.Signals) -
         "class Slow:\n"
         "    def __call__(self, trainer, result):\n"
         "        if trainer.global_step == 5 and Path('outputs/half').exists():\n"
-        "            while not trainer._stop.signal and not Path('outputs/interrupted').exists():\n"
+        "            while not trainer._agree.stop.signal and not Path('outputs/interrupted').exists():\n"
         "                time.sleep(0.05)\n"
         "        if trainer.global_step == 5:\n"
         "            Path('outputs/half').touch()\n"

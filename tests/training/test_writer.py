@@ -243,7 +243,7 @@ def test_a_training_that_goes_on_keeps_the_same_ranking(tmp_path: Path, every: i
 
     def stops(trainer: Trainer, result: object) -> None:
         if trainer.global_step == 14:
-            trainer._stop.signal = 15
+            trainer._agree.stop.signal = 15
 
     first = run(tmp_path / "first", values, every_steps=every, callbacks=[stops])
     with pytest.raises(Stopped):
