@@ -52,7 +52,7 @@ def run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | No
     cli.checked(folder)
     with locked(folder) as free:
         if not free:
-            raise Busy(f"another process is at work in {record.folder_name(folder)}")
+            raise Busy(f"another process is using {record.folder_name(folder)}")
         if config["resume"] is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
             done = resume.finished(folder)
             if done is not None:

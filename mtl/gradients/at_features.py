@@ -48,7 +48,7 @@ class AtFeatures(Rows):
         self._model = model
         self._source = source
         self._waits = waits
-        self._is_through = False  # whether the tasks have gone backward through the trunk
+        self._is_through = False  # whether the tasks have run their backward passes through the trunk
         self._features: list[Tensor] = []
         self._at: dict[str, list[Tensor | None]] = {}  # by task, the gradient at each tensor of the features
         self._deltas: list[tuple[Layer, list[Tensor]]] = []  # layers without rows, and the tasks' gradients δ at them

@@ -260,8 +260,8 @@ class Rows:
         shared = self._shared()
         if not shared:
             raise UserError(
-                "the tasks share no parameter, so there is nothing to balance; take balancer=equal, or one that looks "
-                "at the losses alone, such as uw"
+                "the tasks share no parameter, so there is nothing to balance; take balancer=equal, or a balancer "
+                "that uses only losses, such as uw"
             )
         return shared
 

@@ -165,7 +165,7 @@ class Balancing:
         raise NotFinite({name: f"its loss is {loss}" for name, loss in named if not math.isfinite(loss)})
 
     def balance(
-        self, rows: Rows, losses: Sequence[Tensor], *, may_overflow: bool, alone_for_now: bool = False
+        self, rows: Rows, losses: Sequence[Tensor], *, may_overflow: bool, may_share_nothing: bool = False
     ) -> dict[str, Tensor]:
         """Computes new weights if they are due, and leaves the combination of the tasks' gradients in `.grad`.
 
@@ -173,7 +173,7 @@ class Balancing:
             rows: The gradients of the tasks.
             losses: The losses of the tasks.
             may_overflow: Whether gradients that aren't finite are allowed, since a gradient scaler will skip the step.
-            alone_for_now: Whether the tasks may share no trainable parameter, since the shared ones are still frozen.
+            may_share_nothing: Whether the tasks may share no trainable parameter, since shared ones may be frozen.
 
         Returns:
             The weights by task name, see `applied`.
@@ -181,13 +181,13 @@ class Balancing:
         Raises:
             NotFinite: If a loss or a gradient isn't finite.
         """
-        self._balance(rows, losses, may_overflow, alone_for_now)
+        self._balance(rows, losses, may_overflow, may_share_nothing)
         return self.applied(losses[0].device)
 
-    def _balance(self, rows: Rows, losses: Sequence[Tensor], may_overflow: bool, alone_for_now: bool) -> None:
+    def _balance(self, rows: Rows, losses: Sequence[Tensor], may_overflow: bool, may_share_nothing: bool) -> None:
         stacked = torch.stack(list(losses)).double()
         single = len(self._names) == 1 and self.num_tasks > 1
-        if single or (alone_for_now and not rows.shared()):  # there is nothing to balance
+        if single or (may_share_nothing and not rows.shared()):  # there is nothing to balance
             self._applied = self._alone(stacked)
             rows.combine(self._applied.tolist(), self._applied.tolist())
             return

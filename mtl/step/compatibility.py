@@ -94,7 +94,7 @@ def check_optimizers(
             _check_line_search(kind, name, balancing, precision, clips_shared and each is descent.first)
             if learned:
                 raise UserError(
-                    f"balancer.optimizer: LBFGS searches along a loss that has no parameters of {name}; take own"
+                    f"balancer.optimizer: LBFGS's line search uses a loss without the parameters of {name}; take own"
                 )
         moved = {parameter for group in each.param_groups for parameter in group["params"]}
         if not moved.issuperset(learned):
@@ -108,12 +108,12 @@ def _check_line_search(kind: str, balancer: str, balancing: Balancing, precision
     """Checks that an optimizer with a line search works together with the other settings."""
     if clips_shared:
         raise UserError(
-            f"trainer.clip_shared_norm: {kind} searches along the loss by its gradient as it "
-            "is, and nothing would be clipped; leave it at null"
+            f"trainer.clip_shared_norm: {kind} uses the unclipped gradient in its line "
+            "search, so nothing would be clipped; leave it at null"
         )
     if balancing.needs == "rows":
         raise UserError(
-            f"optimizer: {kind} searches along the weighted loss, and the balancer {balancer} "
+            f"optimizer: {kind} uses the weighted loss in its line search, and the balancer {balancer} "
             "works on the gradients themselves; take one that gives weights"
         )
     if precision == "fp16":

@@ -121,9 +121,9 @@ class Computation:
             rows = measured or collect
             result.grad_norms, result.cosines, result.reach = rows.norms(), rows.cosines(), rows.reach()
         if collect is not None:
-            alone_for_now = bool(self._model.frozen_until)
+            may_share_nothing = bool(self._model.frozen_until)
             result.weights = balancing.balance(
-                collect, losses, may_overflow=scaler is not None, alone_for_now=alone_for_now
+                collect, losses, may_overflow=scaler is not None, may_share_nothing=may_share_nothing
             )
         else:
             result.weights = balancing.applied(losses[0].device)

@@ -151,7 +151,7 @@ def test_a_write_into_a_folder_that_is_gone_promises_nothing(tmp_path: Path) -> 
     writer.wait()
     assert "last" in writer.failed
     assert lines == []
-    with pytest.raises(mtl.UserError, match=r"run is gone: it was deleted or moved while the run trained"):
+    with pytest.raises(mtl.UserError, match=r"run no longer exists: it was deleted or moved while the run trained"):
         writer.check()
 
 
