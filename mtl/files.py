@@ -252,7 +252,7 @@ class Folder:
         try:
             current = os.stat(self.path)
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{self.path} is gone: it {_LOST}") from None
+            raise UserError(f"{self.path} no longer exists: it {_LOST}") from None
         except OSError:  # an inaccessible disk; the next write reports the error
             return
         if self._handle is not None and not os.path.samestat(os.fstat(self._handle), current):

@@ -112,8 +112,8 @@ def inspect(problem: "Built", batch: Any, pictures: "Pictures") -> "tuple[Walk, 
 
     walk = Walk(problem.model, [task.name for task in problem.tasks], batch, pictures.take)
     pictures.named = walk.named()
-    parts = {key: problem.config["trainer"][key] for key in ("micro_batch_size", "num_micro_batches")}
-    step = Step(problem.model, problem.tasks, passes="joint", precision=problem.config["precision"], **parts)
+    micro_batches = {key: problem.config["trainer"][key] for key in ("micro_batch_size", "num_micro_batches")}
+    step = Step(problem.model, problem.tasks, passes="joint", precision=problem.config["precision"], **micro_batches)
     with walk.recording():
         result = backward(step, batch, walk, measure=True)
     return walk, result.reach or {}

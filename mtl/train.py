@@ -52,7 +52,7 @@ def run(config: dict[str, Any], home: Folder, began: list[Folder]) -> float | No
     cli.checked(folder)
     with locked(folder) as free:
         if not free:
-            raise Busy(f"another process is at work in {record.folder_name(folder)}")
+            raise Busy(f"another process is using {record.folder_name(folder)}")
         if config["resume"] is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
             done = resume.finished(folder)
             if done is not None:
@@ -106,6 +106,7 @@ def _train(config: dict[str, Any], home: Folder, began: list[Folder], state: dic
     composed, text = config, OmegaConf.to_yaml(OmegaConf.create(config))
     trained_on = None if state is None else state.get("facts", {})
     problem = build(config, code_folders=code, trained_on=trained_on, report=report)
+    processes.check_same_data(problem)
     config, loaders, tasks = problem.config, problem.loaders, problem.tasks
     step = build_step(config, problem.model, tasks, problem.total_steps)
     record.announce(console, problem, step, folder)

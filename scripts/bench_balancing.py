@@ -1,4 +1,4 @@
-"""Measures time and memory of balancing, by source of the Gramian, in comparison with TorchJD and the way of LibMTL.
+"""Measures time and memory of balancing, by source of the Gramian, in comparison with TorchJD and LibMTL's approach.
 
     python scripts/bench_balancing.py [--rounds 5] [--only linear] [--write docs/balancing_cost.md]
 

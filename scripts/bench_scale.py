@@ -1,11 +1,11 @@
-"""Compares steps in 1, 2 and 4 processes with DistributedDataParallel by hand, and counts what crosses.
+"""Compares steps in 1, 2 and 4 processes with DistributedDataParallel by hand, in time and numbers sent.
 
     python scripts/bench_scale.py [--rounds 5] [--width 512] [--batch-size 256] [--tasks 8]
 
 Each process has one thread, gloo and its share of the batch. In each round, all cases take some steps one after the
-other, and the best of all rounds counts. The numbers that cross are counted at the calls of torch.distributed: those
-that a process sends, for the algorithms that need the fewest (a ring for all_reduce). More processes than cores share
-the cores.
+other, and the best of all rounds counts. The numbers sent between processes are counted at the calls of
+torch.distributed: those that a process sends, for the algorithms that need the fewest (a ring for all_reduce). More
+processes than cores share the cores.
 """
 
 import argparse

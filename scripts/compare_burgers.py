@@ -136,7 +136,7 @@ def report(errors: dict[str, list[float]], times: dict[str, float]) -> str:
         ratio = times[name] / times["equal"]
         if name == LAST:
             ratio = (ADAM + LBFGS * ratio) / ALL
-        lines.append(f"| {told([name])} | {fmean(values):.4f} ± {stdev(values):.4f} | {cells} | {ratio:.2f} |")
+        lines.append(f"| {format_names([name])} | {fmean(values):.4f} ± {stdev(values):.4f} | {cells} | {ratio:.2f} |")
     below = [name for name, values in errors.items() if max(values) < min(errors["equal"])]
     above = [name for name, values in errors.items() if min(values) > max(errors["equal"])]
     among = [name for name in errors if name not in {"equal", *below, *above}]
@@ -159,8 +159,9 @@ chosen. All methods use the network, the learning rate and the {ALL:,} steps of 
 with `equal` and seed 0. The time is that of all steps, divided by that of `equal`, on one CPU thread; the methods were
 timed in turn in one process.
 
-Methods whose errors are smaller than those of `equal` in all seeds: {told(below)}. Larger in all seeds: {told(above)}.
-Overlapping: {told(among)}.
+Methods whose errors are smaller than those of `equal` in all seeds: {format_names(below)}.
+Larger in all seeds: {format_names(above)}.
+Overlapping: {format_names(among)}.
 The seeds of two equally good methods, {seeds} each, are separated in this way in 1 of {one_in} comparisons, and this
 page has {len(errors) - 1} comparisons. So a separation is no more than a hint, and overlapping methods cannot be
 ranked. The results are for one equation and one network.
@@ -180,7 +181,7 @@ because its weights may be negative, and a loss with such weights has no lowest 
 """
 
 
-def told(names: list[str]) -> str:
+def format_names(names: list[str]) -> str:
     """Returns the names as text; names of balancers are formatted as code."""
     return ", ".join(name if " " in name else f"`{name}`" for name in names) or "none"
 

@@ -148,7 +148,7 @@ class Asked:
         return w1 * g1[0] + w2 * g2[0], w1 * g1[1] + w2 * g2[1]
 
     def after(self, before: Pair, now: Pair | None) -> None:
-        """Calls the balancer's `after` with the losses before the step and, if it looks back, after the step."""
+        """Calls the balancer's `after` with the losses before and, if it needs the new losses, after the step."""
         if self.constant is None:
             self.balancer.after(_above(before), None if now is None else _above(now))
 

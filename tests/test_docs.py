@@ -168,12 +168,16 @@ def test_the_tab_key_completes(tmp_path: Path, typed: str, completed: set[str]) 
 
 
 def test_the_reference_has_every_public_name_and_config() -> None:
-    for module in ("architectures", "balancers", "data", "heads", "losses", "trunks"):
+    for module in ("architectures", "balancers", "data", "distributed", "heads", "losses", "trunks"):
         text = page(f"docs/reference/{module}.md").text
         shown = set(re.findall(rf"^::: mtl\.{module}\.(\w+)$", text, re.M))
         assert shown == set(getattr(mtl, module).__all__), module
-    shown = set(re.findall(r"^::: mtl\.(\w+)$", page("docs/reference/mtl.md").text, re.M))
-    assert shown == {name for name in mtl.__all__ if name[0].isupper() or name == "load"}
+    index = page("docs/reference/index.md").text
+    names = {name for name in mtl.__all__ if name[0].isupper() or name == "load"}
+    assert set(re.findall(r"^\| \[`mtl\.(\w+)`\]\(\1\.md\) \|", index, re.M)) == set(mtl.__all__) - names
+    assert set(re.findall(r"^::: mtl\.(\w+)$", page("docs/reference/mtl.md").text, re.M)) == names
+    (row,) = re.findall(r"^\| \[`mtl`\]\(mtl\.md\) \| (.+) \|$", index, re.M)
+    assert set(re.findall(r"`(\w+)`", row)) == names
     configs = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "task"}
     assert set(re.findall(r'--8<-- "(.+)"', page("docs/reference/configs.md").text)) == configs
 

@@ -196,7 +196,7 @@ def test_a_folder_is_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir("/")
     folder.check()
     path.rename(tmp_path / "elsewhere")
-    with pytest.raises(mtl.UserError, match=r"run is gone: it was deleted or moved while the run trained"):
+    with pytest.raises(mtl.UserError, match=r"run no longer exists: it was deleted or moved while the run trained"):
         folder.check()
     path.mkdir()
     with pytest.raises(mtl.UserError, match=r"run is no longer the run's folder, which was deleted or moved"):

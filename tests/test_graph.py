@@ -244,7 +244,7 @@ def test_thaw_micro_batches_and_a_start_from_a_run(here: Path, trained) -> None:
     assert "trunk.conv1 (130 numbers until step 30)" in " ".join(done.out.split())
     assert "loaded: trunk.conv1.weight" in done.out
     assert done.run is not None
-    assert {row["part"] for row in rows(done.run / "life.csv")} == {"1", "2"}
+    assert {row["micro_batch"] for row in rows(done.run / "life.csv")} == {"1", "2"}
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -12,8 +12,8 @@ from mtl.balancers.learned import Learned
 class Balancer:
     """Computes a weight for each task in every step; the step uses the weighted sum of the tasks' gradients.
 
-    A subclass defines `weights`, or `combine` if it needs the rows. The attributes named in `kept` are the state that
-    lasts from step to step.
+    A subclass defines `weights`, or `combine` if it needs the rows. The attributes named in `state_names` are the
+    state that lasts from step to step.
 
     A task without labels in a step is absent from the step. The method is then applied to the P present tasks as if
     there were no other tasks. The state covers all T tasks: the part of an absent task doesn't change, and a task that
@@ -42,14 +42,14 @@ class Balancer:
             step and valid until `after` returns. None means all tasks.
         learned: Numbers that are learned together with the model, for methods that have such numbers. The model's
             optimizer may train them, see `parameters`.
-        kept: The names of the attributes to save in checkpoints: numbers, tensors, nested containers of numbers
+        state_names: The names of the attributes to save in checkpoints: numbers, tensors, nested containers of numbers
             and tensors, generators, and objects that have a `state_dict`.
     """
 
     needs: ClassVar[str] = "gramian"
     preference: ClassVar[str] = "scale"
     needs_losses_after: ClassVar[bool] = False
-    kept: ClassVar[tuple[str, ...]] = ()
+    state_names: ClassVar[tuple[str, ...]] = ()
     scope: str = "shared"
     over: str = "shared"
     own: Tensor | None = None
@@ -145,7 +145,7 @@ class Balancer:
     def state_dict(self) -> dict[str, Any]:
         """Returns the state that lasts from step to step."""
         state: dict[str, Any] = {}
-        for name in self.kept:
+        for name in self.state_names:
             value = getattr(self, name)
             if isinstance(value, torch.Generator):
                 value = value.get_state()
@@ -157,7 +157,7 @@ class Balancer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a state from `state_dict`; the state is copied, since later steps change it in place."""
         state = copy.deepcopy(state)
-        for name in self.kept:
+        for name in self.state_names:
             value = getattr(self, name)
             if isinstance(value, torch.Generator):
                 value.set_state(state[name])

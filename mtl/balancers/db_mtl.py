@@ -27,7 +27,7 @@ class DBMTL(Balancer):
 
     needs = "rows"
     preference = "steer"
-    kept = ("averages", "steps")
+    state_names = ("averages", "steps")
 
     def __init__(self, *, beta: float = 0.9, sigma: float = 0.0) -> None:
         if not 0 <= beta < 1 or not sigma >= 0:

@@ -23,7 +23,7 @@ class DWA(Balancer):
     """
 
     needs = "past"
-    kept = ("means", "total", "count")
+    state_names = ("means", "total", "count")
 
     def __init__(self, *, temperature: float = 2.0) -> None:
         if not temperature > 0:

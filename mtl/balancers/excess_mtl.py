@@ -27,7 +27,7 @@ class ExcessMTL(Balancer):
 
     needs = "rows"
     scope = "all"
-    kept = ("squares", "first", "logits")
+    state_names = ("squares", "first", "logits")
 
     def __init__(self, *, eta: float = 0.01) -> None:
         if not eta > 0:

@@ -37,7 +37,7 @@ class FAMO(Balancer):
     needs = "losses"
     preference = "none"
     needs_losses_after = True
-    kept: ClassVar[tuple[str, ...]] = ("learned",)
+    state_names: ClassVar[tuple[str, ...]] = ("learned",)
 
     def __init__(self, *, lr: float = 0.025, weight_decay: float = 1e-3, init: float | Sequence[float] = 0.0) -> None:
         self.learned: Learned = Learned(lr=lr, weight_decay=weight_decay, initial=init)

@@ -21,7 +21,7 @@ class GradDrop(Balancer):
     """
 
     needs = "rows"
-    kept = ("generator",)
+    state_names = ("generator",)
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed

@@ -48,7 +48,7 @@ class GradNorm(Balancer):
     """
 
     preference = "steer"
-    kept = ("learned", "initial")
+    state_names = ("learned", "initial")
 
     def __init__(
         self,

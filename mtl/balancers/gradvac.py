@@ -37,7 +37,7 @@ class GradVac(Balancer):
     Multilingual Models", arXiv 2010.05874.
     """
 
-    kept = ("generator", "targets")
+    state_names = ("generator", "targets")
 
     def __init__(self, *, beta: float = 0.01, seed: int = 0, over: str = "shared") -> None:
         if not 0 <= beta <= 1:

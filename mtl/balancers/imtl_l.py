@@ -29,7 +29,7 @@ class IMTLL(Balancer):
 
     needs = "past"
     preference = "steer"
-    kept = ("learned",)
+    state_names = ("learned",)
 
     def __init__(self, *, lr: float = 0.01, init: float | Sequence[float] = 0.0, optimizer: str = "own") -> None:
         self.learned: Learned = Learned(lr=lr, initial=init, optimizer=optimizer)

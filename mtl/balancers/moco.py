@@ -34,7 +34,7 @@ class MoCo(Balancer):
     """
 
     needs = "rows"
-    kept = ("averages", "simplex", "steps")
+    state_names = ("averages", "simplex", "steps")
 
     def __init__(self, *, beta: float = 0.5, gamma: float = 0.1, rho: float = 0.0) -> None:
         if not 0 < beta <= 1 or not gamma > 0 or not rho >= 0:

@@ -25,7 +25,7 @@ class PCGrad(Balancer):
     Source: Yu et al., "Gradient Surgery for Multi-Task Learning", arXiv 2001.06782.
     """
 
-    kept = ("generator",)
+    state_names = ("generator",)
 
     def __init__(self, *, seed: int = 0, over: str = "shared") -> None:
         self.generator = generator(seed)

@@ -18,7 +18,7 @@ class RLW(Balancer):
     """
 
     needs = "past"
-    kept = ("generator", "drawn")
+    state_names = ("generator", "drawn")
 
     def __init__(self, *, seed: int = 0) -> None:
         self.generator = generator(seed)

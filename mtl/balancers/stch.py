@@ -27,7 +27,7 @@ class STCH(Balancer):
 
     needs = "losses"
     preference = "steer"
-    kept = ("nadir", "total", "count", "epochs")
+    state_names = ("nadir", "total", "count", "epochs")
 
     def __init__(self, *, mu: float = 1.0, warmup_epochs: int = 4) -> None:
         if not mu > 0:

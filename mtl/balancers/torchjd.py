@@ -29,7 +29,7 @@ class TorchJD(Balancer):
     """
 
     needs = "rows"
-    kept = ("aggregator", "tasks")
+    state_names = ("aggregator", "tasks")
 
     def __init__(self, *, aggregator: str, **arguments: Any) -> None:
         try:

@@ -30,7 +30,7 @@ class UW(Balancer):
 
     needs = "past"
     preference = "steer"
-    kept = ("learned",)
+    state_names = ("learned",)
 
     def __init__(self, *, lr: float = 0.01, init: float | Sequence[float] = 0.0, optimizer: str = "own") -> None:
         self.learned: Learned = Learned(lr=lr, initial=init, optimizer=optimizer)

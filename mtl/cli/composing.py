@@ -115,7 +115,7 @@ class Composer(ConfigLoaderImpl):
     def _drop(composed: Composed, node: DictConfig, path: tuple[str, ...], keys: list[str]) -> None:
         origin = composed.root.at(path)
         assert origin is not None
-        of = sorted({composed.names[source] for key in keys for source in origin.inner[key].givers})
+        of = sorted({composed.names[source] for key in keys for source in origin.inner[key].sources})
         where, target = ".".join(path), origin.targets[-1][1]
         with flag_override(node, ["struct", "readonly"], False):
             for key in keys:
@@ -214,7 +214,7 @@ def _origins(error: Unfit) -> str:
         return ""
     by: dict[str, list[str]] = {}
     for key, each in node.inner.items():
-        by.setdefault(_last.names[each.givers[-1]], []).append(key)
+        by.setdefault(_last.names[each.sources[-1]], []).append(key)
     text = "; ".join(f"{_list(keys)} from {name}" for name, keys in by.items())
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if unknown and unknown[1] in node.inner and unknown[1] not in by.get(TYPED, []):

@@ -19,20 +19,20 @@ class Origin:
     """The origins of a key of the config: the sources that set it, in order, and the origins of inner keys.
 
     Attributes:
-        givers: The numbers of the sources.
+        sources: The numbers of the sources.
         targets: The `_target_` of this node that each source set.
         inner: The origins of the keys below this one, or of the items of a list.
     """
 
-    givers: list[int] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
     targets: History = field(default_factory=list)
     inner: "dict[str, Origin]" = field(default_factory=dict)
 
     def put(self, value: Any, source: int) -> None:
         """Merges the value from a source into this node, as configs are merged."""
-        if value == "???" and self.givers:
+        if value == "???" and self.sources:
             return
-        self.givers.append(source)
+        self.sources.append(source)
         if not isinstance(value, Mapping):
             self.inner, self.targets = {}, []
         elif isinstance(value.get("_target_"), str) and value["_target_"] != "???":
@@ -87,7 +87,7 @@ def leftovers(origin: Origin, chosen: Mapping[int, int]) -> list[str]:
     return [
         key
         for key, each in origin.inner.items()
-        if max(each.givers) < max(exchanges) and not owners.intersection(each.givers)
+        if max(each.sources) < max(exchanges) and not owners.intersection(each.sources)
     ]
 
 
@@ -138,7 +138,7 @@ def unused(variables: Origin, typed: int, config: str) -> Iterator[str]:
         typed: The number of the command line among the sources.
         config: The config as YAML, with unresolved interpolations.
     """
-    of_files = [key for key, each in variables.inner.items() if each.givers[0] != typed]
+    of_files = [key for key, each in variables.inner.items() if each.sources[0] != typed]
     for key in variables.inner.keys() - of_files:
         near = get_close_matches(key, of_files, n=1)
         if near and not re.search(rf"\$\{{[^}}]*\bvars\.{re.escape(key)}\b", config):

@@ -40,7 +40,8 @@ def launch(job: Callable[[DictConfig], float | None], config_name: str) -> None:
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides warnings about internals of the profiler
     if processes.is_follower():
-        sys.exit(processes.follow() if config_name == "train" else 0)
+        shows = set(SHOWING) & set(sys.argv[1:])
+        sys.exit(0 if shows or config_name != "train" else processes.follow())
     with patient_screen() as screen:
         code = _launch(job, config_name)
         whole = screen.complete()

@@ -12,6 +12,9 @@ from mtl.errors import UserError, text_of
 from mtl.process.signals import Stopped, held
 
 if TYPE_CHECKING:
+    from mtl.build import Built
+
+if TYPE_CHECKING:
     pass
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -50,22 +53,19 @@ def follow() -> int:
         from mtl.distributed.processes import Lost, process_group, receive
     try:
         with process_group():
-            train_along(**receive())
+            return train_along(**receive())
     except Lost:
         return 1  # the process that failed, or the one of rank 0, reports why
-    except Stopped as stopped:
-        return 128 + stopped.signal
     except UserError as error:
         sys.stderr.write(f"error: {text_of(error)}\n")
         return 1
     except Exception:
         traceback.print_exc()
         return 1
-    return 0
 
 
-def train_along(config: dict[str, Any], code: list[str], state: dict[str, Any] | None, folder: str) -> None:
-    """Trains in a process of rank 1 or higher, which neither reports nor writes.
+def train_along(config: dict[str, Any], code: list[str], state: dict[str, Any] | None, folder: str) -> int:
+    """Trains in a process of rank 1 or higher, which neither reports nor writes; returns the exit code.
 
     Args:
         config: The checked config.
@@ -85,6 +85,7 @@ def train_along(config: dict[str, Any], code: list[str], state: dict[str, Any] |
     with num_threads(config["threads"]):
         trained_on = None if state is None else state.get("facts", {})
         problem = build(config, code_folders=code, trained_on=trained_on, report=_nothing)
+        check_same_data(problem)
         step = build_step(problem.config, problem.model, problem.tasks, problem.total_steps)
         hooks, loggers = Hooks(build_callbacks(problem.config)), Loggers([], _nothing)
         with loggers:
@@ -93,8 +94,30 @@ def train_along(config: dict[str, Any], code: list[str], state: dict[str, Any] |
                 load_state(trainer, state, problem.config)
             else:
                 seed_process(0)
-            trainer.fit()
+            try:
+                trainer.fit()
+            except Stopped as stopped:
+                return 128 + stopped.signal
             tested(problem, trainer, Path(folder))
+    return 0
+
+
+def check_same_data(problem: "Built") -> None:
+    """Checks that all processes have data of the same sizes and facts.
+
+    Raises:
+        UserError: In all processes, if two of them differ.
+    """
+    if count() == 1:
+        return
+    from mtl.distributed.replicas import difference
+
+    sizes = {split: [each.num_samples for each, _ in loader.by_source()] for split, loader in problem.loaders.items()}
+    if number := difference({"sizes": sizes, "facts": problem.splits.facts}):
+        raise UserError(
+            f"data: the processes of rank 0 and {number} have different data, in size or in facts such as the classes. "
+            "All machines need the same files, in the same order"
+        )
 
 
 def _nothing(line: str) -> None:

@@ -21,7 +21,8 @@ from mtl.errors import UserError, suggest
 from mtl.quoting import as_value, command
 
 NOT_OVERRIDDEN = re.compile(r"Could not (?:override '|delete from config\. ')([^']+)'")
-GIVEN = {"optimizer": 1, "scheduler": 1, "logger": 2}  # the number of a target's first arguments that mtl passes itself
+# The number of a target's first arguments that mtl passes itself.
+NUM_PASSED_ARGUMENTS = {"optimizer": 1, "scheduler": 1, "logger": 2}
 GROUPS = ("balancer", "data", "model", "model.trunk", "optimizer", "scheduler", "trainer")
 OWN = ["_target_", "_args_", "_partial_"]
 
@@ -214,7 +215,7 @@ def _takes(where: str, target: Any, typed: Sequence[str]) -> tuple[list[str], bo
     except (UserError, TypeError, ValueError):  # the name is wrong, or a built-in has no signature
         return [], False
     named = [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
-    names = [each.name for each in named[GIVEN.get(where.split(".")[0], 0) :]]
+    names = [each.name for each in named[NUM_PASSED_ARGUMENTS.get(where.split(".")[0], 0) :]]
     if where == "model":
         names.remove("tasks") if "tasks" in names else None
     return names, any(each.kind == each.VAR_KEYWORD for each in parameters)

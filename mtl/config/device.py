@@ -1,7 +1,5 @@
 """Chooses the config's device."""
 
-import os
-
 import torch
 
 from mtl.distributed.collectives import world_size
@@ -21,7 +19,7 @@ def choose_device(name: str) -> torch.device:
     if world_size() > 1 and torch.device(name).type == "cuda":
         if torch.device(name).index is not None:
             raise UserError(f"device: '{name}' is one GPU, and there are {world_size()} processes. Set it to cuda")
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        name = f"cuda:{torch.cuda.current_device()}"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device: there is no '{name}'; {torch.cuda.device_count()} GPUs are visible. Try cpu")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl.config.targets import make
+from mtl.distributed import rank
 from mtl.loggers import Loggers
 from mtl.process.seeding import preserved_generators
 from mtl.step import Step
@@ -74,5 +75,10 @@ def build_trainer(
         ),
         criterion=Criterion(config["trainer"]["monitor"], config["trainer"]["patience"]),
         hooks=replace(hooks, after_epoch=[*hooks.after_epoch, gallery]),
-        logs=Logs(loggers, every=log["every"], report=loggers.report, nonfinite=folder / "nonfinite.jsonl"),
+        logs=Logs(
+            loggers,
+            every=log["every"],
+            report=loggers.report,
+            nonfinite=folder / "nonfinite.jsonl" if rank() == 0 else None,
+        ),
     )

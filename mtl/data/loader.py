@@ -40,6 +40,7 @@ class Loader:
         micro_batch_size: If set, each batch is a list of micro-batches of this size. Each micro-batch is collated
             separately: it has flat fields of its own, such as the ids of bags, and texts padded to its own width.
         num_micro_batches: The number of micro-batches, as an alternative to `micro_batch_size`.
+        divided: Whether each process gets its share of a batch, if there are several; otherwise each gets the whole.
         of: The name of the split (and of the source, if there are several), for error messages.
     """
 
@@ -56,15 +57,17 @@ class Loader:
         collate: Callable[[list[Any]], Any] | None = None,
         micro_batch_size: int | None = None,
         num_micro_batches: int | None = None,
+        divided: bool = True,
         of: str = "",
     ) -> None:
+        self.divided = divided
         self.device = torch.device(device)
         self.dataset = dataset.to(self.device) if isinstance(dataset, Fields) else dataset
         self.num_samples: int = len(dataset)  # type: ignore[arg-type]  # Dataset declares no length
         if drop_last and self.num_samples < batch_size:
             raise UserError(f"trainer.tail=drop leaves no batch: {self.num_samples} samples in batches of {batch_size}")
         self.num_samples -= self.num_samples % batch_size if drop_last else 0
-        if batch_size < world_size():
+        if divided and batch_size < world_size():
             raise UserError(
                 f"data: batches of {batch_size} samples can't be divided over {world_size()} processes; set "
                 f"data.batch_size and data.eval_batch_size to {world_size()} at least"
@@ -120,8 +123,11 @@ class Loader:
                 drawn_from = torch.Generator().manual_seed(seed_of(self.seed, epoch, number))
                 count = min(self.batch_size, self.num_samples - number * self.batch_size)
                 batch = tree_map(self._move, self._drawn(drawn_from, count))
-                ours = range(rank(), count, world_size())
-                batch = take(batch, count, list(ours)) if len(ours) < count else batch
+                ours = list(range(count))[self._share()]
+                if not ours:
+                    yield [{}] if self.is_cut else {}
+                    continue
+                batch = take(batch, count, ours) if len(ours) < count else batch
                 yield cut(batch, len(ours), **self.micro) if self.is_cut else batch
             return
         order, generator = self._order(epoch)
@@ -138,7 +144,7 @@ class Loader:
             )
         elif isinstance(self.dataset, Fields) and self.collate is None:
             for of_all in torch.split(order.to(self.device), self.batch_size):
-                indices = of_all[rank() :: world_size()]
+                indices = of_all[self._share()]
                 if not len(indices):
                     yield [{}] if self.is_cut else {}
                 elif self.is_cut:
@@ -147,8 +153,12 @@ class Loader:
                     yield self.dataset.take(indices)
         else:
             samples = Seeded(self.dataset, self.seed, epoch, readable=self.collate is None)
-            batches = [indices[rank() :: world_size()].tolist() for indices in torch.split(order, self.batch_size)]
+            batches = [indices[self._share()].tolist() for indices in torch.split(order, self.batch_size)]
             yield from self._loaded(Numbers(samples), generator, num_workers=self.num_workers, batch_sampler=batches)
+
+    def _share(self) -> slice:
+        """Returns the samples of a batch that this process gets."""
+        return slice(rank(), None, world_size()) if self.divided else slice(None)
 
     def _drawn(self, generator: torch.Generator, count: int) -> Any:
         assert isinstance(self.dataset, Drawn)
@@ -159,7 +169,7 @@ class Loader:
 
     def _loaded(self, samples: Dataset[Any], generator: torch.Generator, **options: Any) -> Iterator[Any]:
         """Yields the batches that PyTorch's DataLoader loads."""
-        share = slice(rank(), None, world_size()) if "batch_size" in options else slice(None)
+        share = self._share() if "batch_size" in options else slice(None)
         batches = iter(
             DataLoader(
                 samples,

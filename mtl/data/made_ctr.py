@@ -46,7 +46,7 @@ def made_ctr(*, num_samples: int = 200_000, num_users: int = 2_000, num_items: i
         "columns": {name: {"kind": "category", "size": size} for name, size in sizes.items()},
         "best_auc": {"click": best_auc(click), "conversion": best_auc(conversion, click)},
     }
-    name = f"made clicks (data.seed={seed}) of {num_users:,} users on {num_items:,} items"
+    name = f"simulated click log (data.seed={seed}) of {num_users:,} users on {num_items:,} items"
     return Splits(**{split: Fields(fields) for split, fields in parts.items()}, name=name, facts=facts, warnings=())
 
 

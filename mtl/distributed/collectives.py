@@ -132,7 +132,7 @@ def broadcast_tensors(tensors: Sequence[Tensor]) -> None:
     """Replaces the values of each tensor with those of the process of rank 0."""
     if world_size() == 1:
         return
-    for bucket in _buckets(tensors):
+    for bucket in _buckets(sorted(tensors, key=lambda tensor: str(tensor.dtype))):
         flat = torch.cat([_real(tensor.detach()).reshape(-1) for tensor in bucket])
         dist.broadcast(flat, 0)
         pieces = torch.split(flat, [_real(tensor).numel() for tensor in bucket])

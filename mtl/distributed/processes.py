@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before there is a group: it would be a default argument there, and not close
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from mtl.errors import FOREIGN, UserError, describe_error, text_of
@@ -47,27 +48,30 @@ def process_group(timeout: float | None = None) -> Iterator[None]:
     try:
         yield
         dist.barrier()
+    except SystemExit:  # after a signal, which all processes got
+        dist.barrier()
+        raise
     except FOREIGN as error:
         message = _message(store, error, rank, count)
         with suppress(*FOREIGN):
             if rank == 0:
                 store.set("reported", "")
-            dist.destroy_process_group()  # the other processes stop waiting for this one
+            _hang_up()
         if rank > 0 and (_is_reported(store) or store.add("printed", 1) > 1):
             raise Lost(message or text_of(error)) from error
         if message is None:
             raise
         raise (Lost if rank == 0 else UserError)(message) from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    else:
+        dist.destroy_process_group()
 
 
 def _store(rank: int, count: int) -> Store:
     """Connects to torchrun's store, through which the processes find each other."""
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    shared = TCPStore(address, port, count, is_master, multi_tenant=True)
+    within = timedelta(seconds=DEFAULT_TIMEOUT)
+    shared = TCPStore(address, port, count, is_master, within, multi_tenant=True)
     # After a restart, processes would otherwise read the addresses of those that were killed.
     return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
 
@@ -82,6 +86,14 @@ def receive() -> Any:
     received = [None]
     dist.broadcast_object_list(received, 0)
     return received[0]
+
+
+def _hang_up() -> None:
+    """Closes the connections, so that the other processes stop waiting for this one."""
+    if not torch.cuda.is_available():
+        dist.destroy_process_group()
+    elif abort := getattr(dist.group.WORLD, "abort", None):  # torch 2.7 or later; doesn't wait for the GPU
+        abort()
 
 
 def _message(store: Store, error: BaseException, rank: int, count: int) -> str | None:
@@ -109,7 +121,7 @@ def _message(store: Store, error: BaseException, rank: int, count: int) -> str |
 def _is_reported(store: Store) -> bool:
     """Waits a moment, and returns whether the process of rank 0 reports the error."""
     with suppress(*FOREIGN):
-        store.wait(["reported"], WAIT)
+        store.wait(["reported"], 4 * WAIT)
         time.sleep(WAIT.total_seconds())  # for rank 0 to write its files; its end usually ends this process
         return True
     return False

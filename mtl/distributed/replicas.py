@@ -1,24 +1,23 @@
 """Models with the same parameters and buffers in all processes."""
 
+import sys
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from mtl.distributed.collectives import broadcast_tensors, world_size
 from mtl.errors import UserError
 
 
-def prepare(model: nn.Module, *, sync_batchnorm: bool = False) -> nn.Module:
+def prepare(model: nn.Module) -> nn.Module:
     """Gives a model the parameters and buffers of the process of rank 0.
 
     Args:
-        model: The model, on the device of this process. It is changed.
-        sync_batchnorm: Whether to replace batch norm with `torch.nn.SyncBatchNorm`, which normalises with the
-            statistics of the whole batch. Without it, each process normalises its share of the batch by itself, and the
-            running statistics are those of rank 0.
+        model: The model, on the device of this process. It is changed. Batch norm normalises each process's share of a
+            batch by itself, and the running statistics are those of rank 0.
 
     Returns:
         The model.
@@ -27,8 +26,6 @@ def prepare(model: nn.Module, *, sync_batchnorm: bool = False) -> nn.Module:
         UserError: If the model contains a wrapper such as `DistributedDataParallel`.
     """
     check_plain(model)
-    if sync_batchnorm and world_size() > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     broadcast_tensors([*model.parameters(), *model.buffers()])
     return model
 
@@ -45,6 +42,9 @@ def check_plain(model: nn.Module) -> None:
     Raises:
         UserError: If there is one.
     """
+    # Importing them takes a second, and a model that contains them has imported them.
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    tensors: Any = sys.modules.get("torch.distributed.tensor")
     for name, module in model.named_modules():
         where = f"'{name}' of the model" if name else "the model"
         if isinstance(module, DistributedDataParallel | DataParallel):
@@ -53,12 +53,14 @@ def check_plain(model: nn.Module) -> None:
                 "step has several. Give mtl.Step the module itself: it sums the gradients of all processes of the "
                 "default process group. mtl.distributed.prepare(model) makes the parameters of the processes equal"
             )
-        if isinstance(module, FullyShardedDataParallel | FSDPModule):
+        if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel | fsdp.FSDPModule):
+            by = "fully_shard" if isinstance(module, fsdp.FSDPModule) else "FSDP"
             raise UserError(
-                f"{where} is sharded by {'fully_shard' if isinstance(module, FSDPModule) else 'FSDP'}, which isn't "
-                "supported yet. Give mtl.Step the module itself: each process then has all parameters"
+                f"{where} is sharded by {by}, which isn't supported yet. Give mtl.Step the module itself: each process "
+                "then has all parameters"
             )
-    sharded = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
+    kinds = () if tensors is None else (tensors.DTensor,)
+    sharded = [name for name, parameter in model.named_parameters() if isinstance(parameter, kinds)]
     if sharded:
         raise UserError(
             f"'{sharded[0]}' of the model is a DTensor, which isn't supported yet. Give mtl.Step a model of plain "
@@ -70,18 +72,35 @@ def check_replicas(model: nn.Module, tasks: list[str]) -> None:
     """Checks that all processes have the same tasks and the same parameters.
 
     Raises:
-        UserError: In all processes, if two of them differ.
+        UserError: In all processes, if two of them differ, or if the model contains a `SyncBatchNorm`.
     """
+    synchronised = [name for name, module in model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    if synchronised:
+        raise UserError(
+            f"'{synchronised[0]}' of the model is a SyncBatchNorm, which all processes have to call equally often; a "
+            "process without labels of a task doesn't call it. Take BatchNorm, or GroupNorm"
+        )
     named = list(model.named_parameters())
-    sums = [parameter.detach().abs().sum(dtype=torch.float64).nan_to_num() for _, parameter in named]
     shapes = [(name, tuple(parameter.shape), parameter.requires_grad) for name, parameter in named]
-    ours = {"tasks": tasks, "parameters": shapes, "values": torch.stack(sums).tolist() if sums else []}
-    theirs: list[dict[str, object]] = [{} for _ in range(world_size())]
-    dist.all_gather_object(theirs, ours)
-    for number, other in enumerate(theirs):
-        for what, value in other.items():
-            if value != theirs[0][what]:
-                raise UserError(_DIFFERENT[what].format(rank=number))
+    sums = [_checksum(parameter.detach()) for _, parameter in named]
+    for what, value in (("tasks", tasks), ("parameters", shapes), ("values", torch.stack(sums).tolist())):
+        if number := difference(value):
+            raise UserError(_DIFFERENT[what].format(rank=number))
+
+
+def difference(value: object) -> int:
+    """Returns the rank of the first process in which a value differs from that in the process of rank 0; 0 if none."""
+    values: list[object] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return next((number for number, other in enumerate(values) if other != values[0]), 0)
+
+
+def _checksum(values: torch.Tensor) -> torch.Tensor:
+    """Returns an integer that depends on each bit of a tensor and on the order of its elements."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    real = torch.view_as_real(values) if values.is_complex() else values
+    bits = real.contiguous().flatten().view(kinds[real.element_size()]).long()
+    return (bits * (torch.arange(len(bits), device=bits.device) % 8191 + 1)).sum()
 
 
 _DIFFERENT = {
@@ -89,5 +108,6 @@ _DIFFERENT = {
     "parameters": "the models in the processes of rank 0 and {rank} have different parameters; build the same model in "
     "all processes",
     "values": "the parameters in the processes of rank 0 and {rank} have different values; call "
-    "mtl.distributed.prepare(model) before the first step, which gives all processes the parameters of rank 0",
+    "mtl.distributed.prepare(model) before the first step, which gives all processes the parameters of rank 0. If they "
+    "became different in the training, an optimizer or a callback draws random numbers or changes them in one process",
 }

@@ -35,6 +35,7 @@ class Sampler:
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
+        self.sampler = self  # Lightning sets the epoch of the sampler that a batch sampler has
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the number of the epoch, on which the order depends."""

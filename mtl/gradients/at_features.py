@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl.balancers._math.gramian import gramian
-from mtl.distributed.collectives import sum_numbers, sum_over_processes, world_size
+from mtl.distributed.collectives import sum_numbers, sum_over_processes
 from mtl.gradients.gathered import choose, gather
 from mtl.gradients.layerwise import Layer, Product, find
 from mtl.gradients.leaves import leaves
@@ -30,7 +30,7 @@ class AtFeatures(Rows):
         source: `rows`, `layerwise` or `representation`.
         waits: Whether the gradients wait at the features; they can't if there are several micro-batches, each with a
             graph of its own.
-        tasks, scale, whole: See `Rows`.
+        tasks, scale, processes, whole: See `Rows`.
     """
 
     def __init__(
@@ -41,13 +41,14 @@ class AtFeatures(Rows):
         source: str,
         waits: bool = True,
         scale: float = 1.0,
+        processes: int = 1,
         whole: bool = False,
     ) -> None:
-        super().__init__(dict(model.named_parameters()), tasks, scale=scale, whole=whole)
+        super().__init__(dict(model.named_parameters()), tasks, scale=scale, processes=processes, whole=whole)
         self._model = model
         self._source = source
         self._waits = waits
-        self._is_through = False  # whether the tasks have gone backward through the trunk
+        self._is_through = False  # whether the tasks have run their backward passes through the trunk
         self._features: list[Tensor] = []
         self._at: dict[str, list[Tensor | None]] = {}  # by task, the gradient at each tensor of the features
         self._deltas: list[tuple[Layer, list[Tensor]]] = []  # layers without rows, and the tasks' gradients δ at them
@@ -71,7 +72,8 @@ class AtFeatures(Rows):
         The gradient norm of a task is at most the norm of the trunk's Jacobian times the norm at the features.
         """
         if self._source == "representation" and self._one_trunk():
-            return sum_over_processes(self._at_features()) / self._scale**2
+            local = self._at_features()
+            return (local if self._processes == 1 else sum_over_processes(local)) / self._scale**2
         self._through()
         if self._gramian is None and self._of_layers is not None:
             self._gramian = super().gramian() + self._of_layers
@@ -117,7 +119,8 @@ class AtFeatures(Rows):
             pairs = [(f, total) for f, total in zip(features, sums, strict=True) if total is not None]
             if pairs:
                 torch.autograd.backward([f for f, _ in pairs], [total for _, total in pairs])
-            sum_gradients(self._parameters.values())
+            if self._processes > 1:
+                sum_gradients(self._parameters.values())
             return
         self._through()
         for row in self._gradients.values():
@@ -148,7 +151,7 @@ class AtFeatures(Rows):
             reached == behind[0] and reached.isdisjoint(row)
             for reached, row in zip(behind, (self._gradients[task] for task in self._at), strict=True)
         )
-        if world_size() == 1:
+        if self._processes == 1:
             return one
         several = self._is_through or (bool(self._at) and not one)  # a process may have no samples, and no features
         ones, severals = sum_numbers([one, several])
@@ -220,7 +223,7 @@ class AtFeatures(Rows):
     @property
     def _gathers(self) -> bool:
         """Whether layers are gathered from all processes."""
-        return self._source == "layerwise" and world_size() > 1
+        return self._source == "layerwise" and self._processes > 1
 
 
 def _any(gradients: Iterable[Tensor | None]) -> bool:

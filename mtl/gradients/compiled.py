@@ -19,8 +19,8 @@ def check_reusable(node: Any) -> None:
     metadata = getattr(getattr(node, "_forward_cls", None), "metadata", None)
     if getattr(metadata, "bw_donated_idxs", None):
         raise UserError(
-            "a module was compiled by torch.compile and went forward for training before the step had it, so that its "
-            "gradients can be taken only once, and measuring and balancing take them several times; call "
+            "a module was compiled by torch.compile and ran a training forward pass before mtl.Step was created, so "
+            "that its gradients can be taken only once, and measuring and balancing take them several times; call "
             "torch.compiler.reset() before the first step, which compiles it anew"
         )
     if metadata is not None:

@@ -78,6 +78,6 @@ _NO_INPUTS = torch.empty(0)
 
 
 def _kind(layer: Product, index: dict[Tensor, int]) -> int:
-    """Returns a number that tells apart layers with different biases, or with transposed weights."""
+    """Returns a number that distinguishes layers with different biases, or with transposed weights."""
     bias = index[layer.parameters[1]] + 1 if len(layer.parameters) == 2 else 0
     return 1 + 2 * bias + layer.flipped

@@ -147,7 +147,7 @@ def find(features: Sequence[Tensor], num_tasks: int | None) -> list[Layer]:
     users, degree = _users(features)
     layers: list[Layer] = []
     for node, name in users:
-        layer = _FOUND[name](node, degree)
+        layer = _LAYER_BUILDERS[name](node, degree)
         pays = num_tasks is None or not isinstance(layer, Product) or layer.pays(num_tasks, _num_rows(layer, node))
         if layer is not None and pays:
             layers.append(layer)
@@ -162,7 +162,7 @@ def _users(features: Sequence[Tensor]) -> tuple[list[tuple[Any, str]], Counter[A
     while stack:
         node: Any = stack.pop()
         name = node.name()
-        if name in _FOUND:
+        if name in _LAYER_BUILDERS:
             users.append((node, name))
         for following, _ in node.next_functions:
             if following is None:
@@ -240,7 +240,7 @@ def _embedding(node: Any, degree: Counter[Any]) -> Layer | None:
     return Lookup(GradientEdge(node, 0), [weight], node._saved_indices, padding if 0 <= padding < len(weight) else -1)
 
 
-_FOUND = {
+_LAYER_BUILDERS = {
     "AddmmBackward0": _linear,
     "MmBackward0": _linear,
     "ConvolutionBackward0": _convolution,

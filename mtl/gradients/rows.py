@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from mtl.balancers._math.gramian import gramian
-from mtl.distributed.collectives import any_process, gather_slices, sum_over_processes, world_size
+from mtl.distributed.collectives import any_process, gather_slices, sum_over_processes
 from mtl.errors import UserError
 from mtl.gradients.leaves import leaves
 from mtl.gradients.sums import reached, sum_gradients, sum_rows
@@ -35,16 +35,23 @@ class Rows:
         tasks: The names of the tasks, in the order of the rows.
         scale: The factor on the gradients that keeps fp16 gradients from underflowing. Norms and Gramian are divided by
             it; the combination isn't.
+        processes: The number of processes that train together.
         whole: With several processes, whether each of them needs the whole rows; otherwise it keeps slices of these.
 
     Attributes:
-        shares: The share of the current micro-batch in each task's loss, by task name. Tasks without an entry have the
-            share 1.
+        shares: The share of the current micro-batch in each task's loss, by task name; 1 for tasks without an entry.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], tasks: Iterable[str], *, scale: float = 1.0, whole: bool = False
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        tasks: Iterable[str],
+        *,
+        scale: float = 1.0,
+        processes: int = 1,
+        whole: bool = False,
     ) -> None:
+        self._processes = processes
         self._parameters = parameters
         self._scale = scale
         self._whole = whole
@@ -91,14 +98,14 @@ class Rows:
 
     def _shared(self) -> list[nn.Parameter]:
         rows, parameters = list(self._gradients.values()), list(self._parameters.values())
-        if self._summed or world_size() == 1:
+        if self._summed or self._processes == 1:
             return [p for p in parameters if sum(p in row for row in rows) > 1]
         counts = [sum(flags) for flags in zip(*reached(rows, parameters), strict=True)]
         return [p for p, count in zip(parameters, counts, strict=True) if count > 1]
 
     def _sum(self) -> None:
         """Sums the rows over all processes, unless that has been done."""
-        if not self._summed and world_size() > 1:
+        if not self._summed and self._processes > 1:
             sum_rows(self._gradients, list(self._parameters.values()), whole=self._whole, without=self._apart)
             self._summed = True
 
@@ -138,7 +145,7 @@ class Rows:
     def finite(self) -> Tensor:
         """Returns whether the gradient of each task, as far as it has been computed, is finite, (T,)."""
         local = torch.stack([self._norm(list(row.values())) for row in self._gradients.values()]).isfinite()
-        if world_size() == 1:
+        if self._processes == 1:
             return local
         return torch.tensor(any_process((~local).tolist()), device=local.device).logical_not()
 
@@ -190,7 +197,7 @@ class Rows:
             alone: The factor of each task's gradient over the parameters that only this task reaches.
         """
         self._combine(weights, alone)
-        if not self._summed:
+        if self._processes > 1 and not self._summed:
             sum_gradients(self._parameters.values())
 
     def _combine(self, weights: Sequence[float], alone: Sequence[float]) -> None:
@@ -253,8 +260,8 @@ class Rows:
         shared = self._shared()
         if not shared:
             raise UserError(
-                "the tasks share no parameter, so there is nothing to balance; take balancer=equal, or one that looks "
-                "at the losses alone, such as uw"
+                "the tasks share no parameter, so there is nothing to balance; take balancer=equal, or a balancer "
+                "that uses only losses, such as uw"
             )
         return shared
 

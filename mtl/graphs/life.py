@@ -67,11 +67,11 @@ class Life(Watcher):
 
     def begin(self, phase: Phase) -> None:
         """Records an event for what happened since the last phase, if anything did."""
-        self._note(Phase(phase.part, "between", ()))
+        self._note(Phase(phase.micro_batch, "between", ()))
 
     def finish(self) -> None:
         """Records an event for what happened after the last phase, if anything did."""
-        self._note(Phase(self.events[-1].phase.part if self.events else 1, "between", ()))
+        self._note(Phase(self.events[-1].phase.micro_batch if self.events else 1, "between", ()))
 
     def end(self, phase: Phase) -> None:
         """Records the event of a phase; a phase of the trunk without any change is ignored."""

@@ -100,10 +100,10 @@ def life(lives: Mapping[str, Life], most: int | None = MOST) -> Grid:
     for kind, each in lives.items():
         shown = each.events[: None if most is None else most // len(lives)]
         left_out += len(each.events) - len(shown)
-        several = each.events[-1].phase.part > 1 if each.events else False
+        several = each.events[-1].phase.micro_batch > 1 if each.events else False
         for index, event in enumerate(shown):
-            part = f", part {event.phase.part}" if several else ""
-            rows.append([kind if not index else "", f"{event.phase}{part}", size(event.alive), size(event.peak)])
+            number = f", micro-batch {event.phase.micro_batch}" if several else ""
+            rows.append([kind if not index else "", f"{event.phase}{number}", size(event.alive), size(event.peak)])
     return Grid(LIFE_HEADS, rows, (2, 3), left_out)
 
 
@@ -188,9 +188,9 @@ def write_life(lives: Mapping[str, Life], path: Path) -> None:
     """Writes all events as CSV, in bytes."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["passes", "part", "after", "of", "alive", "peak"])
+        writer.writerow(["passes", "micro_batch", "after", "of", "alive", "peak"])
         for kind, each in lives.items():
             for event in each.events:
                 phase = event.phase
                 whose = " ".join(phase.of) or ("" if phase.kind == "between" else "trunk")
-                writer.writerow([kind, phase.part, phase.kind, whose, event.alive, event.peak])
+                writer.writerow([kind, phase.micro_batch, phase.kind, whose, event.alive, event.peak])

@@ -19,12 +19,12 @@ class Phase:
     """A phase of a step.
 
     Attributes:
-        part: The number of the micro-batch, or of the batch of some tasks, counted from 1.
+        micro_batch: The number of the micro-batch, or of the batch of some tasks, counted from 1.
         kind: `forward`, `backward`, or `between` for measurements and releases between passes.
         of: The names of the tasks; empty for the shared trunk and between the passes.
     """
 
-    part: int
+    micro_batch: int
     kind: str
     of: tuple[str, ...]
 
@@ -63,7 +63,7 @@ class Watched(Passes):
         super().__init__(passes.model, passes.kind, passes.precision)
         self.scaler = passes.scaler
         self._watcher = watcher
-        self._part = 0
+        self._micro_batch = 0
         self._phase: Phase | None = None
         self._names: list[str] = []  # the names of the tasks in the current micro-batch
         self._forward = 0  # the number of tasks whose forward has begun
@@ -84,7 +84,7 @@ class Watched(Passes):
     ) -> list[Tensor]:
         """See `Passes`."""
         self._change(None)
-        self._part += 1
+        self._micro_batch += 1
         self._names = [task.name for task in tasks]
         self._forward = self._backward_done = 0
         self._one_by_one = self.kind == "sequential" or any(task.objective for task in tasks)
@@ -133,7 +133,7 @@ class Watched(Passes):
         """Ends the current phase and begins another; a `kind` of None begins no phase."""
         if self._phase is not None:
             self._watcher.end(self._phase)
-        self._phase = None if kind is None else Phase(self._part, kind, tuple(of))
+        self._phase = None if kind is None else Phase(self._micro_batch, kind, tuple(of))
         if self._phase is not None:
             self._watcher.begin(self._phase)
 

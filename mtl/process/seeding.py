@@ -132,6 +132,14 @@ def set_cpu_states(states: tuple[Any, Any, torch.Tensor]) -> None:
 
 
 @contextmanager
+def common_generators(step: int) -> Iterator[None]:
+    """Gives all processes the same random draws within the block, which depend on the step alone."""
+    with preserved_generators():
+        seed_all(step)
+        yield
+
+
+@contextmanager
 def preserved_generators() -> Iterator[None]:
     """Restores the random generators after the block, so that the block doesn't affect later draws.
 

@@ -31,7 +31,7 @@ class Stopped(Exception):
 
 @contextmanager
 def no_exit() -> Iterator[None]:
-    """Raises a UserError if code within the block calls sys.exit, which would otherwise pass for the end of a run."""
+    """Raises a UserError if the block calls sys.exit, which would otherwise be mistaken for the end of a run."""
     try:
         yield
     except Ended:

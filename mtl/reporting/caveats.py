@@ -239,7 +239,7 @@ def _figures(comparison: Comparison) -> Iterator[str]:
     if broken:
         yield (
             f"Left out, since there is no number: {listed(broken)}. If a run diverged, the mean of the other runs "
-            "flatters the method."
+            "is biased in the method's favour."
         )
 
 

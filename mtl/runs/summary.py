@@ -158,8 +158,8 @@ def summarise(console: Console, run: Run) -> None:
     names = " and ".join(split.split(",")[0] for split in measured)
     apart = f"; {names} are of best.pt" if " " in names else f"; {names} is of best.pt" if names else ""
     say(
-        f"The training losses are means over the steps of epoch {trainer.epoch}, while the parameters moved{apart}. "
-        "Gradient norms are means over all measured steps.\n"
+        f"The training losses are means over the steps of epoch {trainer.epoch}, while the parameters were "
+        f"changing{apart}. Gradient norms are means over all measured steps.\n"
     )
     cosines = sorted(run.cosines().items(), key=lambda item: item[1]["mean"])
     oftener = run.measuring_oftener()
@@ -170,7 +170,7 @@ def summarise(console: Console, run: Run) -> None:
         say(f"These are the lowest of {len(cosines)} pairs; metrics.json has all of them.")
     if len(run.tasks) > 1 and not run.cosines():
         if any(len(tasks) > 1 for tasks in trainer.readings.reach.values()):
-            say("No step had two tasks whose gradients could be compared: the tasks take turns.")
+            say("No step had two tasks whose gradients could be compared: the tasks alternate between steps.")
         else:
             say("No parameter is shared, so the tasks neither help nor hinder each other.")
     cost = COSTS[trainer.step.passes.kind].format(trunks=len(run.tasks))
@@ -246,7 +246,7 @@ def meaning(mean: float, below_zero: float, steps: int, oftener: int | None) -> 
         return f"{figures}: a step for one mostly undoes some of the other's; try a balancer, or separate models."
     if mean > 0.1:
         return f"{figures}: a step for one mostly helps the other; sharing suits them."
-    return f"{figures}: their gradients are nearly at right angles, so they mostly leave each other alone."
+    return f"{figures}: their gradients are nearly at right angles, so they hardly affect each other."
 
 
 def trust(run: Run) -> str:

@@ -75,7 +75,7 @@ def accumulate(
             totals[index] = totals[index] + row[index] * loss
     for watch in watches.values():
         watch.check()
-    totals = sum_scalars(totals)
+    totals = totals if micro_batches.processes == 1 else sum_scalars(totals)
     return preview.corrected(totals) if preview else totals
 
 

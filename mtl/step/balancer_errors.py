@@ -26,7 +26,7 @@ def set_preference(balancer: Balancer, needs: str, names: Sequence[str], task_we
     if balancer.preference == "none" and not (task_weights == 1).all():
         listed = ", ".join(f"{name} {weight:g}" for name, weight in zip(names, task_weights, strict=True))
         raise UserError(
-            f"balancer {_name(balancer)} can't follow the tasks' weights ({listed}): it doesn't see the scale of the "
+            f"balancer {_name(balancer)} doesn't support task weights ({listed}): it doesn't see the scale of the "
             "losses. Set tasks.*.weight to 1, or take another balancer"
         )
     if balancer.preference == "steer":

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mtl.balancers import Balancer
 from mtl.errors import FOREIGN, NotFinite, UserError
 from mtl.gradients.rows import Rows
+from mtl.process.seeding import common_generators
 from mtl.step import balancer_errors
 from mtl.step.gradient_source import COLLECTING, choose_source
 from mtl.step.learned import parameters_of
@@ -35,6 +36,7 @@ class Balancing:
         source: The source of the Gramian: `rows`, `layerwise` or `representation`.
         num_tasks: The number of all tasks.
         answered: Whether the balancer has combined rows in the current step.
+        processes: The number of processes.
 
     Raises:
         UserError: If the attributes of the balancer contradict each other, or if the source can't be used with the
@@ -64,6 +66,7 @@ class Balancing:
         self._age = 0  # the number of steps taken with the last weights
         self._applied: Tensor | None = None  # the weights of the current step
         self.answered = False
+        self.processes, self._step = 1, 0
         self._on_device: tuple[torch.device, dict[str, Tensor]] | None = None
 
     @property
@@ -90,6 +93,7 @@ class Balancing:
         Returns:
             The factors of the losses in the backward pass, or a function from the losses to these factors.
         """
+        self._step = step
         if self._scheduled:
             self._all_task_weights = self._task_weights_at(step)
             self._present = None
@@ -161,7 +165,7 @@ class Balancing:
         raise NotFinite({name: f"its loss is {loss}" for name, loss in named if not math.isfinite(loss)})
 
     def balance(
-        self, rows: Rows, losses: Sequence[Tensor], *, may_overflow: bool, alone_for_now: bool = False
+        self, rows: Rows, losses: Sequence[Tensor], *, may_overflow: bool, may_share_nothing: bool = False
     ) -> dict[str, Tensor]:
         """Computes new weights if they are due, and leaves the combination of the tasks' gradients in `.grad`.
 
@@ -169,7 +173,7 @@ class Balancing:
             rows: The gradients of the tasks.
             losses: The losses of the tasks.
             may_overflow: Whether gradients that aren't finite are allowed, since a gradient scaler will skip the step.
-            alone_for_now: Whether the tasks may share no trainable parameter, since the shared ones are still frozen.
+            may_share_nothing: Whether the tasks may share no trainable parameter, since shared ones may be frozen.
 
         Returns:
             The weights by task name, see `applied`.
@@ -177,13 +181,13 @@ class Balancing:
         Raises:
             NotFinite: If a loss or a gradient isn't finite.
         """
-        self._balance(rows, losses, may_overflow, alone_for_now)
+        self._balance(rows, losses, may_overflow, may_share_nothing)
         return self.applied(losses[0].device)
 
-    def _balance(self, rows: Rows, losses: Sequence[Tensor], may_overflow: bool, alone_for_now: bool) -> None:
+    def _balance(self, rows: Rows, losses: Sequence[Tensor], may_overflow: bool, may_share_nothing: bool) -> None:
         stacked = torch.stack(list(losses)).double()
         single = len(self._names) == 1 and self.num_tasks > 1
-        if single or (alone_for_now and not rows.shared()):  # there is nothing to balance
+        if single or (may_share_nothing and not rows.shared()):  # there is nothing to balance
             self._applied = self._alone(stacked)
             rows.combine(self._applied.tolist(), self._applied.tolist())
             return
@@ -236,9 +240,10 @@ class Balancing:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Turns an exception that the balancer raises into a UserError that names the balancer."""
+        """Names the balancer in an exception that it raises; gives it the same random draws in all processes."""
         try:
-            yield
+            with common_generators(self._step) if self.processes > 1 else nullcontext():
+                yield
         except UserError:
             raise
         except FOREIGN as error:

@@ -13,6 +13,7 @@ from mtl.model import MultiTaskModel
 from mtl.step.balancing import Balancing
 from mtl.step.descent import Descent
 from mtl.step.lazy import check_not_lazy
+from mtl.step.mean_tests import is_known
 from mtl.task import Task
 
 
@@ -59,6 +60,15 @@ def check_processes(model: MultiTaskModel, tasks: Sequence[Task]) -> None:
             f"task '{whole[0]}': with whole_batch its loss needs the predictions for the whole batch, which is divided "
             "over several processes. Train in one process, or take a loss that is a mean over samples"
         )
+    for task in tasks:
+        if task.count is None and task.mean_over is None and not is_known(task):
+            key = f"tasks.{task.name}"
+            ways = f"{key}.count" if task.objective is not None else f"{key}.count or {key}.mean_over"
+            raise UserError(
+                f"task '{task.name}': what its loss is a mean over isn't known, and with several processes it can't be "
+                f"tested, since each has only its share of the batch. Set {ways}"
+            )
+    check_plain(model)
     check_replicas(model, [task.name for task in tasks])
 
 
@@ -84,7 +94,7 @@ def check_optimizers(
             _check_line_search(kind, name, balancing, precision, clips_shared and each is descent.first)
             if learned:
                 raise UserError(
-                    f"balancer.optimizer: LBFGS searches along a loss that has no parameters of {name}; take own"
+                    f"balancer.optimizer: LBFGS's line search uses a loss without the parameters of {name}; take own"
                 )
         moved = {parameter for group in each.param_groups for parameter in group["params"]}
         if not moved.issuperset(learned):
@@ -98,12 +108,12 @@ def _check_line_search(kind: str, balancer: str, balancing: Balancing, precision
     """Checks that an optimizer with a line search works together with the other settings."""
     if clips_shared:
         raise UserError(
-            f"trainer.clip_shared_norm: {kind} searches along the loss by its gradient as it "
-            "is, and nothing would be clipped; leave it at null"
+            f"trainer.clip_shared_norm: {kind} uses the unclipped gradient in its line "
+            "search, so nothing would be clipped; leave it at null"
         )
     if balancing.needs == "rows":
         raise UserError(
-            f"optimizer: {kind} searches along the weighted loss, and the balancer {balancer} "
+            f"optimizer: {kind} uses the weighted loss in its line search, and the balancer {balancer} "
             "works on the gradients themselves; take one that gives weights"
         )
     if precision == "fp16":

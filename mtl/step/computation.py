@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.distributed.collectives import any_process, world_size
+from mtl.distributed.collectives import any_process
 from mtl.errors import NotFinite
 from mtl.gradients.at_features import AtFeatures
 from mtl.gradients.reach import Reach
@@ -76,7 +76,7 @@ class Computation:
         Returns:
             The losses, the weights and, with `measure`, the measurements of the step.
         """
-        components: list[Any] = [self.checks] if len(micro_batches.batches) > 1 or world_size() > 1 else []
+        components: list[Any] = [self.checks] if len(micro_batches.batches) > 1 or micro_batches.processes > 1 else []
         if self._balancing.needs not in ("nothing", "rows"):  # the state of a balancer of rows is as large as the rows
             components.append(self._balancing)
         self._before = Snapshot(self._model, others=components)
@@ -104,13 +104,14 @@ class Computation:
         tasks, names, balancing, scaler = micro_batches.tasks, micro_batches.names, self._balancing, self.passes.scaler
         if not tasks:
             return StepResult({}, {}, taken=False)
+        balancing.processes = micro_batches.processes
         weights = balancing.begin(names, step, next(iter(self._parameters.values())).device)
         scale = scaler.get_scale() if scaler and (measure or balancing.collects) else 1.0
         collect: Any = self._collector(micro_batches, scale) if balancing.collects else None
         measured = None
         if measure and (collect is None or not balancing.fresh or balancing.source == "representation"):
             # The scaler doesn't adapt to these additional passes; a smaller factor keeps fp16 losses from overflowing.
-            measured = Rows(self._parameters, names, scale=min(scale, 2.0**12))
+            measured = Rows(self._parameters, names, scale=min(scale, 2.0**12), processes=micro_batches.processes)
         if self._reach is not None:
             self._reach.begin()
         losses = self._run(micro_batches, weights, Recorders(measured, collect, self._reach))
@@ -120,9 +121,9 @@ class Computation:
             rows = measured or collect
             result.grad_norms, result.cosines, result.reach = rows.norms(), rows.cosines(), rows.reach()
         if collect is not None:
-            alone_for_now = bool(self._model.frozen_until)
+            may_share_nothing = bool(self._model.frozen_until)
             result.weights = balancing.balance(
-                collect, losses, may_overflow=scaler is not None, alone_for_now=alone_for_now
+                collect, losses, may_overflow=scaler is not None, may_share_nothing=may_share_nothing
             )
         else:
             result.weights = balancing.applied(losses[0].device)
@@ -145,23 +146,28 @@ class Computation:
 
         The gradients in `.grad` are those of all processes. Recorders sum the gradients that they hold by themselves.
         """
-        if len(micro_batches.batches) == 1 and world_size() == 1:
+        if len(micro_batches.batches) == 1 and micro_batches.processes == 1:
             return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, recorders)
         losses = accumulate(self.passes, self.checks, micro_batches, weights, recorders)
-        if recorders.collect is None:
+        if recorders.collect is None and micro_batches.processes > 1:
             sum_gradients(self._parameters.values())
         return losses
 
     def _collector(self, micro_batches: MicroBatches, scale: float) -> Rows:
         """Returns an object that collects the tasks' gradients during the passes."""
+        processes = micro_batches.processes
         whole = self._balancing.needs == "rows"
         if self.passes.kind != "shared":
-            return Rows(self._parameters, micro_batches.names, scale=scale, whole=whole)
-        source, (several,) = self._balancing.source, any_process([len(micro_batches.batches) > 1])
+            return Rows(self._parameters, micro_batches.names, scale=scale, whole=whole, processes=processes)
+        source, several = self._balancing.source, len(micro_batches.batches) > 1
+        if processes > 1:
+            (several,) = any_process([several])
         if several:  # the batch may have come as a list of micro-batches
             source = source_in_micro_batches(self._balancing.settings)
         waits = not several and self._balancing.needs == "gramian"
-        return AtFeatures(self._model, micro_batches.names, source=source, waits=waits, scale=scale, whole=whole)
+        return AtFeatures(
+            self._model, micro_batches.names, source=source, waits=waits, scale=scale, whole=whole, processes=processes
+        )
 
     def _not_finite(self, result: StepResult, micro_batches: MicroBatches) -> dict[str, str]:
         """Returns, by task name, what is not finite in the step.
@@ -176,7 +182,7 @@ class Computation:
         if nonfinite or self.passes.scaler or math.isfinite(norm):
             return nonfinite
         self.undo()
-        rows = Rows(self._parameters, list(result.losses))
+        rows = Rows(self._parameters, list(result.losses), processes=micro_batches.processes)
         self._run(micro_batches, [1.0] * len(micro_batches.tasks), Recorders(measure=rows))
         norms = dict(zip(result.losses, _read(rows.norms().values()), strict=True))
         names = [name for name, norm in norms.items() if not math.isfinite(norm)] or list(norms)
@@ -214,7 +220,7 @@ class Computation:
         assert self._before is not None
         with preserved_random_state(self._model):
             self._before.restore_random_state()
-            again = MicroBatches(self._tasks, micro_batches.batches, self._shares)
+            again = MicroBatches(self._tasks, micro_batches.batches, self._shares, processes=micro_batches.processes)
             return Preview(self._model, again, self.passes.autocast).losses
 
     def search(self, micro_batches: MicroBatches, weights: Sequence[float]) -> Tensor:

@@ -105,7 +105,7 @@ class Descent:
                     "Take optimizer=adagrad "
                     "without weight decay, or embeddings with sparse=False"
                 ) from error
-            raise UserError(f"{name} failed in its step: {describe_error(error)}. Look at its arguments") from error
+            raise UserError(f"{name} failed in its step: {describe_error(error)}. Check its arguments") from error
         return norm
 
     def epoch_end(self, value: float | None = None) -> None:
@@ -123,7 +123,7 @@ class Descent:
         except (TypeError, ValueError, ArithmeticError) as error:
             name = type(scheduler).__name__
             raise UserError(
-                f"{name} failed at the end of an epoch: {describe_error(error)}. Look at its arguments"
+                f"{name} failed at the end of an epoch: {describe_error(error)}. Check its arguments"
             ) from error
 
     @property

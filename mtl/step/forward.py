@@ -39,7 +39,7 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
         raise UserError(
             f"task '{task.name}': its prediction is {describe(prediction)} and its target '{task.target}' "
             f"{describe(target)}; {name} compares them element by element, so they must be of one "
-            f"shape. Look at tasks.{task.name}.head; mtl.heads.Linear with squeeze: true makes a single output (N,)"
+            f"shape. Check tasks.{task.name}.head; mtl.heads.Linear with squeeze: true makes a single output (N,)"
         )
     if isinstance(task.loss, WEIGHTED) and isinstance(prediction, Tensor):
         _check_weights(task, prediction)
@@ -50,7 +50,7 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
             raise
         raise UserError(
             f"task '{task.name}': its loss failed on a prediction {describe(prediction)} and the target "
-            f"'{task.target}' {describe(target)}: {describe_error(error)}. Look at tasks.{task.name}"
+            f"'{task.target}' {describe(target)}: {describe_error(error)}. Check tasks.{task.name}"
             + (
                 f" and its num_outputs, {prediction.shape[1]} here"
                 if "out of bounds" in text_of(error) and both
@@ -79,7 +79,7 @@ def objective_of(model: MultiTaskModel, task: Task, batch: Batch) -> Tensor:
         raise UserError(
             f"task '{task.name}': its objective failed on a batch with {', '.join(map(str, batch))}: "
             f"{describe_error(error)}. "
-            f"Look at tasks.{task.name}.objective"
+            f"Check tasks.{task.name}.objective"
         ) from error
     return _scalar(task, loss)
 
@@ -179,5 +179,5 @@ def _check_weights(task: Task, prediction: Tensor) -> None:
         if not right:
             raise UserError(
                 f"task '{task.name}': its loss has {weight.numel()} weights, of shape {tuple(weight.shape)}, and its "
-                f"prediction has {needed}. Look at tasks.{task.name}.loss.{name}"
+                f"prediction has {needed}. Check tasks.{task.name}.loss.{name}"
             )

@@ -27,7 +27,7 @@ def choose_source(balancer: Balancer, needs: str, gradients: Gradients, passes: 
         raise UserError(f"balancer {name}: needs is '{balancer.needs}', not one of {', '.join(NEEDS)}")
     if balancer.over == "all" and collects and (needs, balancer.scope) != ("gramian", "all"):
         raise UserError(
-            f"balancer {name}: over is 'all', which goes with needs 'gramian' and scope 'all'; here they "
+            f"balancer {name}: over is 'all', which requires needs 'gramian' and scope 'all'; here they "
             f"are '{needs}' and '{balancer.scope}'"
         )
     if gradients.every > 1 and needs == "rows":

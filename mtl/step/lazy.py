@@ -64,8 +64,8 @@ def check_not_lazy(model: nn.Module) -> None:
     """
     if left := lazy(model):
         raise UserError(
-            f"the model has lazy modules, whose shapes the first batch gives: {', '.join(left)}. Before optimizer and "
-            "step are made, take a batch through it: model.eval()(batch), then model.train()"
+            f"the model has lazy modules, whose shapes the first batch gives: {', '.join(left)}. Run one batch "
+            "through the model first, before optimizer and step are made: model.eval()(batch), then model.train()"
         )
 
 

@@ -22,12 +22,12 @@ from mtl.step.forward import loss_of, without_gradients
 from mtl.step.mean_comparison import compare
 from mtl.step.mean_tests import (
     TOLERANCE,
+    advice,
     as_dtype,
     check_loss,
     check_objective,
     in_float64,
     is_known,
-    ways_out,
 )
 from mtl.step.micro_batches import MicroBatches
 from mtl.step.precision import Autocast
@@ -233,11 +233,10 @@ class Watch:
             comparison = compare((count_a, count_b), (loss_a, loss_b), whole, TOLERANCE[dtype], precision)
             if comparison.differs:
                 raise UserError(
-                    f"task '{self._original.name}': its loss can't be taken in micro-batches: of two of these it is "
-                    f"{whole:.6g}, and {comparison.mean:.6g} from each by what it counts, so that it isn't the mean "
-                    "that it was in earlier tests: what it leaves out or how it weighs may depend on predictions or "
-                    "values, "
-                    f"such as those above a threshold. {ways_out(self._original)}"
+                    f"task '{self._original.name}': its loss can't be taken in micro-batches: on two micro-batches "
+                    f"together it is {whole:.6g}, but their weighted mean is {comparison.mean:.6g}, so that it isn't "
+                    "the mean that it was in earlier tests: what it leaves out or how it weighs may depend on "
+                    f"predictions or values, such as those above a threshold. {advice(self._original)}"
                 )
 
 

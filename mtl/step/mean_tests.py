@@ -55,14 +55,14 @@ def check_loss(task: Task, predictions: list[Any], batches: list[Batch]) -> bool
             shapes = ", ".join(dict.fromkeys(describe(each) for each in wanted))
             raise UserError(
                 f"task '{task.name}': its loss can't be taken in micro-batches: their targets '{task.target}' are "
-                f"{shapes}, and it isn't known how much the loss counts of each. {ways_out(task)}"
+                f"{shapes}, and it isn't known how much the loss counts of each. {advice(task)}"
             ) from None
         groups = list(zip(predictions, wanted, sizes, strict=True))
     tested = [_is_mean(task, *group) for group in groups]
     return any(tested)
 
 
-def ways_out(task: Task) -> str:
+def advice(task: Task) -> str:
     """Returns advice for a loss or an objective that can't be computed in micro-batches."""
     count = f"Give tasks.{task.name}.count, a function of the"
     if task.objective is not None:
@@ -72,14 +72,14 @@ def ways_out(task: Task) -> str:
         )
     return (
         f"{count} target that says what the loss's mean divides by; or set tasks.{task.name}.whole_batch=true: then "
-        "the loss is taken of the whole batch's predictions, and each micro-batch goes forward twice"
+        "the loss is computed on the whole batch's predictions, and each micro-batch has two forward passes"
     )
 
 
 def _is_mean(task: Task, prediction: Any, batch: Batch, total: int) -> bool:
     """Tests on one batch of `total` samples whether a loss is the mean over the items it counts.
 
-    The loss is compared with the mean of the losses of two parts of the samples, first of two halves. The samples are
+    The loss is compared with the mean of the losses of two subsets of the samples, first of two halves. The samples are
     sorted by their losses, so that these halves have clearly different losses.
 
     Returns:
@@ -119,13 +119,14 @@ def _is_mean(task: Task, prediction: Any, batch: Batch, total: int) -> bool:
     if verdict.differs:
         raise UserError(
             f"task '{task.name}': its loss can't be taken in micro-batches: on {len(samples)} samples ({shapes}) it is "
-            f"{verdict.whole:.6g}, and {verdict.mean:.6g} from two parts of these by what they count. Let it be a mean "
-            f"over its samples, or one of these. {ways_out(task)}"
+            f"{verdict.whole:.6g}, and {verdict.mean:.6g} as the weighted mean over two subsets. Let it be a mean "
+            f"over its samples, or one of these. {advice(task)}"
         )
     if verdict.finite and not verdict.decided and task.count is None and not is_known(task):
         raise UserError(
-            f"task '{task.name}': its loss can't be taken in micro-batches: on {len(samples)} samples ({shapes}) it is "
-            f"too even to tell whether it is a mean over samples. {ways_out(task)}"
+            f"task '{task.name}': its loss can't be taken in micro-batches: on {len(samples)} samples ({shapes}) "
+            "the losses of the subsets are too similar for a test of whether it is a mean over samples. "
+            f"{advice(task)}"
         )
     return verdict.finite
 
@@ -195,7 +196,7 @@ def check_objective(model: MultiTaskModel, task: Task, batches: list[Batch], *, 
     except UserError as error:
         if trusted:
             return True
-        raise UserError(f"{refused}: {error}. {ways_out(task)}") from error
+        raise UserError(f"{refused}: {error}. {advice(task)}") from error
     samples = torch.linspace(0, total - 1, min(total, SAMPLES)).long().tolist()
     if len(samples) < 2:
         return False
@@ -217,14 +218,14 @@ def check_objective(model: MultiTaskModel, task: Task, batches: list[Batch], *, 
         verdict = judge(drawn_alike, samples, TOLERANCE[dtype], 64 * torch.finfo(dtype).eps, cuts=1 if again else 4)
     if verdict.differs:
         raise UserError(
-            f"{refused}: on {len(samples)} samples it is {verdict.whole:.6g}, and {verdict.mean:.6g} from two parts of "
-            f"these by what they count. Let it be a mean over samples, or one of these. {ways_out(task)}; or train "
+            f"{refused}: on {len(samples)} samples it is {verdict.whole:.6g}, and {verdict.mean:.6g} as the weighted "
+            f"mean over two subsets. Let it be a mean over samples, or one of these. {advice(task)}; or train "
             "without trainer.micro_batch_size"
         )
     if verdict.finite and not (verdict.decided or trusted or again):
         raise UserError(
-            f"{refused}: on {len(samples)} samples it is too even to tell whether it is a mean over samples. "
-            f"{ways_out(task)}"
+            f"{refused}: on {len(samples)} samples the losses of the subsets are too similar for a test of whether it "
+            f"is a mean over samples. {advice(task)}"
         )
     return verdict.finite
 

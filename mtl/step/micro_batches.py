@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl.batch import Batch, cut, joined, num_samples
-from mtl.distributed.collectives import sum_numbers, world_size
+from mtl.distributed.collectives import sum_numbers
 from mtl.errors import UserError
 from mtl.labels import denominators
 from mtl.task import Task
@@ -27,6 +27,7 @@ class MicroBatches:
         batches: The micro-batches, each a dict of fields.
         shares: By micro-batch and task, the share of the task's loss; 0 if the task has no labels in the micro-batch.
         present: The indices of the tasks that have labels in a micro-batch of any process; by default, of this one.
+        processes: The number of processes that train together, each with micro-batches of its own.
 
     Attributes:
         names: The names of the tasks.
@@ -39,7 +40,9 @@ class MicroBatches:
         batches: Sequence[Batch],
         shares: Sequence[Sequence[float]],
         present: set[int] | None = None,
+        processes: int = 1,
     ) -> None:
+        self.processes = processes
         self.tasks = list(tasks)
         self.names = [task.name for task in self.tasks]
         self.batches = list(batches)
@@ -56,6 +59,7 @@ class MicroBatches:
         size: int | None = None,
         count: int | None = None,
         without: Mapping[str, object] | None = None,
+        processes: int = 1,
     ) -> "MicroBatches":
         """Divides the batch of a step into micro-batches, and selects the tasks that have labels in the batch.
 
@@ -65,6 +69,7 @@ class MicroBatches:
             size: The number of samples in a micro-batch.
             count: The number of micro-batches; at most one of `size` and `count` may be set. A list isn't divided.
             without: The names of tasks that don't take part.
+            processes: The number of processes that train together.
 
         Raises:
             UserError: If `batch` isn't a batch.
@@ -74,7 +79,7 @@ class MicroBatches:
             kinds = ", ".join(dict.fromkeys(type(each).__name__ for each in dicts)) or "an empty list"
             raise UserError(f"a step takes a batch, which is a dict of fields, or a list of these; here it is {kinds}")
         whole = [pair for each in dicts for pair in _by_tasks(tasks, each)]
-        if world_size() > 1:  # a process that has no samples in the step has a batch without fields
+        if processes > 1:  # a process that has no samples in the step has a batch without fields
             whole = [(fields, numbers) for fields, numbers in whole if fields]
         batches: list[Batch] = []
         members: list[list[int]] = []
@@ -92,7 +97,8 @@ class MicroBatches:
                 sizes = [] if len(parts) == 1 else [num_samples(each, [task.target]) for each in parts]
                 batches.append(parts[0] if len(parts) == 1 else joined(parts, sizes))
                 members.append([index])
-        return cls(tasks, batches, *shares(list(tasks), batches, members)).without(without or {})
+        of_step, present = shares(list(tasks), batches, members, processes)
+        return cls(tasks, batches, of_step, present, processes).without(without or {})
 
     def without(self, names: Mapping[str, object]) -> "MicroBatches":
         """Returns the micro-batches without the named tasks, and without tasks that have no labels in any of them."""
@@ -105,7 +111,7 @@ class MicroBatches:
         """Returns the micro-batches with only the tasks that have these indices."""
         shares = [[row[number] for number in numbers] for row in self.shares]
         present = {index for index, number in enumerate(numbers) if number in self.present}
-        return MicroBatches([self.tasks[number] for number in numbers], self.batches, shares, present)
+        return MicroBatches([self.tasks[number] for number in numbers], self.batches, shares, present, self.processes)
 
 
 def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int]]]:
@@ -123,7 +129,9 @@ def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int
     return list(groups.values())
 
 
-def shares(tasks: list[Task], batches: list[Batch], members: list[list[int]]) -> tuple[list[list[float]], set[int]]:
+def shares(
+    tasks: list[Task], batches: list[Batch], members: list[list[int]], processes: int = 1
+) -> tuple[list[list[float]], set[int]]:
     """Computes the share of each task's loss in each micro-batch.
 
     The share is the denominator of the task's mean on the micro-batch, divided by the sum over all micro-batches of all
@@ -140,12 +148,13 @@ def shares(tasks: list[Task], batches: list[Batch], members: list[list[int]]) ->
         micro-batch.
     """
     occurrences = [sum(index in each for each in members) for index in range(len(tasks))]
-    several = [number > 1 or world_size() > 1 for number in occurrences]
+    several = [number > 1 or processes > 1 for number in occurrences]
     counted = [denominators(tasks, batch, numbers, several) for batch, numbers in zip(batches, members, strict=True)]
     on_device = [value.double() for row in counted for value in row if isinstance(value, Tensor)]
     read = iter(torch.stack(on_device).tolist() if on_device else ())  # one wait for the device
     rows = [[next(read) if isinstance(value, Tensor) else float(value) for value in row] for row in counted]
-    totals = sum_numbers([sum(row[index] for row in rows) for index in range(len(tasks))])
+    totals: list[float] = [sum(row[index] for row in rows) for index in range(len(tasks))]
+    totals = totals if processes == 1 else sum_numbers(totals)
     of_step = [[value / total if total else 0.0 for value, total in zip(row, totals, strict=True)] for row in rows]
     present = {index for index, total in enumerate(totals) if total}
     # A loss of the whole batch counts fully in each micro-batch, see whole_batch.py.

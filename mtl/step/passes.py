@@ -275,6 +275,6 @@ def _check_features(features: Sequence[Any]) -> None:
     opaque = [type(feature).__name__ for feature in features if not isinstance(feature, LEAVES)]
     if opaque:
         raise UserError(
-            f"passes: 'shared' can't look into the trunk's features, a {opaque[0]}; let the trunk give tensors, "
-            "or tuples, lists or dicts of them, take a part of it with model/trunk=picked, or take passes=sequential"
+            f"passes: 'shared' does not support features of type {opaque[0]}; let the trunk return tensors, "
+            "or tuples, lists or dicts of tensors, take a part of it with model/trunk=picked, or take passes=sequential"
         )

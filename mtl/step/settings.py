@@ -68,6 +68,6 @@ class Update:
                 raise UserError(f"trainer.{name} is {limit}; it must be above 0, or None")
         if isinstance(self.scheduler, ReduceLROnPlateau) and self.interval == "step":
             raise UserError(
-                "scheduler: ReduceLROnPlateau waits for figures on validation, which come once an epoch; set its "
+                "scheduler: ReduceLROnPlateau needs a validation metric, which is known once an epoch; set its "
                 "interval to epoch"
             )

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch._functorch.config as functorch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
@@ -104,6 +105,7 @@ class Step:
         learned, clips_shared = self.computation.learned, self._reach is not None
         check_optimizers(self.descent, self.balancing, learned, precision=precision, clips_shared=clips_shared)
         self._searched: MicroBatches | None = None  # the micro-batches for a line search
+        self._processes = 1  # that train together, in the current step
         self._compared = False  # whether all processes have been found to have the same model
 
     @property
@@ -149,13 +151,15 @@ class Step:
         self.descent.moving = False
         if self.model.frozen_until:
             self.model.thaw(self.num_taken)
-        if world_size() > 1 and not self._compared:
+        self._processes = world_size() if dist.is_available() and dist.is_initialized() else 1
+        if self._processes > 1 and not self._compared:
             check_processes(self.model, self.tasks)
             self._compared = True
         micro_batches = self._cut(batch)
         self._searched = micro_batches if isinstance(self.optimizer, LBFGS) else None
         result = self.computation(micro_batches, self.num_taken, measure=measure, on_nonfinite=self.on_nonfinite)
-        share_buffers(self.model)
+        if self._processes > 1:
+            share_buffers(self.model)
         return result
 
     def _cut(self, batch: StepBatch) -> MicroBatches:
@@ -163,7 +167,12 @@ class Step:
         now = self.num_taken
         faded = {t.name: 0 for t in self.tasks if callable(t.weight) and t.weight_at(now) == 0}
         return MicroBatches.of(
-            self.tasks, batch, size=self.micro_batch_size, count=self.num_micro_batches, without=faded
+            self.tasks,
+            batch,
+            size=self.micro_batch_size,
+            count=self.num_micro_batches,
+            without=faded,
+            processes=self._processes,
         )
 
     def undo(self) -> bool:

@@ -56,7 +56,7 @@ class Preview:
             for index, loss in zip(member, taken[number], strict=True):
                 if not _is_whole(tasks[index]):
                     totals[index] = totals[index] + micro_batches.shares[number][index] * loss
-        totals = sum_scalars(totals)
+        totals = totals if micro_batches.processes == 1 else sum_scalars(totals)
         self.losses = self.corrected(totals)
 
     def tasks_of(self, number: int) -> list[Task]:

@@ -18,12 +18,12 @@ class Agreement:
         self.stop = Stop()
         self.signal = 0
 
-    def __call__(self, wish: bool) -> bool:
-        """Returns whether any process has the wish, and updates `signal`. All processes have to call it together."""
+    def __call__(self, requested: bool) -> bool:
+        """Returns whether any process requests a save, and updates `signal`. All processes have to call it together."""
         if world_size() == 1:
             self.signal = self.stop.signal
-            return wish
-        requested = self.stop.signal
-        interrupted, terminated, wish = any_process([requested == signal.SIGINT, requested == signal.SIGTERM, wish])
+            return requested
+        number = self.stop.signal
+        interrupted, terminated, requested = any_process([number == signal.SIGINT, number == signal.SIGTERM, requested])
         self.signal = signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0
-        return wish
+        return requested

@@ -26,7 +26,7 @@ class Costs:
         self.seconds = 0.0
         self.memory_per_step: int | None = None
         self.weighed = 0
-        # Steps differ if weights are computed in some steps only, or if tasks take turns.
+        # Steps differ if weights are computed in some steps only, or if tasks alternate between steps.
         self._to_weigh = max(step.balancing.settings.every, len(step.tasks))
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 class Measuring:
     """Chooses the steps in which gradients are measured: the first one, and every n-th.
 
-    If tasks take turns, the same task might have the turn in each of these steps. The following steps are therefore
+    If tasks alternate between steps, each of these steps might have the same task. The following steps are therefore
     measured as well until every task has been measured, up to a limit, since a task may be rare or have no labels.
 
     Args:

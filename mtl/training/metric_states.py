@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mtl.distributed.collectives import any_process, world_size
+from mtl.errors import UserError
 
 
 def fill_empty_states(metric: Metric) -> None:
@@ -15,10 +16,22 @@ def fill_empty_states(metric: Metric) -> None:
 
     A state that is a list of tensors is gathered from all processes, which needs the same data type and the same number
     of dimensions in each. In a process without samples, such a list is empty, and gets an empty tensor of that kind.
+
+    Raises:
+        UserError: If the metric has a state that can't be gathered.
     """
-    if world_size() == 1 or not any_process([not metric.update_called])[0]:
+    if world_size() == 1:
         return
     modules = [module for module in metric.modules() if isinstance(module, Metric)]
+    for module in modules:
+        for name, reduction in module._reductions.items():
+            if reduction is None and isinstance(module._defaults[name], list):
+                raise UserError(
+                    f"the metric {type(module).__name__} keeps one value for each batch in '{name}', which can't be "
+                    "gathered from processes with different numbers of batches; compute it by mtl.evaluate"
+                )
+    if not any_process([not metric.update_called])[0]:
+        return
     lists = [{name: getattr(module, name) for name in module._reductions} for module in modules]
     ours = [{name: _kind(value) for name, value in states.items() if _kind(value)} for states in lists]
     gathered: list[Any] = [None] * world_size()

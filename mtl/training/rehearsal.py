@@ -7,6 +7,7 @@ from typing import Any
 
 from mtl.batch import bounds, num_samples, take
 from mtl.data import Loader, Mix
+from mtl.distributed.collectives import world_size
 from mtl.errors import UserError
 from mtl.snapshots import preserved_buffers
 from mtl.step import Step
@@ -35,12 +36,14 @@ def try_one_sample(step: Step, train: Loader | Mix) -> None:
         UserError: If the trunk or a head fails on one sample, as with batch norm.
     """
     for loader, names in train.by_source():
-        if min(_sizes(step, loader)) > 1:
+        if 1 not in _sizes(step, loader):
             continue
         tasks = [task for task in step.tasks if task.objective is None and (names is None or task.name in names)]
         batches: Any = loader.batches(1)
         with closing(batches):
             batch = next(batches)
+        if batch in ({}, [{}]):  # this process has no samples of it
+            continue
         try:
             whole = batch[0] if isinstance(batch, list) else batch
             sample = take(whole, num_samples(whole, [task.target for task in tasks]), slice(0, 1))
@@ -52,6 +55,8 @@ def try_one_sample(step: Step, train: Loader | Mix) -> None:
 def _sizes(step: Step, loader: Loader) -> Iterator[int]:
     """Yields the numbers of samples in the first and the last batch, or in the micro-batches of these batches."""
     micro = {"size": step.micro_batch_size, "count": step.num_micro_batches}
-    for size in {loader.size_of(0), loader.size_of(len(loader) - 1)}:
+    whole = {loader.size_of(0), loader.size_of(len(loader) - 1)}
+    shares = {share for total in whole for share in (total // world_size(), -(-total // world_size()))}
+    for size in shares - {0}:
         cut = bounds(size, **(loader.micro if loader.is_cut else micro)) if loader.is_cut or any(micro.values()) else []
         yield min((end - start for start, end in cut), default=size)

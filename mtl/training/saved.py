@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from mtl.distributed.collectives import world_size
+from mtl.distributed.replicas import check_replicas
 from mtl.errors import UserError, describe_error
 
 MOST = 8  # the largest number of names in a message
@@ -96,12 +98,19 @@ def load_into(model: nn.Module, tensors: Mapping[str, Any], where: str) -> None:
     )
 
 
-def check_finite(parameters: Mapping[str, Tensor], step: int) -> None:
-    """Raises a UserError that names the parameters that aren't finite after the step with this number, if any."""
+def check_parameters(model: nn.Module, step: int) -> None:
+    """Checks that all parameters are finite after the step with this number, and the same in all processes.
+
+    Raises:
+        UserError: If one isn't; the message names those that are not finite.
+    """
+    parameters = dict(model.named_parameters())
     finite = torch.stack([parameter.detach().isfinite().all() for parameter in parameters.values()])
     if not finite.all():
         broken = ", ".join(name for name, right in zip(parameters, finite.tolist(), strict=True) if not right)
         raise UserError(f"parameters aren't finite after step {step}, and are not saved: {broken}")
+    if world_size() > 1:
+        check_replicas(model, [])
 
 
 def unusable(tensors: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from mtl.training.measuring import Measuring
 from mtl.training.options import Checkpoints, Logs
 from mtl.training.pace import Pace
 from mtl.training.readings import Readings
-from mtl.training.saved import check_finite, load_into
+from mtl.training.saved import check_parameters, load_into
 from mtl.training.selection import Criterion, Selection
 from mtl.training.writer import Writer
 
@@ -239,7 +239,7 @@ class Trainer:
         self.writer.check()
         with self._reading():
             self.readings.read()
-        check_finite(self.step.parameters, self.global_step)
+        check_parameters(self.step.model, self.global_step)
         state = {**self.checkpoints.more, **self.state_dict(), **random_states()}
         if name == "best" and self.writer.best > 1:
             self.writer.save(name, {**state, "value": self.selection.value}, self.selection.is_better)

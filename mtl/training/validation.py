@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from mtl.batch import Batch
 from mtl.data import Loader, Mix
 from mtl.distributed.collectives import any_process, rank, sum_scalars, world_size
+from mtl.distributed.replicas import difference
+from mtl.errors import UserError
 from mtl.labels import denominator, num_labelled
 from mtl.model import MultiTaskModel
 from mtl.step.forward import loss_of, objective_of
@@ -125,7 +127,7 @@ class Validation:
             depends = any_process([task.name in self.batchwise for task in self.tasks])
             self.batchwise = {task.name for task, is_so in zip(self.tasks, depends, strict=True) if is_so}
             self.labelled = {name: int(labelled[name]) for name in labelled if name in seen}
-            return {
+            figures = {
                 task.name: {
                     **{name: each.compute(cut=task.name in cut) for name, each in self.metrics[task.name].items()},
                     "loss": float(sums[task.name] / counts[task.name]),
@@ -133,6 +135,8 @@ class Validation:
                 for task in self.tasks
                 if task.name in seen
             }
+            _check_equal(figures)
+            return figures
         finally:
             for metrics in self.metrics.values():
                 for metric in metrics.values():
@@ -186,6 +190,23 @@ class Validation:
                 return objective_of(self.model, task, batch).detach()
         with self.autocast():
             return loss_of(task, prediction, batch)
+
+
+def _check_equal(figures: Figures) -> None:
+    """Checks that all processes have computed the same figures.
+
+    Raises:
+        UserError: If a figure differs, as that of a metric whose states are not synchronised.
+    """
+    if world_size() == 1:
+        return
+    for task, named in figures.items():
+        for name, value in named.items():
+            if difference(repr(value)):
+                raise UserError(
+                    f"task '{task}': '{name}' has different values in the processes that train together. A custom "
+                    "metric has to register its states by add_state with a dist_reduce_fx"
+                )
 
 
 def _unit(metric: str, bound: float | None, task: Task) -> str:

@@ -90,7 +90,7 @@ class Writer:
             self._home.check()
         for name in list(self.written):  # a copy, since the writing thread may add names at the same time
             if not (path := self.folder / f"{name}.pt").exists():
-                raise UserError(f"{path} is gone: it was deleted or moved while the run trained")
+                raise UserError(f"{path} no longer exists: it was deleted or moved while the run trained")
 
     def is_there(self) -> bool:
         """Returns whether the folder of the run, and all files that were saved in it, exist."""

@@ -280,7 +280,7 @@ def test_origins() -> None:
     root.put({"a": {"_target_": "X", "k": 1, "l": [{"_target_": "Y"}]}}, 0)
     root.put({"a": {"_target_": "X", "k": 2}}, 1)
     root.put({"a": {"_target_": "Z", "k": "???", "m": {"n": 1}}}, 2)
-    assert root.at(["a", "k"]).givers == [0, 1]
+    assert root.at(["a", "k"]).sources == [0, 1]
     assert decided(root.at(["a"]).targets) == 2
     assert [path for path, _ in root.nodes()] == [("a",), ("a", "l", "0")]
     root.put({"a": {"l": 3, "m": None}}, 3)

@@ -336,7 +336,7 @@ def test_a_multirun_whose_folder_is_lost_has_failed(here: Path) -> None:
     ended = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=HANGS)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
-    assert "is gone: it was deleted or moved while the run trained" in ended.stderr
+    assert "no longer exists: it was deleted or moved while the run trained" in ended.stderr
     assert re.search(r"error: outputs/multirun/\S+ no longer exists, so how the jobs ended is unknown", ended.stderr)
 
 
@@ -473,7 +473,7 @@ def test_an_interrupted_multirun_is_taken_up(here: Path, ends: signal.Signals) -
         "class Slow:\n"
         "    def __call__(self, trainer, result):\n"
         "        if trainer.global_step == 5 and Path('outputs/half').exists():\n"
-        "            while not trainer._stop.signal and not Path('outputs/interrupted').exists():\n"
+        "            while not trainer._agree.stop.signal and not Path('outputs/interrupted').exists():\n"
         "                time.sleep(0.05)\n"
         "        if trainer.global_step == 5:\n"
         "            Path('outputs/half').touch()\n"

@@ -59,6 +59,7 @@ trainer = lightning.Trainer(
     enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False,
 )
 trainer.fit(Module(model, tasks), loader)
+assert loader.batch_sampler.epoch == 3
 torch.save(model.state_dict(), f"{out}-{trainer.global_rank}.pt")
 """
 

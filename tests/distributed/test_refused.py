@@ -1,9 +1,12 @@
 """Whatever is not supported in several processes is an error, in the step itself."""
 
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torchmetrics
 from processes import processes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -11,6 +14,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import mtl
+from mtl.data import Fields
+from mtl.training.validation import Validation
 
 
 def model_of(trunk: nn.Module) -> tuple[mtl.MultiTaskModel, list[mtl.Task]]:
@@ -33,9 +38,15 @@ def step_of(kind: str) -> str:
         trunk = DistributedDataParallel(trunk)
     if kind == "fsdp trunk":
         fully_shard(trunk, mesh=init_device_mesh("cpu", (mtl.distributed.world_size(),)))
+    if kind == "synchronised norm":
+        trunk = nn.Sequential(trunk, nn.SyncBatchNorm(4))
     if kind == "sparse":
         trunk = nn.EmbeddingBag(5, 4, sparse=True)
     model, tasks = model_of(trunk)
+    if kind == "unknown loss":
+        tasks[1].loss = lambda prediction, target: (prediction - target).square().mean()
+    if kind == "objective":
+        tasks[1] = mtl.Task("b", objective=lambda model, batch: model.features(batch).mean())
     if kind == "whole_batch":
         tasks[0].whole_batch = True
     if kind == "other tasks" and mtl.distributed.rank():
@@ -46,6 +57,14 @@ def step_of(kind: str) -> str:
     if kind == "fsdp model":
         fully_shard(wrapped, mesh=init_device_mesh("cpu", (mtl.distributed.world_size(),)))
     data = batch()
+    if kind == "sharded later":
+        step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1))
+        fully_shard(model, mesh=init_device_mesh("cpu", (mtl.distributed.world_size(),)))
+        try:
+            step(data)
+        except mtl.UserError as error:
+            return str(error)
+        return "nothing"
     if kind == "sparse":
         data["x"] = torch.zeros(len(data["a"]), 2, dtype=torch.long)
     try:
@@ -67,6 +86,10 @@ def step_of(kind: str) -> str:
         ("other tasks", "have different tasks"),
         ("other parameters", "have different parameters"),
         ("sparse", "sparse=False"),
+        ("unknown loss", "Set tasks.b.count or tasks.b.mean_over"),
+        ("objective", "Set tasks.b.count"),
+        ("sharded later", "the model is sharded by fully_shard"),
+        ("synchronised norm", "'trunk.1' of the model is a SyncBatchNorm"),
     ],
 )
 def test_refused(kind: str, part: str) -> None:
@@ -104,3 +127,72 @@ def test_the_sampler_divides_the_batches_of_one_process(count: int, size: int) -
         assert sorted(sum(joined, [])) == list(range(count))  # each sample once
         whole = sum(len(batch) == size for batch in alone)
         assert joined[: whole - 1] == [sorted(batch) for batch in alone[: whole - 1]]
+
+
+class Noise(mtl.balancers.Balancer):
+    """A balancer that draws from the global generators."""
+
+    needs = "losses"
+
+    def weights(self, losses: torch.Tensor, gramian: torch.Tensor | None) -> torch.Tensor:
+        return torch.rand(len(losses), dtype=losses.dtype) + 0.5
+
+
+def noisy() -> list[Any]:
+    torch.manual_seed(0)
+    model, tasks = model_of(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5)))
+    torch.manual_seed(100 + mtl.distributed.rank())
+    step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), balancer=Noise())
+    weights = [list(map(float, step(batch()).weights.values())) for _ in range(3)]
+    return [weights, [value.flatten().tolist() for value in model.state_dict().values()], float(torch.rand(()))]
+
+
+def test_a_balancer_that_draws_draws_the_same_in_all_processes() -> None:
+    first, second = processes(2)(noisy)
+    assert first[:2] == second[:2]
+    assert len({tuple(weights) for weights in first[0]}) == 3  # other ones in each step
+    assert first[2] != second[2]  # the processes' own generators go on from where they were
+
+
+class Unsynchronised(torchmetrics.Metric):
+    """A metric that adds up in a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0.0
+
+    def update(self, prediction: torch.Tensor, target: torch.Tensor) -> None:
+        self.total += float(target.sum())
+
+    def compute(self) -> torch.Tensor:
+        return torch.tensor(self.total)
+
+
+def validated(metric: Any, count: int) -> Any:
+    """Validates with a metric, and returns the figures or the message."""
+    torch.manual_seed(0)
+    head = nn.Linear(4, 3)
+    task = mtl.Task("a", head=head, loss=nn.CrossEntropyLoss(), target="a", metrics={"m": metric})
+    model = mtl.MultiTaskModel(nn.Linear(3, 4), [task], inputs=["x"])
+    generator = torch.Generator().manual_seed(1)
+    fields = {"x": torch.randn(count, 3, generator=generator), "a": torch.randint(3, (count,), generator=generator)}
+    loader = mtl.data.Loader(Fields(fields), batch_size=4)
+    try:
+        return Validation(model, [task], nullcontext)(loader)["a"]
+    except mtl.UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("count", [9, 12, 13])
+@pytest.mark.parametrize("name", ["MulticlassAUROC", "MulticlassAccuracy", "MulticlassCalibrationError"])
+def test_metrics_are_exact_over_uneven_shares(name: str, count: int) -> None:
+    """The last batch of 9 or 13 samples has one sample, which one process gets."""
+    metric = partial(getattr(torchmetrics.classification, name), num_classes=3)
+    expected = validated(metric, count)
+    for figures in processes(3)(validated, metric, count):
+        assert figures == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_metric_that_is_not_synchronised_is_refused() -> None:
+    for message in processes(2)(validated, Unsynchronised, 9):
+        assert "task 'a': 'm' has different values in the processes" in message

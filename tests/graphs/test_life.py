@@ -114,7 +114,7 @@ def test_micro_batches_one_after_the_other(kind: str) -> None:
     life = life_of(kind, *by_hand(), num_micro_batches=3)
     third = [(phase, alive // 3) for phase, alive in EXPECTED[kind]]
     assert said(life) == third * 3
-    assert [event.phase.part for event in life.events] == sorted([1, 2, 3] * len(third))
+    assert [event.phase.micro_batch for event in life.events] == sorted([1, 2, 3] * len(third))
 
 
 def test_frozen_trunk_keeps_nothing() -> None:
@@ -157,7 +157,7 @@ def test_objectives_and_batches_of_their_own() -> None:
     own = {"two": batch, "five": batch, "residual": {"x": torch.randn(2 * N, 3)}}
     life = life_of("shared", mtl.MultiTaskModel(model.trunk, tasks, inputs=["x"]), tasks, own)
     assert said(life) == [*EXPECTED["shared"], ("residual forward", 2 * TRUNK), ("residual backward", 0)]
-    assert life.events[-1].phase.part == 2
+    assert life.events[-1].phase.micro_batch == 2
 
 
 class Checkpointed(nn.Module):

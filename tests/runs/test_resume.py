@@ -383,7 +383,7 @@ def test_a_run_that_is_being_built_is_not_forgotten_by_a_second_process(here: Pa
         assert free
         ended = command("train", *SMALL, f"resume={run}")
     assert ended.code == 1
-    assert "another process is at work in" in ended.err
+    assert "another process is using" in ended.err
     assert (run / "config.yaml").read_text() == "seed: 0\n"
 
 
@@ -456,7 +456,7 @@ def test_two_processes_on_one_run(here: Path) -> None:
         assert done.stdout.strip() == "False", done.stderr
         second = command("train", *SMALL, "balancer=moco", f"resume={only_run()}")
         assert second.code == 1
-        assert "another process is at work in" in second.err
+        assert "another process is using" in second.err
 
 
 def test_a_full_disk_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

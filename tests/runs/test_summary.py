@@ -127,7 +127,10 @@ def test_the_columns_of_the_table_say_whose_figures_they_are(here: Path) -> None
     out = " ".join(ended.out.split())
     assert "best.pt is from epoch 1 of 3" in out
     assert ended.metrics["train"]["digit"]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
-    assert "The training losses are means over the steps of epoch 3, while the parameters moved; val and test" in out
+    assert (
+        "The training losses are means over the steps of epoch 3, while the parameters were changing; val and test"
+        in out
+    )
     lines = ended.out.splitlines()
     (rule,) = [number for number, line in enumerate(lines) if line.startswith(" ──")]
     assert lines[rule - 2].split()[:3] == ["train,", "val,", "test,"]

@@ -1,6 +1,7 @@
 """Steps in micro-batches, against the same step on the whole batch."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -116,9 +117,11 @@ def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
     whole = moved({})
     assert (moved({"micro_batch_size": 4}) - whole).abs().max() < 1e-12
-    monkeypatch.setattr(
-        "mtl.step.micro_batches.shares", lambda tasks, parts, members: [[1 / len(parts)] * len(tasks)] * len(parts)
-    )
+
+    def alike(tasks: list[mtl.Task], batches: list[Any], *_: Any) -> tuple[list[list[float]], set[int]]:
+        return [[1 / len(batches)] * len(tasks)] * len(batches), set(range(len(tasks)))
+
+    monkeypatch.setattr("mtl.step.micro_batches.shares", alike)
     assert (moved({"micro_batch_size": 4}) - whole).abs().max() > 1e-5
 
 

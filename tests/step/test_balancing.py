@@ -113,7 +113,7 @@ def test_tasks_own_weights_make_a_difference(name: str) -> None:
 
 def test_famo_refuses_tasks_weights() -> None:
     model, tasks = problem(2, weights=[1.0, 2.0])
-    with pytest.raises(mtl.UserError, match=r"FAMO can't follow the tasks' weights \(t0 1, t1 2\)"):
+    with pytest.raises(mtl.UserError, match=r"FAMO doesn't support task weights \(t0 1, t1 2\)"):
         mtl.Step(model, tasks, balancer=made("famo"))
 
 

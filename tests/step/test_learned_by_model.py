@@ -127,7 +127,7 @@ def test_what_is_refused() -> None:
             getattr(mtl.balancers, name)(optimizer="theirs")
         with pytest.raises(ValueError, match="init is .*; it must be a finite number, or a list"):
             getattr(mtl.balancers, name)(init=math.nan)
-    with pytest.raises(mtl.UserError, match=r"balancer.optimizer: LBFGS searches along a loss .*; take own"):
+    with pytest.raises(mtl.UserError, match=r"balancer.optimizer: LBFGS's line search uses a loss .*; take own"):
         stepping(mtl.balancers.UW(optimizer="model"), optimizer=torch.optim.LBFGS)
     with pytest.raises(ValueError, match=r"init is .*; it must be above 0"):
         mtl.balancers.GradNorm(init=[1.0, 0.0])

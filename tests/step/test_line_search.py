@@ -92,7 +92,9 @@ def test_goes_on_after_a_reload(stop: int) -> None:
 
 
 def test_where_there_is_no_loss_to_search_along() -> None:
-    with pytest.raises(mtl.UserError, match="searches along the weighted loss, and the balancer GradDrop works on"):
+    with pytest.raises(
+        mtl.UserError, match="uses the weighted loss in its line search, and the balancer GradDrop works on"
+    ):
         built(balancer=mtl.balancers.GradDrop())
     with pytest.raises(mtl.UserError, match="fp16 scales gradients"):
         built(precision="fp16")

@@ -191,8 +191,8 @@ def test_a_run_whose_folder_is_lost_says_so_and_fails(own: list[str], here: Path
     key = when.split("=")[0].replace("_target_", "how")
     ended = command("train", *own, "checkpoint.every_steps=3", f"+{when}", f"+{key}={how}")
     assert ended.code == 1
-    what = {"checkpoints": r"checkpoints/\w+\.pt is gone", "last.pt": r"checkpoints/last\.pt is gone"}
-    lost = "is no longer the run's folder, which" if how in ("replaced", "a file") else "is gone: it"
+    what = {"checkpoints": r"checkpoints/\w+\.pt no longer exists", "last.pt": r"checkpoints/last\.pt no longer exists"}
+    lost = "is no longer the run's folder, which" if how in ("replaced", "a file") else "no longer exists: it"
     pattern = what.get(how, rf"error: /\S+/mnist_two_head/\S+ {lost} was deleted or moved while the run trained")
     assert re.search(pattern, ended.err), ended.err
     assert "Traceback" not in ended.err

@@ -151,7 +151,7 @@ def test_a_write_into_a_folder_that_is_gone_promises_nothing(tmp_path: Path) -> 
     writer.wait()
     assert "last" in writer.failed
     assert lines == []
-    with pytest.raises(mtl.UserError, match=r"run is gone: it was deleted or moved while the run trained"):
+    with pytest.raises(mtl.UserError, match=r"run no longer exists: it was deleted or moved while the run trained"):
         writer.check()
 
 
@@ -243,7 +243,7 @@ def test_a_training_that_goes_on_keeps_the_same_ranking(tmp_path: Path, every: i
 
     def stops(trainer: Trainer, result: object) -> None:
         if trainer.global_step == 14:
-            trainer._stop.signal = 15
+            trainer._agree.stop.signal = 15
 
     first = run(tmp_path / "first", values, every_steps=every, callbacks=[stops])
     with pytest.raises(Stopped):
