@@ -14,15 +14,14 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 
 # A package, or a module on top, may import those of the levels below its own.
 LEVELS = [
-    {"text", "snapshots", "quoting", "optimizers", "choices", "tags"},
-    {"errors", "balancers", "losses"},
-    {"distributed", "recompute"},
-    {"process", "safety", "batch", "outputs", "schedule", "schedulers", "schema", "gradients"},
-    {"files", "task", "data"},
-    {"labels", "model", "loggers", "trunks", "heads", "problems"},
-    {"architectures", "step"},
-    {"training"},
-    {"config", "graphs"},
+    {"text", "balancers", "losses", "heads", "optimizers", "choices", "tags", "quoting", "snapshots"},
+    {"errors"},
+    {"distributed", "safety", "batch", "outputs", "schedule", "schedulers", "schema", "recompute"},
+    {"process", "gradients", "files", "task"},
+    {"data", "labels", "model", "loggers"},
+    {"architectures", "trunks", "problems", "step"},
+    {"training", "graphs"},
+    {"config"},
     {"runs"},
     {"build", "reporting"},
     {"cli"},

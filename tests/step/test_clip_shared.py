@@ -195,7 +195,9 @@ def test_a_step_that_was_not_taken_does_not_count() -> None:
 
 def test_what_is_refused() -> None:
     model, tasks, _ = small()
-    with pytest.raises(mtl.UserError, match=r"trainer.clip_shared_norm: LBFGS searches .* leave it at null"):
+    with pytest.raises(
+        mtl.UserError, match=r"trainer.clip_shared_norm: LBFGS uses the unclipped gradient .* leave it at null"
+    ):
         mtl.Step(model, tasks, torch.optim.LBFGS(model.parameters()), update=mtl.Update(clip_shared_norm=1.0))
     for name in ("clip_norm", "clip_shared_norm"):
         with pytest.raises(mtl.UserError, match=rf"trainer.{name} is 0; it must be above 0"):
