@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 
 # A package, or a module on top, may import those of the levels below its own.
 LEVELS = [
-    {"text", "balancers", "losses", "heads", "optimizers", "choices", "tags", "quoting", "snapshots"},
+    {"text", "balancers", "losses", "heads", "optimizers", "choices", "tags", "quoting", "snapshots", "seeds"},
     {"errors"},
     {"distributed", "safety", "batch", "outputs", "schedule", "schedulers", "schema", "recompute"},
     {"process", "gradients", "files", "task"},

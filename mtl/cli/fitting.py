@@ -40,9 +40,8 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
             raise UserError(f"deterministic=true {place}: {first_line(error)}") from error
         if is_of_backward(error):
             raise UserError(
-                f"the backward pass {place} failed: "
-                f"{describe_error(error)}. Check the losses, and the operations in the "
-                "model"
+                f"the backward pass {place} failed: {describe_error(error)}. Check the losses, and the operations in "
+                "the model"
             ) from error
         raise
 

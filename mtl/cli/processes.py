@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl.errors import UserError, text_of
-from mtl.process.signals import Stopped, held
+from mtl.process.signals import Ended, Stopped, held
 
 if TYPE_CHECKING:
     from mtl.build import Built
-
-if TYPE_CHECKING:
-    pass
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -42,9 +39,15 @@ def leading(**message: Any) -> Iterator[None]:
         return
     from mtl.distributed.processes import process_group, send
 
+    ended: Ended | None = None
     with process_group(message["config"]["trainer"].get("timeout")):
         send(message)
-        yield
+        try:
+            yield
+        except Ended as error:  # after a signal, which all processes got: they leave together
+            ended = error
+    if ended is not None:
+        raise ended
 
 
 def follow() -> int:

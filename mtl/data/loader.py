@@ -12,10 +12,11 @@ from mtl.batch import bounds, cut, take
 from mtl.data.collating import Collate, Numbers, NumbersInStream
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
-from mtl.data.seeded import Seeded, SeededStream, seed_of
-from mtl.distributed.collectives import rank, world_size
+from mtl.data.seeded import Seeded, SeededStream
+from mtl.distributed.collectives import share, world_size
 from mtl.errors import FOREIGN, UserError, dead_worker, describe_error, text_of
 from mtl.process.seeding import num_threads
+from mtl.seeds import seed_of
 
 
 class Loader:
@@ -158,7 +159,7 @@ class Loader:
 
     def _share(self) -> slice:
         """Returns the samples of a batch that this process gets."""
-        return slice(rank(), None, world_size()) if self.divided else slice(None)
+        return share() if self.divided else slice(None)
 
     def _drawn(self, generator: torch.Generator, count: int) -> Any:
         assert isinstance(self.dataset, Drawn)
@@ -169,11 +170,11 @@ class Loader:
 
     def _loaded(self, samples: Dataset[Any], generator: torch.Generator, **options: Any) -> Iterator[Any]:
         """Yields the batches that PyTorch's DataLoader loads."""
-        share = self._share() if "batch_size" in options else slice(None)
+        ours = self._share() if "batch_size" in options else slice(None)
         batches = iter(
             DataLoader(
                 samples,
-                collate_fn=Collate(self.collate, self.micro if self.is_cut else None, share),
+                collate_fn=Collate(self.collate, self.micro if self.is_cut else None, ours),
                 pin_memory=self.device.type == "cuda",
                 generator=generator,  # without a generator, a DataLoader draws from the global one
                 **options,

@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from mtl.data.alike import Alike
 from mtl.errors import FOREIGN, UserError, describe_error, text_of
 from mtl.process.seeding import cpu_states, seed_cpu, set_cpu_states
+from mtl.seeds import seed_of
 
 
 class Seeded(Dataset[Any]):
@@ -81,14 +81,6 @@ class SeededStream(IterableDataset[Any]):
             return sample if self.alike is None else self.alike(sample, index)
         except UserError as error:
             raise UserError(f"sample {index}: {error}") from None
-
-
-def seed_of(*numbers: int) -> int:
-    """Derives one seed from several numbers. NumPy's SeedSequence alone treats [5, 1] and [5, 1, 0] as the same."""
-    if len(numbers) == 2:
-        return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    words = [number >> shift & 2**32 - 1 for number in numbers for shift in (0, 32, 64)]
-    return int(np.random.SeedSequence([len(numbers), *words]).generate_state(1)[0])
 
 
 def _of_sample(index: int, error: BaseException) -> UserError:

@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from mtl.choices import LENGTHS, SAMPLING
 from mtl.data.fields import Splits
 from mtl.data.loader import Loader
 from mtl.errors import UserError
+from mtl.seeds import seed_of
 
 
 class Sources:
@@ -196,7 +196,7 @@ class Mix:
             return [[names[(epoch * len(self) + step) % len(names)]] for step in range(len(self))]
         sizes = torch.tensor([loader.num_samples for loader in self.loaders.values()], dtype=torch.float64)
         chances = sizes ** (1 / self.temperature if self.sampling == "temperature" else 1.0)
-        seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+        seed = seed_of(self.seed, epoch)
         drawn = torch.multinomial(chances, len(self), replacement=True, generator=torch.Generator().manual_seed(seed))
         return [[names[index]] for index in drawn.tolist()]
 

@@ -4,7 +4,8 @@ The processes are those of the default process group of `torch.distributed`. Eac
 its own share of each batch. All processes have to call the same functions in the same order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,18 @@ def world_size() -> int:
 def rank() -> int:
     """Returns the number of this process, from 0; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def share() -> slice:
+    """Returns the part of a batch that this process gets: every `world_size`-th sample, beginning with its rank."""
+    return slice(rank(), None, world_size())
+
+
+def gather_objects(value: object) -> list[Any]:
+    """Returns the values of all processes, in the order of their ranks."""
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
@@ -63,12 +76,7 @@ def sum_tensors(tensors: Sequence[Tensor]) -> None:
         if len(bucket) == 1 and bucket[0].is_contiguous():
             dist.all_reduce(_real(bucket[0]))
             continue
-        flat = torch.cat([_real(tensor).reshape(-1) for tensor in bucket])
-        dist.all_reduce(flat)
-        pieces = torch.split(flat, [_real(tensor).numel() for tensor in bucket])
-        for tensor, piece in zip(bucket, pieces, strict=True):
-            real = _real(tensor)
-            real.copy_(piece.view(real.shape))
+        _replace(bucket, dist.all_reduce)
 
 
 def sum_slices(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -133,17 +141,21 @@ def broadcast_tensors(tensors: Sequence[Tensor]) -> None:
     if world_size() == 1:
         return
     for bucket in _buckets(sorted(tensors, key=lambda tensor: str(tensor.dtype))):
-        flat = torch.cat([_real(tensor.detach()).reshape(-1) for tensor in bucket])
-        dist.broadcast(flat, 0)
-        pieces = torch.split(flat, [_real(tensor).numel() for tensor in bucket])
-        for tensor, piece in zip(bucket, pieces, strict=True):
-            real = _real(tensor.detach())
-            real.copy_(piece.view(real.shape))
+        _replace(bucket, lambda flat: dist.broadcast(flat, 0))
 
 
 def _device_of_numbers() -> torch.device | None:
     """Returns the device for numbers that the CPU exchanges: the CPU itself, if the process group supports that."""
     return torch.device("cpu") if "cpu" in dist.get_backend_config() else torch.accelerator.current_accelerator()
+
+
+def _replace(bucket: Sequence[Tensor], operation: Callable[[Tensor], Any]) -> None:
+    """Replaces the values of tensors by an operation that changes all of them in place as one flat tensor."""
+    reals = [_real(tensor.detach()) for tensor in bucket]
+    flat = torch.cat([real.reshape(-1) for real in reals])
+    operation(flat)
+    for real, piece in zip(reals, torch.split(flat, [real.numel() for real in reals]), strict=True):
+        real.copy_(piece.view(real.shape))
 
 
 def _gathered(tensor: Tensor) -> list[Tensor]:

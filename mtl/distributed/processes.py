@@ -48,9 +48,6 @@ def process_group(timeout: float | None = None) -> Iterator[None]:
     try:
         yield
         dist.barrier()
-    except SystemExit:  # after a signal, which all processes got
-        dist.barrier()
-        raise
     except FOREIGN as error:
         message = _message(store, error, rank, count)
         with suppress(*FOREIGN):

@@ -4,11 +4,10 @@ import sys
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from mtl.distributed.collectives import broadcast_tensors, world_size
+from mtl.distributed.collectives import broadcast_tensors, gather_objects
 from mtl.errors import UserError
 
 
@@ -32,8 +31,7 @@ def prepare(model: nn.Module) -> nn.Module:
 
 def share_buffers(model: nn.Module) -> None:
     """Gives the model the buffers of the process of rank 0, such as the running statistics of batch norm."""
-    if world_size() > 1:
-        broadcast_tensors(list(model.buffers()))
+    broadcast_tensors(list(model.buffers()))
 
 
 def check_plain(model: nn.Module) -> None:
@@ -90,8 +88,7 @@ def check_replicas(model: nn.Module, tasks: list[str]) -> None:
 
 def difference(value: object) -> int:
     """Returns the rank of the first process in which a value differs from that in the process of rank 0; 0 if none."""
-    values: list[object] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    values = gather_objects(value)
     return next((number for number, other in enumerate(values) if other != values[0]), 0)
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
-from mtl.distributed.collectives import rank, world_size
+from mtl.distributed.collectives import share, world_size
+from mtl.seeds import seed_of
 
 
 class Sampler:
@@ -49,8 +49,8 @@ class Sampler:
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.arange(self.num_samples)
         if self.shuffle:
-            seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
+            seed = seed_of(self.seed, self.epoch)
             order = torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(seed))
         for number in range(len(self)):
             end = (number + 1) * self.batch_size if number + 1 < len(self) else self.num_samples
-            yield order[number * self.batch_size : end][rank() :: world_size()].tolist()
+            yield order[number * self.batch_size : end][share()].tolist()

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from mtl.distributed.collectives import any_process, world_size
+from mtl.distributed.collectives import world_size
 from mtl.gradients.leaves import leaves
+from mtl.gradients.sums import reached
 
 
 class Reach:
@@ -49,12 +50,9 @@ class Reach:
         in_step = self._in_step
         if world_size() > 1:
             parameters = list(self._parameters.values())
-            pairs = [(parameter, task) for parameter in parameters for task in self._tasks]
-            flags = any_process([task in in_step.get(parameter, ()) for parameter, task in pairs])
-            in_step = {parameter: set() for parameter in parameters}
-            for (parameter, task), is_reached in zip(pairs, flags, strict=True):
-                if is_reached:
-                    in_step[parameter].add(task)
+            rows = [{p for p, tasks in in_step.items() if task in tasks} for task in self._tasks]
+            flags = dict(zip(self._tasks, reached(rows, parameters), strict=True))
+            in_step = {p: {task for task in self._tasks if flags[task][n]} for n, p in enumerate(parameters)}
         for parameter in self._parameters.values():
             tasks = in_step.get(parameter, set())
             self._so_far[parameter] = self._so_far.get(parameter, set()) | tasks

@@ -37,7 +37,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     sum_tensors(gradients)
 
 
-def reached(rows: Sequence[Row], parameters: Sequence[Tensor]) -> list[list[bool]]:
+def reached(rows: Sequence[Collection[Tensor]], parameters: Sequence[Tensor]) -> list[list[bool]]:
     """Returns, by task and parameter, whether the task reaches the parameter in any process."""
     flags = any_process([parameter in row for row in rows for parameter in parameters])
     width = len(parameters)

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from mtl.distributed.collectives import rank, world_size
+from mtl.distributed.collectives import gather_objects, rank, world_size
 from mtl.errors import UserError
 
 
@@ -88,9 +87,7 @@ def random_states() -> dict[str, Any]:
     """Returns the states of the random generators of all processes that train together; nothing for one process."""
     if world_size() == 1:
         return {}
-    states: list[Any] = [None] * world_size()
-    dist.all_gather_object(states, random_state())
-    return {"random_of_processes": states}
+    return {"random_of_processes": gather_objects(random_state())}
 
 
 def set_random_states(state: Mapping[str, Any], step: int) -> None:

@@ -3,11 +3,10 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
-from mtl.distributed.collectives import any_process, world_size
+from mtl.distributed.collectives import any_process, gather_objects, world_size
 from mtl.errors import UserError
 
 
@@ -34,8 +33,7 @@ def fill_empty_states(metric: Metric) -> None:
         return
     lists = [{name: getattr(module, name) for name in module._reductions} for module in modules]
     ours = [{name: _kind(value) for name, value in states.items() if _kind(value)} for states in lists]
-    gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, ours)
+    gathered = gather_objects(ours)
     for number, module in enumerate(modules):
         for name, value in lists[number].items():
             kinds = [theirs[number][name] for theirs in gathered if name in theirs[number]]

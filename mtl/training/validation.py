@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtl.batch import Batch
 from mtl.data import Loader, Mix
-from mtl.distributed.collectives import any_process, rank, sum_scalars, world_size
+from mtl.distributed.collectives import any_process, share, sum_scalars, world_size
 from mtl.distributed.replicas import difference
 from mtl.errors import UserError
 from mtl.labels import denominator, num_labelled
@@ -115,7 +115,7 @@ class Validation:
                 batches: Any = part.batches()
                 with closing(batches):  # also ends the worker processes
                     for batch, total in islice(zip(batches, part.sizes(), strict=not trial), 1 if trial else None):
-                        size = len(range(rank(), total, world_size()))  # the samples in the share of this process
+                        size = len(range(total)[share()])  # the samples in the share of this process
                         if not size:
                             continue
                         several = (len(part) > 1 or world_size() > 1) and not trial
