@@ -110,6 +110,8 @@ def points(here: Path) -> list[str]:
     return ["--config-dir", "mine", "task=points"]
 
 
+# PyTorch's handler of the worker's death raises wherever the main thread is, also while the DataLoader opens a file.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("fails", "workers"), [("dies", 1), ("raises", 1), ("raises", 0)])
 def test_samples_that_cannot_be_had(points: list[str], fails: str, workers: int) -> None:
     ended = command("train", *points, f"+data.train.fails={fails}", f"data.num_workers={workers}")
