@@ -68,6 +68,27 @@ def sum_numbers(numbers: Sequence[float]) -> list[float]:
     return summed
 
 
+def sum_with_flags(numbers: Tensor, flags: Sequence[bool]) -> tuple[Tensor, list[bool]]:
+    """Returns the sum of a small tensor, and for each flag whether it is true in a process, from one exchange.
+
+    If the tensor is on a GPU and the process group can exchange flags between CPUs, there are two exchanges, so that
+    the CPU doesn't wait for the GPU.
+    """
+    marks = torch.tensor(flags, dtype=torch.uint8, device=_device_of_numbers())
+    if marks.device.type != numbers.device.type:
+        return sum_over_processes(numbers), any_process(flags)
+    data = numbers.reshape(-1).view(torch.uint8)
+    parts = torch.stack(_gathered(torch.cat([data, marks])))
+    values, marks = parts[:, : len(data)], parts[:, len(data) :]
+    summed = values.contiguous().view(numbers.dtype).sum(0).view(numbers.shape)
+    return summed, [bool(mark) for mark in marks.amax(0).tolist()]
+
+
+def begin_sum(tensor: Tensor) -> Any:
+    """Begins to replace a contiguous tensor with its sum over all processes; `wait` of the returned object ends it."""
+    return dist.all_reduce(_real(tensor), async_op=True)
+
+
 def sum_tensors(tensors: Sequence[Tensor]) -> None:
     """Replaces each tensor with its sum over all processes, which is bit-equal in all of them."""
     if world_size() == 1:

@@ -27,6 +27,7 @@ def accumulate(
     micro_batches: MicroBatches,
     weights: Weights | Weigh,
     recorders: Recorders,
+    over_processes: Callable[[Sequence[Tensor]], list[Tensor]] = sum_scalars,
 ) -> list[Tensor]:
     """Runs the forward and backward passes of this process's micro-batches, and accumulates the gradients in `.grad`.
 
@@ -38,6 +39,7 @@ def accumulate(
         micro_batches: The micro-batches of this process.
         weights: The factor of each task's loss, or a function from the losses to these factors.
         recorders: Record the gradients of the tasks.
+        over_processes: Sums the losses of this process over all processes.
 
     Returns:
         The loss of each task over all micro-batches of all processes, as 0-dim tensors.
@@ -75,7 +77,7 @@ def accumulate(
             totals[index] = totals[index] + row[index] * loss
     for watch in watches.values():
         watch.check()
-    totals = totals if micro_batches.processes == 1 else sum_scalars(totals)
+    totals = totals if micro_batches.processes == 1 else over_processes(totals)
     return preview.corrected(totals) if preview else totals
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from mtl.distributed.collectives import any_process
 from mtl.errors import NotFinite
 from mtl.gradients.at_features import AtFeatures
+from mtl.gradients.overlap import Overlap
 from mtl.gradients.reach import Reach
 from mtl.gradients.rows import Rows, total_norm
-from mtl.gradients.sums import sum_gradients
 from mtl.model import MultiTaskModel
 from mtl.snapshots import Snapshot, preserved_buffers, preserved_random_state
 from mtl.step.accumulation import accumulate
@@ -57,6 +57,7 @@ class Computation:
         self._parameters = parameters
         self._balancing = balancing
         self._reach = reach
+        self._overlap = Overlap(parameters.values())
         self._before: Snapshot | None = None
         self.losses: list[Tensor] = []
         self._tasks: list[Task] = []  # the tasks of the last step
@@ -148,10 +149,10 @@ class Computation:
         """
         if len(micro_batches.batches) == 1 and micro_batches.processes == 1:
             return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, recorders)
-        losses = accumulate(self.passes, self.checks, micro_batches, weights, recorders)
-        if recorders.collect is None and micro_batches.processes > 1:
-            sum_gradients(self._parameters.values())
-        return losses
+        if recorders.collect is not None or micro_batches.processes == 1:
+            return accumulate(self.passes, self.checks, micro_batches, weights, recorders)
+        with self._overlap(micro_batches.names, micro_batches.members) as sums:
+            return accumulate(self.passes, self.checks, micro_batches, weights, recorders, sums.finish)
 
     def _collector(self, micro_batches: MicroBatches, scale: float) -> Rows:
         """Returns an object that collects the tasks' gradients during the passes."""
