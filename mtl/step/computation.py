@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from mtl.distributed.collectives import any_process
 from mtl.errors import NotFinite
 from mtl.gradients.at_features import AtFeatures
+from mtl.gradients.backward import total_norm
 from mtl.gradients.reach import Reach
-from mtl.gradients.rows import Rows, total_norm
+from mtl.gradients.rows import Rows
 from mtl.gradients.sums import sum_gradients
 from mtl.model import MultiTaskModel
 from mtl.snapshots import Snapshot, preserved_buffers, preserved_random_state
@@ -149,7 +150,7 @@ class Computation:
         if len(micro_batches.batches) == 1 and micro_batches.processes == 1:
             return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, recorders)
         losses = accumulate(self.passes, self.checks, micro_batches, weights, recorders)
-        if recorders.collect is None and micro_batches.processes > 1:
+        if recorders.collect is None and micro_batches.processes > 1 and not micro_batches.is_aligned:
             sum_gradients(self._parameters.values())
         return losses
 
@@ -162,6 +163,8 @@ class Computation:
         source, several = self._balancing.source, len(micro_batches.batches) > 1
         if processes > 1:
             (several,) = any_process([several])
+        if micro_batches.is_aligned and source == "layerwise":
+            source = "rows"  # sharded, and of which each process computes with its part
         if several:  # the batch may have come as a list of micro-batches
             source = source_in_micro_batches(self._balancing.settings)
         waits = not several and self._balancing.needs == "gramian"
