@@ -62,6 +62,7 @@ class Computation:
         self.losses: list[Tensor] = []
         self._tasks: list[Task] = []  # the tasks of the last step
         self._shares: list[list[float]] = []  # the share of each task's loss, by micro-batch of the last step
+        self._members: list[list[int]] | None = None  # by micro-batch, the tasks that run in all processes
 
     def __call__(
         self, micro_batches: MicroBatches, step: int, *, measure: bool, on_nonfinite: str = "error"
@@ -117,6 +118,7 @@ class Computation:
             self._reach.begin()
         losses = self._run(micro_batches, weights, Recorders(measured, collect, self._reach))
         self.losses, self._tasks, self._shares = losses, tasks, micro_batches.shares
+        self._members = micro_batches.members if micro_batches.is_aligned else None
         result = StepResult(dict(zip(names, losses, strict=True)), {})
         if measure:
             rows = measured or collect
@@ -223,7 +225,13 @@ class Computation:
         assert self._before is not None
         with preserved_random_state(self._model):
             self._before.restore_random_state()
-            again = MicroBatches(self._tasks, micro_batches.batches, self._shares, processes=micro_batches.processes)
+            again = MicroBatches(
+                self._tasks,
+                micro_batches.batches,
+                self._shares,
+                processes=micro_batches.processes,
+                members=self._members,
+            )
             return Preview(self._model, again, self.passes.autocast).losses
 
     def search(self, micro_batches: MicroBatches, weights: Sequence[float]) -> Tensor:
