@@ -8,6 +8,7 @@ from torch.optim import LBFGS
 from mtl.balancers import Balancer
 from mtl.choices import ON_NONFINITE
 from mtl.distributed.replicas import check_plain, check_replicas
+from mtl.distributed.sharding import is_sharded
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.step.balancing import Balancing
@@ -48,8 +49,13 @@ def check_arguments(
         raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
 
 
-def check_processes(model: MultiTaskModel, tasks: Sequence[Task]) -> None:
+def check_processes(model: MultiTaskModel, tasks: Sequence[Task], sharded: bool) -> None:
     """Checks that the step can be taken in several processes.
+
+    Args:
+        model: The model.
+        tasks: The tasks.
+        sharded: Whether the model's parameters were divided over the processes when the step was made.
 
     Raises:
         UserError: If a loss needs the predictions of all processes, or if the processes have different tasks or models.
@@ -69,7 +75,51 @@ def check_processes(model: MultiTaskModel, tasks: Sequence[Task]) -> None:
                 f"tested, since each has only its share of the batch. Set {ways}"
             )
     check_plain(model)
+    if is_sharded(next(model.parameters())) != sharded:
+        raise UserError("the model was sharded after the step was made; shard it before, and before the optimizer")
     check_replicas(model, [task.name for task in tasks])
+
+
+def check_shards(
+    model: MultiTaskModel, tasks: Sequence[Task], balancing: Balancing, descent: Descent, precision: str
+) -> None:
+    """Checks that the step can be taken with parameters that are divided over the processes.
+
+    Raises:
+        UserError: If the parameters are divided otherwise than a step needs it, or if another setting doesn't allow it.
+    """
+    objectives = [task.name for task in tasks if task.objective is not None]
+    if objectives:
+        raise UserError(
+            f"task '{objectives[0]}' has an objective, which may differentiate the model by itself, and sharded "
+            "parameters don't allow that; take distributed=ddp"
+        )
+    learned = [name for name, loss in model.losses.items() if any(True for _ in loss.parameters())]
+    if learned:
+        raise UserError(
+            f"task '{learned[0]}': its loss has parameters, and a process without labels of the task doesn't compute "
+            "the loss, so that they can't be sharded; take distributed=ddp"
+        )
+    if balancing.collects and balancing.settings.source == "layerwise":
+        raise UserError(
+            "gradients.source: with sharded parameters, layerwise is not supported; take rows or auto"
+        )
+    if precision == "fp16":
+        raise UserError(
+            "precision: fp16 scales gradients by the overflows that a process sees in its part of them; with sharded "
+            "parameters, take bf16"
+        )
+    for each in descent.optimizers:
+        kind = type(each).__name__
+        if isinstance(each, LBFGS):
+            raise UserError(
+                f"optimizer: {kind} joins all parameters into one vector; with sharded parameters, take another"
+            )
+        held = [p for group in each.param_groups for p in group["params"]]
+        if not any(is_sharded(parameter) for parameter in held):
+            raise UserError(
+                f"{kind} has none of the sharded parameters; make the optimizer after the model was sharded"
+            )
 
 
 def check_optimizers(

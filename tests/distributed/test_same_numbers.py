@@ -1,5 +1,6 @@
 """Several processes take the steps that one process takes with the whole batches."""
 
+import os
 from typing import Any
 
 import pytest
@@ -8,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import processes
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import mtl
 from mtl.batch import take
+from mtl.distributed.sharding import whole
 from mtl.gradients import at_features
+from mtl.recompute import recompute
 
 BALANCERS: dict[str, Any] = {
     name: getattr(mtl.balancers, name)
@@ -75,6 +79,8 @@ def train(setting: dict[str, Any]) -> dict[str, Any]:
     model, tasks, batches = problem(
         settings.pop("count"), settings.pop("steps"), settings.pop("sizes"), weighted, settings.pop("width")
     )
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    mtl.distributed.prepare(model, settings.pop("how"))
     torch.manual_seed(100 + mtl.distributed.rank())  # nothing may depend on the random state of a process
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     gradients = mtl.Gradients(settings.pop("source"), settings.pop("every"))
@@ -94,7 +100,7 @@ def train(setting: dict[str, Any]) -> dict[str, Any]:
             record["total"].append(float(result.total_norm))
             record["reach"].append(result.reach)
     step.epoch_end()
-    return {**record, "parameters": {k: v.tolist() for k, v in model.state_dict().items()}}
+    return {**record, "parameters": {k: whole(v).tolist() for k, v in model.state_dict().items()}}
 
 
 def assert_close(ours: Any, theirs: Any, where: str = "") -> None:
@@ -122,6 +128,7 @@ DEFAULT = {
     "every": 1,
     "clip": None,
     "clip_shared": None,
+    "how": "ddp",
 }
 
 
@@ -207,3 +214,83 @@ def test_layers_that_are_gathered(world: int, source: str) -> None:
     for numbers, _ in together[1:]:
         assert numbers == together[0][0]
     assert_close(together[0][0], alone)
+
+
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_each_balancer_with_sharded_parameters(balancer: str) -> None:
+    check(2, balancer=balancer, how="fsdp", sizes=[12, 7, 2])
+
+
+@settings(max_examples=8)
+@given(
+    world=st.sampled_from([2, 3, 4]),
+    how=st.sampled_from(["fsdp", "hsdp"]),
+    balancer=st.sampled_from(["Equal", "UW", "MGDA", "UPGrad", "PCGrad", "GradDrop", "FAMO", "IMTL"]),
+    passes=st.sampled_from(["joint", "sequential", "shared"]),
+    source=st.sampled_from(["auto", "representation"]),
+    micro=st.sampled_from([{}, {"micro_batch_size": 2}, {"num_micro_batches": 2}]),
+    sizes=st.lists(st.integers(4, 9), min_size=1, max_size=4),
+    clip=st.sampled_from([{}, {"clip": 0.1}, {"clip_shared": 0.05}, {"clip": 0.1, "clip_shared": 0.05}]),
+    count=st.integers(1, 4),
+    every=st.sampled_from([1, 2]),
+    on_nonfinite=st.sampled_from(["error", "skip_step", "skip_task"]),
+)
+def test_all_settings_with_sharded_parameters(
+    world: int,
+    how: str,
+    balancer: str,
+    passes: str,
+    source: str,
+    micro: dict[str, int],
+    sizes: list[int],
+    clip: dict[str, float],
+    count: int,
+    every: int,
+    on_nonfinite: str,
+) -> None:
+    of_rows = balancer == "GradDrop"
+    check(
+        world,
+        how="fsdp" if world == 3 else how,
+        balancer=balancer,
+        passes=passes,
+        source="auto" if of_rows or micro or passes != "shared" else source,
+        sizes=sizes,
+        count=count,
+        every=1 if of_rows else every,
+        on_nonfinite=on_nonfinite,
+        **micro,
+        **clip,
+    )
+
+
+def varied(how: str, precision: str) -> dict[str, Any]:
+    """Trains a model with batch norm, dropout, recomputed activations and temporarily frozen parameters."""
+    torch.manual_seed(0)
+    tasks = [mtl.Task(f"t{n}", head=nn.Linear(6, 2), loss=nn.MSELoss(), target=f"y{n}") for n in range(3)]
+    block = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3))
+    trunk = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), block, nn.Linear(8, 6))
+    model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
+    recompute(model, ["trunk.2"])
+    model.freeze(["trunk.0"], until=2)
+    mtl.distributed.prepare(model, how)
+    torch.manual_seed(mtl.distributed.rank())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    step = mtl.Step(model, tasks, optimizer, balancer=mtl.balancers.UPGrad(), precision=precision)
+    losses = []
+    for number in range(5):
+        generator = torch.Generator().manual_seed(10 * number + mtl.distributed.rank())
+        batch = {"x": torch.randn(6, 5, generator=generator)}
+        batch |= {f"y{n}": torch.randn(6, 2, generator=generator) for n in range(3)}
+        losses.append({name: float(loss) for name, loss in step(batch, measure=number == 3).losses.items()})
+    return {"losses": losses, "state": {k: whole(v).tolist() for k, v in model.state_dict().items()}}
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+def test_sharded_parameters_are_those_of_replicas(precision: str, tolerance: float) -> None:
+    replicated = processes(2)(varied, "ddp", precision)
+    sharded = processes(2)(varied, "fsdp", precision)
+    assert sharded[0] == sharded[1]
+    assert len({repr(losses) for losses in sharded[0]["losses"]}) == 5
+    ours, theirs = (torch.tensor(tree_leaves(each)) for each in (sharded[0], replicated[0]))
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
