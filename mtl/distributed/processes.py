@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # before there is a group: it would be a default argument there, and not close
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from mtl.distributed.collectives import Begun
 from mtl.errors import FOREIGN, UserError, describe_error, text_of
 
 WAIT = timedelta(seconds=5)  # for a message of another process
@@ -87,6 +88,7 @@ def receive() -> Any:
 
 def _hang_up() -> None:
     """Closes the connections, so that the other processes stop waiting for this one."""
+    Begun.forget()
     if not torch.cuda.is_available():
         dist.destroy_process_group()
     elif abort := getattr(dist.group.WORLD, "abort", None):  # torch 2.7 or later; doesn't wait for the GPU

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.distributed.collectives import begin_sum, sum_tensors, sum_with_flags
+from mtl.distributed.collectives import Begun, begin_sum, sum_tensors, sum_with_flags
 from mtl.gradients.sums import dense
 
 FIRST = 2**20  # the number of bytes in the first bucket, whose sum begins early
@@ -55,7 +55,6 @@ class Overlap:
         finally:
             for handle in handles:
                 handle.remove()
-            sums.begun.clear()  # after an error, they would keep the connections open
         for known in (self._present, self._arrivals):
             if len(known) >= STEPS:
                 known.clear()
@@ -72,7 +71,6 @@ class Sums:
         arrivals: By parameter, how many gradients are expected in this process; None if that isn't known.
 
     Attributes:
-        begun: The sum of each bucket that has begun.
         arrivals: By parameter, how many gradients have arrived in this process.
         present: The parameters that have a gradient in any process, known after `finish`.
     """
@@ -83,7 +81,7 @@ class Sums:
         expected: Sequence[nn.Parameter],
         arrivals: Mapping[Tensor, int] | None,
     ) -> None:
-        self.begun: list[Any] = []
+        self._begun: list[Begun] = []
         self.arrivals: Counter[Tensor] = Counter()
         self.present: list[nn.Parameter] = []
         self._parameters = parameters
@@ -101,13 +99,13 @@ class Sums:
             return
         if parameter in self._number:
             self._missing[self._number[parameter]] -= 1
-        while len(self.begun) < len(self._buckets) and not self._missing[len(self.begun)]:
+        while len(self._begun) < len(self._buckets) and not self._missing[len(self._begun)]:
             self._begin()
 
     @torch.no_grad()
     def _begin(self) -> None:
         """Begins the sum of the next bucket, and takes its gradients out of `.grad`."""
-        bucket = self._buckets[len(self.begun)]
+        bucket = self._buckets[len(self._begun)]
         flat = torch.zeros(sum(p.numel() for p in bucket), dtype=bucket[0].dtype, device=bucket[0].device)
         for parameter, piece in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
             strides = parameter if parameter.is_contiguous() else torch.empty_like(parameter, device="meta")
@@ -118,7 +116,7 @@ class Sums:
         for parameter in here:
             parameter.grad = None
         self._sent.update(here)
-        self.begun.append(begin_sum(flat))
+        self._begun.append(begin_sum(flat))
 
     @torch.no_grad()
     def finish(self, losses: Sequence[Tensor]) -> list[Tensor]:
@@ -133,11 +131,11 @@ class Sums:
         Raises:
             UserError: If a gradient is sparse.
         """
-        while len(self.begun) < len(self._buckets):
+        while len(self._begun) < len(self._buckets):
             self._begin()
         flags = [p in self._sent for p in self._parameters] + [p.grad is not None for p in self._parameters]
         total, flags = sum_with_flags(torch.stack(list(losses)), flags)
-        for work in self.begun:
+        for work in self._begun:
             work.wait()
         late = []
         count = len(self._parameters)

@@ -101,9 +101,7 @@ def check_shards(
             "the loss, so that they can't be sharded; take distributed=ddp"
         )
     if balancing.collects and balancing.settings.source == "layerwise":
-        raise UserError(
-            "gradients.source: with sharded parameters, layerwise is not supported; take rows or auto"
-        )
+        raise UserError("gradients.source: with sharded parameters, layerwise is not supported; take rows or auto")
     if precision == "fp16":
         raise UserError(
             "precision: fp16 scales gradients by the overflows that a process sees in its part of them; with sharded "

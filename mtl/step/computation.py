@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.distributed.collectives import any_process
 from mtl.errors import NotFinite
 from mtl.gradients.at_features import AtFeatures
 from mtl.gradients.backward import total_norm
@@ -23,6 +22,7 @@ from mtl.step.loss_checks import LossChecks
 from mtl.step.micro_batches import MicroBatches
 from mtl.step.passes import Passes, Recorders, Weigh, Weights
 from mtl.step.result import StepResult
+from mtl.step.shares import known
 from mtl.step.whole_batch import Preview
 from mtl.task import Task
 
@@ -163,9 +163,7 @@ class Computation:
         whole = self._balancing.needs == "rows"
         if self.passes.kind != "shared":
             return Rows(self._parameters, micro_batches.names, scale=scale, whole=whole, processes=processes)
-        source, several = self._balancing.source, len(micro_batches.batches) > 1
-        if processes > 1:
-            (several,) = any_process([several])
+        source, several = self._balancing.source, micro_batches.several
         if micro_batches.is_aligned and source == "layerwise":
             source = "rows"  # sharded, and of which each process computes with its part
         if several:  # the batch may have come as a list of micro-batches
@@ -229,7 +227,7 @@ class Computation:
             again = MicroBatches(
                 self._tasks,
                 micro_batches.batches,
-                self._shares,
+                known(self._shares),
                 processes=micro_batches.processes,
                 members=self._members,
             )

@@ -1,5 +1,6 @@
-"""Sums of gradients that begin before the backward passes have ended."""
+"""Sums over processes that run while the passes do: those of the gradients, and the counts of labels."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import mtl
 from mtl.batch import take
 from mtl.gradients import overlap
+from mtl.step import shares
 
 DTYPE = torch.float64
 
@@ -42,7 +44,8 @@ def train(passes: str, sizes: list[int]) -> tuple[list[Any], list[str]]:
     events: list[str] = []
     for parameter in model.trunk.first.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: events.append(f"arrived {names[p]}"))
-    begin, late = overlap.begin_sum, overlap.sum_tensors
+    model.trunk.first.register_forward_pre_hook(lambda *_: events.append("forward"))
+    begin, late, count = overlap.begin_sum, overlap.sum_tensors, shares.begin_sum_of_numbers
     before = overlap.FIRST, overlap.FOLLOWING
     overlap.FIRST = overlap.FOLLOWING = 1  # one parameter in each bucket
 
@@ -54,7 +57,11 @@ def train(passes: str, sizes: list[int]) -> tuple[list[Any], list[str]]:
         events.extend(["late"] * len(tensors))
         late(tensors)
 
-    overlap.begin_sum, overlap.sum_tensors = begin_sum, sum_tensors
+    def begin_sum_of_numbers(numbers: list[float]) -> Callable[[], list[float]]:
+        wait = count(numbers)
+        return lambda: events.append("counts") or wait()
+
+    overlap.begin_sum, overlap.sum_tensors, shares.begin_sum_of_numbers = begin_sum, sum_tensors, begin_sum_of_numbers
     step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), passes=passes)
     rank, world = mtl.distributed.rank(), mtl.distributed.world_size()
     generator = torch.Generator().manual_seed(1)
@@ -72,7 +79,7 @@ def train(passes: str, sizes: list[int]) -> tuple[list[Any], list[str]]:
             events.append("end")
             gradients.append({names[p]: None if p.grad is None else p.grad.tolist() for p in model.parameters()})
     finally:
-        overlap.begin_sum, overlap.sum_tensors = begin, late
+        overlap.begin_sum, overlap.sum_tensors, shares.begin_sum_of_numbers = begin, late, count
         overlap.FIRST, overlap.FOLLOWING = before
     return gradients, events
 
@@ -93,6 +100,13 @@ def test_sums_begin_before_the_backward_ends(passes: str) -> None:
             assert [step.count("sum"), step.count("late")] == [count, 0]
             last = max(number for number, event in enumerate(step) if event.startswith("arrived"))
             assert step[:last].count("sum") >= count - 2
+
+
+@pytest.mark.parametrize("passes", ["joint", "shared"])  # sequential passes need weights before each forward pass
+def test_counts_arrive_during_the_forward_pass(passes: str) -> None:
+    _, events = processes(2)(train, passes, [64] * 3)[0]  # the other process has no labels of one task, and waits
+    step = of_steps(events)[2]
+    assert step.index("forward") < step.index("counts") < step.index("sum")
 
 
 @pytest.mark.parametrize("passes", ["joint", "shared", "sequential"])
