@@ -61,14 +61,14 @@ def check_processes(model: MultiTaskModel, tasks: Sequence[Task], sharded: bool)
     Raises:
         UserError: If a loss needs the predictions of all processes, or if the processes have different tasks or models.
     """
-    whole = [task.name for task in tasks if task.whole_batch]
+    whole = [task.name for task in tasks if task.whole_batch and task.objective is not None]
     if whole:
         raise UserError(
-            f"task '{whole[0]}': with whole_batch its loss needs the predictions for the whole batch, which is divided "
-            "over several processes. Train in one process, or take a loss that is a mean over samples"
+            f"task '{whole[0]}': with whole_batch its objective needs the whole batch, which is divided over several "
+            "processes. Train in one process, or take an objective that is a mean over samples"
         )
     for task in tasks:
-        if task.count is None and task.mean_over is None and not is_known(task):
+        if not task.whole_batch and task.count is None and task.mean_over is None and not is_known(task):
             key = f"tasks.{task.name}"
             ways = f"{key}.count" if task.objective is not None else f"{key}.count or {key}.mean_over"
             raise UserError(

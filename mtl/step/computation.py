@@ -233,6 +233,7 @@ class Computation:
                 self._shares,
                 processes=micro_batches.processes,
                 members=self._members,
+                sources=micro_batches.sources,
             )
             return Preview(self._model, again, self.passes.autocast).losses
 

@@ -31,6 +31,8 @@ class MicroBatches:
         processes: The number of processes that train together, each with micro-batches of its own.
         members: By micro-batch, the indices of the tasks whose passes run; by default, of those with labels in it.
 
+        sources: By micro-batch, a value that is equal for micro-batches of one batch; by default, all are of one.
+
     Attributes:
         names: The names of the tasks.
     """
@@ -43,6 +45,7 @@ class MicroBatches:
         present: set[int] | None = None,
         processes: int = 1,
         members: Sequence[Sequence[int]] | None = None,
+        sources: Sequence[object] | None = None,
     ) -> None:
         self.processes = processes
         self.tasks = list(tasks)
@@ -53,6 +56,7 @@ class MicroBatches:
         self.members = labelled if members is None else [list(each) for each in members]
         self.present = set().union(*labelled) if present is None else present
         self.is_aligned = members is not None
+        self.sources = list(sources or [None] * len(self.batches))
 
     @classmethod
     def of(
@@ -110,7 +114,8 @@ class MicroBatches:
         of_step, present = shares(list(tasks), batches, counted, processes)
         if aligned:
             runs = [[index for index in member if index in present] for member in members]
-        return cls(tasks, batches, of_step, present, processes, runs).without(without or {})
+        sources = [tuple(member) for member in members]
+        return cls(tasks, batches, of_step, present, processes, runs, sources).without(without or {})
 
     def task(self, number: int, index: int) -> Task:
         """Returns the task with this index as the micro-batch with this number uses it: silent if it has no labels."""
@@ -131,7 +136,7 @@ class MicroBatches:
         runs = [[place[number] for number in member if number in place] for member in self.members]
         tasks = [self.tasks[number] for number in numbers]
         members = runs if self.is_aligned else None
-        return MicroBatches(tasks, self.batches, shares, present, self.processes, members)
+        return MicroBatches(tasks, self.batches, shares, present, self.processes, members, self.sources)
 
 
 def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int]]]:

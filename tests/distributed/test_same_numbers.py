@@ -1,6 +1,7 @@
 """Several processes take the steps that one process takes with the whole batches."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,6 +84,9 @@ def train(setting: dict[str, Any]) -> dict[str, Any]:
         model.trunk.insert(1, nn.BatchNorm1d(8, dtype=DTYPE))
         model.heads["t2"] = tasks[2].head = nn.Sequential(nn.BatchNorm1d(6, dtype=DTYPE, momentum=None), tasks[2].head)
         mtl.distributed.sync_batchnorm(model)
+    if settings.pop("whole"):
+        tasks[1] = replace(tasks[1], loss=successive, whole_batch=True, mean_over="elements")
+        tasks[2] = replace(tasks[2], loss=spread, whole_batch=True)
     os.environ["LOCAL_WORLD_SIZE"] = "2"
     mtl.distributed.prepare(model, settings.pop("how"))
     torch.manual_seed(100 + mtl.distributed.rank())  # nothing may depend on the random state of a process
@@ -134,6 +138,7 @@ DEFAULT = {
     "clip_shared": None,
     "how": "ddp",
     "norm": False,
+    "whole": False,
 }
 
 
@@ -340,3 +345,30 @@ def normalised(state: dict[str, Tensor], momentum: float | None, x: Tensor) -> A
     y = model(y.cos())
     (y**3).sum().backward()
     return y.detach(), [p.grad for p in model.parameters()], dict(model.state_dict())
+
+
+def successive(prediction: Tensor, target: Tensor) -> Tensor:
+    """A loss that depends on the order of the samples."""
+    difference = (prediction - target).flatten()
+    return (difference * difference.roll(1)).mean().square()
+
+
+def spread(prediction: Tensor, target: Tensor) -> Tensor:
+    """A loss that is no mean over samples."""
+    return (prediction - target).square().mean().sqrt() + prediction.std(unbiased=False)
+
+
+@settings(max_examples=6)
+@given(
+    world=st.sampled_from([2, 3, 4]),
+    how=st.sampled_from(["ddp", "fsdp"]),
+    balancer=st.sampled_from(["Equal", "UW", "UPGrad", "GradDrop", "FAMO"]),
+    passes=st.sampled_from(["joint", "sequential", "shared"]),
+    micro=st.sampled_from([{}, {"micro_batch_size": 2}, {"num_micro_batches": 2}]),
+    sizes=st.lists(st.integers(4, 9), min_size=1, max_size=4),
+)
+def test_losses_of_the_whole_batch(
+    world: int, how: str, balancer: str, passes: str, micro: dict[str, int], sizes: list[int]
+) -> None:
+    sizes = sizes if how == "fsdp" else [*sizes, 1, 2]
+    check(world, how=how, balancer=balancer, passes=passes, sizes=sizes, whole=True, **micro)
