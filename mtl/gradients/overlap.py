@@ -37,15 +37,16 @@ class Overlap:
         self._arrivals: dict[Hashable, Counter[Tensor]] = {}  # by tasks and micro-batches of this process
 
     @contextmanager
-    def __call__(self, tasks: Sequence[str], members: Sequence[Sequence[int]]) -> Iterator["Sums"]:
+    def __call__(self, tasks: Sequence[str], members: Sequence[Sequence[int]] | None) -> Iterator["Sums"]:
         """Sums the gradients that arrive in `.grad` within the context; call `finish` at its end.
 
         Args:
             tasks: The names of the tasks in the step, the same in all processes.
-            members: By micro-batch of this process, the indices of the tasks that have labels in it.
+            members: By micro-batch of this process, the indices of the tasks that have labels in it. None if no sum may
+                begin before the end of the passes, since these communicate by themselves.
         """
         step = tuple(tasks)
-        passes = step, tuple(map(tuple, members))
+        passes = None if members is None else (step, tuple(map(tuple, members)))
         sums = Sums(self._parameters, self._present.get(step, ()), self._arrivals.get(passes))
         trained = [parameter for parameter in self._parameters if parameter.requires_grad]
         register: Any = nn.Parameter.register_post_accumulate_grad_hook
@@ -59,7 +60,8 @@ class Overlap:
             if len(known) >= STEPS:
                 known.clear()
         self._present[step] = sums.present
-        self._arrivals[passes] = sums.arrivals
+        if passes is not None:
+            self._arrivals[passes] = sums.arrivals
 
 
 class Sums:

@@ -56,9 +56,10 @@ def accumulate(
     totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in tasks]
     preview = None
     weigh: Callable[..., Weights] | None = None
-    if callable(weights) and len(micro_batches.batches) <= 1:  # the passes have all losses before any gradient
+    has_whole = any(task.whole_batch and task.objective is None for task in tasks)
+    if callable(weights) and len(micro_batches.batches) <= 1 and not has_whole:  # all losses come before any gradient
         weigh = partial(_weigh, weights, totals)
-    if (callable(weights) and weigh is None) or any(task.whole_batch and task.objective is None for task in tasks):
+    if (callable(weights) and weigh is None) or has_whole:
         preview = Preview(passes.model, micro_batches, autocast)
     watches = checks.watches(micro_batches)
     all_weights = weights(preview.losses) if callable(weights) and preview else cast(Weights, weights)

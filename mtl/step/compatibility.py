@@ -7,6 +7,7 @@ from torch.optim import LBFGS
 
 from mtl.balancers import Balancer
 from mtl.choices import ON_NONFINITE
+from mtl.distributed.collectives import world_size
 from mtl.distributed.replicas import check_plain, check_replicas
 from mtl.distributed.sharding import is_sharded
 from mtl.errors import UserError
@@ -60,14 +61,14 @@ def check_processes(model: MultiTaskModel, tasks: Sequence[Task], sharded: bool)
     Raises:
         UserError: If a loss needs the predictions of all processes, or if the processes have different tasks or models.
     """
-    whole = [task.name for task in tasks if task.whole_batch]
+    whole = [task.name for task in tasks if task.whole_batch and task.objective is not None]
     if whole:
         raise UserError(
-            f"task '{whole[0]}': with whole_batch its loss needs the predictions for the whole batch, which is divided "
-            "over several processes. Train in one process, or take a loss that is a mean over samples"
+            f"task '{whole[0]}': with whole_batch its objective needs the whole batch, which is divided over several "
+            "processes. Train in one process, or take an objective that is a mean over samples"
         )
     for task in tasks:
-        if task.count is None and task.mean_over is None and not is_known(task):
+        if not task.whole_batch and task.count is None and task.mean_over is None and not is_known(task):
             key = f"tasks.{task.name}"
             ways = f"{key}.count" if task.objective is not None else f"{key}.count or {key}.mean_over"
             raise UserError(
@@ -80,20 +81,27 @@ def check_processes(model: MultiTaskModel, tasks: Sequence[Task], sharded: bool)
     check_replicas(model, [task.name for task in tasks])
 
 
-def check_shards(
-    model: MultiTaskModel, tasks: Sequence[Task], balancing: Balancing, descent: Descent, precision: str
-) -> None:
+def check_aligned(tasks: Sequence[Task]) -> None:
+    """Checks that all processes can run the same passes, which sharded parameters and synchronised batch norm require.
+
+    Raises:
+        UserError: If a process without labels of a task couldn't run the task's passes.
+    """
+    objectives = [task.name for task in tasks if task.objective is not None]
+    if objectives and world_size() > 1:
+        raise UserError(
+            f"task '{objectives[0]}' has an objective, and a process without labels of the task can't run its passes, "
+            "as sharded parameters and synchronised batch norm require; take distributed=ddp and "
+            "model.sync_batchnorm=false"
+        )
+
+
+def check_shards(model: MultiTaskModel, balancing: Balancing, descent: Descent, precision: str) -> None:
     """Checks that the step can be taken with parameters that are divided over the processes.
 
     Raises:
-        UserError: If the parameters are divided otherwise than a step needs it, or if another setting doesn't allow it.
+        UserError: If another setting doesn't allow that.
     """
-    objectives = [task.name for task in tasks if task.objective is not None]
-    if objectives:
-        raise UserError(
-            f"task '{objectives[0]}' has an objective, which may differentiate the model by itself, and sharded "
-            "parameters don't allow that; take distributed=ddp"
-        )
     learned = [name for name, loss in model.losses.items() if any(True for _ in loss.parameters())]
     if learned:
         raise UserError(

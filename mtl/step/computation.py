@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtl.distributed.sharding import is_sharded
 from mtl.errors import NotFinite
 from mtl.gradients.at_features import AtFeatures
 from mtl.gradients.backward import total_norm
@@ -59,6 +60,7 @@ class Computation:
         self._balancing = balancing
         self._reach = reach
         self._overlap = Overlap(parameters.values())
+        self._sharded = is_sharded(next(iter(parameters.values())))
         self._before: Snapshot | None = None
         self.losses: list[Tensor] = []
         self._tasks: list[Task] = []  # the tasks of the last step
@@ -152,9 +154,10 @@ class Computation:
         """
         if len(micro_batches.batches) == 1 and micro_batches.processes == 1:
             return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, recorders)
-        if recorders.collect is not None or micro_batches.processes == 1 or micro_batches.is_aligned:
+        if recorders.collect is not None or micro_batches.processes == 1 or self._sharded:
             return accumulate(self.passes, self.checks, micro_batches, weights, recorders)
-        with self._overlap(micro_batches.names, micro_batches.members) as sums:
+        members = None if micro_batches.is_aligned else micro_batches.members  # SyncBatchNorm sums in passes as well
+        with self._overlap(micro_batches.names, members) as sums:
             return accumulate(self.passes, self.checks, micro_batches, weights, recorders, sums.finish)
 
     def _collector(self, micro_batches: MicroBatches, scale: float) -> Rows:
@@ -164,7 +167,7 @@ class Computation:
         if self.passes.kind != "shared":
             return Rows(self._parameters, micro_batches.names, scale=scale, whole=whole, processes=processes)
         source, several = self._balancing.source, micro_batches.several
-        if micro_batches.is_aligned and source == "layerwise":
+        if self._sharded and source == "layerwise":
             source = "rows"  # sharded, and of which each process computes with its part
         if several:  # the batch may have come as a list of micro-batches
             source = source_in_micro_batches(self._balancing.settings)
@@ -230,6 +233,7 @@ class Computation:
                 known(self._shares),
                 processes=micro_batches.processes,
                 members=self._members,
+                sources=micro_batches.sources,
             )
             return Preview(self._model, again, self.passes.autocast).losses
 

@@ -26,6 +26,7 @@ class MicroBatches:
         shares: The share of each task's loss in each micro-batch.
         processes: The number of processes that train together, each with micro-batches of its own.
         members: By micro-batch, the indices of the tasks whose passes run; by default, of those with labels in it.
+        sources: By micro-batch, a value that is equal for micro-batches of one batch; by default, all are of one.
 
     Attributes:
         names: The names of the tasks.
@@ -39,6 +40,7 @@ class MicroBatches:
         shares: Shares,
         processes: int = 1,
         members: Sequence[Sequence[int]] | None = None,
+        sources: Sequence[object] | None = None,
     ) -> None:
         self.processes = processes
         self.tasks = list(tasks)
@@ -48,6 +50,7 @@ class MicroBatches:
         self.labelled = shares.labelled
         self.members = self.labelled if members is None else [list(each) for each in members]
         self.is_aligned = members is not None
+        self.sources = list(sources or [None] * len(self.batches))
 
     @property
     def shares(self) -> list[list[float]]:
@@ -69,7 +72,7 @@ class MicroBatches:
         count: int | None = None,
         without: Mapping[str, object] | None = None,
         processes: int = 1,
-        sharded: bool = False,
+        aligned: bool = False,
     ) -> "MicroBatches":
         """Divides the batch of a step into micro-batches, and selects the tasks that have labels in the batch.
 
@@ -80,7 +83,7 @@ class MicroBatches:
             count: The number of micro-batches; at most one of `size` and `count` may be set. A list isn't divided.
             without: The names of tasks that don't take part.
             processes: The number of processes that train together.
-            sharded: Whether the parameters are divided over the processes, so that these have to run the same passes.
+            aligned: Whether all processes have to run the same passes, see alignment.py.
 
         Raises:
             UserError: If `batch` isn't a batch, or if the passes of the processes differ and can't be made the same.
@@ -109,13 +112,14 @@ class MicroBatches:
                 batches.append(parts[0] if len(parts) == 1 else joined(parts, sizes))
                 members.append([index])
         counted, runs = members, None
-        if sharded:
+        if aligned:
             batches, members, repeated = align(batches, members)
             counted = [[] if again else member for member, again in zip(members, repeated, strict=True)]
         shares = count_labels(list(tasks), batches, counted, processes)
-        if sharded:
+        if aligned:
             runs = [[index for index in member if index in shares.present] for member in members]
-        return cls(tasks, batches, shares, processes, runs).without(without or {})
+        sources = [tuple(member) for member in members]
+        return cls(tasks, batches, shares, processes, runs, sources).without(without or {})
 
     def task(self, number: int, index: int) -> Task:
         """Returns the task with this index as the micro-batch with this number uses it: silent if it has no labels."""
@@ -139,7 +143,7 @@ class MicroBatches:
         runs = [[place[number] for number in member if number in place] for member in self.members]
         tasks = [self.tasks[number] for number in numbers]
         members = runs if self.is_aligned else None
-        return MicroBatches(tasks, self.batches, shares, self.processes, members)
+        return MicroBatches(tasks, self.batches, shares, self.processes, members, self.sources)
 
 
 def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int]]]:

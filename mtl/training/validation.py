@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from mtl.batch import Batch
 from mtl.data import Loader, Mix
-from mtl.distributed.collectives import any_process, share, sum_scalars, world_size
+from mtl.distributed.collectives import any_process, rank, share, sum_scalars, world_size
 from mtl.distributed.replicas import difference
 from mtl.distributed.sharding import is_sharded
 from mtl.errors import UserError
-from mtl.labels import denominator, num_labelled
+from mtl.labels import denominator, label_fields, num_labelled
 from mtl.model import MultiTaskModel
 from mtl.step.forward import loss_of, objective_of
 from mtl.step.loss_checks import LossChecks
+from mtl.step.over_processes import gather
 from mtl.step.precision import Autocast
 from mtl.task import Task
 from mtl.training.metrics import TaskMetric
@@ -120,6 +121,9 @@ class Validation:
                         size = len(range(total)[share()])  # the samples in the share of this process
                         if not size:
                             self._run_along(tasks, last)
+                            for task in tasks:
+                                if _is_joined(task):
+                                    self._take_joined(task, None, {}, 0, sums, counts)
                             continue
                         last = batch
                         several = (len(part) > 1 or world_size() > 1) and not trial
@@ -196,9 +200,12 @@ class Validation:
                     if features is None:
                         features = self.model.features(batch)
                     prediction = self.model.predict(task.name, features)
+            if _is_joined(task):
+                self._take_joined(task, prediction, batch, size, sums, counts)
+                self.batchwise |= {task.name} if several else set()
             by_samples = task.whole_batch or (task.objective is not None and task.count is None)
             count = size if by_samples else denominator(task, batch)
-            if count:
+            if count and not _is_joined(task):
                 sums[task.name] += self._loss(task, prediction, batch).double() * count
                 counts[task.name] += count
                 if several and self._checks.depends_on_batch(task, prediction, batch):
@@ -208,12 +215,34 @@ class Validation:
                 for metric in self.metrics[task.name].values():
                     metric.update(prediction, batch)
 
+    def _take_joined(
+        self,
+        task: Task,
+        prediction: Any,
+        batch: Batch,
+        size: int,
+        sums: dict[str, Tensor],
+        counts: dict[str, Tensor],
+    ) -> None:
+        """Adds a loss that needs the predictions of all processes for the batch; the process of rank 0 counts it."""
+        whole = gather(prediction, label_fields(task, batch) if size else {}, range(size), sums[task.name].device)
+        if rank() == 0 and whole.size:
+            with self.autocast():
+                loss = loss_of(task, whole.prediction, whole.batch)
+            sums[task.name] += loss.double() * whole.size
+            counts[task.name] += whole.size
+
     def _loss(self, task: Task, prediction: Any, batch: Batch) -> Tensor:
         if task.objective is not None:
             with torch.enable_grad(), self.autocast():  # the objective may compute gradients
                 return objective_of(self.model, task, batch).detach()
         with self.autocast():
             return loss_of(task, prediction, batch)
+
+
+def _is_joined(task: Task) -> bool:
+    """Returns whether the loss of a task needs the predictions of several processes."""
+    return task.whole_batch and task.objective is None and world_size() > 1
 
 
 def _check_equal(figures: Figures) -> None:

@@ -98,7 +98,7 @@ def step_of(kind: str) -> str:
     if kind == "objective":
         tasks[1] = mtl.Task("b", objective=lambda model, batch: model.features(batch).mean())
     if kind == "whole_batch":
-        tasks[0].whole_batch = True
+        tasks[1] = mtl.Task("b", objective=lambda model, batch: model.features(batch).mean(), whole_batch=True)
     if kind == "other tasks" and mtl.distributed.rank():
         tasks.reverse()
     if kind == "other parameters" and mtl.distributed.rank():
@@ -138,12 +138,15 @@ def step_of(kind: str) -> str:
         ("line search", "LBFGS joins all parameters into one vector"),
         ("layerwise", "with sharded parameters, layerwise is not supported"),
         ("scaled", "with sharded parameters, take bf16"),
-        ("sharded objective", "task 'b' has an objective, which may differentiate the model by itself"),
+        (
+            "sharded objective",
+            "task 'b' has an objective, and a process without labels of the task can't run its passes",
+        ),
         ("learned loss", "task 'b': its loss has parameters"),
         ("tied", "share a parameter, which fully_shard can't divide"),
         ("loose", "'shift' belongs to the model itself and not to a module that is called"),
         ("no samples", "with sharded parameters each process needs samples of each source in each step"),
-        ("whole_batch", "task 'a': with whole_batch its loss needs the predictions for the whole batch"),
+        ("whole_batch", "task 'b': with whole_batch its objective needs the whole batch"),
         ("other values", "have different values; call mtl.distributed.prepare(model)"),
         ("other tasks", "have different tasks"),
         ("other parameters", "have different parameters"),
@@ -230,12 +233,18 @@ class Unsynchronised(torchmetrics.Metric):
         return torch.tensor(self.total)
 
 
-def validated(metric: Any, count: int) -> Any:
+def validated(metric: Any, count: int, how: str = "ddp") -> Any:
     """Validates with a metric, and returns the figures or the message."""
     torch.manual_seed(0)
     head = nn.Linear(4, 3)
-    task = mtl.Task("a", head=head, loss=nn.CrossEntropyLoss(), target="a", metrics={"m": metric})
+    loss = (
+        {"loss": _ordered, "whole_batch": True, "output": "logits"}
+        if how == "whole"
+        else {"loss": nn.CrossEntropyLoss()}
+    )
+    task = mtl.Task("a", head=head, target="a", metrics={"m": metric}, **loss)
     model = mtl.MultiTaskModel(nn.Linear(3, 4), [task], inputs=["x"])
+    mtl.distributed.prepare(model, "fsdp" if how == "fsdp" else "ddp")
     generator = torch.Generator().manual_seed(1)
     fields = {"x": torch.randn(count, 3, generator=generator), "a": torch.randint(3, (count,), generator=generator)}
     loader = mtl.data.Loader(Fields(fields), batch_size=4)
@@ -243,6 +252,21 @@ def validated(metric: Any, count: int) -> Any:
         return Validation(model, [task], nullcontext)(loader)["a"]
     except mtl.UserError as error:
         return str(error)
+
+
+def _ordered(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """A loss that depends on the order of the samples and is no mean over them."""
+    return (nn.functional.cross_entropy(prediction, target) * prediction * prediction.roll(1, 0)).std()
+
+
+@pytest.mark.parametrize("how", ["fsdp", "whole"])
+@pytest.mark.parametrize("count", [9, 13])
+def test_validation_is_that_of_one_process(how: str, count: int) -> None:
+    metric = partial(torchmetrics.classification.MulticlassAccuracy, 3)
+    alone = validated(metric, count, how)
+    for world in (2, 3):
+        for figures in processes(world)(validated, metric, count, how):
+            assert figures == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [9, 12, 13])
