@@ -30,15 +30,16 @@ def check_no_later_state(config: dict[str, Any], folder: Path, *, is_resumed: bo
     from mtl.distributed.collectives import gather_objects, rank
 
     looks = rank() > 0 and os.environ["LOCAL_RANK"] == "0"  # once on a node
-    gathered = gather_objects((socket.gethostname(), _states(folder.parent, config) if looks else {}))
+    root = Path(config["output_root"], folder.parent.name).absolute()  # may be another folder on each node
+    gathered = gather_objects((socket.gethostname(), str(root), _states(root, config) if looks else {}))
     refused = None
     if rank() == 0:  # it looks last, so that it doesn't miss what has just been written to a folder of all nodes
         chosen = folder.name if is_resumed else ""
-        for number, (host, states) in enumerate(gathered):
+        for number, (host, theirs, states) in enumerate(gathered):
             for name, state in states.items():
                 known = archive.manifest(folder.parent / name / "checkpoints")
                 if name >= chosen and not any(state in checksums for checksums in known.values()):
-                    refused = number, host, str(folder.parent / name)
+                    refused = number, host, os.path.join(theirs, name)
     if found := gather_objects(refused)[0]:
         number, host, where = found
         raise UserError(
