@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from mtl.balancers import Balancer, Equal
+from mtl.distributed import sharding
+from mtl.distributed.batch_norm import is_synchronised
 from mtl.distributed.collectives import world_size
 from mtl.distributed.replicas import share_buffers
 from mtl.gradients.reach import Reach
 from mtl.model import MultiTaskModel
 from mtl.step.balancing import Balancing
-from mtl.step.compatibility import check_arguments, check_optimizers, check_processes
+from mtl.step.compatibility import check_aligned, check_arguments, check_optimizers, check_processes, check_shards
 from mtl.step.computation import Computation
 from mtl.step.descent import Descent
 from mtl.step.micro_batches import MicroBatches, StepBatch
@@ -92,6 +94,8 @@ class Step:
         check_arguments(model, tasks, balancer, micro_batch_size, num_micro_batches, on_nonfinite)
         self.model = model
         self.tasks = list(tasks)
+        self._sharded = sharding.begin(model)  # whether the parameters are divided over the processes
+        self._synchronised = is_synchronised(model)  # whether batch norm normalises over all processes
         self.passes = Passes(model, passes, precision)
         self.micro_batch_size = micro_batch_size
         self.num_micro_batches = num_micro_batches
@@ -107,6 +111,10 @@ class Step:
         self._searched: MicroBatches | None = None  # the micro-batches for a line search
         self._processes = 1  # that train together, in the current step
         self._compared = False  # whether all processes have been found to have the same model
+        if self._sharded or self._synchronised:
+            check_aligned(self.tasks)
+        if self._sharded:
+            check_shards(model, self.balancing, self.descent, precision)
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -152,8 +160,8 @@ class Step:
         if self.model.frozen_until:
             self.model.thaw(self.num_taken)
         self._processes = world_size() if dist.is_available() and dist.is_initialized() else 1
-        if self._processes > 1 and not self._compared:
-            check_processes(self.model, self.tasks)
+        if (self._processes > 1 or self._sharded) and not self._compared:
+            check_processes(self.model, self.tasks, self._sharded)
             self._compared = True
         micro_batches = self._cut(batch)
         self._searched = micro_batches if isinstance(self.optimizer, LBFGS) else None
@@ -173,6 +181,7 @@ class Step:
             count=self.num_micro_batches,
             without=faded,
             processes=self._processes,
+            aligned=self._sharded or (self._synchronised and self._processes > 1),
         )
 
     def undo(self) -> bool:
