@@ -85,7 +85,7 @@ def counts(case: str, shape: Shape, world: int) -> tuple[float, ...]:
         flops = forward + tasks * (layers - 1) * product + compress
         sent = layers * shape.samples * (world - 1) * (1 + tasks) * shape.width
         numbers = tasks * layers * rows * shape.width
-        return flops, size, numbers, tasks * (8 * layers + 10), sent, messages / 2 * layers
+        return flops, size, numbers, tasks * (8 * layers + 10), sent, (world - 1) * (2 * layers + 2)
     if case in ("rows", "layerwise"):
         numbers = tasks * size * (1 / world + (world > 1))
         sent = (tasks + 1) * part * size

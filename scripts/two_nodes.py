@@ -59,11 +59,15 @@ class Node:
 
     def start(self, address: str | None = None) -> None:
         """Starts torchrun, with another address than the usual one if it is given."""
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": self.device}
-        # Otherwise, an agent that survives doesn't tell a new one the address of its store, and both end after a minute.
-        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        # Otherwise, an agent that survives doesn't tell a new one the address of its store: both end after a minute.
+        settings = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": self.device, **settings}
         agent = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
-        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=10.77.0.1:{PORT}", f"--local-addr={address or self.address}"]
+        meeting = [
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint=10.77.0.1:{PORT}",
+            f"--local-addr={address or self.address}",
+        ]
         if self.address == "10.77.0.1":
             meeting.append("--rdzv-conf=is_host=1")
         command = [sys.executable, *agent, *meeting, "-m", "mtl.train", *TRAINING]
@@ -140,7 +144,8 @@ def disturb(case: str, first: Node, second: Node) -> None:
         if case == "moved":
             first.start("10.77.0.3")
             second.start()
-            assert first.wait() and second.wait(), "rank 0 has begun anew on the second node"
+            for node in (first, second):
+                assert node.wait() != 0, "rank 0 has begun anew on the second node"
             assert "resume=auto: the node of rank 1" in second.log.read_text(), second.log.read_text()
         first.start()
     elif case == "cut":

@@ -44,14 +44,14 @@ def check_no_later_state(config: dict[str, Any], folder: Path, *, is_resumed: bo
         number, host, where = found
         raise UserError(
             f"resume=auto: the node of rank {number} ({host}) has a state of this run in {where} that the node of rank "
-            f"0 ({gathered[0][0]}) does not have. Set output_root to a folder that all nodes share, or copy this folder "
-            "to the node of rank 0. A state that is no longer needed can be removed"
+            f"0 ({gathered[0][0]}) does not have. Set output_root to a folder that all nodes share, or copy this "
+            "folder to the node of rank 0. A state that is no longer needed can be removed"
         )
 
 
 def _states(root: Path, config: dict[str, Any]) -> dict[str, str]:
     """Returns the checksum of the newest state of each unfinished run with this config, by the name of the run."""
-    states = {}
+    states: dict[str, str] = {}
     for path in sorted(root.glob("*/config.yaml")):
         try:
             if finished(path.parent) is None and not forbidden(config_of(path.parent), config):

@@ -1,4 +1,4 @@
-"""Training in the processes that torchrun or submitit started: rank 0 runs the command line, and the others follow it."""
+"""Training in the processes of torchrun or submitit: rank 0 runs the command line, and the others follow it."""
 
 import os
 import sys

@@ -12,8 +12,8 @@ import torch
 from conftest import ROOT, command
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from test_sweep import SMALL
 from test_readme import HANGS
+from test_sweep import SMALL
 
 from mtl import cli
 from mtl.cli import processes, submitted, sweep
