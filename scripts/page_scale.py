@@ -135,11 +135,12 @@ def _errors(times: dict[Any, float], predicted: dict[Any, float], sent: dict[Any
     ]
     return (
         f"Errors of the fit: {len(times)} measured steps in {PROCESSES[0]} to {PROCESSES[-1]} processes, of which "
-        f"those in {NOT_FITTED} processes and those of width {HELD_OUT[0]} with {HELD_OUT[1]} tasks are held out. Other "
-        "programs ran on the machine at the same time, and more processes than cores share the cores.\n\n"
+        f"those in {NOT_FITTED} processes and those of width {HELD_OUT[0]} with {HELD_OUT[1]} tasks are held out. "
+        "Other programs ran on the machine at the same time, and more processes than cores share the cores.\n\n"
         + _table(head, rows)
         + f"\nThe numbers sent, counted at the calls of `torch.distributed`, differ from the formulas by "
-        f"{median(off):.1%} in the median and by {max(off):.0%} at most; the heads and the Gramian are not in the formulas.\n"
+        f"{median(off):.1%} in the median and by {max(off):.0%} at most; the heads and the Gramian are not "
+        "in the formulas.\n"
     )
 
 
