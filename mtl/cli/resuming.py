@@ -23,7 +23,10 @@ def newest_state(console: Any, config: dict[str, Any], folder: Path) -> dict[str
     """
     from mtl.training import checkpoint, saved
 
-    if config["resume"] is None or not (folder / "config.yaml").is_file():
+    if config["resume"] is None:
+        return None
+    if not (folder / "config.yaml").is_file():
+        report(console, f"resume   no unfinished run of this config in {folder_name(folder.parent)}: a new one begins")
         return None
     if not list(folder.glob("checkpoints/last*.pt")):
         report(console, f"resume   {folder_name(folder)} has no checkpoint yet: it starts from the beginning")
