@@ -13,7 +13,7 @@ from mtl.model import MultiTaskModel
 from mtl.recompute import recompute
 from mtl.task import Task
 
-OWN = ("checkpoint", "freeze", "freeze_until", "trunk")  # keys that aren't arguments of the model's class
+OWN = ("checkpoint", "compile", "freeze", "freeze_until", "trunk")  # keys that aren't arguments of the model's class
 
 
 def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:
