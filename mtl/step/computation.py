@@ -1,7 +1,7 @@
 """Computes the gradient of a step: the passes over the micro-batches and the balancing of the tasks."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,7 +67,13 @@ class Computation:
         self._members: list[list[int]] | None = None  # by micro-batch, the tasks that run in all processes
 
     def __call__(
-        self, micro_batches: MicroBatches, step: int, *, measure: bool, on_nonfinite: str = "error"
+        self,
+        micro_batches: MicroBatches,
+        step: int,
+        *,
+        measure: bool,
+        on_nonfinite: str = "error",
+        check: Callable[[MicroBatches], None],
     ) -> StepResult:
         """Computes the weighted sum of the tasks' gradients and leaves it in `.grad`.
 
@@ -76,6 +82,7 @@ class Computation:
             step: The number of optimizer steps taken so far.
             measure: Whether to measure gradient norms, cosines and reach as well.
             on_nonfinite: What to do about losses and gradients that are not finite, see `mtl.Step`.
+            check: Called with the micro-batches before their passes, and raises a UserError if these would be wrong.
 
         Returns:
             The losses, the weights and, with `measure`, the measurements of the step.
@@ -84,6 +91,7 @@ class Computation:
         if self._balancing.needs not in ("nothing", "rows"):  # the state of a balancer of rows is as large as the rows
             components.append(self._balancing)
         self._before = Snapshot(self._model, others=components)
+        check(micro_batches)
         if on_nonfinite == "error":
             return self._take(micro_batches, step, measure)
         nonfinite: dict[str, str] = {}
