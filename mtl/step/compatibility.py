@@ -8,6 +8,7 @@ from torch.optim import LBFGS
 from mtl.balancers import Balancer
 from mtl.choices import ON_NONFINITE
 from mtl.distributed.replicas import check_plain, check_replicas
+from mtl.distributed.sharding import is_sharded
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.step.balancing import Balancing
@@ -70,6 +71,48 @@ def check_processes(model: MultiTaskModel, tasks: Sequence[Task]) -> None:
             )
     check_plain(model)
     check_replicas(model, [task.name for task in tasks])
+
+
+def check_shards(
+    model: MultiTaskModel, tasks: Sequence[Task], balancing: Balancing, descent: Descent, precision: str
+) -> None:
+    """Checks that the step can be taken with parameters that are divided over the processes.
+
+    Raises:
+        UserError: If the parameters are divided otherwise than a step needs it, or if another setting doesn't allow it.
+    """
+    objectives = [task.name for task in tasks if task.objective is not None]
+    if objectives:
+        raise UserError(
+            f"task '{objectives[0]}' has an objective, which may differentiate the model by itself, and sharded "
+            "parameters don't allow that; take distributed=ddp"
+        )
+    learned = [name for name, loss in model.losses.items() if any(True for _ in loss.parameters())]
+    if learned:
+        raise UserError(
+            f"task '{learned[0]}': its loss has parameters, and a process without labels of the task doesn't compute "
+            "the loss, so that they can't be sharded; take distributed=ddp"
+        )
+    if balancing.collects and balancing.settings.source == "layerwise":
+        raise UserError(
+            "gradients.source: with sharded parameters, the Gramian is computed from rows; take rows or auto"
+        )
+    if precision == "fp16":
+        raise UserError(
+            "precision: fp16 scales gradients by the overflows that a process sees in its part of them; with sharded "
+            "parameters, take bf16"
+        )
+    for each in descent.optimizers:
+        kind = type(each).__name__
+        if isinstance(each, LBFGS):
+            raise UserError(
+                f"optimizer: {kind} joins all parameters into one vector; with sharded parameters, take another"
+            )
+        held = [p for group in each.param_groups for p in group["params"]]
+        if not any(is_sharded(parameter) for parameter in held):
+            raise UserError(
+                f"{kind} has none of the sharded parameters; make the optimizer after the model was sharded"
+            )
 
 
 def check_optimizers(

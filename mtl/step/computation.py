@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from mtl.distributed.collectives import any_process
 from mtl.errors import NotFinite
 from mtl.gradients.at_features import AtFeatures
+from mtl.gradients.backward import total_norm
 from mtl.gradients.reach import Reach
-from mtl.gradients.rows import Rows, total_norm
+from mtl.gradients.rows import Rows
 from mtl.gradients.sums import sum_gradients
 from mtl.model import MultiTaskModel
 from mtl.snapshots import Snapshot, preserved_buffers, preserved_random_state
@@ -61,6 +62,7 @@ class Computation:
         self.losses: list[Tensor] = []
         self._tasks: list[Task] = []  # the tasks of the last step
         self._shares: list[list[float]] = []  # the share of each task's loss, by micro-batch of the last step
+        self._members: list[list[int]] | None = None  # by micro-batch, the tasks that run in all processes
 
     def __call__(
         self, micro_batches: MicroBatches, step: int, *, measure: bool, on_nonfinite: str = "error"
@@ -116,6 +118,7 @@ class Computation:
             self._reach.begin()
         losses = self._run(micro_batches, weights, Recorders(measured, collect, self._reach))
         self.losses, self._tasks, self._shares = losses, tasks, micro_batches.shares
+        self._members = micro_batches.members if micro_batches.is_aligned else None
         result = StepResult(dict(zip(names, losses, strict=True)), {})
         if measure:
             rows = measured or collect
@@ -149,7 +152,7 @@ class Computation:
         if len(micro_batches.batches) == 1 and micro_batches.processes == 1:
             return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, recorders)
         losses = accumulate(self.passes, self.checks, micro_batches, weights, recorders)
-        if recorders.collect is None and micro_batches.processes > 1:
+        if recorders.collect is None and micro_batches.processes > 1 and not micro_batches.is_aligned:
             sum_gradients(self._parameters.values())
         return losses
 
@@ -162,6 +165,8 @@ class Computation:
         source, several = self._balancing.source, len(micro_batches.batches) > 1
         if processes > 1:
             (several,) = any_process([several])
+        if micro_batches.is_aligned and source == "layerwise":
+            source = "rows"  # sharded, and of which each process computes with its part
         if several:  # the batch may have come as a list of micro-batches
             source = source_in_micro_batches(self._balancing.settings)
         waits = not several and self._balancing.needs == "gramian"
@@ -220,7 +225,13 @@ class Computation:
         assert self._before is not None
         with preserved_random_state(self._model):
             self._before.restore_random_state()
-            again = MicroBatches(self._tasks, micro_batches.batches, self._shares, processes=micro_batches.processes)
+            again = MicroBatches(
+                self._tasks,
+                micro_batches.batches,
+                self._shares,
+                processes=micro_batches.processes,
+                members=self._members,
+            )
             return Preview(self._model, again, self.passes.autocast).losses
 
     def search(self, micro_batches: MicroBatches, weights: Sequence[float]) -> Tensor:

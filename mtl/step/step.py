@@ -22,10 +22,12 @@ from torch.optim import LBFGS, Optimizer
 from mtl.balancers import Balancer, Equal
 from mtl.distributed.collectives import world_size
 from mtl.distributed.replicas import share_buffers
+from mtl.distributed.sharding import begin as begin_sharded
+from mtl.distributed.sharding import check_sharded
 from mtl.gradients.reach import Reach
 from mtl.model import MultiTaskModel
 from mtl.step.balancing import Balancing
-from mtl.step.compatibility import check_arguments, check_optimizers, check_processes
+from mtl.step.compatibility import check_arguments, check_optimizers, check_processes, check_shards
 from mtl.step.computation import Computation
 from mtl.step.descent import Descent
 from mtl.step.micro_batches import MicroBatches, StepBatch
@@ -107,6 +109,9 @@ class Step:
         self._searched: MicroBatches | None = None  # the micro-batches for a line search
         self._processes = 1  # that train together, in the current step
         self._compared = False  # whether all processes have been found to have the same model
+        self._sharded = check_sharded(model)  # whether the parameters are divided over the processes
+        if self._sharded:
+            check_shards(model, self.tasks, self.balancing, self.descent, precision)
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -152,8 +157,10 @@ class Step:
         if self.model.frozen_until:
             self.model.thaw(self.num_taken)
         self._processes = world_size() if dist.is_available() and dist.is_initialized() else 1
-        if self._processes > 1 and not self._compared:
+        if (self._processes > 1 or self._sharded) and not self._compared:
             check_processes(self.model, self.tasks)
+            if self._sharded:
+                begin_sharded(self.model)
             self._compared = True
         micro_batches = self._cut(batch)
         self._searched = micro_batches if isinstance(self.optimizer, LBFGS) else None
@@ -173,6 +180,7 @@ class Step:
             count=self.num_micro_batches,
             without=faded,
             processes=self._processes,
+            sharded=self._sharded,
         )
 
     def undo(self) -> bool:

@@ -18,6 +18,7 @@ from mtl.distributed.collectives import sum_scalars
 from mtl.errors import UserError
 from mtl.labels import label_fields
 from mtl.model import MultiTaskModel
+from mtl.step.alignment import STAND_IN
 from mtl.step.forward import loss_of, without_gradients
 from mtl.step.micro_batches import MicroBatches
 from mtl.step.precision import Autocast
@@ -43,7 +44,10 @@ class Preview:
         self._replays: list[dict[int, Replay]] = [{} for _ in micro_batches.batches]
         self._whole_losses: dict[int, Tensor] = {}
         tasks, members = micro_batches.tasks, micro_batches.members
-        pairs = [([tasks[i] for i in m], batch) for m, batch in zip(members, micro_batches.batches, strict=True)]
+        pairs = [
+            ([micro_batches.task(number, i) for i in m], batch)
+            for number, (m, batch) in enumerate(zip(members, micro_batches.batches, strict=True))
+        ]
         taken = without_gradients(model, pairs, autocast, take=_prediction_or_loss)
         for index, task in enumerate(tasks):
             if _is_whole(task):
@@ -61,9 +65,9 @@ class Preview:
 
     def tasks_of(self, number: int) -> list[Task]:
         """Returns the tasks of a micro-batch; losses of the whole batch are replaced by stand-ins, see `Replay`."""
-        tasks, replays = self._micro_batches.tasks, self._replays[number]
-        members = self._micro_batches.members[number]
-        return [replace(tasks[i], **_STAND_IN, loss=replays[i]) if i in replays else tasks[i] for i in members]
+        replays = self._replays[number]
+        tasks = {index: self._micro_batches.task(number, index) for index in self._micro_batches.members[number]}
+        return [replace(t, **STAND_IN, loss=replays[i]) if i in replays else t for i, t in tasks.items()]
 
     def corrected(self, losses: list[Tensor]) -> list[Tensor]:
         """Returns the losses by task, with the values of stand-ins replaced by the losses of the whole batch."""
@@ -116,9 +120,6 @@ class Replay:
         pairs = [*zip(values, self._gradients, strict=True), *self._of_parameters]
         total: Tensor = sum((v.to(g.dtype) * g).sum() for v, g in pairs if g is not None)
         return total
-
-
-_STAND_IN: dict[str, Any] = {"whole_batch": False, "missing": False, "mask": None, "mean_over": None}
 
 
 def _prediction_or_loss(task: Task, prediction: Any, batch: Batch) -> Any:

@@ -1,5 +1,6 @@
 """Several processes take the steps that one process takes with the whole batches."""
 
+import os
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import processes
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 import mtl
 from mtl.batch import take
@@ -75,6 +77,8 @@ def train(setting: dict[str, Any]) -> dict[str, Any]:
     model, tasks, batches = problem(
         settings.pop("count"), settings.pop("steps"), settings.pop("sizes"), weighted, settings.pop("width")
     )
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    mtl.distributed.prepare(model, settings.pop("how"))
     torch.manual_seed(100 + mtl.distributed.rank())  # nothing may depend on the random state of a process
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     gradients = mtl.Gradients(settings.pop("source"), settings.pop("every"))
@@ -94,7 +98,11 @@ def train(setting: dict[str, Any]) -> dict[str, Any]:
             record["total"].append(float(result.total_norm))
             record["reach"].append(result.reach)
     step.epoch_end()
-    return {**record, "parameters": {k: v.tolist() for k, v in model.state_dict().items()}}
+    return {**record, "parameters": {k: whole(v).tolist() for k, v in model.state_dict().items()}}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def assert_close(ours: Any, theirs: Any, where: str = "") -> None:
@@ -122,6 +130,7 @@ DEFAULT = {
     "every": 1,
     "clip": None,
     "clip_shared": None,
+    "how": "ddp",
 }
 
 
@@ -207,3 +216,51 @@ def test_layers_that_are_gathered(world: int, source: str) -> None:
     for numbers, _ in together[1:]:
         assert numbers == together[0][0]
     assert_close(together[0][0], alone)
+
+
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_each_balancer_with_sharded_parameters(balancer: str) -> None:
+    check(2, balancer=balancer, how="fsdp", sizes=[12, 7, 2])
+
+
+@settings(max_examples=12)
+@given(
+    world=st.sampled_from([2, 3, 4]),
+    how=st.sampled_from(["fsdp", "hsdp"]),
+    balancer=st.sampled_from(["Equal", "UW", "MGDA", "UPGrad", "PCGrad", "GradDrop", "FAMO", "IMTL"]),
+    passes=st.sampled_from(["joint", "sequential", "shared"]),
+    source=st.sampled_from(["auto", "representation"]),
+    micro=st.sampled_from([{}, {"micro_batch_size": 2}, {"num_micro_batches": 2}]),
+    sizes=st.lists(st.integers(4, 9), min_size=1, max_size=4),
+    clip=st.sampled_from([{}, {"clip": 0.1}, {"clip_shared": 0.05}, {"clip": 0.1, "clip_shared": 0.05}]),
+    count=st.integers(1, 4),
+    every=st.sampled_from([1, 2]),
+    on_nonfinite=st.sampled_from(["error", "skip_step", "skip_task"]),
+)
+def test_all_settings_with_sharded_parameters(
+    world: int,
+    how: str,
+    balancer: str,
+    passes: str,
+    source: str,
+    micro: dict[str, int],
+    sizes: list[int],
+    clip: dict[str, float],
+    count: int,
+    every: int,
+    on_nonfinite: str,
+) -> None:
+    of_rows = balancer == "GradDrop"
+    check(
+        world,
+        how="fsdp" if world == 3 else how,
+        balancer=balancer,
+        passes=passes,
+        source="auto" if of_rows or micro or passes != "shared" else source,
+        sizes=sizes,
+        count=count,
+        every=1 if of_rows else every,
+        on_nonfinite=on_nonfinite,
+        **micro,
+        **clip,
+    )
