@@ -19,15 +19,12 @@ if TYPE_CHECKING:
 
 def tested(problem: "Built", trainer: "Trainer", folder: Path) -> "tuple[Validation, Figures]":
     """Evaluates the best parameters on the test split, if there is one; each process takes its share of it."""
-    from mtl.distributed import prepare, rank
     from mtl.training.validation import Validation
 
     validation = Validation(problem.model, problem.tasks, trainer.step.passes.autocast)
     if "test" not in problem.loaders:
         return validation, {}
-    if rank() == 0:
-        problem.model.load_state_dict(best(trainer, folder))
-    prepare(problem.model)
+    load_best(problem.model, trainer, folder)
     return validation, validation(problem.loaders["test"])
 
 
@@ -72,11 +69,19 @@ def conclude(console: Any, finished: "Run", home: Folder, began: list[Folder]) -
     console.print(f"\nWritten to {finished.folder}: {', '.join(written(home.path))}", highlight=False, markup=False)
 
 
-def best(trainer: "Trainer", folder: Path) -> Any:
-    """Returns the best parameters, even if they couldn't be written to disk."""
+def load_best(model: "nn.Module", trainer: "Trainer", folder: Path) -> None:
+    """Loads the best parameters, even if they couldn't be written to disk; each process gets those that it has."""
+    from mtl.distributed.collectives import rank, sent_by_first, world_size
+    from mtl.distributed.sharding import is_sharded
     from mtl.training import checkpoint
+    from mtl.training.layouts import fitted
 
-    unwritten = trainer.writer.failed.get("best")
-    if unwritten is not None and unwritten.state["epoch"] == trainer.selection.best_epoch:
-        return unwritten.state["model"]
-    return checkpoint.load(folder / "checkpoints" / "best.pt")["model"]
+    state = None
+    if rank() == 0:
+        unwritten = trainer.writer.failed.get("best")
+        if unwritten is not None and unwritten.state["epoch"] == trainer.selection.best_epoch:
+            state = unwritten.state
+        else:
+            state = checkpoint.load(folder / "checkpoints" / "best.pt", whole=False)
+        state = {key: state[key] for key in ("model", KEY) if key in state}
+    model.load_state_dict(fitted(sent_by_first(state), model)["model"])

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtl.distributed.sharding import is_sharded
 from mtl.errors import UserError, first_line
 from mtl.safety.shards import KEY, Chunk, Sharded
-from mtl.training.shards import is_sharded, name_of, walk
+from mtl.training.shards import name_of, walk
 
 
 def fitted(

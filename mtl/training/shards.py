@@ -5,7 +5,6 @@ checkpoint itself contains everything else, and an index of the files; it is sav
 """
 
 import shutil
-import sys
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mtl.distributed.collectives import rank, world_size
+from mtl.distributed.sharding import is_sharded
 from mtl.errors import UserError
 from mtl.files import sync, why
 from mtl.safety import archive
@@ -45,18 +45,12 @@ def name_of(path: tuple[Any, ...]) -> str:
     return "/".join(map(str, path))
 
 
-def is_sharded(value: Any) -> bool:
-    """Returns whether a value is a tensor that is divided over the processes."""
-    kinds: Any = sys.modules.get("torch.distributed.tensor")  # a program with such tensors has imported it
-    return kinds is not None and isinstance(value, kinds.DTensor)
-
-
 def split(state: dict[str, Any]) -> tuple[dict[str, Any], Tensors]:
     """Returns a state with None for each sharded tensor, and these tensors by name."""
     tensors: Tensors = {}
 
     def take(path: tuple[Any, ...], value: Any) -> Any:
-        if not is_sharded(value):
+        if not isinstance(value, Tensor) or not is_sharded(value):
             return value
         assert name_of(path) not in tensors, f"two tensors have the name {name_of(path)}"
         tensors[name_of(path)] = value
