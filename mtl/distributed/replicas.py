@@ -7,11 +7,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from mtl.choices import WAYS
 from mtl.distributed.collectives import broadcast_tensors, gather_objects, world_size
 from mtl.distributed.sharding import is_sharded, shard
 from mtl.errors import UserError
-
-WAYS = ("ddp", "fsdp", "hsdp")
 
 
 def prepare(model: nn.Module, how: str = "ddp") -> nn.Module:

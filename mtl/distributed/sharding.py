@@ -134,6 +134,11 @@ def gathered(part: Tensor, like: Tensor) -> Tensor:
     return whole
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Returns the whole of a tensor that is divided over the processes; another tensor is returned as such."""
+    return gathered(local(tensor), tensor) if is_sharded(tensor) else tensor
+
+
 def part_of(whole: Tensor, like: Tensor) -> Tensor:
     """Returns this process's part of a tensor that all processes have, divided as `like` is."""
     mesh: Any = like.device_mesh  # type: ignore[attr-defined]

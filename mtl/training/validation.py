@@ -13,6 +13,7 @@ from mtl.batch import Batch
 from mtl.data import Loader, Mix
 from mtl.distributed.collectives import any_process, share, sum_scalars, world_size
 from mtl.distributed.replicas import difference
+from mtl.distributed.sharding import is_sharded
 from mtl.errors import UserError
 from mtl.labels import denominator, num_labelled
 from mtl.model import MultiTaskModel
@@ -113,11 +114,14 @@ class Validation:
                 seen |= {task.name for task in tasks}
                 cut |= {task.name for task in tasks if trial and len(part) > 1}
                 batches: Any = part.batches()
+                last: Batch | None = None
                 with closing(batches):  # also ends the worker processes
                     for batch, total in islice(zip(batches, part.sizes(), strict=not trial), 1 if trial else None):
                         size = len(range(total)[share()])  # the samples in the share of this process
                         if not size:
+                            self._run_along(tasks, last)
                             continue
+                        last = batch
                         several = (len(part) > 1 or world_size() > 1) and not trial
                         self._take(tasks, batch, size, sums, counts, several=several)
                         for task in tasks:
@@ -142,6 +146,26 @@ class Validation:
                 for metric in metrics.values():
                     metric.reset()
             self.model.train(training)
+
+    def _run_along(self, tasks: Sequence[Task], batch: Batch | None) -> None:
+        """Runs the forward passes of a batch without samples in this process, if others need them to gather parameters.
+
+        Args:
+            tasks: The tasks.
+            batch: An earlier batch, which takes the place of the one without samples.
+        """
+        if not is_sharded(next(self.model.parameters())):
+            return
+        if batch is None:
+            raise UserError(
+                f"data: a split has fewer samples than the {world_size()} processes that share the model's parameters; "
+                "take distributed=ddp"
+            )
+        with self.autocast():
+            features = self.model.features(batch)
+            for task in tasks:
+                if task.objective is None or task.metrics:
+                    self.model.predict(task.name, features)
 
     def caveat(self) -> str:
         """Returns a warning about losses over the last split that depend on the batch size, or an empty string."""

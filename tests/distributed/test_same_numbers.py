@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import processes
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 import mtl
 from mtl.batch import take
+from mtl.distributed.sharding import whole
 from mtl.gradients import at_features
 
 BALANCERS: dict[str, Any] = {
@@ -99,10 +99,6 @@ def train(setting: dict[str, Any]) -> dict[str, Any]:
             record["reach"].append(result.reach)
     step.epoch_end()
     return {**record, "parameters": {k: whole(v).tolist() for k, v in model.state_dict().items()}}
-
-
-def whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def assert_close(ours: Any, theirs: Any, where: str = "") -> None:
