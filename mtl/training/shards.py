@@ -176,6 +176,8 @@ class References:
         Nothing is deleted if a checkpoint can't be read.
         """
         unused = {path.name: path for path in folder.glob(f"*{SUFFIX}")}
+        if not unused:
+            return
         known = {}
         for path in folder.glob("*.pt"):
             try:

@@ -230,6 +230,7 @@ class Writer:
             self._home_checked()
             if (number := self._number(job)) is not None:
                 self._put(job, number)
+                self._references.prune(self.folder)
             return
         assert self._together is not None
         number, folder = self._together.in_first(lambda: self._prepare(job))

@@ -18,10 +18,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 import mtl
+from mtl.data import Fields, Loader
+from mtl.process.seeding import seed_process
 from mtl.safety import archive, shards
 from mtl.safety.archive import check_newest
 from mtl.training import checkpoint
 from mtl.training.layouts import fitted
+from mtl.training.options import Checkpoints
+from mtl.training.trainer import Trainer
 from mtl.training.writer import Writer
 
 
@@ -419,3 +423,73 @@ def test_an_index_without_files_is_refused() -> None:
     for value in (None, {}, {"folder": "a.shards", "files": {"a": [1]}, "tensors": {}}, json.loads('{"files": 1}')):
         with pytest.raises(ValueError, match="malformed"):
             shards.parse(value, Path(os.devnull))
+
+
+def trainer_of(folder: Path, how: str, epochs: int, seed: int) -> Trainer:
+    """Builds a trainer whose balancer, optimizer, dropout and data all have a state."""
+    torch.manual_seed(seed)
+    x = torch.randn(30, 6, generator=torch.Generator().manual_seed(9))
+    fields = {"x": x, "a": (x[:, 0] > 0).long(), "b": (x[:, 1] > 0).long()}
+    tasks = [mtl.Task(name, head=nn.Linear(7, 2), loss=nn.CrossEntropyLoss(), target=name) for name in "ab"]
+    trunk = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Dropout(0.2), nn.Linear(7, 7))
+    model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
+    if how != "one":
+        mtl.distributed.prepare(model, how)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    step = mtl.Step(model, tasks, optimizer, balancer=mtl.balancers.MoCo())
+    seed_process(0)
+    return Trainer(
+        step,
+        Loader(Fields(fields), batch_size=8, shuffle=True),
+        Loader(Fields(fields), batch_size=30),
+        max_epochs=epochs,
+        checkpoints=Checkpoints(folder / "checkpoints", every_steps=3),
+    )
+
+
+def fits(folder: Path, how: str, epochs: int, resumed: bool) -> tuple[dict[str, Any], int]:
+    """Trains, from the last checkpoint if it is resumed; returns the parameters, and the number of the last step."""
+    trainer = trainer_of(folder, how, epochs, seed=int(resumed))
+    if resumed:
+        state = checkpoint.newest(folder / "checkpoints", pytest.fail, whole=False)
+        trainer.load_state_dict(fitted(state, trainer.step.model, trainer.step.descent.parameters()))
+    trainer.fit()
+    return whole(trainer.step.model.state_dict()), trainer.global_step
+
+
+@pytest.mark.parametrize(("how", "then"), [("fsdp", "fsdp"), ("fsdp", "ddp"), ("ddp", "fsdp")])
+def test_a_training_goes_on_in_another_layout_as_if_it_had_not_been_stopped(
+    tmp_path: Path, how: str, then: str
+) -> None:
+    calm, calm_step = processes(2)(fits, tmp_path / "calm", how, 3, False)[0]
+    processes(2)(fits, tmp_path / "run", how, 1, False)
+    results = processes(2)(fits, tmp_path / "run", then, 3, True)
+    for parameters, step in results:
+        assert step == calm_step
+        if how == then:
+            assert_same(parameters, dict(calm))
+        else:
+            torch.testing.assert_close(parameters, dict(calm), rtol=1e-4, atol=1e-5)
+    state = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert_same(state["model"], dict(results[0][0]))
+    assert state["step"]["balancing"]["balancer"]["averages"]
+
+
+def test_one_process_evaluates_and_goes_on(tmp_path: Path) -> None:
+    processes(2)(fits, tmp_path, "fsdp", 1, False)
+    trainer = trainer_of(tmp_path, "one", 2, seed=1)
+    state = checkpoint.newest(tmp_path / "checkpoints", pytest.fail)
+    trainer.load_state_dict(state)
+    assert_same(dict(trainer.step.model.state_dict()), state["model"])
+    trainer.fit()
+    assert "shards" not in torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    for path in (tmp_path / "checkpoints").glob("*.pt"):
+        checkpoint.load(path)
+    trainer = trainer_of(tmp_path, "one", 4, seed=1)
+    trainer.load_state_dict(checkpoint.newest(tmp_path / "checkpoints", pytest.fail))
+    trainer.fit()
+    referred = {
+        torch.load(path, weights_only=True).get(shards.KEY, {}).get("folder")
+        for path in (tmp_path / "checkpoints").glob("*.pt")
+    }
+    assert {path.name for path in (tmp_path / "checkpoints").glob("*.shards")} == referred - {None}
