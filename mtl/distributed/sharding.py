@@ -50,7 +50,7 @@ def shard(model: nn.Module, how: str) -> None:
     units = list(_units(model))
     _check_untied(model, units)
     for _, unit in units:
-        fully_shard(unit, mesh=mesh)
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
 
 
 def _units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -156,26 +156,34 @@ def num_replicas(parameters: Iterable[Tensor]) -> int:
     return count
 
 
-def begin(model: nn.Module) -> None:
-    """Makes the sharded modules of a model sum gradients instead of averaging them, and tells whose gathered parameters
-    are whose, see `source_of`.
+def begin(model: nn.Module) -> bool:
+    """Prepares a sharded model for steps, and returns whether the model is sharded. All processes have to call it.
+
+    The gradients are then sums over the processes instead of means, each module frees its gathered parameters after a
+    forward pass, since they would be out of date once the parameters were changed, and `source_of` knows them.
+
+    Raises:
+        UserError: If only some parameters are sharded, or if they are divided in a way that a step doesn't support.
     """
+    units: list[Any] = [module for module in model.modules() if _gathers(module)]
+    for unit in units:
+        unit.reshard()
+    if not check_sharded(model):
+        return False
     names = {parameter: name for name, parameter in model.named_parameters()}
     sharded = dict(model.named_parameters())
-    for module in model.modules():
-        if not _gathers(module):
-            continue
-        unit: Any = module
-        if hasattr(unit, "set_gradient_divide_factor"):
-            unit.set_gradient_divide_factor(1.0)
-        else:  # torch 2.7 and earlier
-            unit.set_reduce_scatter_divide_factor(1.0)
+    for unit in units:
+        unit.set_reshard_after_forward(True, recurse=False)
+        unit.set_reduce_scatter_divide_factor(1.0)
+        if hasattr(unit, "set_force_sum_reduction_for_comms"):  # gloo has no operation that divides as well
+            unit.set_force_sum_reduction_for_comms(True)
         before = {key: names[p] for key, p in unit.named_parameters(remove_duplicate=False)}
         unit.unshard()
         for key, parameter in unit.named_parameters(remove_duplicate=False):
             if not is_sharded(parameter):
                 parameter.source = sharded[before[key]]
         unit.reshard()
+    return True
 
 
 def source_of(leaf: Tensor) -> Tensor:

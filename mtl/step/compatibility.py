@@ -49,8 +49,13 @@ def check_arguments(
         raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
 
 
-def check_processes(model: MultiTaskModel, tasks: Sequence[Task]) -> None:
+def check_processes(model: MultiTaskModel, tasks: Sequence[Task], sharded: bool) -> None:
     """Checks that the step can be taken in several processes.
+
+    Args:
+        model: The model.
+        tasks: The tasks.
+        sharded: Whether the model's parameters were divided over the processes when the step was made.
 
     Raises:
         UserError: If a loss needs the predictions of all processes, or if the processes have different tasks or models.
@@ -70,6 +75,8 @@ def check_processes(model: MultiTaskModel, tasks: Sequence[Task]) -> None:
                 f"tested, since each has only its share of the batch. Set {ways}"
             )
     check_plain(model)
+    if is_sharded(next(model.parameters())) != sharded:
+        raise UserError("the model was sharded after the step was made; shard it before, and before the optimizer")
     check_replicas(model, [task.name for task in tasks])
 
 
@@ -95,7 +102,7 @@ def check_shards(
         )
     if balancing.collects and balancing.settings.source == "layerwise":
         raise UserError(
-            "gradients.source: with sharded parameters, the Gramian is computed from rows; take rows or auto"
+            "gradients.source: with sharded parameters, layerwise is not supported; take rows or auto"
         )
     if precision == "fp16":
         raise UserError(

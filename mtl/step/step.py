@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from mtl.balancers import Balancer, Equal
+from mtl.distributed import sharding
 from mtl.distributed.collectives import world_size
 from mtl.distributed.replicas import share_buffers
-from mtl.distributed.sharding import begin as begin_sharded
-from mtl.distributed.sharding import check_sharded
 from mtl.gradients.reach import Reach
 from mtl.model import MultiTaskModel
 from mtl.step.balancing import Balancing
@@ -94,6 +93,7 @@ class Step:
         check_arguments(model, tasks, balancer, micro_batch_size, num_micro_batches, on_nonfinite)
         self.model = model
         self.tasks = list(tasks)
+        self._sharded = sharding.begin(model)  # whether the parameters are divided over the processes
         self.passes = Passes(model, passes, precision)
         self.micro_batch_size = micro_batch_size
         self.num_micro_batches = num_micro_batches
@@ -109,7 +109,6 @@ class Step:
         self._searched: MicroBatches | None = None  # the micro-batches for a line search
         self._processes = 1  # that train together, in the current step
         self._compared = False  # whether all processes have been found to have the same model
-        self._sharded = check_sharded(model)  # whether the parameters are divided over the processes
         if self._sharded:
             check_shards(model, self.tasks, self.balancing, self.descent, precision)
 
@@ -158,9 +157,7 @@ class Step:
             self.model.thaw(self.num_taken)
         self._processes = world_size() if dist.is_available() and dist.is_initialized() else 1
         if (self._processes > 1 or self._sharded) and not self._compared:
-            check_processes(self.model, self.tasks)
-            if self._sharded:
-                begin_sharded(self.model)
+            check_processes(self.model, self.tasks, self._sharded)
             self._compared = True
         micro_batches = self._cut(batch)
         self._searched = micro_batches if isinstance(self.optimizer, LBFGS) else None

@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import processes
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import mtl
 from mtl.batch import take
 from mtl.distributed.sharding import whole
 from mtl.gradients import at_features
+from mtl.recompute import recompute
 
 BALANCERS: dict[str, Any] = {
     name: getattr(mtl.balancers, name)
@@ -219,7 +221,7 @@ def test_each_balancer_with_sharded_parameters(balancer: str) -> None:
     check(2, balancer=balancer, how="fsdp", sizes=[12, 7, 2])
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     world=st.sampled_from([2, 3, 4]),
     how=st.sampled_from(["fsdp", "hsdp"]),
@@ -260,3 +262,35 @@ def test_all_settings_with_sharded_parameters(
         **micro,
         **clip,
     )
+
+
+def varied(how: str, precision: str) -> dict[str, Any]:
+    """Trains a model with batch norm, dropout, recomputed activations and temporarily frozen parameters."""
+    torch.manual_seed(0)
+    tasks = [mtl.Task(f"t{n}", head=nn.Linear(6, 2), loss=nn.MSELoss(), target=f"y{n}") for n in range(3)]
+    block = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3))
+    trunk = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), block, nn.Linear(8, 6))
+    model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
+    recompute(model, ["trunk.2"])
+    model.freeze(["trunk.0"], until=2)
+    mtl.distributed.prepare(model, how)
+    torch.manual_seed(mtl.distributed.rank())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    step = mtl.Step(model, tasks, optimizer, balancer=mtl.balancers.UPGrad(), precision=precision)
+    losses = []
+    for number in range(5):
+        generator = torch.Generator().manual_seed(10 * number + mtl.distributed.rank())
+        batch = {"x": torch.randn(6, 5, generator=generator)}
+        batch |= {f"y{n}": torch.randn(6, 2, generator=generator) for n in range(3)}
+        losses.append({name: float(loss) for name, loss in step(batch, measure=number == 3).losses.items()})
+    return {"losses": losses, "state": {k: whole(v).tolist() for k, v in model.state_dict().items()}}
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+def test_sharded_parameters_are_those_of_replicas(precision: str, tolerance: float) -> None:
+    replicated = processes(2)(varied, "ddp", precision)
+    sharded = processes(2)(varied, "fsdp", precision)
+    assert sharded[0] == sharded[1]
+    assert len({repr(losses) for losses in sharded[0]["losses"]}) == 5
+    ours, theirs = (torch.tensor(tree_leaves(each)) for each in (sharded[0], replicated[0]))
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
