@@ -106,6 +106,7 @@ SCHEMA: dict[str, Check] = {
     "model.trunk": _NODE,
     "model.inputs": _TEXTS,
     **dict.fromkeys(("model.checkpoint", "model.freeze"), _PATTERNS),
+    "model.sync_batchnorm": _FLAG,
     "model.freeze_until": (
         lambda v: v is None or (isinstance(v, Mapping) and all(_whole(1)[0](n) for n in v.values())),
         "names, each with a whole number of steps of at least 1",
@@ -153,7 +154,14 @@ TASK: dict[str, Check] = {
 OPTIONAL = {
     "distributed",
     *("optimizer.lr", "optimizer.groups", "optimizer.then", "scheduler.interval"),
-    *("model.checkpoint", "model.freeze", "model.freeze_until", "data.collate", "trainer.timeout"),
+    *(
+        "model.checkpoint",
+        "model.freeze",
+        "model.freeze_until",
+        "model.sync_batchnorm",
+        "data.collate",
+        "trainer.timeout",
+    ),
 }
 OPTIONAL_IN_TASK = {
     *("num_outputs", "metrics", "count", "mask", "source", "missing", "whole_batch", "weight", "objective"),

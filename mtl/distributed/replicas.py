@@ -74,8 +74,9 @@ def check_replicas(model: nn.Module, tasks: list[str]) -> None:
     synchronised = [name for name, module in model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
     if synchronised:
         raise UserError(
-            f"'{synchronised[0]}' of the model is a SyncBatchNorm, which all processes have to call equally often; a "
-            "process without labels of a task doesn't call it. Take BatchNorm, or GroupNorm"
+            f"'{synchronised[0]}' of the model is a SyncBatchNorm, which all processes have to call equally often, "
+            "whether they have labels of a task or not. mtl.distributed.sync_batchnorm(model) replaces it by one that "
+            "a step knows how to call"
         )
     named = list(model.named_parameters())
     shapes = [(name, tuple(parameter.shape), parameter.requires_grad) for name, parameter in named]

@@ -7,6 +7,7 @@ from torch.optim import LBFGS
 
 from mtl.balancers import Balancer
 from mtl.choices import ON_NONFINITE
+from mtl.distributed.collectives import world_size
 from mtl.distributed.replicas import check_plain, check_replicas
 from mtl.distributed.sharding import is_sharded
 from mtl.errors import UserError
@@ -80,20 +81,27 @@ def check_processes(model: MultiTaskModel, tasks: Sequence[Task], sharded: bool)
     check_replicas(model, [task.name for task in tasks])
 
 
-def check_shards(
-    model: MultiTaskModel, tasks: Sequence[Task], balancing: Balancing, descent: Descent, precision: str
-) -> None:
+def check_aligned(tasks: Sequence[Task]) -> None:
+    """Checks that all processes can run the same passes, which sharded parameters and synchronised batch norm require.
+
+    Raises:
+        UserError: If a process without labels of a task couldn't run the task's passes.
+    """
+    objectives = [task.name for task in tasks if task.objective is not None]
+    if objectives and world_size() > 1:
+        raise UserError(
+            f"task '{objectives[0]}' has an objective, and a process without labels of the task can't run its passes, "
+            "as sharded parameters and synchronised batch norm require; take distributed=ddp and "
+            "model.sync_batchnorm=false"
+        )
+
+
+def check_shards(model: MultiTaskModel, balancing: Balancing, descent: Descent, precision: str) -> None:
     """Checks that the step can be taken with parameters that are divided over the processes.
 
     Raises:
-        UserError: If the parameters are divided otherwise than a step needs it, or if another setting doesn't allow it.
+        UserError: If another setting doesn't allow that.
     """
-    objectives = [task.name for task in tasks if task.objective is not None]
-    if objectives:
-        raise UserError(
-            f"task '{objectives[0]}' has an objective, which may differentiate the model by itself, and sharded "
-            "parameters don't allow that; take distributed=ddp"
-        )
     learned = [name for name, loss in model.losses.items() if any(True for _ in loss.parameters())]
     if learned:
         raise UserError(
@@ -101,9 +109,7 @@ def check_shards(
             "the loss, so that they can't be sharded; take distributed=ddp"
         )
     if balancing.collects and balancing.settings.source == "layerwise":
-        raise UserError(
-            "gradients.source: with sharded parameters, layerwise is not supported; take rows or auto"
-        )
+        raise UserError("gradients.source: with sharded parameters, layerwise is not supported; take rows or auto")
     if precision == "fp16":
         raise UserError(
             "precision: fp16 scales gradients by the overflows that a process sees in its part of them; with sharded "

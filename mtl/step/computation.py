@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl.distributed.collectives import any_process
+from mtl.distributed.sharding import is_sharded
 from mtl.errors import NotFinite
 from mtl.gradients.at_features import AtFeatures
 from mtl.gradients.backward import total_norm
@@ -58,6 +59,7 @@ class Computation:
         self._parameters = parameters
         self._balancing = balancing
         self._reach = reach
+        self._sharded = is_sharded(next(iter(parameters.values())))
         self._before: Snapshot | None = None
         self.losses: list[Tensor] = []
         self._tasks: list[Task] = []  # the tasks of the last step
@@ -152,7 +154,7 @@ class Computation:
         if len(micro_batches.batches) == 1 and micro_batches.processes == 1:
             return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, recorders)
         losses = accumulate(self.passes, self.checks, micro_batches, weights, recorders)
-        if recorders.collect is None and micro_batches.processes > 1 and not micro_batches.is_aligned:
+        if recorders.collect is None and micro_batches.processes > 1 and not self._sharded:
             sum_gradients(self._parameters.values())
         return losses
 
@@ -165,7 +167,7 @@ class Computation:
         source, several = self._balancing.source, len(micro_batches.batches) > 1
         if processes > 1:
             (several,) = any_process([several])
-        if micro_batches.is_aligned and source == "layerwise":
+        if self._sharded and source == "layerwise":
             source = "rows"  # sharded, and of which each process computes with its part
         if several:  # the batch may have come as a list of micro-batches
             source = source_in_micro_batches(self._balancing.settings)

@@ -64,7 +64,7 @@ class MicroBatches:
         count: int | None = None,
         without: Mapping[str, object] | None = None,
         processes: int = 1,
-        sharded: bool = False,
+        aligned: bool = False,
     ) -> "MicroBatches":
         """Divides the batch of a step into micro-batches, and selects the tasks that have labels in the batch.
 
@@ -75,7 +75,7 @@ class MicroBatches:
             count: The number of micro-batches; at most one of `size` and `count` may be set. A list isn't divided.
             without: The names of tasks that don't take part.
             processes: The number of processes that train together.
-            sharded: Whether the parameters are divided over the processes, so that these have to run the same passes.
+            aligned: Whether all processes have to run the same passes, see alignment.py.
 
         Raises:
             UserError: If `batch` isn't a batch, or if the passes of the processes differ and can't be made the same.
@@ -104,11 +104,11 @@ class MicroBatches:
                 batches.append(parts[0] if len(parts) == 1 else joined(parts, sizes))
                 members.append([index])
         counted, runs = members, None
-        if sharded:
+        if aligned:
             batches, members, repeated = align(batches, members)
             counted = [[] if again else member for member, again in zip(members, repeated, strict=True)]
         of_step, present = shares(list(tasks), batches, counted, processes)
-        if sharded:
+        if aligned:
             runs = [[index for index in member if index in present] for member in members]
         return cls(tasks, batches, of_step, present, processes, runs).without(without or {})
 

@@ -21,12 +21,13 @@ from torch.optim import LBFGS, Optimizer
 
 from mtl.balancers import Balancer, Equal
 from mtl.distributed import sharding
+from mtl.distributed.batch_norm import is_synchronised
 from mtl.distributed.collectives import world_size
 from mtl.distributed.replicas import share_buffers
 from mtl.gradients.reach import Reach
 from mtl.model import MultiTaskModel
 from mtl.step.balancing import Balancing
-from mtl.step.compatibility import check_arguments, check_optimizers, check_processes, check_shards
+from mtl.step.compatibility import check_aligned, check_arguments, check_optimizers, check_processes, check_shards
 from mtl.step.computation import Computation
 from mtl.step.descent import Descent
 from mtl.step.micro_batches import MicroBatches, StepBatch
@@ -94,6 +95,7 @@ class Step:
         self.model = model
         self.tasks = list(tasks)
         self._sharded = sharding.begin(model)  # whether the parameters are divided over the processes
+        self._synchronised = is_synchronised(model)  # whether batch norm normalises over all processes
         self.passes = Passes(model, passes, precision)
         self.micro_batch_size = micro_batch_size
         self.num_micro_batches = num_micro_batches
@@ -109,8 +111,10 @@ class Step:
         self._searched: MicroBatches | None = None  # the micro-batches for a line search
         self._processes = 1  # that train together, in the current step
         self._compared = False  # whether all processes have been found to have the same model
+        if self._sharded or self._synchronised:
+            check_aligned(self.tasks)
         if self._sharded:
-            check_shards(model, self.tasks, self.balancing, self.descent, precision)
+            check_shards(model, self.balancing, self.descent, precision)
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -177,7 +181,7 @@ class Step:
             count=self.num_micro_batches,
             without=faded,
             processes=self._processes,
-            sharded=self._sharded,
+            aligned=self._sharded or (self._synchronised and self._processes > 1),
         )
 
     def undo(self) -> bool:

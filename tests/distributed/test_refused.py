@@ -138,7 +138,10 @@ def step_of(kind: str) -> str:
         ("line search", "LBFGS joins all parameters into one vector"),
         ("layerwise", "with sharded parameters, layerwise is not supported"),
         ("scaled", "with sharded parameters, take bf16"),
-        ("sharded objective", "task 'b' has an objective, which may differentiate the model by itself"),
+        (
+            "sharded objective",
+            "task 'b' has an objective, and a process without labels of the task can't run its passes",
+        ),
         ("learned loss", "task 'b': its loss has parameters"),
         ("tied", "share a parameter, which fully_shard can't divide"),
         ("loose", "'shift' belongs to the model itself and not to a module that is called"),

@@ -79,6 +79,10 @@ def train(setting: dict[str, Any]) -> dict[str, Any]:
     model, tasks, batches = problem(
         settings.pop("count"), settings.pop("steps"), settings.pop("sizes"), weighted, settings.pop("width")
     )
+    if settings.pop("norm"):
+        model.trunk.insert(1, nn.BatchNorm1d(8, dtype=DTYPE))
+        model.heads["t2"] = tasks[2].head = nn.Sequential(nn.BatchNorm1d(6, dtype=DTYPE, momentum=None), tasks[2].head)
+        mtl.distributed.sync_batchnorm(model)
     os.environ["LOCAL_WORLD_SIZE"] = "2"
     mtl.distributed.prepare(model, settings.pop("how"))
     torch.manual_seed(100 + mtl.distributed.rank())  # nothing may depend on the random state of a process
@@ -129,6 +133,7 @@ DEFAULT = {
     "clip": None,
     "clip_shared": None,
     "how": "ddp",
+    "norm": False,
 }
 
 
@@ -294,3 +299,44 @@ def test_sharded_parameters_are_those_of_replicas(precision: str, tolerance: flo
     assert len({repr(losses) for losses in sharded[0]["losses"]}) == 5
     ours, theirs = (torch.tensor(tree_leaves(each)) for each in (sharded[0], replicated[0]))
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@settings(max_examples=8)
+@given(
+    world=st.sampled_from([2, 3, 4]),
+    how=st.sampled_from(["ddp", "fsdp"]),
+    balancer=st.sampled_from(["Equal", "UW", "UPGrad", "GradDrop", "FAMO"]),
+    passes=st.sampled_from(["joint", "sequential", "shared"]),
+    sizes=st.lists(st.integers(4, 9), min_size=1, max_size=4),
+)
+def test_batch_norm_over_all_processes(world: int, how: str, balancer: str, passes: str, sizes: list[int]) -> None:
+    check(world, how=how, balancer=balancer, passes=passes, sizes=sizes, norm=True)
+
+
+def test_batch_norm_over_all_processes_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 4, 5, dtype=DTYPE)
+    for momentum in (0.1, None):
+        theirs = nn.Sequential(nn.BatchNorm2d(3, momentum=momentum, dtype=DTYPE))
+        parts = processes(2)(normalised, theirs.state_dict(), momentum, x)
+        y = theirs(x)
+        y = theirs(y.cos())
+        (y**3).sum().backward()
+        torch.testing.assert_close(torch.stack([parts[n % 2][0][n // 2] for n in range(6)]), y.detach())
+        for gradient, parameter in zip(
+            zip(*(part[1] for part in parts), strict=True), theirs.parameters(), strict=True
+        ):
+            torch.testing.assert_close(sum(gradient), parameter.grad)
+        for _, _, state in parts:
+            torch.testing.assert_close(state, dict(theirs.state_dict()))
+
+
+def normalised(state: dict[str, Tensor], momentum: float | None, x: Tensor) -> Any:
+    """Normalises this process's share twice, and returns outputs, gradients and the state of the module."""
+    model = nn.Sequential(nn.BatchNorm2d(3, momentum=momentum, dtype=DTYPE))
+    model.load_state_dict(state)
+    mtl.distributed.sync_batchnorm(model)
+    y = model(x[mtl.distributed.rank() :: mtl.distributed.world_size()])
+    y = model(y.cos())
+    (y**3).sum().backward()
+    return y.detach(), [p.grad for p in model.parameters()], dict(model.state_dict())
