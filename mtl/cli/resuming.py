@@ -36,7 +36,7 @@ def newest_state(console: Any, config: dict[str, Any], folder: Path) -> dict[str
             events.unlink()
         return None
     try:
-        state = checkpoint.newest(folder / "checkpoints", lambda line: report(console, line))
+        state = checkpoint.newest(folder / "checkpoints", lambda line: report(console, line), whole=False)
         saved.check(state, f"the newest checkpoint in {folder_name(folder)}", saved.RUN)
     except UserError as error:
         raise Refused(str(error)) from error
@@ -58,6 +58,7 @@ def load_state(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]
         Refused: If the state doesn't fit the trainer.
     """
     from mtl.runs import exchanged
+    from mtl.training.layouts import fitted
     from mtl.training.saved import check_kinds, load_into
 
     optimizer = trainer.step.optimizer
@@ -74,6 +75,7 @@ def load_state(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]
             "values may change, but not their patterns or the patterns' order"
         )
     try:
+        state = fitted(state, trainer.step.model, trainer.step.descent.parameters())
         load_into(trainer.step.model, state["model"], "the saved state")
         exchanged.check(trainer.step, state, config)
         check_kinds({key: value for key, value in state.items() if key != "model"}, trainer.state_dict())
