@@ -61,10 +61,7 @@ _NAMES: Check = (
     lambda v: v is None or (isinstance(v, str) and bool(v)) or (_TEXTS[0](v) and bool(v)),
     "a task's name, a list of names, or null",
 )
-_PATTERNS: Check = (
-    lambda v: v is None or (isinstance(v, list) and all(isinstance(t, str) for t in v)),
-    "a list of names",
-)
+_PATTERNS: Check = (lambda v: v is None or _TEXTS[0](v), "a list of names")
 
 # Below a node with a _target_, only mtl's keys are listed; all other keys are arguments of the callable.
 SCHEMA: dict[str, Check] = {
@@ -107,6 +104,7 @@ SCHEMA: dict[str, Check] = {
     "model.inputs": _TEXTS,
     **dict.fromkeys(("model.checkpoint", "model.freeze"), _PATTERNS),
     "model.sync_batchnorm": _FLAG,
+    "model.compile": (lambda v: isinstance(v, bool) or _PATTERNS[0](v), f"true, false or {_PATTERNS[1]}"),
     "model.freeze_until": (
         lambda v: v is None or (isinstance(v, Mapping) and all(_whole(1)[0](n) for n in v.values())),
         "names, each with a whole number of steps of at least 1",
@@ -154,14 +152,8 @@ TASK: dict[str, Check] = {
 OPTIONAL = {
     "distributed",
     *("optimizer.lr", "optimizer.groups", "optimizer.then", "scheduler.interval"),
-    *(
-        "model.checkpoint",
-        "model.freeze",
-        "model.freeze_until",
-        "model.sync_batchnorm",
-        "data.collate",
-        "trainer.timeout",
-    ),
+    *("model.checkpoint", "model.compile", "model.freeze", "model.freeze_until", "model.sync_batchnorm"),
+    *("data.collate", "trainer.timeout"),
 }
 OPTIONAL_IN_TASK = {
     *("num_outputs", "metrics", "count", "mask", "source", "missing", "whole_batch", "weight", "objective"),

@@ -14,13 +14,8 @@ from mtl.model import MultiTaskModel
 from mtl.recompute import recompute
 from mtl.task import Task
 
-OWN = (
-    "checkpoint",
-    "freeze",
-    "freeze_until",
-    "sync_batchnorm",
-    "trunk",
-)  # keys that aren't arguments of the model's class
+# Keys that aren't arguments of the model's class.
+OWN = ("checkpoint", "compile", "freeze", "freeze_until", "sync_batchnorm", "trunk")
 
 
 def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:

@@ -81,7 +81,7 @@ def check_processes(model: MultiTaskModel, tasks: Sequence[Task], sharded: bool)
     check_replicas(model, [task.name for task in tasks])
 
 
-def check_aligned(tasks: Sequence[Task]) -> None:
+def check_aligned(tasks: Sequence[Task], compiled: Sequence[str]) -> None:
     """Checks that all processes can run the same passes, which sharded parameters and synchronised batch norm require.
 
     Raises:
@@ -93,6 +93,11 @@ def check_aligned(tasks: Sequence[Task]) -> None:
             f"task '{objectives[0]}' has an objective, and a process without labels of the task can't run its passes, "
             "as sharded parameters and synchronised batch norm require; take distributed=ddp and "
             "model.sync_batchnorm=false"
+        )
+    if compiled and world_size() > 1:
+        raise UserError(
+            "model.compile: compiled modules with sharded parameters or synchronised batch norm are not supported; set "
+            "model.compile=false, or take distributed=ddp and model.sync_batchnorm=false"
         )
 
 

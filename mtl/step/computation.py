@@ -1,7 +1,7 @@
 """Computes the gradient of a step: the passes over the micro-batches and the balancing of the tasks."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,13 @@ class Computation:
         self._members: list[list[int]] | None = None  # by micro-batch, the tasks that run in all processes
 
     def __call__(
-        self, micro_batches: MicroBatches, step: int, *, measure: bool, on_nonfinite: str = "error"
+        self,
+        micro_batches: MicroBatches,
+        step: int,
+        *,
+        measure: bool,
+        on_nonfinite: str = "error",
+        check: Callable[[MicroBatches], None],
     ) -> StepResult:
         """Computes the weighted sum of the tasks' gradients and leaves it in `.grad`.
 
@@ -77,6 +83,7 @@ class Computation:
             step: The number of optimizer steps taken so far.
             measure: Whether to measure gradient norms, cosines and reach as well.
             on_nonfinite: What to do about losses and gradients that are not finite, see `mtl.Step`.
+            check: Called with the micro-batches before their passes, and raises a UserError if these would be wrong.
 
         Returns:
             The losses, the weights and, with `measure`, the measurements of the step.
@@ -85,6 +92,7 @@ class Computation:
         if self._balancing.needs not in ("nothing", "rows"):  # the state of a balancer of rows is as large as the rows
             components.append(self._balancing)
         self._before = Snapshot(self._model, others=components)
+        check(micro_batches)
         if on_nonfinite == "error":
             return self._take(micro_batches, step, measure)
         nonfinite: dict[str, str] = {}
@@ -167,8 +175,6 @@ class Computation:
         if self.passes.kind != "shared":
             return Rows(self._parameters, micro_batches.names, scale=scale, whole=whole, processes=processes)
         source, several = self._balancing.source, micro_batches.several
-        if self._sharded and source == "layerwise":
-            source = "rows"  # sharded, and of which each process computes with its part
         if several:  # the batch may have come as a list of micro-batches
             source = source_in_micro_batches(self._balancing.settings)
         waits = not several and self._balancing.needs == "gramian"

@@ -192,6 +192,14 @@ class Descent:
         optimizer = self.first if first else self.optimizer
         return [] if optimizer is None else optimizer.param_groups
 
+    def parameters(self) -> dict[str, list[Tensor]]:
+        """Returns the parameters of each optimizer, in the order of its state, by the optimizer's name."""
+        return {
+            name: [parameter for group in component.param_groups for parameter in group["params"]]
+            for name, component in self.components().items()
+            if isinstance(component, Optimizer)
+        }
+
     def components(self) -> dict[str, Any]:
         """Returns the optimizers and the scheduler by name."""
         components = {"optimizer": self.first, "then": self._then, "scheduler": self._scheduler}

@@ -31,7 +31,7 @@ def batch(count: int = 6) -> dict[str, torch.Tensor]:
 
 
 SHARDED = (
-    *("fsdp over a part", "early optimizer", "line search", "layerwise", "scaled", "sharded objective"),
+    *("fsdp over a part", "early optimizer", "line search", "layerwise", "scaled", "compiled", "sharded objective"),
     *("learned loss", "tied", "loose", "no samples"),
 )
 
@@ -49,9 +49,11 @@ class Scaled(nn.Module):
 
 def sharded_step_of(kind: str, model: mtl.MultiTaskModel, tasks: list[mtl.Task]) -> str:
     """Takes a step with sharded parameters that is refused, and returns the message."""
-    options: dict[str, Any] = {"line search": {"optimizer": torch.optim.LBFGS}, "scaled": {"precision": "fp16"}}.get(
-        kind, {}
-    )
+    options: dict[str, Any] = {
+        "line search": {"optimizer": torch.optim.LBFGS},
+        "scaled": {"precision": "fp16"},
+        "compiled": {"compile": True},
+    }.get(kind, {})
     if kind == "layerwise":
         options = {"balancer": mtl.balancers.MGDA(), "gradients": mtl.Gradients("layerwise")}
     if kind == "sharded objective":
@@ -137,6 +139,7 @@ def step_of(kind: str) -> str:
         ("early optimizer", "SGD has none of the sharded parameters; make the optimizer after the model was sharded"),
         ("line search", "LBFGS joins all parameters into one vector"),
         ("layerwise", "with sharded parameters, layerwise is not supported"),
+        ("compiled", "compiled modules with sharded parameters or synchronised batch norm are not supported"),
         ("scaled", "with sharded parameters, take bf16"),
         (
             "sharded objective",
