@@ -3,7 +3,7 @@
     python scripts/bench_scale.py [--rounds 5] [--width 512] [--batch-size 256] [--tasks 8]
 
 Each process has one thread, gloo and its share of the batch. In each round, all cases take some steps one after the
-other, and the best of all rounds counts. "alone" is the step of a process with its share and without the others, while
+other, and the best of all rounds counts. "joint" has one backward pass for all tasks, as by hand. "alone" is the step of a process with its share and without the others, while
 these do the same. The bytes sent are counted at the calls of torch.distributed: those that a process sends, for the
 algorithms that need the fewest (a ring for all_reduce). The memory is the largest that a step needs in a process, in
 addition to what the process has before it. More processes than cores share the cores.
@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mtl
 
-CASES = ("ddp by hand", "equal", "equal alone", "upgrad", "upgrad alone")
+CASES = ("ddp by hand", "equal", "equal joint", "equal alone", "upgrad", "upgrad alone")
 STEPS = 5
 sent = 0  # bytes that this process has sent
 
@@ -81,7 +81,7 @@ def step_of(case: str, width: int, num_tasks: int) -> tuple[Callable[[Any], obje
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     if case != "ddp by hand":
         balancer = mtl.balancers.Equal() if case.startswith("equal") else mtl.balancers.UPGrad()
-        own = mtl.Step(model, tasks, optimizer, balancer=balancer)
+        own = mtl.Step(model, tasks, optimizer, balancer=balancer, passes="joint" if case.endswith("joint") else "auto")
         return (alone(own) if case.endswith("alone") else own), optimizer.zero_grad
     wrapped: Any = DistributedDataParallel(model) if dist.is_initialized() else model
 
