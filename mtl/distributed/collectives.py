@@ -59,6 +59,14 @@ def sum_scalars(scalars: Sequence[Tensor]) -> list[Tensor]:
     return list(sum_over_processes(torch.stack(list(scalars))).unbind())
 
 
+def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
+    """Returns the numbers of all processes, in the order of their ranks; all processes give equally many."""
+    if world_size() == 1:
+        return [list(numbers)]
+    local = torch.tensor(numbers, dtype=torch.float64, device=_device_of_numbers())
+    return [each.tolist() for each in _gathered(local)]
+
+
 def sum_numbers(numbers: Sequence[float]) -> list[float]:
     """Returns the sum of each number over all processes."""
     if world_size() == 1:

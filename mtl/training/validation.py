@@ -111,14 +111,14 @@ class Validation:
             for part, names in loader.by_source():
                 tasks = [task for task in self.tasks if names is None or task.name in names]
                 seen |= {task.name for task in tasks}
-                cut |= {task.name for task in tasks if trial and len(part) > 1}
-                batches: Any = part.batches()
+                cut |= {task.name for task in tasks if trial and not part.has_one_batch}
+                batches: Any = part.sized_batches()
                 with closing(batches):  # also ends the worker processes
-                    for batch, total in islice(zip(batches, part.sizes(), strict=not trial), 1 if trial else None):
+                    for batch, total in islice(batches, 1 if trial else None):
                         size = len(range(total)[share()])  # the samples in the share of this process
                         if not size:
                             continue
-                        several = (len(part) > 1 or world_size() > 1) and not trial
+                        several = (not part.has_one_batch or world_size() > 1) and not trial
                         self._take(tasks, batch, size, sums, counts, several=several)
                         for task in tasks:
                             labelled[task.name] += size if task.objective is not None else num_labelled(task, batch)
