@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torch.utils.data._utils import worker
 
 from mtl.data.alike import Alike
 from mtl.data.collating import Numbered
@@ -21,6 +22,7 @@ from mtl.seeds import seed_of
 READERS = {"processes": 8, "workers": 4}  # the default of `data.readers`
 PROBED = 3  # the number of samples before and after the state by which `restores` judges
 _END: Any = object()
+_INNER = ("dataset", "_ex_iterable", "ex_iterable", "ex_iterables")  # where data sets have those that they read
 
 
 @dataclass
@@ -138,6 +140,7 @@ class Lane:
 
     def _begin(self) -> Iterator[Any]:
         """Returns an iterator of the data set, after setting its pass and its state."""
+        worker._worker_info = None  # data sets that ask for it would draw other random numbers in a worker process
         set_pass(self._dataset, self._number)
         state = self._initial if self._from.state is None else self._from.state
         if state is not None:
@@ -170,9 +173,11 @@ def state_of(dataset: Any) -> Any:
 def restores(dataset: Any, initial: Any, seeds: tuple[int, ...]) -> bool:
     """Returns whether the data set continues with the right samples from a state that it saved.
 
-    Some states are not complete: those of Hugging Face leave out the samples in a shuffle buffer. The first samples
-    are therefore read once without an interruption and once with one.
+    The first samples are read once without an interruption and once with one. States of Hugging Face leave out the
+    samples in a shuffle buffer, which would be lost.
     """
+    if _has_shuffle_buffer(dataset):
+        return False
     lane = Lane(dataset, seeds, 1, initial=initial, saves=True)
     lane.take(PROBED)
     place = lane.place()
@@ -183,6 +188,15 @@ def restores(dataset: Any, initial: Any, seeds: tuple[int, ...]) -> bool:
     if initial is not None:
         dataset.load_state_dict(copy.deepcopy(initial))
     return digest(expected) == digest(again)
+
+
+def _has_shuffle_buffer(value: Any) -> bool:
+    if type(value).__name__ == "BufferShuffledExamplesIterable":
+        return True
+    if isinstance(value, list):
+        return any(map(_has_shuffle_buffer, value))
+    inner = (vars(value).get(name) for name in _INNER if hasattr(value, "__dict__"))
+    return any(_has_shuffle_buffer(each) for each in inner if each is not None)
 
 
 def digest(value: Any) -> int:

@@ -213,6 +213,11 @@ class Loader:
             return self.stream.pairs(epoch, start)
         return paired(self.batches(epoch, start=start), self.sizes(epoch, start=start))
 
+    def close(self) -> None:
+        """Ends worker processes that would go on in the next epoch."""
+        if self.stream is not None:
+            self.stream.close()
+
     def _share(self) -> slice:
         """Returns the samples of a batch that this process gets."""
         return share() if self.divided else slice(None)

@@ -70,6 +70,12 @@ class Streamed:
             if self._live is None:
                 batches.close()  # ends the worker processes
 
+    def close(self) -> None:
+        """Ends the worker processes, which otherwise live from one epoch to the next."""
+        live, self._live = self._live, None
+        if live is not None:
+            live[1].close()
+
     def _key(self, epoch: int, position: int) -> Key:
         return (epoch, position) if self._steps is None else (0, max(epoch - 1, 0) * self._steps + position)
 

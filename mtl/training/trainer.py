@@ -116,6 +116,8 @@ class Trainer:
                     self._save("last")
             raise
         finally:
+            for loader, _ in self.train.by_source():
+                loader.close()
             self.writer.wait()
 
     def _train(self) -> None:
