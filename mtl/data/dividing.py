@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtl.data.collating import Collate
-from mtl.data.lanes import READERS, Place, is_stateful, length_of, restores
+from mtl.data.lanes import READERS, Lane, Place, digest, is_stateful, length_of, restores
 from mtl.data.readers import Making, Note, PartReader, WholeReader
 from mtl.distributed.collectives import gather_numbers, rank, share, world_size
 from mtl.errors import FOREIGN, UserError
@@ -35,7 +35,8 @@ class Position:
     places: dict[int, Place] = field(default_factory=dict)
 
 
-Made = Generator[tuple[Any, int, Position]]  # batches with their sizes in all processes and the positions after them
+Sizes = tuple[int, int]  # the numbers of samples of a batch in all processes and in this one
+Made = Generator[tuple[Any, Sizes, Position]]  # batches with their sizes and the positions after them
 
 
 class Division:
@@ -76,6 +77,7 @@ class Division:
         self._groups = min(readers["workers"], shards // lanes) if self.shards else 1
         self.num_parts = self._lanes * self._groups
         self._restores: bool | None = None
+        self._is_checked = False
         if self.shards and self.is_shared and world_size() > lanes:
             raise UserError(
                 f"data.readers.processes is {readers['processes']}, so that the shards can be divided between {lanes} "
@@ -122,13 +124,14 @@ class Division:
             number = position.batches
             while True:
                 batch, note = next(readers[number % turns], (None, _NOTHING))
-                self._check_same(note)
+                self._check_same([note["size"], note["digest"]])
                 if not note["size"]:
                     return
                 number += 1
                 if note["size"] == self._loader.batch_size or not self._loader.drop_last:
                     places = {0: Place(**note["places"][0])}
-                    yield self._loader.placed(batch), note["size"], Position(position.number, number, 0, places)
+                    own = len(range(note["size"])[share()]) if self.is_shared else note["size"]
+                    yield self._loader.placed(batch), (note["size"], own), Position(position.number, number, 0, places)
         finally:
             for reader in readers:
                 reader.close()
@@ -137,6 +140,9 @@ class Division:
         turns = min(max(self._loader.num_workers, 1), self._groups)
         groups = [(position.turn + number) % self._groups for number in range(self._groups)]
         own = range(rank(), self._lanes, world_size()) if self.is_shared else range(self._lanes)
+        if not self._is_checked:
+            self._is_checked = True
+            self._check_same([self.shards, self._digest_of_last()])
         readers = {
             turn: self._start(
                 PartReader(
@@ -171,16 +177,24 @@ class Division:
                 going.append(group)
                 number += 1
                 if size == self._loader.batch_size or not self._loader.drop_last:
-                    yield self._loader.placed(batch), size, Position(position.number, number, going[0], dict(places))
+                    after = Position(position.number, number, going[0], dict(places))
+                    yield self._loader.placed(batch), (size, note["size"]), after
         finally:
             for reader in readers.values():
                 reader.close()
 
-    def _check_same(self, note: Note) -> None:
-        """Raises a UserError, in all processes, if they read different samples."""
+    def _digest_of_last(self) -> int:
+        """Returns a checksum of the first samples of the last part, which differs if the order of the shards does."""
+        if not self.is_shared:
+            return 0
+        part = self._dataset.shard(num_shards=self.num_parts, index=self.num_parts - 1)
+        return digest([sample for _, sample in Lane(part, (self._loader.seed, 1), 1).take(1)])
+
+    def _check_same(self, facts: list[float]) -> None:
+        """Raises a UserError, in all processes, if what they read differs in these numbers."""
         if not self.is_shared or self.has_length:
             return
-        seen = gather_numbers([note["size"], note["digest"]])
+        seen = gather_numbers(facts)
         if number := next((number for number, each in enumerate(seen) if each != seen[0]), 0):
             raise UserError(
                 f"data: {type(self._dataset).__name__} gives different samples in the processes of rank 0 and {number}."

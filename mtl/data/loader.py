@@ -14,10 +14,11 @@ from mtl.data.collating import Collate, Numbers
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
 from mtl.data.lanes import length_of
+from mtl.data.loading_errors import ended_worker, in_process
 from mtl.data.seeded import Seeded
 from mtl.data.streams import Streamed
 from mtl.distributed.collectives import share, world_size
-from mtl.errors import FOREIGN, UserError, dead_worker, describe_error, text_of
+from mtl.errors import FOREIGN, UserError, dead_worker
 from mtl.process.seeding import num_threads
 from mtl.seeds import seed_of
 
@@ -174,16 +175,7 @@ class Loader:
                     yield batch
             return
         if isinstance(self.dataset, Drawn):
-            for number in range(start, len(self)):
-                drawn_from = torch.Generator().manual_seed(seed_of(self.seed, epoch, number))
-                count = min(self.batch_size, self.num_samples - number * self.batch_size)
-                batch = tree_map(self._move, self._drawn(drawn_from, count))
-                ours = list(range(count))[self._share()]
-                if not ours:
-                    yield [{}] if self.is_cut else {}
-                    continue
-                batch = take(batch, count, ours) if len(ours) < count else batch
-                yield cut(batch, len(ours), **self.micro) if self.is_cut else batch
+            yield from self._draws(epoch, start)
             return
         order, generator = self._order(epoch)
         first = start * self.batch_size
@@ -209,14 +201,38 @@ class Loader:
 
     def sized_batches(self, epoch: int = 0, *, start: int = 0) -> Iterator[tuple[Any, int]]:
         """Yields the batches of `batches`, each with its number of samples in all processes."""
+        return self._with_size(epoch, start, 0)
+
+    def shares(self, epoch: int = 0) -> Iterator[tuple[Any, int]]:
+        """Yields the batches of `batches`, each with its number of samples in this process."""
+        return self._with_size(epoch, 0, 1)
+
+    def _with_size(self, epoch: int, start: int, which: int) -> Iterator[tuple[Any, int]]:
         if self.stream is not None:
-            return self.stream.pairs(epoch, start)
-        return paired(self.batches(epoch, start=start), self.sizes(epoch, start=start))
+            pairs: Any = self.stream.pairs(epoch, start)
+        else:
+            sizes = ((size, len(range(size)[self._share()])) for size in self.sizes(epoch, start=start))
+            pairs = paired(self.batches(epoch, start=start), sizes)
+        with closing(pairs):
+            for batch, both in pairs:
+                yield batch, both[which]
 
     def close(self) -> None:
         """Ends worker processes that would go on in the next epoch."""
         if self.stream is not None:
             self.stream.close()
+
+    def _draws(self, epoch: int, start: int) -> Iterator[Any]:
+        for number in range(start, len(self)):
+            drawn_from = torch.Generator().manual_seed(seed_of(self.seed, epoch, number))
+            count = self.size_of(number)
+            batch = tree_map(self._move, self._drawn(drawn_from, count))
+            ours = list(range(count))[self._share()]
+            if not ours:
+                yield [{}] if self.is_cut else {}
+                continue
+            batch = take(batch, count, ours) if len(ours) < count else batch
+            yield cut(batch, len(ours), **self.micro) if self.is_cut else batch
 
     def _share(self) -> slice:
         """Returns the samples of a batch that this process gets."""
@@ -227,7 +243,7 @@ class Loader:
         try:
             return self.dataset.draw(generator, count)
         except FOREIGN as error:
-            raise UserError(f"data: {type(self.dataset).__name__} can't draw a batch: {_in_process(error)}") from error
+            raise UserError(f"data: {type(self.dataset).__name__} can't draw a batch: {in_process(error)}") from error
 
     def fetched(
         self, samples: Dataset[Any], generator: torch.Generator, collate: Callable[[Any], Any], **options: Any
@@ -255,8 +271,8 @@ class Loader:
             except Exception as error:
                 name = type(self.dataset).__name__ + (f" ({self.of})" if self.of else "")
                 may_have_ended = isinstance(error, OSError | EOFError) or dead_worker(error)
-                cause = _ended_worker(batches) if may_have_ended else None
-                text = _in_process(cause or error)
+                cause = ended_worker(batches) if may_have_ended else None
+                text = in_process(cause or error)
                 raise UserError(f"data: a batch of {name} can't be loaded: {text}") from (cause or error)
             yield batch
 
@@ -274,7 +290,7 @@ class Loader:
         return value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
-def paired(batches: Any, sizes: Iterator[int]) -> Iterator[tuple[Any, int]]:
+def paired(batches: Any, sizes: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
     """Yields batches with their sizes; closing the generator also closes that of the batches."""
     with closing(batches):
         yield from zip(batches, sizes, strict=True)
@@ -283,25 +299,6 @@ def paired(batches: Any, sizes: Iterator[int]) -> Iterator[tuple[Any, int]]:
 def other_data(saved: Any, ours: Any) -> UserError:
     """Returns an error for a saved position that isn't one in these data."""
     return UserError(f"the training data aren't those of the run, whose position is {saved}, not {ours}")
-
-
-def _ended_worker(batches: Any) -> RuntimeError | None:
-    """Returns an error for a worker process that ended unexpectedly, or None; torch doesn't always detect it."""
-    for worker in getattr(batches, "_workers", ()):
-        worker.join(0.5)
-        if not worker.is_alive():
-            how = f"killed by signal {-worker.exitcode}" if worker.exitcode < 0 else f"exit code {worker.exitcode}"
-            return RuntimeError(f"DataLoader worker (pid {worker.pid}) ended: {how}")
-    return None
-
-
-def _in_process(error: BaseException) -> str:
-    """Describes an error from this process, or from a worker process, which reports errors as formatted tracebacks."""
-    text = text_of(error).strip()
-    if text.startswith("Caught "):
-        message = text.rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")[2]
-        return message if message != text else text.splitlines()[-1]
-    return text if isinstance(error, UserError) else describe_error(error)
 
 
 def _as_dicts(value: Any) -> Any:

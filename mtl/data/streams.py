@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mtl.data.dividing import Division, Made, Position
+from mtl.data.dividing import Division, Made, Position, Sizes
 from mtl.data.lanes import Place
 from mtl.distributed.collectives import gather_objects, world_size
 from mtl.errors import UserError
@@ -47,8 +47,8 @@ class Streamed:
             notes.append(f"{name} {why}: a resumed run reads the samples of the current pass again up to its position")
         return notes
 
-    def pairs(self, epoch: int, start: int) -> Generator[tuple[Any, int]]:
-        """Yields the batches of an epoch from number `start` on, each with its number of samples in all processes."""
+    def pairs(self, epoch: int, start: int) -> Generator[tuple[Any, Sizes]]:
+        """Yields the batches of an epoch from number `start` on, each with its sizes."""
         first = self._key(epoch, start)
         live, self._live = self._live, None
         if live is not None and live[0] != first:
@@ -58,10 +58,10 @@ class Streamed:
         place, number = first
         last = None if self._steps is None else number + self._steps - start
         try:
-            for batch, size, position in batches if last is None or number < last else ():
+            for batch, sizes, position in batches if last is None or number < last else ():
                 number += 1
                 self._remember((place, number), position)
-                yield batch, size
+                yield batch, sizes
                 if number == last:
                     break
             if number == last:

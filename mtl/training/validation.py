@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtl.batch import Batch
 from mtl.data import Loader, Mix
-from mtl.distributed.collectives import any_process, rank, share, sum_scalars, world_size
+from mtl.distributed.collectives import any_process, rank, sum_scalars, world_size
 from mtl.distributed.replicas import difference
 from mtl.distributed.sharding import is_sharded
 from mtl.errors import UserError
@@ -114,11 +114,10 @@ class Validation:
                 tasks = [task for task in self.tasks if names is None or task.name in names]
                 seen |= {task.name for task in tasks}
                 cut |= {task.name for task in tasks if trial and not part.has_one_batch}
-                batches: Any = part.sized_batches()
+                batches: Any = part.shares()
                 last: Batch | None = None
                 with closing(batches):  # also ends the worker processes
-                    for batch, total in islice(batches, 1 if trial else None):
-                        size = len(range(total)[share()])  # the samples in the share of this process
+                    for batch, size in islice(batches, 1 if trial else None):
                         if not size:
                             self._run_along(tasks, last)
                             for task in tasks:
