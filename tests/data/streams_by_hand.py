@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from mtl.data import Loader, Splits
+from mtl.data import Loader
 from mtl.distributed.collectives import rank
 
 SHARDS = 200
@@ -155,11 +155,10 @@ def taken(
     return batches, after
 
 
-def splits(folder: str, **options: Any) -> Splits:
-    """Returns made shards as the data of a problem, half of them for training; for configs."""
+def part(folder: str, begin: int, end: int) -> Any:
+    """Returns some of the made shards as an iterable data set of Hugging Face; for configs."""
     paths = sorted(str(path) for path in Path(folder).glob("*.jsonl"))
-    data = [hugging_face(part).map(labelled) for part in (paths[:100], paths[100:150], paths[150:])]
-    return Splits(*data, name="made shards", **options)
+    return hugging_face(paths[begin:end]).map(labelled)
 
 
 def labelled(sample: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import streams_by_hand
 import torch
 from processes import processes
 from streams_by_hand import TOTAL, Parts, Plain, Stateful, Taken, data_set, made_shards, taken
@@ -210,11 +209,3 @@ def test_other_names_of_fields_leave_shards_and_states(paths: list[str]) -> None
     assert few.num_shards == 2
     assert not hasattr(Stream(Plain(), None), "state_dict")
     assert not hasattr(Stream(Plain(), None), "shard")
-
-
-def test_shards_of_a_problem(paths: list[str]) -> None:
-    splits = streams_by_hand.splits(str(Path(paths[0]).parent), epoch=4)
-    assert (
-        splits.summary()
-        == "made shards: 100 shards of train, 50 shards of val, 50 shards of test; fields: number, x, odd, third"
-    )
