@@ -91,5 +91,6 @@ def build(
     if config["init_from"] is not None:
         for line in runs.start_from(model, config["init_from"]):
             report(f"init     {line}")
-    prepare(model)
+    how = config.get("distributed", "auto")
+    prepare(model, "ddp" if how == "auto" else how)
     return Built(config, splits, loaders, tasks, model, device)

@@ -3,6 +3,7 @@
 PASSES = ("joint", "sequential", "shared")  # and `auto`
 SOURCES = ("auto", "rows", "layerwise", "representation")  # of a balancer's Gramian
 PRECISIONS = ("fp32", "bf16", "fp16")
+WAYS = ("ddp", "fsdp", "hsdp")  # to distribute a model over several processes; and `auto`
 ON_NONFINITE = ("error", "skip_task", "skip_step")
 INTERVALS = ("step", "epoch")  # of a scheduler
 TAILS = ("keep", "drop")  # what is done with an epoch's last, incomplete batch

@@ -48,6 +48,16 @@ def fill(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.fsync(file.fileno())
 
 
+def sync(folder: Path) -> None:
+    """Returns when the names of the folder's files are on the disk."""
+    if os.name == "posix":  # other systems can't open a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 class _Recorder:
     """A file that records the error if it can't be written; torch's own writer raises another error instead."""
 

@@ -130,7 +130,7 @@ def memory(problem: "Built", batch: Any) -> "tuple[dict[str, Life], dict[str, Us
     lives: dict[str, Life] = {}
     refused: dict[str, UserError] = {}
     for kind in PASSES:
-        settings = {**config, "passes": kind}
+        settings = {**config, "passes": kind, "model": {**config["model"], "compile": False}}
         if kind != choose(config["passes"], model):
             settings["gradients"] = {**config["gradients"], "source": "auto"}  # the kind may not support the source
         life = Life(living_anyway(model, batch))

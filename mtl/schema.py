@@ -1,13 +1,14 @@
 """The schema of configs. It is checked before torch is imported, so that mistakes are reported at once."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from mtl.choices import INTERVALS, MEAN_OVER, ON_NONFINITE, OUTPUTS, PASSES, PRECISIONS, SOURCES, TAILS
+from mtl.choices import INTERVALS, MEAN_OVER, ON_NONFINITE, OUTPUTS, PASSES, PRECISIONS, SOURCES, TAILS, WAYS
+from mtl.chosen_tasks import narrowed
 from mtl.errors import UserError, first_line, suggest
 
 VARIABLE = "your own variables belong below vars"
@@ -60,10 +61,7 @@ _NAMES: Check = (
     lambda v: v is None or (isinstance(v, str) and bool(v)) or (_TEXTS[0](v) and bool(v)),
     "a task's name, a list of names, or null",
 )
-_PATTERNS: Check = (
-    lambda v: v is None or (isinstance(v, list) and all(isinstance(t, str) for t in v)),
-    "a list of names",
-)
+_PATTERNS: Check = (lambda v: v is None or _TEXTS[0](v), "a list of names")
 
 # Below a node with a _target_, only mtl's keys are listed; all other keys are arguments of the callable.
 SCHEMA: dict[str, Check] = {
@@ -74,6 +72,7 @@ SCHEMA: dict[str, Check] = {
     "precision": _one_of(*PRECISIONS),
     "on_nonfinite": _one_of(*ON_NONFINITE),
     "passes": _one_of(*PASSES, "auto"),
+    "distributed": _one_of("auto", *WAYS),
     "tasks": _MAPPING,
     "only": _NAMES,
     "vars": _MAPPING,
@@ -104,6 +103,8 @@ SCHEMA: dict[str, Check] = {
     "model.trunk": _NODE,
     "model.inputs": _TEXTS,
     **dict.fromkeys(("model.checkpoint", "model.freeze"), _PATTERNS),
+    "model.sync_batchnorm": _FLAG,
+    "model.compile": (lambda v: isinstance(v, bool) or _PATTERNS[0](v), f"true, false or {_PATTERNS[1]}"),
     "model.freeze_until": (
         lambda v: v is None or (isinstance(v, Mapping) and all(_whole(1)[0](n) for n in v.values())),
         "names, each with a whole number of steps of at least 1",
@@ -149,8 +150,10 @@ TASK: dict[str, Check] = {
     "whole_batch": _FLAG,
 }
 OPTIONAL = {
+    "distributed",
     *("optimizer.lr", "optimizer.groups", "optimizer.then", "scheduler.interval"),
-    *("model.checkpoint", "model.freeze", "model.freeze_until", "data.collate", "trainer.timeout"),
+    *("model.checkpoint", "model.compile", "model.freeze", "model.freeze_until", "model.sync_batchnorm"),
+    *("data.collate", "trainer.timeout"),
 }
 OPTIONAL_IN_TASK = {
     *("num_outputs", "metrics", "count", "mask", "source", "missing", "whole_batch", "weight", "objective"),
@@ -227,40 +230,6 @@ def check_graph(config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     _check_level(options, "", {"graph": _MAPPING})
     _check_level(options["graph"], "graph", GRAPH)
     return training, options["graph"]
-
-
-def narrowed(plain: dict[str, Any]) -> dict[str, Any]:
-    """Reduces the config to the tasks that its key `only` names, including the terms of `trainer.monitor`.
-
-    Raises:
-        UserError: If a task doesn't exist.
-    """
-    if plain.get("only") is None or not isinstance(plain.get("tasks"), Mapping):
-        return plain
-    names = trained(plain["only"], plain["tasks"])
-    trainer = dict(plain["trainer"])
-    if isinstance(trainer.get("monitor"), Mapping):
-        of_them = {name: term for name, term in trainer["monitor"].items() if str(name).split("/")[0] in names}
-        if len(of_them) == 1:  # a scale only matters relative to other terms
-            of_them = {n: term.get("mode") if isinstance(term, Mapping) else term for n, term in of_them.items()}
-        trainer["monitor"] = of_them or None
-    return {**plain, "trainer": trainer, "tasks": {name: plain["tasks"][name] for name in names}}
-
-
-def trained(only: str | Sequence[str] | None, tasks: Iterable[Any]) -> list[str]:
-    """Returns the names of the trained tasks, in the order of the config.
-
-    Raises:
-        UserError: If a task doesn't exist, or if the config's list `only`, which selects the tasks to train, is empty.
-    """
-    names = [str(name) for name in tasks]
-    wanted = [only] if isinstance(only, str) else only
-    for name in wanted or ():
-        if name not in names:
-            raise UserError(f"only: there is no task '{name}'" + suggest(str(name), names))
-    if wanted is not None and not wanted:
-        raise UserError("only is empty; name a task, or leave the key out")
-    return [name for name in names if wanted is None or name in wanted]
 
 
 def _check_level(

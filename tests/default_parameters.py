@@ -150,6 +150,7 @@ DEFAULT = {
     "test_resume::test_what_may_change_changes_and_nothing_else": 0,
     "test_resume::test_whoever_is_refused_touches_nothing": 1,
     "test_resume_exchanged::test_a_run_whose_class_was_moved_goes_on_to_the_same_end": 0,
+    "test_same_numbers::test_each_balancer_with_sharded_parameters": 8,
     "test_saved::test_a_key_that_is_gone_or_something_else": 0,
     "test_saved::test_a_run_whose_state_lacks_something_is_not_gone_on_with": 0,
     "test_saved::test_code_that_has_changed_since": 1,

@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 LEVELS = [
     {"text", "balancers", "losses", "heads", "optimizers", "choices", "tags", "quoting", "snapshots", "seeds"},
     {"errors"},
-    {"distributed", "safety", "batch", "outputs", "schedule", "schedulers", "schema", "recompute"},
-    {"process", "gradients", "files", "task"},
+    {"distributed", "safety", "batch", "outputs", "schedule", "schedulers", "recompute", "chosen_tasks"},
+    {"process", "gradients", "files", "task", "schema"},
     {"data", "labels", "model", "loggers"},
     {"architectures", "trunks", "problems", "step"},
     {"training", "graphs"},

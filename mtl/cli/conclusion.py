@@ -9,8 +9,11 @@ from mtl import cli, tags
 from mtl.cli.record import add_to_log, folder_name, versions, write_status
 from mtl.errors import UserError
 from mtl.files import Folder
+from mtl.safety.shards import KEY
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mtl.build import Built
     from mtl.runs.summary import Run
     from mtl.training.trainer import Trainer
@@ -19,15 +22,12 @@ if TYPE_CHECKING:
 
 def tested(problem: "Built", trainer: "Trainer", folder: Path) -> "tuple[Validation, Figures]":
     """Evaluates the best parameters on the test split, if there is one; each process takes its share of it."""
-    from mtl.distributed import prepare, rank
     from mtl.training.validation import Validation
 
     validation = Validation(problem.model, problem.tasks, trainer.step.passes.autocast)
     if "test" not in problem.loaders:
         return validation, {}
-    if rank() == 0:
-        problem.model.load_state_dict(best(trainer, folder))
-    prepare(problem.model)
+    load_best(problem.model, trainer, folder)
     return validation, validation(problem.loaders["test"])
 
 
@@ -72,11 +72,31 @@ def conclude(console: Any, finished: "Run", home: Folder, began: list[Folder]) -
     console.print(f"\nWritten to {finished.folder}: {', '.join(written(home.path))}", highlight=False, markup=False)
 
 
-def best(trainer: "Trainer", folder: Path) -> Any:
-    """Returns the best parameters, even if they couldn't be written to disk."""
+def load_best(model: "nn.Module", trainer: "Trainer", folder: Path) -> None:
+    """Loads the best parameters, even if they couldn't be written to disk; each process gets those that it has."""
+    from mtl.distributed import prepare, rank
+    from mtl.distributed.processes import receive, send
+    from mtl.distributed.sharding import is_sharded
+    from mtl.training.layouts import fitted
+
+    shares = is_sharded(next(model.parameters()))
+    state = _best(trainer, folder) if rank() == 0 else None
+    if shares and rank() == 0:
+        send(state)
+    elif shares:
+        state = receive()
+    if state is not None:
+        model.load_state_dict(fitted(state, model)["model"])
+    if not shares:
+        prepare(model)
+
+
+def _best(trainer: "Trainer", folder: Path) -> dict[str, Any]:
+    """Returns the parameters of the best state, and where the sharded ones are."""
     from mtl.training import checkpoint
 
     unwritten = trainer.writer.failed.get("best")
     if unwritten is not None and unwritten.state["epoch"] == trainer.selection.best_epoch:
-        return unwritten.state["model"]
-    return checkpoint.load(folder / "checkpoints" / "best.pt")["model"]
+        return {"model": unwritten.state["model"]}
+    state = checkpoint.load(folder / "checkpoints" / "best.pt", whole=False)
+    return {key: state[key] for key in ("model", KEY) if key in state}

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mtl import schema
+from mtl.chosen_tasks import narrowed
 from mtl.errors import UserError
 from mtl.runs.resume import Refused, newest_unfinished
 from mtl.safety.regular import check_folder
@@ -86,7 +86,7 @@ def run_dir(folder: str, resume: str | None, *, _root_: DictConfig) -> str:
         ours: Any = OmegaConf.to_container(
             OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"]), resolve=True
         )
-        unfinished = newest_unfinished(Path(folder), schema.narrowed(ours))
+        unfinished = newest_unfinished(Path(folder), narrowed(ours))
         return str(unfinished) if unfinished else f"{folder}/{run_id()}"
     if not os.path.lexists(Path(resume) / "config.yaml"):
         raise UserError(f"resume: '{resume}' is not the folder of a run, which would contain a config.yaml")

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mtl.cli import processes, submitted
 from mtl.cli.complaints import show
 from mtl.cli.folders import forget, forget_what_never_began
 from mtl.cli.overrides import as_typed
@@ -70,6 +71,16 @@ class Jobs:
             raise KeyboardInterrupt
         # Hydra's Optuna plugin fails on NaN, and treats None as a failed trial.
         nothing = None if "optuna" in str(HydraConfig.get().sweeper.get("_target_")) else float("nan")
+        if not self.worked_here:
+            submitted.join()
+            if processes.is_follower():
+                with self._governed(folder), suppress(KeyboardInterrupt):
+                    processes.follow()
+                return nothing
+        with submitted.dismissing():
+            return self._run(config, folder, existed_before, nothing)
+
+    def _run(self, config: DictConfig, folder: Path, existed_before: bool, nothing: float | None) -> float | None:
         if not self.worked_here:
             earlier = self._multirun.noted(folder.parent).get(folder.name)
             if earlier and earlier["outcome"] in ("done", "failed"):

@@ -100,6 +100,12 @@ def _check_typed(typed: list[str], config_name: str) -> None:
     for key in ("hydra.sweep.dir", "hydra.sweep.subdir"):
         if gives(typed, key):
             raise UserError(f"{key}: a multirun chooses its folders itself, below output_root; set output_root instead")
+    one_process = [f"hydra/launcher={name}" for name in ("basic", "joblib", "ray")]
+    for key in ("hydra.launcher.tasks_per_node", "hydra.launcher.nodes"):
+        if gives(typed, key) and (launcher := [word for word in typed if word in one_process]):
+            raise UserError(
+                f"{key}: a job of {launcher[0]} is one process; hydra/launcher=submitit_slurm starts jobs of several"
+            )
     if is_multirun(typed) and processes.count() > 1:
         raise UserError("-m: torchrun's processes train one run together; start a multirun without torchrun")
     if config_name != "train" and processes.count() > 1:

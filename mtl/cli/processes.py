@@ -1,4 +1,4 @@
-"""Training in the processes that torchrun started: rank 0 runs the command line, and the others follow it."""
+"""Training in the processes of torchrun or submitit: rank 0 runs the command line, and the others follow it."""
 
 import os
 import sys
@@ -14,17 +14,23 @@ from mtl.process.signals import Ended, Stopped, held
 if TYPE_CHECKING:
     from mtl.build import Built
 
+_met = False  # whether this process has joined the others
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def count() -> int:
-    """Returns the number of processes that torchrun started; 1 if this process was started otherwise."""
+    """Returns the number of processes that were started to train together; 1 if this process was started otherwise."""
     return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in NEEDED) else 1
 
 
 def is_follower() -> bool:
     """Returns whether this process follows the one of rank 0."""
     return count() > 1 and os.environ["RANK"] != "0"
+
+
+def have_met() -> bool:
+    """Returns whether this process of rank 0 has joined the others, or tried to."""
+    return _met
 
 
 @contextmanager
@@ -37,11 +43,15 @@ def leading(**message: Any) -> Iterator[None]:
     if count() == 1:
         yield
         return
+    from mtl.cli.elsewhere import check_no_later_state
     from mtl.distributed.processes import process_group, send
 
+    global _met
+    _met = True
     ended: Ended | None = None
     with process_group(message["config"]["trainer"].get("timeout")):
         send(message)
+        check_no_later_state(message["config"], Path(message["folder"]), is_resumed=message["state"] is not None)
         try:
             yield
         except Ended as error:  # after a signal, which all processes got: they leave together
@@ -78,7 +88,11 @@ def train_along(config: dict[str, Any], code: list[str], state: dict[str, Any] |
     """
     from mtl.build import build
     from mtl.cli.conclusion import tested
+<<<<<<< HEAD
     from mtl.cli.fitting import explaining
+=======
+    from mtl.cli.elsewhere import check_no_later_state
+>>>>>>> main
     from mtl.cli.resuming import load_state
     from mtl.config.trainer import build_callbacks, build_trainer
     from mtl.config.training import build_step
@@ -86,6 +100,7 @@ def train_along(config: dict[str, Any], code: list[str], state: dict[str, Any] |
     from mtl.process.seeding import num_threads, seed_process
     from mtl.training.hooks import Hooks
 
+    check_no_later_state(config, Path(folder), is_resumed=state is not None)
     with num_threads(config["threads"]):
         trained_on = None if state is None else state.get("facts", {})
         problem = build(config, code_folders=code, trained_on=trained_on, report=_nothing)

@@ -23,7 +23,10 @@ def newest_state(console: Any, config: dict[str, Any], folder: Path) -> dict[str
     """
     from mtl.training import checkpoint, saved
 
-    if config["resume"] is None or not (folder / "config.yaml").is_file():
+    if config["resume"] is None:
+        return None
+    if not (folder / "config.yaml").is_file():
+        report(console, f"resume   no unfinished run of this config in {folder_name(folder.parent)}: a new one begins")
         return None
     if not list(folder.glob("checkpoints/last*.pt")):
         report(console, f"resume   {folder_name(folder)} has no checkpoint yet: it starts from the beginning")
@@ -33,7 +36,7 @@ def newest_state(console: Any, config: dict[str, Any], folder: Path) -> dict[str
             events.unlink()
         return None
     try:
-        state = checkpoint.newest(folder / "checkpoints", lambda line: report(console, line))
+        state = checkpoint.newest(folder / "checkpoints", lambda line: report(console, line), whole=False)
         saved.check(state, f"the newest checkpoint in {folder_name(folder)}", saved.RUN)
     except UserError as error:
         raise Refused(str(error)) from error
@@ -55,6 +58,7 @@ def load_state(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]
         Refused: If the state doesn't fit the trainer.
     """
     from mtl.runs import exchanged
+    from mtl.training.layouts import fitted
     from mtl.training.saved import check_kinds, load_into
 
     optimizer = trainer.step.optimizer
@@ -71,6 +75,7 @@ def load_state(trainer: "Trainer", state: dict[str, Any], config: dict[str, Any]
             "values may change, but not their patterns or the patterns' order"
         )
     try:
+        state = fitted(state, trainer.step.model, trainer.step.descent.parameters())
         load_into(trainer.step.model, state["model"], "the saved state")
         exchanged.check(trainer.step, state, config)
         check_kinds({key: value for key, value in state.items() if key != "model"}, trainer.state_dict())

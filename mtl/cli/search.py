@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from mtl.chosen_tasks import trained
 from mtl.errors import UserError
-from mtl.schema import trained
 
 MOST_POINTS = 12  # the most sets of weights, not counting equal weights
 FINEST = 10  # the finest grid: the number of parts of the weights' sum

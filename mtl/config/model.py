@@ -8,12 +8,14 @@ from torch import nn
 
 from mtl.config.data import Config
 from mtl.config.targets import make
+from mtl.distributed import sync_batchnorm
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.recompute import recompute
 from mtl.task import Task
 
-OWN = ("checkpoint", "freeze", "freeze_until", "trunk")  # keys that aren't arguments of the model's class
+# Keys that aren't arguments of the model's class.
+OWN = ("checkpoint", "compile", "freeze", "freeze_until", "sync_batchnorm", "trunk")
 
 
 def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:
@@ -25,6 +27,8 @@ def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:
     model = make(node, "model", trunk=trunk, tasks=tasks)
     if not isinstance(model, MultiTaskModel):
         raise UserError(f"model: {node['_target_']} is a {type(model).__name__}, not a mtl.MultiTaskModel")
+    if config["model"].get("sync_batchnorm"):
+        sync_batchnorm(model)
     recompute(model, config["model"].get("checkpoint") or [])
     for pattern, until in (config["model"].get("freeze_until") or {}).items():
         model.freeze([pattern], until=until)

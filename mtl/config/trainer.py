@@ -72,6 +72,7 @@ def build_trainer(
             keep=None if checkpoint["keep"] == "all" else checkpoint["keep"],
             best=checkpoint["best"],
             more=more,
+            timeout=config["trainer"].get("timeout"),
         ),
         criterion=Criterion(config["trainer"]["monitor"], config["trainer"]["patience"]),
         hooks=replace(hooks, after_epoch=[*hooks.after_epoch, gallery]),

@@ -52,6 +52,7 @@ def build_step(config: Config, model: MultiTaskModel, tasks: list[Task], total_s
         ),
         precision=config["precision"],
         on_nonfinite=config["on_nonfinite"],
+        compile=config["model"].get("compile") or False,
     )
 
 
@@ -120,6 +121,11 @@ def without_effect(config: Config, step: Step, train: Loader | Mix, total_steps:
     """Returns a sentence for each option that is set but has no effect."""
     sentences = []
     name = type(step.balancing.balancer).__name__
+    if step.balancing.collects and step.balancing.source == "layerwise" and step.compiled.names:
+        sentences.append(
+            f"gradients.source=layerwise has no effect in {', '.join(step.compiled.names)}, whose layers model.compile "
+            f"hides; with {name}, eager modules may be faster"
+        )
     if not step.balancing.collects and config["gradients"] != {"source": "auto", "every": 1}:
         sentences.append(f"gradients.* has no effect with {name} and these tasks")
     if step.balancing.collects and isinstance(train, Mix) and train.sampling != "all":

@@ -7,8 +7,9 @@ summed, and the losses divided by the counts of labels over all processes, so th
 step of one process with the whole batch.
 """
 
+from mtl.distributed.batch_norm import sync_batchnorm
 from mtl.distributed.collectives import rank, world_size
 from mtl.distributed.replicas import prepare
 from mtl.distributed.sampler import Sampler
 
-__all__ = ["Sampler", "prepare", "rank", "world_size"]
+__all__ = ["Sampler", "prepare", "rank", "sync_batchnorm", "world_size"]

@@ -31,6 +31,8 @@ def share() -> slice:
 
 def gather_objects(value: object) -> list[Any]:
     """Returns the values of all processes, in the order of their ranks."""
+    if world_size() == 1:
+        return [value]
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values

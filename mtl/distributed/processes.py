@@ -12,15 +12,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional  # before there is a group: it would be a default argument there, and not close
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import Store
 
+<<<<<<< HEAD
 from mtl.distributed import answers
+=======
+from mtl.distributed.meeting import meet
+>>>>>>> main
 from mtl.errors import FOREIGN, UserError, describe_error, text_of
 
 WAIT = timedelta(seconds=5)  # for a message of another process
+PATIENCE = timedelta(minutes=5)  # for processes that are still starting
 DEFAULT_TIMEOUT = 1800.0  # seconds
+<<<<<<< HEAD
 CLOSED = re.compile(r"Connection (closed|reset) by peer|gloo/transport")  # in gloo's messages
 TIMED_OUT = re.compile(r"gloo/transport.*Timed out waiting")
+=======
+DISMISSED = "dismissed"  # what the others read in place of the timeout if rank 0 does not train
+>>>>>>> main
 
 
 class Lost(UserError):
@@ -44,7 +53,19 @@ def process_group(timeout: float | None = None) -> Iterator[None]:
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+<<<<<<< HEAD
     store = _store(rank, count)
+=======
+    store = meet(rank, count, timedelta(seconds=DEFAULT_TIMEOUT))
+    if rank == 0:
+        store.set("timeout", str(timeout or DEFAULT_TIMEOUT))
+    if (seconds := store.get("timeout").decode()) == DISMISSED:
+        store.set(f"left {rank}", "")
+        raise Lost("the process of rank 0 ended before the training")
+    within = timedelta(seconds=float(seconds))
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=within)
+>>>>>>> main
     try:
         with answers.answering(store, rank):
             if rank == 0:
@@ -59,8 +80,13 @@ def process_group(timeout: float | None = None) -> Iterator[None]:
         with suppress(*FOREIGN):
             if rank == 0:
                 store.set("reported", "")
+<<<<<<< HEAD
             _hang_up(error)
         if rank > 0 and (_is_reported(store) or store.add("printed", 1) > 1):
+=======
+            _hang_up()
+        if rank > 0 and (_is_reported(store) or not _is_first(store)):
+>>>>>>> main
             raise Lost(message or text_of(error)) from error
         if message is None:
             raise
@@ -69,14 +95,11 @@ def process_group(timeout: float | None = None) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _store(rank: int, count: int) -> Store:
-    """Connects to torchrun's store, through which the processes find each other."""
-    is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    within = timedelta(seconds=DEFAULT_TIMEOUT)
-    shared = TCPStore(address, port, count, is_master, within, multi_tenant=True)
-    # After a restart, processes would otherwise read the addresses of those that were killed.
-    return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+def dismiss(count: int) -> None:
+    """Lets the processes leave that wait for this one, of rank 0, because it ended before the training."""
+    store = meet(0, count, PATIENCE)
+    store.set("timeout", DISMISSED)
+    store.wait([f"left {rank}" for rank in range(1, count)], PATIENCE)  # the store ends with this process
 
 
 def send(value: Any) -> None:
@@ -125,3 +148,10 @@ def _is_reported(store: Store) -> bool:
         time.sleep(WAIT.total_seconds())  # for rank 0 to write its files; its end usually ends this process
         return True
     return False
+
+
+def _is_first(store: Store) -> bool:
+    """Returns whether this process is the first to report; on each node one is, if the store ended with rank 0."""
+    with suppress(*FOREIGN):
+        return store.add("printed", 1) == 1
+    return os.environ.get("LOCAL_RANK") == "0"

@@ -7,25 +7,34 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from mtl.distributed.collectives import broadcast_tensors, gather_objects
+from mtl.choices import WAYS
+from mtl.distributed.collectives import broadcast_tensors, gather_objects, world_size
+from mtl.distributed.sharding import is_sharded, shard
 from mtl.errors import UserError
 
 
-def prepare(model: nn.Module) -> nn.Module:
-    """Gives a model the parameters and buffers of the process of rank 0.
+def prepare(model: nn.Module, how: str = "ddp") -> nn.Module:
+    """Gives a model the parameters and buffers of the process of rank 0, and divides it over the processes if asked to.
 
     Args:
         model: The model, on the device of this process. It is changed. Batch norm normalises each process's share of a
             batch by itself, and the running statistics are those of rank 0.
+        how: `ddp`: each process has all parameters. `fsdp`: the parameters are divided over all processes, see
+            `mtl.distributed.sharding.shard`, and an optimizer has to be made afterwards. `hsdp`: they are divided over
+            the processes of each machine.
 
     Returns:
         The model.
 
     Raises:
-        UserError: If the model contains a wrapper such as `DistributedDataParallel`.
+        UserError: If the model contains a wrapper such as `DistributedDataParallel`, or can't be divided.
     """
+    if how not in WAYS:
+        raise UserError(f"distributed: '{how}' is not one of {', '.join(WAYS)}")
     check_plain(model)
     broadcast_tensors([*model.parameters(), *model.buffers()])
+    if how != "ddp" and world_size() > 1:
+        shard(model, how)
     return model
 
 
@@ -40,9 +49,7 @@ def check_plain(model: nn.Module) -> None:
     Raises:
         UserError: If there is one.
     """
-    # Importing them takes a second, and a model that contains them has imported them.
-    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
-    tensors: Any = sys.modules.get("torch.distributed.tensor")
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # a model with such modules has imported it, which is slow
     for name, module in model.named_modules():
         where = f"'{name}' of the model" if name else "the model"
         if isinstance(module, DistributedDataParallel | DataParallel):
@@ -51,19 +58,11 @@ def check_plain(model: nn.Module) -> None:
                 "step has several. Give mtl.Step the module itself: it sums the gradients of all processes of the "
                 "default process group. mtl.distributed.prepare(model) makes the parameters of the processes equal"
             )
-        if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel | fsdp.FSDPModule):
-            by = "fully_shard" if isinstance(module, fsdp.FSDPModule) else "FSDP"
+        if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel):
             raise UserError(
-                f"{where} is sharded by {by}, which isn't supported yet. Give mtl.Step the module itself: each process "
-                "then has all parameters"
+                f"{where} is wrapped in FullyShardedDataParallel, which flattens the parameters. Give mtl.Step a model "
+                "that is sharded by fully_shard, as mtl.distributed.prepare(model, 'fsdp') does"
             )
-    kinds = () if tensors is None else (tensors.DTensor,)
-    sharded = [name for name, parameter in model.named_parameters() if isinstance(parameter, kinds)]
-    if sharded:
-        raise UserError(
-            f"'{sharded[0]}' of the model is a DTensor, which isn't supported yet. Give mtl.Step a model of plain "
-            "tensors"
-        )
 
 
 def check_replicas(model: nn.Module, tasks: list[str]) -> None:
@@ -75,13 +74,14 @@ def check_replicas(model: nn.Module, tasks: list[str]) -> None:
     synchronised = [name for name, module in model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
     if synchronised:
         raise UserError(
-            f"'{synchronised[0]}' of the model is a SyncBatchNorm, which all processes have to call equally often; a "
-            "process without labels of a task doesn't call it. Take BatchNorm, or GroupNorm"
+            f"'{synchronised[0]}' of the model is a SyncBatchNorm, which all processes have to call equally often, "
+            "whether they have labels of a task or not. mtl.distributed.sync_batchnorm(model) replaces it by one that "
+            "a step knows how to call"
         )
     named = list(model.named_parameters())
     shapes = [(name, tuple(parameter.shape), parameter.requires_grad) for name, parameter in named]
-    sums = [_checksum(parameter.detach()) for _, parameter in named]
-    for what, value in (("tasks", tasks), ("parameters", shapes), ("values", torch.stack(sums).tolist())):
+    sums = [_checksum(parameter.detach()) for _, parameter in named if not is_sharded(parameter)]
+    for what, value in (("tasks", tasks), ("parameters", shapes), ("values", [int(each) for each in sums])):
         if number := difference(value):
             raise UserError(_DIFFERENT[what].format(rank=number))
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mtl.balancers._math.gramian import gramian
 from mtl.distributed.collectives import sum_numbers, sum_over_processes
+from mtl.gradients.backward import sharded_gradients_at
 from mtl.gradients.gathered import choose, gather
 from mtl.gradients.layerwise import Layer, Product, find
 from mtl.gradients.leaves import leaves
@@ -119,7 +120,7 @@ class AtFeatures(Rows):
             pairs = [(f, total) for f, total in zip(features, sums, strict=True) if total is not None]
             if pairs:
                 torch.autograd.backward([f for f, _ in pairs], [total for _, total in pairs])
-            if self._processes > 1:
+            if self._processes > 1 and not self._sharded:
                 sum_gradients(self._parameters.values())
             return
         self._through()
@@ -185,8 +186,11 @@ class AtFeatures(Rows):
             retain_graph = task != list(at)[-1]
             wanted: list[Any] = [*(layer.edge for layer in layers), *slow]
             results: Sequence[Tensor | None] = ()
-            if pairs:
-                outputs, starts = [f for f, _ in pairs], [g for _, g in pairs]
+            outputs, starts = [f for f, _ in pairs], [g for _, g in pairs]
+            if self._sharded and pairs:
+                found_at = dict(sharded_gradients_at(slow, outputs, starts, retain_graph=retain_graph))
+                results = [found_at.get(parameter) for parameter in slow]
+            elif pairs:
                 results = torch.autograd.grad(outputs, wanted, starts, retain_graph=retain_graph, allow_unused=True)
             if retain_graph and buffers is not None:
                 buffers.restore()
@@ -196,7 +200,7 @@ class AtFeatures(Rows):
             for parameter, gradient in zip(slow, results[len(layers) :], strict=True):
                 if gradient is not None:
                     total = plus(row[parameter], gradient) if parameter in row else gradient
-                    row[parameter] = _laid_out(total, parameter, storages)
+                    row[parameter] = total if self._sharded else _laid_out(total, parameter, storages)
             row |= {parameter: parameter.new_empty(0) for parameter in taken}  # marks that the task reaches it
         self._at, self._features = {}, []
         if self._gathers:

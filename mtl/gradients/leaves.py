@@ -4,12 +4,15 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from mtl.distributed.sharding import source_of
 from mtl.errors import UserError
 from mtl.gradients.compiled import check_reusable
 
 
 def leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Returns the leaf tensors that would get a gradient in a backward pass from `tensors`.
+
+    Parameters that a sharded module has gathered are replaced by the model's own parameters.
 
     Raises:
         UserError: If re-entrant checkpointing hides a part of the graph, or if a compiled module allows only one
@@ -26,7 +29,7 @@ def leaves(tensors: Iterable[Tensor]) -> list[Tensor]:
     while stack:
         node = stack.pop()
         if hasattr(node, "variable"):
-            reached[node.variable] = None
+            reached[source_of(node.variable)] = None
         elif node.name() == "CheckpointFunctionBackward":
             raise UserError(
                 "re-entrant activation checkpointing hides the parameters behind it; "

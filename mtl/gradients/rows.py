@@ -5,22 +5,13 @@ from itertools import combinations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from mtl.balancers._math.gramian import gramian
 from mtl.distributed.collectives import any_process, gather_slices, sum_over_processes
+from mtl.distributed.sharding import as_sharded, gathered, is_sharded, local, num_replicas, part_of
 from mtl.errors import UserError
-from mtl.gradients.leaves import leaves
+from mtl.gradients.backward import gradients_at
 from mtl.gradients.sums import reached, sum_gradients, sum_rows
-
-
-def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Returns the norm of all gradients in `.grad`, a 0-dim tensor; parameters without a gradient are left out."""
-    parameters = list(parameters)
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return torch.zeros((), device=parameters[0].device)
-    return get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
 
 
 class Rows:
@@ -28,7 +19,8 @@ class Rows:
 
     A row is stored as the tensors that autograd created, by parameter; they are never copied into one vector. With
     several processes, each has the gradients of its share of the batch. These are summed over all processes before
-    norms and Gramian are computed, or else after they are combined.
+    norms and Gramian are computed, or else after they are combined. If the parameters are sharded, the gradients are
+    parts of such sums from the beginning.
 
     Args:
         parameters: All parameters of the model, by name.
@@ -55,7 +47,9 @@ class Rows:
         self._parameters = parameters
         self._scale = scale
         self._whole = whole
-        self._summed = False  # whether the rows are sums over all processes
+        self._sharded = is_sharded(next(iter(parameters.values())))
+        self._replicas = num_replicas(parameters.values())  # the number of processes that have the same slices
+        self._summed = self._sharded  # whether the rows are sums over all processes
         self._apart: set[Tensor] = set()  # parameters whose gradients are not in the rows
         self.shares: dict[str, float] = {}
         self._gradients: dict[str, dict[Tensor, Tensor]] = {task: {} for task in tasks}
@@ -74,13 +68,13 @@ class Rows:
         gradients = self._gradients[task]
         self._gramian = None
         features, at_features = [], []
-        for leaf, gradient in _gradients_at([loss], [torch.full_like(loss, self.shares.get(task, 1.0) * self._scale)]):
+        for leaf, gradient in gradients_at([loss], [torch.full_like(loss, self.shares.get(task, 1.0) * self._scale)]):
             if cuts and leaf in cuts:
                 features.append(cuts[leaf])
                 at_features.append(gradient)
             else:
                 gradients[leaf] = plus(gradients.get(leaf), gradient)
-        for leaf, gradient in _gradients_at(features, at_features):
+        for leaf, gradient in gradients_at(features, at_features):
             gradients[leaf] = plus(gradients.get(leaf), gradient)
 
     def take(self, task: str) -> None:
@@ -89,7 +83,7 @@ class Rows:
         self._gramian = None
         for parameter in self._parameters.values():
             if parameter.grad is not None:
-                row[parameter] = plus(row.get(parameter), parameter.grad)
+                row[parameter] = plus(row.get(parameter), local(parameter.grad))
                 parameter.grad = None
 
     def shared(self) -> list[nn.Parameter]:
@@ -111,7 +105,11 @@ class Rows:
 
     @property
     def _is_sliced(self) -> bool:
-        return self._summed and not self._whole
+        return self._sharded or (self._summed and not self._whole)
+
+    def _over_slices(self, values: Tensor) -> Tensor:
+        """Returns the sum of values that each process has computed from its slices of the rows."""
+        return sum_over_processes(values) / self._replicas if self._is_sliced else values
 
     def gramian(self) -> Tensor:
         """Computes the Gramian G Gᵀ over the shared parameters, (T, T), float64.
@@ -123,7 +121,7 @@ class Rows:
             self._sum()
             pieces = [[row.get(p) for row in self._gradients.values()] for p in self._to_balance()]
             products = gramian(pieces)
-            self._gramian = (sum_over_processes(products) if self._is_sliced else products) / self._scale**2
+            self._gramian = self._over_slices(products) / self._scale**2
         return self._gramian
 
     def gramian_of_all(self) -> Tensor:
@@ -173,7 +171,7 @@ class Rows:
             matrix = torch.zeros(len(rows), *parameter.shape, dtype=parameter.dtype, device=parameter.device)
             for to, row, weight in zip(matrix, rows, task_weights, strict=True):
                 if row is not None:
-                    to.add_(row, alpha=weight / self._scale)
+                    to.add_(gathered(row, parameter) if self._sharded else row, alpha=weight / self._scale)
             matrices[names[parameter]] = matrix
             del rows
         return matrices
@@ -187,7 +185,11 @@ class Rows:
         """
         self.combine([0.0] * len(alone), alone)  # `stacked` has removed the shared parameters from the rows
         for name, gradient in direction.items():
-            self._parameters[name].grad = gradient.mul_(self._scale) if self._scale != 1 else gradient
+            parameter = self._parameters[name]
+            if self._sharded:
+                parameter.grad = as_sharded(part_of(gradient, parameter), parameter)
+            else:
+                parameter.grad = gradient.mul_(self._scale) if self._scale != 1 else gradient
 
     def combine(self, weights: Sequence[float], alone: Sequence[float]) -> None:
         """Leaves the weighted sum of the rows in `.grad`, and frees the rows.
@@ -215,7 +217,9 @@ class Rows:
                 else:
                     total.add_(gradient, alpha=factor)
             row.clear()
-        if self._is_sliced:
+        if self._sharded:
+            totals = {parameter: as_sharded(total, parameter) for parameter, total in totals.items()}
+        elif self._is_sliced:
             together = [p for p in self._parameters.values() if p in totals]
             totals = dict(zip(together, gather_slices([totals[p] for p in together], together), strict=True))
         for parameter, total in totals.items():
@@ -268,7 +272,7 @@ class Rows:
     def _norms(self, of_tasks: Iterable[list[Tensor]]) -> Tensor:
         """Returns the norm of the gradients in each list, over the slices of all processes, (T,)."""
         norms = torch.stack([self._norm(tensors) for tensors in of_tasks])
-        return sum_over_processes(norms.square()).sqrt() if self._is_sliced else norms
+        return self._over_slices(norms.square()).sqrt() if self._is_sliced else norms
 
     def _norm(self, tensors: list[Tensor]) -> Tensor:
         if not tensors:
@@ -276,15 +280,6 @@ class Rows:
         each = [torch.linalg.vector_norm(_dense(tensor), dtype=torch.float64) for tensor in tensors]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(each))
         return norm
-
-
-def _gradients_at(outputs: list[Tensor], gradients: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Returns a list of pairs (leaf, gradient) for all leaf tensors on which `outputs` depend."""
-    reached = leaves(outputs)
-    if not reached:
-        return []
-    results = torch.autograd.grad(outputs, reached, gradients, retain_graph=True, allow_unused=True)
-    return [(leaf, g) for leaf, g in zip(reached, results, strict=True) if g is not None]
 
 
 def plus(total: Tensor | None, gradient: Tensor) -> Tensor:

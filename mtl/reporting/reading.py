@@ -9,11 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from mtl.chosen_tasks import narrowed
 from mtl.errors import UserError, first_line
 from mtl.reporting.checking import checked_config, checked_metrics
 from mtl.runs.resume import IRRELEVANT, locked
 from mtl.safety.bounded import read_json, read_yaml
-from mtl.schema import narrowed
 from mtl.text import plain
 
 UNREADABLE = "can't be read"

@@ -16,7 +16,7 @@ from mtl.text import log
 
 IRRELEVANT = {  # keys that may differ when a run is resumed
     *("resume", "resume_allow", "checkpoint", "output_root", "debug", "log", "logger", "callbacks"),
-    *("data.num_workers", "data.eval_batch_size", "trainer.timeout", "model.checkpoint"),
+    *("data.num_workers", "data.eval_batch_size", "trainer.timeout", "model.checkpoint", "distributed"),
 }
 PATIENCE = 1.5  # seconds to wait for a lock: loader processes of a killed run keep its folder locked a little longer
 
@@ -62,7 +62,10 @@ def forbidden(theirs: Any, ours: dict[str, Any]) -> list[tuple[str, Any, Any]]:
 def _added_since(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     """Returns the config of an older run with the meaning of keys that didn't exist at that time."""
     scheduler = theirs.get("scheduler")
-    added = {"scheduler": {"interval": "step", **scheduler}} if isinstance(scheduler, dict) else {}
+    added: dict[str, Any] = {"scheduler": {"interval": "step", **scheduler}} if isinstance(scheduler, dict) else {}
+    if isinstance(theirs.get("model"), dict):
+        ours_compiled = (ours.get("model") or {}).get("compile")
+        added["model"] = {"compile": False if ours_compiled else ours_compiled, **theirs["model"]}
     return {"threads": ours.get("threads"), "vars": {}, **theirs, **added}  # the checkpoint has the threads
 
 

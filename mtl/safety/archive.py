@@ -5,10 +5,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from zipfile import ZIP_STORED, ZipFile
 
 from mtl.errors import UserError, first_line
+from mtl.safety import shards
 from mtl.safety.bounded import LARGEST, leaves, read_json
 from mtl.safety.regular import regular
 from mtl.safety.skimming import Skimmed
@@ -82,10 +83,22 @@ def room(size: int) -> int:
     return ROOM * size + LEAST_ROOM
 
 
-def _check(file: BinaryIO, path: Path) -> None:
-    size = os.fstat(file.fileno()).st_size
+def check_memory(size: int, path: Path) -> None:
+    """Raises a UserError if a checkpoint of so many bytes doesn't fit into this machine's memory."""
     if size > _memory():
         raise UserError(f"the checkpoint {path} has {size:,} bytes, which is more than this machine's memory")
+
+
+def _memory() -> float:
+    """Returns the memory of this machine in bytes, or infinity if it is unknown."""
+    with suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return float("inf")
+
+
+def _check(file: BinaryIO, path: Path) -> None:
+    size = os.fstat(file.fileno()).st_size
+    check_memory(size, path)
     known = manifest(path.parent)
     if known:
         digest = checksum(file)
@@ -94,27 +107,54 @@ def _check(file: BinaryIO, path: Path) -> None:
             raise UserError(f"the checkpoint {path} is damaged: its checksum is not in {MANIFEST}")
         _check_name(path, *names)
     try:
-        with ZipFile(file) as archive:
-            members = _members(archive, size)
-            _check_layout(archive, file, size)
-            if not known and (name := archive.testzip()) is not None:  # checks the checksums of the members
-                raise UserError(f"the checkpoint {path} is damaged: the checksum of its member {name} is wrong")
-            root = archive.namelist()[0].split("/")[0]
-            if members[f"{root}/data.pkl"] > PLAIN:
-                raise ValueError(f"it holds more than {PLAIN:,} bytes besides the elements of its tensors")
-            skimmed = Skimmed(archive.read(f"{root}/data.pkl"), root, members)
-            state = skimmed.load()
-    except KeyError as error:  # for a member of the archive, or an instruction of the pickle
-        raise ValueError(f"there is no member or pickle instruction {error.args[0]}") from error
+        state, taken = skim(file, size, untested=bool(known))
+    except Corrupt as error:
+        raise UserError(f"the checkpoint {path} is damaged: {error}") from None
     saved_format = state.get("format") if isinstance(state, dict) else None
     if saved_format != FORMAT:
         raise UserError(f"the checkpoint {path} has format {saved_format}; this version of mtl reads format {FORMAT}")
     for _ in leaves(state, f"the checkpoint {path}", most=size):  # each value takes at least one byte
         pass
-    if skimmed.taken > room(size):
+    if taken > room(size):
         raise UserError(f"the checkpoint {path} has tensors with far more elements than the file has bytes")
     if isinstance(name := state.get(SAVED_AS), str):
         _check_name(path, name)
+    if shards.KEY in state:
+        shards.check(shards.parse(state[shards.KEY], path), f"the checkpoint {path}")
+
+
+class Corrupt(ValueError):
+    """Raised if a checksum in an archive is wrong."""
+
+
+def skim(file: BinaryIO, size: int, *, untested: bool = False) -> tuple[Any, int]:
+    """Checks an archive of PyTorch.
+
+    Args:
+        file: The archive.
+        size: The number of its bytes.
+        untested: Whether to skip the checksums of the archive's members.
+
+    Returns:
+        The content of its pickle, with substitutes for tensors, and the number of bytes that all tensors would take.
+
+    Raises:
+        Corrupt: If a checksum is wrong.
+        ValueError: If the file isn't an archive, or contains something else than plain types and tensors.
+    """
+    try:
+        with ZipFile(file) as archive:
+            members = _members(archive, size)
+            _check_layout(archive, file, size)
+            if not untested and (name := archive.testzip()) is not None:  # checks the checksums of the members
+                raise Corrupt(f"the checksum of its member {name} is wrong")
+            root = archive.namelist()[0].split("/")[0]
+            if members[f"{root}/data.pkl"] > PLAIN:
+                raise ValueError(f"it holds more than {PLAIN:,} bytes besides the elements of its tensors")
+            skimmed = Skimmed(archive.read(f"{root}/data.pkl"), root, members)
+            return skimmed.load(), skimmed.taken
+    except KeyError as error:  # for a member of the archive, or an instruction of the pickle
+        raise ValueError(f"there is no member or pickle instruction {error.args[0]}") from error
 
 
 def _check_name(path: Path, *names: str) -> None:
@@ -123,13 +163,6 @@ def _check_name(path: Path, *names: str) -> None:
             f"the checkpoint {path} was saved as {names[0]}.pt: files were exchanged, or one was renamed or copied; "
             f"give it that name, in another folder if this one has a {names[0]}.pt"
         )
-
-
-def _memory() -> float:
-    """Returns the memory of this machine in bytes, or infinity if it is unknown."""
-    with suppress(AttributeError, ValueError, OSError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return float("inf")
 
 
 def _members(archive: ZipFile, size: int) -> dict[str, int]:

@@ -7,7 +7,8 @@ the share D / Σ D, so that the gradients and losses add up to those of the whol
 is over the micro-batches of all of them, and each process accumulates the gradients of its own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import cast
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from mtl.distributed.collectives import sum_scalars
+from mtl.model import MultiTaskModel
+from mtl.snapshots import preserved_buffers, preserved_random_state
 from mtl.step.loss_checks import LossChecks
 from mtl.step.micro_batches import MicroBatches
 from mtl.step.passes import Passes, Recorders, Weigh, Weights
@@ -51,9 +54,10 @@ def accumulate(
     totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in tasks]
     preview = None
     weigh: Callable[..., Weights] | None = None
-    if callable(weights) and len(micro_batches.batches) <= 1:  # the passes have all losses before any gradient
+    has_whole = any(task.whole_batch and task.objective is None for task in tasks)
+    if callable(weights) and len(micro_batches.batches) <= 1 and not has_whole:  # all losses come before any gradient
         weigh = partial(_weigh, weights, totals)
-    if (callable(weights) and weigh is None) or any(task.whole_batch and task.objective is None for task in tasks):
+    if (callable(weights) and weigh is None) or has_whole:
         preview = Preview(passes.model, micro_batches, autocast)
     watches = checks.watches(micro_batches)
     all_weights = weights(preview.losses) if callable(weights) and preview else cast(Weights, weights)
@@ -66,17 +70,26 @@ def accumulate(
         for rows in (recorders.measure, recorders.collect):
             if rows is not None:
                 rows.shares = {tasks[i].name: row[i] for i in members}
-        present = preview.tasks_of(number) if preview else [tasks[i] for i in members]
-        present = [watches[task.name].task if task.name in watches else task for task in present]
+        present = preview.tasks_of(number) if preview else [micro_batches.task(number, i) for i in members]
+        labelled = {tasks[i].name for i in members if row[i]}
+        present = [watches[t.name].task if t.name in watches and t.name in labelled else t for t in present]
         factors: Weights | Weigh
         factors = partial(weigh, members, row) if weigh else [all_weights[i] * row[i] for i in members]
-        losses = passes(present, batch, factors, recorders)
+        with nullcontext() if labelled else _without_traces(passes.model):
+            losses = passes(present, batch, factors, recorders)
         for index, loss in zip(members, losses, strict=True):
             totals[index] = totals[index] + row[index] * loss
     for watch in watches.values():
         watch.check()
     totals = totals if micro_batches.processes == 1 else sum_scalars(totals)
     return preview.corrected(totals) if preview else totals
+
+
+@contextmanager
+def _without_traces(model: MultiTaskModel) -> Iterator[None]:
+    """Restores random state and buffers after passes that run because those of other processes do."""
+    with preserved_random_state(model), preserved_buffers(model):
+        yield
 
 
 def _weigh(

@@ -7,7 +7,9 @@ from torch.optim import LBFGS
 
 from mtl.balancers import Balancer
 from mtl.choices import ON_NONFINITE
+from mtl.distributed.collectives import world_size
 from mtl.distributed.replicas import check_plain, check_replicas
+from mtl.distributed.sharding import is_sharded
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.step.balancing import Balancing
@@ -48,20 +50,25 @@ def check_arguments(
         raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
 
 
-def check_processes(model: MultiTaskModel, tasks: Sequence[Task]) -> None:
+def check_processes(model: MultiTaskModel, tasks: Sequence[Task], sharded: bool) -> None:
     """Checks that the step can be taken in several processes.
+
+    Args:
+        model: The model.
+        tasks: The tasks.
+        sharded: Whether the model's parameters were divided over the processes when the step was made.
 
     Raises:
         UserError: If a loss needs the predictions of all processes, or if the processes have different tasks or models.
     """
-    whole = [task.name for task in tasks if task.whole_batch]
+    whole = [task.name for task in tasks if task.whole_batch and task.objective is not None]
     if whole:
         raise UserError(
-            f"task '{whole[0]}': with whole_batch its loss needs the predictions for the whole batch, which is divided "
-            "over several processes. Train in one process, or take a loss that is a mean over samples"
+            f"task '{whole[0]}': with whole_batch its objective needs the whole batch, which is divided over several "
+            "processes. Train in one process, or take an objective that is a mean over samples"
         )
     for task in tasks:
-        if task.count is None and task.mean_over is None and not is_known(task):
+        if not task.whole_batch and task.count is None and task.mean_over is None and not is_known(task):
             key = f"tasks.{task.name}"
             ways = f"{key}.count" if task.objective is not None else f"{key}.count or {key}.mean_over"
             raise UserError(
@@ -69,7 +76,61 @@ def check_processes(model: MultiTaskModel, tasks: Sequence[Task]) -> None:
                 f"tested, since each has only its share of the batch. Set {ways}"
             )
     check_plain(model)
+    if is_sharded(next(model.parameters())) != sharded:
+        raise UserError("the model was sharded after the step was made; shard it before, and before the optimizer")
     check_replicas(model, [task.name for task in tasks])
+
+
+def check_aligned(tasks: Sequence[Task], compiled: Sequence[str]) -> None:
+    """Checks that all processes can run the same passes, which sharded parameters and synchronised batch norm require.
+
+    Raises:
+        UserError: If a process without labels of a task couldn't run the task's passes.
+    """
+    objectives = [task.name for task in tasks if task.objective is not None]
+    if objectives and world_size() > 1:
+        raise UserError(
+            f"task '{objectives[0]}' has an objective, and a process without labels of the task can't run its passes, "
+            "as sharded parameters and synchronised batch norm require; take distributed=ddp and "
+            "model.sync_batchnorm=false"
+        )
+    if compiled and world_size() > 1:
+        raise UserError(
+            "model.compile: compiled modules with sharded parameters or synchronised batch norm are not supported; set "
+            "model.compile=false, or take distributed=ddp and model.sync_batchnorm=false"
+        )
+
+
+def check_shards(model: MultiTaskModel, balancing: Balancing, descent: Descent, precision: str) -> None:
+    """Checks that the step can be taken with parameters that are divided over the processes.
+
+    Raises:
+        UserError: If another setting doesn't allow that.
+    """
+    learned = [name for name, loss in model.losses.items() if any(True for _ in loss.parameters())]
+    if learned:
+        raise UserError(
+            f"task '{learned[0]}': its loss has parameters, and a process without labels of the task doesn't compute "
+            "the loss, so that they can't be sharded; take distributed=ddp"
+        )
+    if balancing.collects and balancing.settings.source == "layerwise":
+        raise UserError("gradients.source: with sharded parameters, layerwise is not supported; take rows or auto")
+    if precision == "fp16":
+        raise UserError(
+            "precision: fp16 scales gradients by the overflows that a process sees in its part of them; with sharded "
+            "parameters, take bf16"
+        )
+    for each in descent.optimizers:
+        kind = type(each).__name__
+        if isinstance(each, LBFGS):
+            raise UserError(
+                f"optimizer: {kind} joins all parameters into one vector; with sharded parameters, take another"
+            )
+        held = [p for group in each.param_groups for p in group["params"]]
+        if not any(is_sharded(parameter) for parameter in held):
+            raise UserError(
+                f"{kind} has none of the sharded parameters; make the optimizer after the model was sharded"
+            )
 
 
 def check_optimizers(

@@ -1,17 +1,19 @@
 """Computes the gradient of a step: the passes over the micro-batches and the balancing of the tasks."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtl.distributed.collectives import any_process
+from mtl.distributed.sharding import is_sharded
 from mtl.errors import NotFinite
 from mtl.gradients.at_features import AtFeatures
+from mtl.gradients.backward import total_norm
 from mtl.gradients.reach import Reach
-from mtl.gradients.rows import Rows, total_norm
+from mtl.gradients.rows import Rows
 from mtl.gradients.sums import sum_gradients
 from mtl.model import MultiTaskModel
 from mtl.snapshots import Snapshot, preserved_buffers, preserved_random_state
@@ -57,13 +59,21 @@ class Computation:
         self._parameters = parameters
         self._balancing = balancing
         self._reach = reach
+        self._sharded = is_sharded(next(iter(parameters.values())))
         self._before: Snapshot | None = None
         self.losses: list[Tensor] = []
         self._tasks: list[Task] = []  # the tasks of the last step
         self._shares: list[list[float]] = []  # the share of each task's loss, by micro-batch of the last step
+        self._members: list[list[int]] | None = None  # by micro-batch, the tasks that run in all processes
 
     def __call__(
-        self, micro_batches: MicroBatches, step: int, *, measure: bool, on_nonfinite: str = "error"
+        self,
+        micro_batches: MicroBatches,
+        step: int,
+        *,
+        measure: bool,
+        on_nonfinite: str = "error",
+        check: Callable[[MicroBatches], None],
     ) -> StepResult:
         """Computes the weighted sum of the tasks' gradients and leaves it in `.grad`.
 
@@ -72,6 +82,7 @@ class Computation:
             step: The number of optimizer steps taken so far.
             measure: Whether to measure gradient norms, cosines and reach as well.
             on_nonfinite: What to do about losses and gradients that are not finite, see `mtl.Step`.
+            check: Called with the micro-batches before their passes, and raises a UserError if these would be wrong.
 
         Returns:
             The losses, the weights and, with `measure`, the measurements of the step.
@@ -80,6 +91,7 @@ class Computation:
         if self._balancing.needs not in ("nothing", "rows"):  # the state of a balancer of rows is as large as the rows
             components.append(self._balancing)
         self._before = Snapshot(self._model, others=components)
+        check(micro_batches)
         if on_nonfinite == "error":
             return self._take(micro_batches, step, measure)
         nonfinite: dict[str, str] = {}
@@ -116,6 +128,7 @@ class Computation:
             self._reach.begin()
         losses = self._run(micro_batches, weights, Recorders(measured, collect, self._reach))
         self.losses, self._tasks, self._shares = losses, tasks, micro_batches.shares
+        self._members = micro_batches.members if micro_batches.is_aligned else None
         result = StepResult(dict(zip(names, losses, strict=True)), {})
         if measure:
             rows = measured or collect
@@ -149,7 +162,7 @@ class Computation:
         if len(micro_batches.batches) == 1 and micro_batches.processes == 1:
             return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, recorders)
         losses = accumulate(self.passes, self.checks, micro_batches, weights, recorders)
-        if recorders.collect is None and micro_batches.processes > 1:
+        if recorders.collect is None and micro_batches.processes > 1 and not self._sharded:
             sum_gradients(self._parameters.values())
         return losses
 
@@ -162,6 +175,8 @@ class Computation:
         source, several = self._balancing.source, len(micro_batches.batches) > 1
         if processes > 1:
             (several,) = any_process([several])
+        if self._sharded and source == "layerwise":
+            source = "rows"  # sharded, and of which each process computes with its part
         if several:  # the batch may have come as a list of micro-batches
             source = source_in_micro_batches(self._balancing.settings)
         waits = not several and self._balancing.needs == "gramian"
@@ -220,7 +235,14 @@ class Computation:
         assert self._before is not None
         with preserved_random_state(self._model):
             self._before.restore_random_state()
-            again = MicroBatches(self._tasks, micro_batches.batches, self._shares, processes=micro_batches.processes)
+            again = MicroBatches(
+                self._tasks,
+                micro_batches.batches,
+                self._shares,
+                processes=micro_batches.processes,
+                members=self._members,
+                sources=micro_batches.sources,
+            )
             return Preview(self._model, again, self.passes.autocast).losses
 
     def search(self, micro_batches: MicroBatches, weights: Sequence[float]) -> Tensor:

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mtl.errors import UserError, describe_error, text_of
-from mtl.gradients.rows import total_norm
+from mtl.gradients.backward import clip, total_norm
 from mtl.step.settings import Update
 
 
@@ -169,10 +168,10 @@ class Descent:
         norm = None if self._update.clip_norm is None else total_norm(self._parameters.values())
         rest = norm
         if self._update.clip_shared_norm is not None and shared:
-            clip_grads_with_norm_(shared, self._update.clip_shared_norm, total_norm(shared))
+            clip(shared, self._update.clip_shared_norm, total_norm(shared))
             rest = None if norm is None else total_norm(self._parameters.values())
         if self._update.clip_norm is not None and rest is not None:
-            clip_grads_with_norm_(self._parameters.values(), self._update.clip_norm, rest)
+            clip(self._parameters.values(), self._update.clip_norm, rest)
         return norm
 
     @property
@@ -192,6 +191,14 @@ class Descent:
         """Returns the parameter groups of the current optimizer or, with `first`, of the first one."""
         optimizer = self.first if first else self.optimizer
         return [] if optimizer is None else optimizer.param_groups
+
+    def parameters(self) -> dict[str, list[Tensor]]:
+        """Returns the parameters of each optimizer, in the order of its state, by the optimizer's name."""
+        return {
+            name: [parameter for group in component.param_groups for parameter in group["params"]]
+            for name, component in self.components().items()
+            if isinstance(component, Optimizer)
+        }
 
     def components(self) -> dict[str, Any]:
         """Returns the optimizers and the scheduler by name."""

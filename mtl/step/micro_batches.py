@@ -12,6 +12,7 @@ from mtl.batch import Batch, cut, joined, num_samples
 from mtl.distributed.collectives import sum_numbers
 from mtl.errors import UserError
 from mtl.labels import denominators
+from mtl.step.alignment import align, silenced
 from mtl.task import Task
 
 StepBatch = Batch | list[Batch]
@@ -28,10 +29,12 @@ class MicroBatches:
         shares: By micro-batch and task, the share of the task's loss; 0 if the task has no labels in the micro-batch.
         present: The indices of the tasks that have labels in a micro-batch of any process; by default, of this one.
         processes: The number of processes that train together, each with micro-batches of its own.
+        members: By micro-batch, the indices of the tasks whose passes run; by default, of those with labels in it.
+
+        sources: By micro-batch, a value that is equal for micro-batches of one batch; by default, all are of one.
 
     Attributes:
         names: The names of the tasks.
-        members: By micro-batch, the indices of the tasks that have labels in it.
     """
 
     def __init__(
@@ -41,14 +44,19 @@ class MicroBatches:
         shares: Sequence[Sequence[float]],
         present: set[int] | None = None,
         processes: int = 1,
+        members: Sequence[Sequence[int]] | None = None,
+        sources: Sequence[object] | None = None,
     ) -> None:
         self.processes = processes
         self.tasks = list(tasks)
         self.names = [task.name for task in self.tasks]
         self.batches = list(batches)
         self.shares = [list(row) for row in shares]
-        self.members = [[number for number, share in enumerate(row) if share] for row in self.shares]
-        self.present = set().union(*self.members) if present is None else present
+        labelled = [[number for number, share in enumerate(row) if share] for row in self.shares]
+        self.members = labelled if members is None else [list(each) for each in members]
+        self.present = set().union(*labelled) if present is None else present
+        self.is_aligned = members is not None
+        self.sources = list(sources or [None] * len(self.batches))
 
     @classmethod
     def of(
@@ -60,6 +68,7 @@ class MicroBatches:
         count: int | None = None,
         without: Mapping[str, object] | None = None,
         processes: int = 1,
+        aligned: bool = False,
     ) -> "MicroBatches":
         """Divides the batch of a step into micro-batches, and selects the tasks that have labels in the batch.
 
@@ -70,9 +79,10 @@ class MicroBatches:
             count: The number of micro-batches; at most one of `size` and `count` may be set. A list isn't divided.
             without: The names of tasks that don't take part.
             processes: The number of processes that train together.
+            aligned: Whether all processes have to run the same passes, see alignment.py.
 
         Raises:
-            UserError: If `batch` isn't a batch.
+            UserError: If `batch` isn't a batch, or if the passes of the processes differ and can't be made the same.
         """
         dicts = batch if isinstance(batch, list) else [batch]
         if not dicts or not all(isinstance(each, Mapping) for each in dicts):
@@ -97,8 +107,19 @@ class MicroBatches:
                 sizes = [] if len(parts) == 1 else [num_samples(each, [task.target]) for each in parts]
                 batches.append(parts[0] if len(parts) == 1 else joined(parts, sizes))
                 members.append([index])
-        of_step, present = shares(list(tasks), batches, members, processes)
-        return cls(tasks, batches, of_step, present, processes).without(without or {})
+        counted, runs = members, None
+        if aligned:
+            batches, members, repeated = align(batches, members)
+            counted = [[] if again else member for member, again in zip(members, repeated, strict=True)]
+        of_step, present = shares(list(tasks), batches, counted, processes)
+        if aligned:
+            runs = [[index for index in member if index in present] for member in members]
+        sources = [tuple(member) for member in members]
+        return cls(tasks, batches, of_step, present, processes, runs, sources).without(without or {})
+
+    def task(self, number: int, index: int) -> Task:
+        """Returns the task with this index as the micro-batch with this number uses it: silent if it has no labels."""
+        return self.tasks[index] if self.shares[number][index] else silenced(self.tasks[index])
 
     def without(self, names: Mapping[str, object]) -> "MicroBatches":
         """Returns the micro-batches without the named tasks, and without tasks that have no labels in any of them."""
@@ -110,8 +131,12 @@ class MicroBatches:
     def of_tasks(self, numbers: Sequence[int]) -> "MicroBatches":
         """Returns the micro-batches with only the tasks that have these indices."""
         shares = [[row[number] for number in numbers] for row in self.shares]
-        present = {index for index, number in enumerate(numbers) if number in self.present}
-        return MicroBatches([self.tasks[number] for number in numbers], self.batches, shares, present, self.processes)
+        place = {number: index for index, number in enumerate(numbers)}
+        present = {index for number, index in place.items() if number in self.present}
+        runs = [[place[number] for number in member if number in place] for member in self.members]
+        tasks = [self.tasks[number] for number in numbers]
+        members = runs if self.is_aligned else None
+        return MicroBatches(tasks, self.batches, shares, present, self.processes, members, self.sources)
 
 
 def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int]]]:

@@ -8,24 +8,26 @@
 backward passes of one micro-batch, and accumulation.py loops over several micro-batches.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-import torch._functorch.config as functorch
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from mtl.balancers import Balancer, Equal
+from mtl.distributed import sharding
+from mtl.distributed.batch_norm import is_synchronised
 from mtl.distributed.collectives import world_size
 from mtl.distributed.replicas import share_buffers
 from mtl.gradients.reach import Reach
 from mtl.model import MultiTaskModel
 from mtl.step.balancing import Balancing
-from mtl.step.compatibility import check_arguments, check_optimizers, check_processes
+from mtl.step.compatibility import check_aligned, check_arguments, check_optimizers, check_processes, check_shards
+from mtl.step.compiled_check import CompiledCheck
+from mtl.step.compiling import Compiled, runs_compiled
 from mtl.step.computation import Computation
 from mtl.step.descent import Descent
 from mtl.step.micro_batches import MicroBatches, StepBatch
@@ -33,17 +35,6 @@ from mtl.step.passes import Passes
 from mtl.step.result import StepResult
 from mtl.step.settings import Gradients, Update
 from mtl.task import Task
-
-
-@contextmanager
-def reusable_graphs() -> Iterator[None]:
-    """Makes torch.compile keep the tensors saved for backward, since a step may run several backward passes."""
-    before = functorch.donated_buffer
-    functorch.donated_buffer = False
-    try:
-        yield
-    finally:
-        functorch.donated_buffer = before
 
 
 class Step:
@@ -69,6 +60,8 @@ class Step:
             `skip_step` changes nothing: neither parameters nor optimizer, balancer, buffers or random state.
             `skip_task` runs the step as if the task had no labels in the batch. Both check the values in every step,
             so that the CPU waits for the GPU.
+        compile: Names of modules that are compiled by `torch.compile` inside of the step, with the wildcards `*` and
+            `?`; True for trunk and heads. The first step compares them with eager ones.
 
     Raises:
         UserError: If an argument is invalid, or if settings can't be combined.
@@ -88,10 +81,13 @@ class Step:
         update: Update = Update(),  # noqa: B008
         precision: str = "fp32",
         on_nonfinite: str = "error",
+        compile: bool | Sequence[str] = False,
     ) -> None:
         check_arguments(model, tasks, balancer, micro_batch_size, num_micro_batches, on_nonfinite)
         self.model = model
         self.tasks = list(tasks)
+        self._sharded = sharding.begin(model)  # whether the parameters are divided over the processes
+        self._synchronised = is_synchronised(model)  # whether batch norm normalises over all processes
         self.passes = Passes(model, passes, precision)
         self.micro_batch_size = micro_batch_size
         self.num_micro_batches = num_micro_batches
@@ -104,9 +100,15 @@ class Step:
         self.computation = Computation(model, self.parameters, self.passes, self.balancing, self._reach)
         learned, clips_shared = self.computation.learned, self._reach is not None
         check_optimizers(self.descent, self.balancing, learned, precision=precision, clips_shared=clips_shared)
+        self.compiled = Compiled(model, compile)
+        self._check = CompiledCheck(self.compiled, self.passes, [task.name for task in tasks])
         self._searched: MicroBatches | None = None  # the micro-batches for a line search
         self._processes = 1  # that train together, in the current step
         self._compared = False  # whether all processes have been found to have the same model
+        if self._sharded or self._synchronised:
+            check_aligned(self.tasks, self.compiled.names)
+        if self._sharded:
+            check_shards(model, self.balancing, self.descent, precision)
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -141,7 +143,7 @@ class Step:
             self.after(batch)
         return result
 
-    @reusable_graphs()
+    @runs_compiled
     def backward(self, batch: StepBatch, *, measure: bool = False) -> StepResult:
         """Clears the gradients and leaves the weighted sum of the tasks' gradients in `.grad`.
 
@@ -150,14 +152,18 @@ class Step:
         """
         self.descent.moving = False
         if self.model.frozen_until:
+            if self.model.thaws(self.num_taken):
+                self._check.again()
             self.model.thaw(self.num_taken)
         self._processes = world_size() if dist.is_available() and dist.is_initialized() else 1
-        if self._processes > 1 and not self._compared:
-            check_processes(self.model, self.tasks)
+        if (self._processes > 1 or self._sharded) and not self._compared:
+            check_processes(self.model, self.tasks, self._sharded)
             self._compared = True
         micro_batches = self._cut(batch)
         self._searched = micro_batches if isinstance(self.optimizer, LBFGS) else None
-        result = self.computation(micro_batches, self.num_taken, measure=measure, on_nonfinite=self.on_nonfinite)
+        result = self.computation(
+            micro_batches, self.num_taken, measure=measure, on_nonfinite=self.on_nonfinite, check=self._check
+        )
         if self._processes > 1:
             share_buffers(self.model)
         return result
@@ -173,6 +179,7 @@ class Step:
             count=self.num_micro_batches,
             without=faded,
             processes=self._processes,
+            aligned=self._sharded or (self._synchronised and self._processes > 1),
         )
 
     def undo(self) -> bool:
@@ -208,11 +215,11 @@ class Step:
             return
         losses_now = None
         if self.balancing.balancer.needs_losses_after:
-            with reusable_graphs():
+            with self.compiled.running():
                 losses_now = self.computation.losses_now(self._cut(batch))
         self.balancing.after(self.computation.losses, losses_now)
 
-    @reusable_graphs()
+    @runs_compiled
     def _search(self, micro_batches: MicroBatches, weights: Sequence[float]) -> Tensor:
         return self.computation.search(micro_batches, weights)
 

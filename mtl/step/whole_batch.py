@@ -18,8 +18,10 @@ from mtl.distributed.collectives import sum_scalars
 from mtl.errors import UserError
 from mtl.labels import label_fields
 from mtl.model import MultiTaskModel
+from mtl.step.alignment import STAND_IN
 from mtl.step.forward import loss_of, without_gradients
 from mtl.step.micro_batches import MicroBatches
+from mtl.step.over_processes import gather
 from mtl.step.precision import Autocast
 from mtl.task import Task
 
@@ -43,13 +45,17 @@ class Preview:
         self._replays: list[dict[int, Replay]] = [{} for _ in micro_batches.batches]
         self._whole_losses: dict[int, Tensor] = {}
         tasks, members = micro_batches.tasks, micro_batches.members
-        pairs = [([tasks[i] for i in m], batch) for m, batch in zip(members, micro_batches.batches, strict=True)]
+        pairs = [
+            ([micro_batches.task(number, i) for i in m], batch)
+            for number, (m, batch) in enumerate(zip(members, micro_batches.batches, strict=True))
+        ]
         taken = without_gradients(model, pairs, autocast, take=_prediction_or_loss)
         for index, task in enumerate(tasks):
             if _is_whole(task):
-                numbers = [number for number, member in enumerate(members) if index in member]
+                labelled = [row[index] > 0 for row in micro_batches.shares]
+                numbers = [n for n, member in enumerate(members) if index in member and labelled[n]]
                 predictions = [taken[number][members[number].index(index)] for number in numbers]
-                self._take_whole(index, numbers, predictions, autocast)
+                self._take_whole(index, numbers, predictions, autocast, next(model.parameters()).device)
         device = next(model.parameters()).device
         totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in tasks]
         for number, member in enumerate(members):
@@ -61,15 +67,17 @@ class Preview:
 
     def tasks_of(self, number: int) -> list[Task]:
         """Returns the tasks of a micro-batch; losses of the whole batch are replaced by stand-ins, see `Replay`."""
-        tasks, replays = self._micro_batches.tasks, self._replays[number]
-        members = self._micro_batches.members[number]
-        return [replace(tasks[i], **_STAND_IN, loss=replays[i]) if i in replays else tasks[i] for i in members]
+        replays = self._replays[number]
+        tasks = {index: self._micro_batches.task(number, index) for index in self._micro_batches.members[number]}
+        return [replace(t, **STAND_IN, loss=replays[i]) if i in replays else t for i, t in tasks.items()]
 
     def corrected(self, losses: list[Tensor]) -> list[Tensor]:
         """Returns the losses by task, with the values of stand-ins replaced by the losses of the whole batch."""
         return [self._whole_losses.get(index, loss) for index, loss in enumerate(losses)]
 
-    def _take_whole(self, index: int, numbers: list[int], predictions: list[Any], autocast: Autocast) -> None:
+    def _take_whole(
+        self, index: int, numbers: list[int], predictions: list[Any], autocast: Autocast, device: torch.device
+    ) -> None:
         task = self._micro_batches.tasks[index]
         batches = [label_fields(task, self._micro_batches.batches[number]) for number in numbers]
         sizes = [num_samples(batch, [task.target]) for batch in batches]
@@ -78,22 +86,42 @@ class Preview:
                 f"task '{task.name}': with whole_batch its prediction is joined from micro-batches, and it has a 0-dim "
                 "tensor, which has no samples; let the head give one value a sample"
             )
-        leaves, structure = tree_flatten(joined(predictions, sizes))
+        prediction = joined(predictions, sizes) if predictions else None
+        labels = joined(batches, sizes, "batch") if batches else {}
+        whole = None
+        if self._micro_batches.processes > 1:
+            whole = gather(prediction, labels, self._places(task, numbers, sizes), device)
+            prediction, labels = whole.prediction, whole.batch
+        leaves, structure = tree_flatten(prediction)
         lengths = [[len(leaf) for leaf in tree_leaves(each) if _is_floating(leaf)] for each in predictions]
         leaves = [_precise(leaf.detach()).requires_grad_() if _is_floating(leaf) else leaf for leaf in leaves]
         cuts = [leaf for leaf in leaves if _is_floating(leaf)]
         parameters = [p for p in task.loss.parameters() if p.requires_grad] if isinstance(task.loss, nn.Module) else []
         with torch.enable_grad(), autocast():
-            loss = loss_of(task, tree_unflatten(leaves, structure), joined(batches, sizes, "batch"))
+            loss = loss_of(task, tree_unflatten(leaves, structure), labels)
         gradients = torch.autograd.grad(loss, [*cuts, *parameters], allow_unused=True)
         self._whole_losses[index] = loss.detach().double()
+        at_cuts = [g if g is None or whole is None else g[whole.ours] for g in gradients[: len(cuts)]]
         slices = [
             [None] * len(numbers) if gradient is None else torch.split(gradient, [each[place] for each in lengths])
-            for place, gradient in enumerate(gradients[: len(cuts)])
+            for place, gradient in enumerate(at_cuts)
         ]
         for place, number in enumerate(numbers):
-            first = list(zip(parameters, gradients[len(cuts) :], strict=True)) if place == 0 else []
+            counts = place == 0 and (whole is None or whole.is_first)  # the parameters of the loss, once in the step
+            first = list(zip(parameters, gradients[len(cuts) :], strict=True)) if counts else []
             self._replays[number][index] = Replay([each[place] for each in slices], first)
+
+    def _places(self, task: Task, numbers: Sequence[int], sizes: Sequence[int]) -> list[int]:
+        """Returns the places of the samples of some micro-batches in the batch of this process."""
+        micro_batches, places = self._micro_batches, list[int]()
+        for number, size in zip(numbers, sizes, strict=True):
+            source = micro_batches.sources[number]
+            before = [
+                b for b, s in zip(micro_batches.batches[:number], micro_batches.sources, strict=False) if s == source
+            ]
+            start = sum(num_samples(label_fields(task, batch), [task.target]) for batch in before)
+            places += range(start, start + size)
+        return places
 
 
 class Replay:
@@ -116,9 +144,6 @@ class Replay:
         pairs = [*zip(values, self._gradients, strict=True), *self._of_parameters]
         total: Tensor = sum((v.to(g.dtype) * g).sum() for v, g in pairs if g is not None)
         return total
-
-
-_STAND_IN: dict[str, Any] = {"whole_batch": False, "missing": False, "mask": None, "mean_over": None}
 
 
 def _prediction_or_loss(task: Task, prediction: Any, batch: Batch) -> Any:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from mtl.errors import UserError
-from mtl.files import fill, temporary
-from mtl.safety import archive
+from mtl.files import fill, sync, temporary
+from mtl.safety import archive, shards
 from mtl.safety.archive import FORMAT, MANIFEST
 from mtl.safety.bounded import leaves
 from mtl.safety.plain_types import plain_types
+from mtl.training.shards import name_of, walk
 
 SPARE = 50  # the number of further checksums to keep; a killed process may have noted one without a file
 _checked_indices: Any = torch.sparse.check_sparse_tensor_invariants
@@ -42,18 +43,18 @@ def save(path: Path, state: dict[str, Any], *, keep: int | None = 1, number: int
     for other, other_number in numbered(path):
         if keep is not None and other_number >= keep:
             other.unlink()
-    if os.name == "posix":  # other systems can't open a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync(path.parent)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, *, whole: bool = True) -> dict[str, Any]:
     """Returns the state in a file, on the CPU.
 
     No code in the file is run, and the state takes about as much memory as the file has bytes.
+
+    Args:
+        path: The path of the file.
+        whole: Whether to read sharded tensors, which are in further files. Otherwise the state has None for each of
+            them, and contains the index of these files, with which `mtl.training.layouts.fitted` reads them.
 
     Raises:
         UserError: If there is no such file, or if it is damaged, has another format, or was saved under another name.
@@ -69,12 +70,31 @@ def load(path: Path) -> dict[str, Any]:
                 if value.is_meta or room < 0:
                     raise UserError(f"the checkpoint {path} has tensors with far more elements than the file has bytes")
         state = plain_types(state, f"the checkpoint {path}")
+        if shards.KEY in state:
+            state[shards.KEY] = shards.parse(state[shards.KEY], path)
+            state = _whole(state, path) if whole else state
     state.pop(archive.SAVED_AS, None)
     return state
 
 
-def newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+def _whole(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the state with the sharded tensors of all processes in their places."""
+    from mtl.training import shard_files  # takes a second to import
+
+    index = state.pop(shards.KEY)
+    archive.check_memory(sum(size for size, _ in index.files.values()), path)
+    tensors = shard_files.whole(index)
+    joined: dict[str, Any] = walk(state, lambda place, value: tensors.get(name_of(place), value))
+    return joined
+
+
+def newest(folder: Path, report: Callable[[str], None], *, whole: bool = True) -> dict[str, Any]:
     """Returns the state of the newest last.pt that can be read; calls `report` with a warning for each that can't.
+
+    Args:
+        folder: The folder of the checkpoints.
+        report: Gets the warnings.
+        whole: See `load`.
 
     Raises:
         UserError: If none can be read.
@@ -82,7 +102,7 @@ def newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
     problems = []
     for path in dict.fromkeys([folder / "last.pt", *(path for path, _ in numbered(folder / "last.pt"))]):
         try:
-            return load(path)
+            return load(path, whole=whole)
         except UserError as error:
             problems.append(str(error))
             report(f"warning  {error}")

@@ -11,6 +11,8 @@ from torch.utils.data import IterableDataset, Subset
 from mtl import tags
 from mtl.batch import Batch
 from mtl.data import Drawn, Fields, Loader, Mix
+from mtl.distributed.collectives import any_process
+from mtl.distributed.sharding import is_sharded, whole
 from mtl.errors import FOREIGN, describe_error
 from mtl.loggers import pictures
 from mtl.outputs import at_least_single
@@ -52,7 +54,7 @@ class Gallery:
 
     def __call__(self, trainer: "Trainer") -> None:
         """Sends the pictures and histograms that are due after the current epoch."""
-        if _due(trainer, self.pictures_every) and trainer.loggers.takes("picture"):
+        if _due(trainer, self.pictures_every) and _takes(trainer, "picture"):
             try:
                 images = self.pictures(trainer)
             except FOREIGN as error:  # unusual data should not end the training
@@ -61,12 +63,12 @@ class Gallery:
                 return
             for tag, picture in images.items():
                 trainer.loggers.show("picture", tag, trainer.global_step, picture)
-        if _due(trainer, self.histograms_every) and trainer.loggers.takes("histogram"):
+        if _due(trainer, self.histograms_every) and _takes(trainer, "histogram"):
             for name, parameter in trainer.step.parameters.items():
-                trainer.loggers.show("histogram", tags.parameter(name), trainer.global_step, parameter.detach())
+                trainer.loggers.show("histogram", tags.parameter(name), trainer.global_step, whole(parameter.detach()))
                 gradient = parameter.grad
                 if gradient is not None:
-                    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+                    values = gradient.coalesce().values() if gradient.is_sparse else whole(gradient)
                     trainer.loggers.show("histogram", tags.gradient(name), trainer.global_step, values)
 
     def pictures(self, trainer: "Trainer") -> dict[str, pictures.Picture]:
@@ -75,6 +77,7 @@ class Gallery:
         Returns:
             The pictures by tag.
         """
+        predicted = self._predictions(trainer)  # before anything is drawn, which only one of several processes may do
         images = {}
         names = [task.name for task in trainer.step.tasks]
         every = self.pictures_every or 1
@@ -82,6 +85,15 @@ class Gallery:
         cosines = {pair: fmean(values) for pair, values in trainer.readings.cosines(since).items()}
         if cosines:
             images[tags.COSINE_MATRIX] = pictures.cosine_matrix(names, cosines)
+        for task, prediction, batch, image in predicted if trainer.loggers.takes("picture") else ():
+            picture = show(task, prediction, batch, image, class_names(self.facts, task.target))
+            if picture is not None:
+                images[tags.prediction(task.name)] = picture
+        return images
+
+    def _predictions(self, trainer: "Trainer") -> list[tuple[Task, Any, Batch, Tensor | None]]:
+        """Returns the tasks, each with predictions for some samples, their batch, and their input images if any."""
+        predicted = []
         for loader, which in self.loader.by_source() if self.loader is not None else []:
             tasks = [task for task in trainer.step.tasks if which is None or task.name in which]
             tasks = [task for task in tasks if task.objective is None]
@@ -91,11 +103,14 @@ class Gallery:
                 if image is None:
                     batch = some_samples(loader, COUNTED)
                 predictions = predict(trainer.step.model, tasks, batch, trainer.step.passes.autocast)
-                for task in tasks:
-                    picture = show(task, predictions[task.name], batch, image, class_names(self.facts, task.target))
-                    if picture is not None:
-                        images[tags.prediction(task.name)] = picture
-        return images
+                predicted += [(task, predictions[task.name], batch, image) for task in tasks]
+        return predicted
+
+
+def _takes(trainer: "Trainer", kind: str) -> bool:
+    """Returns whether a logger takes this kind; with sharded parameters all processes have to take part in it."""
+    takes = trainer.loggers.takes(kind)
+    return any_process([takes])[0] if is_sharded(next(trainer.step.model.parameters())) else takes
 
 
 def _due(trainer: "Trainer", every: int | None) -> bool:

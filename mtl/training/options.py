@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl.loggers import Loggers
+from mtl.training.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Checkpoints:
         keep: The number of newest states to keep: last.pt, last-1.pt, and so on; None for all.
         best: The number of best states to keep, by the monitored value: best.pt, best-1.pt, and so on.
         more: Additional plain data to save in each checkpoint.
+        timeout: The number of seconds that processes wait for one another while they write sharded tensors.
     """
 
     folder: Path
@@ -26,6 +28,11 @@ class Checkpoints:
     keep: int | None = 2
     best: int = 1
     more: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float | None = None
+
+    def writer(self, report: Callable[[str], None]) -> Writer:
+        """Returns the object that writes the checkpoints, which calls `report` with a message for each problem."""
+        return Writer(self.folder, keep=self.keep, best=self.best, report=report, timeout=self.timeout)
 
     def are_due(self, steps: int, seconds: float) -> bool:
         """Returns whether last.pt should be saved now, within an epoch.

@@ -7,7 +7,9 @@ from typing import Any
 
 from mtl.batch import bounds, num_samples, take
 from mtl.data import Loader, Mix
+from mtl.distributed.batch_norm import is_synchronised
 from mtl.distributed.collectives import world_size
+from mtl.distributed.sharding import is_sharded
 from mtl.errors import UserError
 from mtl.snapshots import preserved_buffers
 from mtl.step import Step
@@ -35,6 +37,8 @@ def try_one_sample(step: Step, train: Loader | Mix) -> None:
     Raises:
         UserError: If the trunk or a head fails on one sample, as with batch norm.
     """
+    if is_sharded(next(step.model.parameters())) or is_synchronised(step.model):
+        return  # all processes would have to run the pass, and not all may have a sample
     for loader, names in train.by_source():
         if 1 not in _sizes(step, loader):
             continue

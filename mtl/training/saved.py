@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mtl.distributed.collectives import world_size
+from mtl.distributed.collectives import any_process, world_size
 from mtl.distributed.replicas import check_replicas
+from mtl.distributed.sharding import local
 from mtl.errors import UserError, describe_error
 
 MOST = 8  # the largest number of names in a message
@@ -105,9 +106,11 @@ def check_parameters(model: nn.Module, step: int) -> None:
         UserError: If one isn't; the message names those that are not finite.
     """
     parameters = dict(model.named_parameters())
-    finite = torch.stack([parameter.detach().isfinite().all() for parameter in parameters.values()])
-    if not finite.all():
-        broken = ", ".join(name for name, right in zip(parameters, finite.tolist(), strict=True) if not right)
+    finite = torch.stack([local(parameter.detach()).isfinite().all() for parameter in parameters.values()])
+    (broken_somewhere,) = any_process([not finite.all()])
+    if broken_somewhere:
+        flags = any_process([not right for right in finite.tolist()])
+        broken = ", ".join(name for name, is_broken in zip(parameters, flags, strict=True) if is_broken)
         raise UserError(f"parameters aren't finite after step {step}, and are not saved: {broken}")
     if world_size() > 1:
         check_replicas(model, [])

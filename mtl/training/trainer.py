@@ -21,7 +21,6 @@ from mtl.training.pace import Pace
 from mtl.training.readings import Readings
 from mtl.training.saved import check_parameters, load_into
 from mtl.training.selection import Criterion, Selection
-from mtl.training.writer import Writer
 
 
 class Trainer:
@@ -74,7 +73,7 @@ class Trainer:
         self.hooks = hooks or Hooks()
         self.loggers = logs.loggers
         self.report = logs.report
-        self.writer = Writer(checkpoints.folder, keep=checkpoints.keep, best=checkpoints.best, report=logs.report)
+        self.writer = checkpoints.writer(logs.report)
         self.faults = Faults(logs.nonfinite, train, logs.report)
         self.readings = Readings(step.parameters, self.faults)
         self.measuring = Measuring(logs.every, [task.name for task in step.tasks])
@@ -142,7 +141,9 @@ class Trainer:
                 self.writer.wait()  # earlier states are written as well, in case the last one gets damaged
             self._save("last")
             if self._agree.signal:
+                self.writer.complete()
                 raise Stopped(self._agree.signal)
+        self.writer.complete()
 
     @property
     def goes_on(self) -> bool:

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from mtl.batch import Batch
 from mtl.data import Loader, Mix
-from mtl.distributed.collectives import any_process, share, sum_scalars, world_size
+from mtl.distributed.collectives import any_process, rank, share, sum_scalars, world_size
 from mtl.distributed.replicas import difference
+from mtl.distributed.sharding import is_sharded
 from mtl.errors import UserError
-from mtl.labels import denominator, num_labelled
+from mtl.labels import denominator, label_fields, num_labelled
 from mtl.model import MultiTaskModel
 from mtl.step.forward import loss_of, objective_of
 from mtl.step.loss_checks import LossChecks
+from mtl.step.over_processes import gather
 from mtl.step.precision import Autocast
 from mtl.task import Task
 from mtl.training.metrics import TaskMetric
@@ -113,11 +115,17 @@ class Validation:
                 seen |= {task.name for task in tasks}
                 cut |= {task.name for task in tasks if trial and len(part) > 1}
                 batches: Any = part.batches()
+                last: Batch | None = None
                 with closing(batches):  # also ends the worker processes
                     for batch, total in islice(zip(batches, part.sizes(), strict=not trial), 1 if trial else None):
                         size = len(range(total)[share()])  # the samples in the share of this process
                         if not size:
+                            self._run_along(tasks, last)
+                            for task in tasks:
+                                if _is_joined(task):
+                                    self._take_joined(task, None, {}, 0, sums, counts)
                             continue
+                        last = batch
                         several = (len(part) > 1 or world_size() > 1) and not trial
                         self._take(tasks, batch, size, sums, counts, several=several)
                         for task in tasks:
@@ -142,6 +150,26 @@ class Validation:
                 for metric in metrics.values():
                     metric.reset()
             self.model.train(training)
+
+    def _run_along(self, tasks: Sequence[Task], batch: Batch | None) -> None:
+        """Runs the forward passes of a batch without samples in this process, if others need them to gather parameters.
+
+        Args:
+            tasks: The tasks.
+            batch: An earlier batch, which takes the place of the one without samples.
+        """
+        if not is_sharded(next(self.model.parameters())):
+            return
+        if batch is None:
+            raise UserError(
+                f"data: a split has fewer samples than the {world_size()} processes that share the model's parameters; "
+                "take distributed=ddp"
+            )
+        with self.autocast():
+            features = self.model.features(batch)
+            for task in tasks:
+                if task.objective is None or task.metrics:
+                    self.model.predict(task.name, features)
 
     def caveat(self) -> str:
         """Returns a warning about losses over the last split that depend on the batch size, or an empty string."""
@@ -172,9 +200,12 @@ class Validation:
                     if features is None:
                         features = self.model.features(batch)
                     prediction = self.model.predict(task.name, features)
+            if _is_joined(task):
+                self._take_joined(task, prediction, batch, size, sums, counts)
+                self.batchwise |= {task.name} if several else set()
             by_samples = task.whole_batch or (task.objective is not None and task.count is None)
             count = size if by_samples else denominator(task, batch)
-            if count:
+            if count and not _is_joined(task):
                 sums[task.name] += self._loss(task, prediction, batch).double() * count
                 counts[task.name] += count
                 if several and self._checks.depends_on_batch(task, prediction, batch):
@@ -184,12 +215,34 @@ class Validation:
                 for metric in self.metrics[task.name].values():
                     metric.update(prediction, batch)
 
+    def _take_joined(
+        self,
+        task: Task,
+        prediction: Any,
+        batch: Batch,
+        size: int,
+        sums: dict[str, Tensor],
+        counts: dict[str, Tensor],
+    ) -> None:
+        """Adds a loss that needs the predictions of all processes for the batch; the process of rank 0 counts it."""
+        whole = gather(prediction, label_fields(task, batch) if size else {}, range(size), sums[task.name].device)
+        if rank() == 0 and whole.size:
+            with self.autocast():
+                loss = loss_of(task, whole.prediction, whole.batch)
+            sums[task.name] += loss.double() * whole.size
+            counts[task.name] += whole.size
+
     def _loss(self, task: Task, prediction: Any, batch: Batch) -> Tensor:
         if task.objective is not None:
             with torch.enable_grad(), self.autocast():  # the objective may compute gradients
                 return objective_of(self.model, task, batch).detach()
         with self.autocast():
             return loss_of(task, prediction, batch)
+
+
+def _is_joined(task: Task) -> bool:
+    """Returns whether the loss of a task needs the predictions of several processes."""
+    return task.whole_batch and task.objective is None and world_size() > 1
 
 
 def _check_equal(figures: Figures) -> None:

@@ -12,7 +12,9 @@ from torch import Tensor
 from mtl.distributed.collectives import rank
 from mtl.errors import UserError
 from mtl.files import Folder, why
+from mtl.safety.shards import KEY
 from mtl.training import checkpoint
+from mtl.training.shards import References, Staged, Together, new_folder, split
 
 Value = float | None
 Better = Callable[[Any, Any], bool]
@@ -25,11 +27,13 @@ class Job(NamedTuple):
         name: The name of the file, `last` or `best`.
         state: The state, as plain types and tensors.
         better: Compares two values, for states that are ranked; else None.
+        shards: The sharded tensors of the state, which all processes write together; None if there are none.
     """
 
     name: str
     state: dict[str, Any]
     better: Better | None = None
+    shards: Staged | None = None
 
 
 class Writer:
@@ -39,11 +43,15 @@ class Writer:
     be written, a newer state replaces the last one in the queue, so that the training never waits for the disk. With
     several processes, the one of rank 0 writes, and the others do nothing.
 
+    Sharded tensors are written by all processes together. The training then waits until earlier states are written, and
+    ends if one can't be, see `complete`.
+
     Args:
         folder: The folder of the checkpoints, inside the folder of the run.
         keep: The number of newest states to keep: last.pt, last-1.pt, …; None for all.
         best: The number of best states to keep: best.pt, best-1.pt, …, the best one first.
         report: Called with a message when a write fails, but not again for the same reason.
+        timeout: The number of seconds that processes wait for one another while they write sharded tensors.
 
     Attributes:
         failed: By name, the newest state that couldn't be written or, if states are ranked, the best one.
@@ -52,7 +60,15 @@ class Writer:
         ranked: The value and the epoch of best.pt, best-1.pt, ….
     """
 
-    def __init__(self, folder: Path, *, keep: int | None, best: int = 1, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int | None,
+        best: int = 1,
+        report: Callable[[str], None],
+        timeout: float | None = None,
+    ) -> None:
         self._writes = rank() == 0
         if self._writes:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +80,12 @@ class Writer:
         self.reason = ""
         self.written: dict[str, int] = {}
         self.ranked: list[tuple[Value, int]] = []
-        self._home = Folder(folder.parent)
+        self._home = Folder(folder.parent) if self._writes else None
+        self._together: Together | None = None  # exists once there are sharded tensors
+        self._shards: tuple[str, Any, Staged] | None = None  # those of the newest state, and its place in the training
+        self._references = References()
+        self._timeout = timeout
+        self._lost = ""  # why sharded tensors couldn't be written
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None  # exists while there are states to write
@@ -81,13 +102,41 @@ class Writer:
             UserError: If the folder of the run is missing, see `check`.
         """
         self.check()
-        if self._writes:
-            self._begin(Job(name, _copied(state), better))
+        plain, tensors = split(state)
+        staged = self._stage(name, state, tensors) if tensors else None
+        if self._writes or staged:
+            self._begin(Job(name, _copied(plain) if self._writes else {}, better, staged))
+
+    def _stage(self, name: str, state: dict[str, Any], tensors: dict[str, Tensor]) -> Staged:
+        """Copies sharded tensors, unless the last state is the best one as well, whose tensors have been copied.
+
+        Raises:
+            UserError: In all processes, if sharded tensors could not be written before.
+        """
+        place = [state.get(key) for key in ("global_step", "epoch", "position")]
+        if self._shards is not None and (name, self._shards[:2]) == ("last", ("best", place)):
+            return self._shards[2]
+        self.complete()
+        if self._together is None:
+            self._together = Together(self._timeout)
+        self._shards = name, place, Staged(_copied(tensors))
+        return self._shards[2]
+
+    def complete(self) -> None:
+        """Waits like `wait`.
+
+        Raises:
+            UserError: In all processes, if sharded tensors couldn't be written.
+        """
+        self.wait()
+        if self._lost:
+            raise UserError(self._lost)
 
     def check(self) -> None:
         """Raises a UserError if the folder of the run, or a file that was saved in it, is missing."""
-        if self._writes:
-            self._home.check()
+        if self._home is None:  # the process of rank 0 checks
+            return
+        self._home.check()
         for name in list(self.written):  # a copy, since the writing thread may add names at the same time
             if not (path := self.folder / f"{name}.pt").exists():
                 raise UserError(f"{path} no longer exists: it was deleted or moved while the run trained")
@@ -124,7 +173,7 @@ class Writer:
         path = self.folder / "best.pt"
         for file, _ in checkpoint.numbered(path):
             try:
-                state = checkpoint.load(file)
+                state = checkpoint.load(file, whole=False)
             except UserError as error:
                 self.report(f"warning  {error}")
                 continue
@@ -142,7 +191,7 @@ class Writer:
 
     def _begin(self, job: Job) -> None:
         with self._changed:
-            if self._jobs and self._jobs[-1].name == job.name and job.better is None:
+            if self._jobs and self._jobs[-1].name == job.name and job.better is None and not job.shards:
                 self._jobs.pop()
             self._jobs.append(job)
             if self._thread is None:
@@ -157,10 +206,17 @@ class Writer:
                     self._changed.notify_all()
                     return
                 job = self._jobs.popleft()
+            if job.shards and self._lost:
+                continue
             try:
                 self._write(job)
             except Exception as error:
-                self._note(job, why(error))
+                if job.shards:
+                    path = self.folder / f"{job.name}.pt"
+                    line = f"the checkpoint {path} could not be written: {why(error)}; earlier ones are unchanged"
+                    self._lost = self._lost or line
+                else:
+                    self._note(job, why(error))
                 continue
             self.written[job.name] = job.state.get("global_step", 0)
             self.reason = ""
@@ -170,16 +226,48 @@ class Writer:
                     self._jobs.appendleft(former)  # it may be better than the one just written
 
     def _write(self, job: Job) -> None:
-        path = self.folder / f"{job.name}.pt"
+        if job.shards is None:
+            self._home_checked()
+            if (number := self._number(job)) is not None:
+                self._put(job, number)
+                self._references.prune(self.folder)
+            return
+        assert self._together is not None
+        number, folder = self._together.in_first(lambda: self._prepare(job))
+        if number is None:
+            return
+        try:
+            index = job.shards.write(folder, self._together)
+            self._together.in_first(lambda: self._put(job._replace(state=job.state | {KEY: index}), number))
+        finally:
+            if self._writes:
+                self._references.prune(self.folder)
+
+    def _prepare(self, job: Job) -> tuple[int | None, Path | None]:
+        """Returns the number of the new file, see `_number`, and a new folder for its sharded tensors."""
+        self._home_checked()
+        number = self._number(job)
+        is_new = number is not None and job.shards is not None and job.shards.index is None
+        return number, new_folder(self.folder, job.state.get("global_step", 0)) if is_new else None
+
+    def _home_checked(self) -> None:
+        assert self._home is not None
         self._home.check()
+
+    def _number(self, job: Job) -> int | None:
+        """Returns the number of the new file among those of its name; None if the state isn't one of the best."""
+        rank = 0 if job.better is None else self._rank(job.state["value"], job.better)
+        return rank if job.better is None or rank < self.best else None
+
+    def _put(self, job: Job, number: int) -> None:
+        path = self.folder / f"{job.name}.pt"
         if job.better is None:
             checkpoint.save(path, job.state, keep=self.keep if job.name == "last" else 1)
             return
-        rank = self._rank(value := job.state["value"], job.better)
-        if rank < self.best:
-            # If no state is ranked yet, an existing file isn't renamed but replaced.
-            checkpoint.save(path, job.state, keep=self.best if self.ranked else 1, number=rank)
-            self.ranked = [*self.ranked[:rank], (value, job.state["epoch"]), *self.ranked[rank:]][: self.best]
+        # If no state is ranked yet, an existing file isn't renamed but replaced.
+        checkpoint.save(path, job.state, keep=self.best if self.ranked else 1, number=number)
+        ranked = [*self.ranked[:number], (job.state["value"], job.state["epoch"]), *self.ranked[number:]]
+        self.ranked = ranked[: self.best]
 
     def _note(self, job: Job, reason: str) -> None:
         former = self.failed.get(job.name)

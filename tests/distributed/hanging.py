@@ -52,7 +52,7 @@ def train(rank: int, hanging: int, how: str) -> tuple[str, str]:
         os.kill(os.getpid(), signal.SIGSTOP)
     step = 0
     try:
-        with processes.process_group(3.0):
+        with processes.process_group(30.0 if how == "interrupt" else 3.0):
             try:
                 for step in range(1, 6):
                     sum_over_processes(torch.ones(3))

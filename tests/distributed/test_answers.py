@@ -14,6 +14,7 @@ KILLED = "the process of rank {} ended at step 3 without a message; it may have 
 BUSY = "the process of rank {} does not answer at step 3; it is at hanging.py, line {}"
 LINES = Path(__file__).with_name("hanging.py").read_text().splitlines()
 SLEEP = 1 + next(number for number, line in enumerate(LINES) if "time.sleep" in line)
+FAIL = 1 + next(number for number, line in enumerate(LINES) if "raise ValueError" in line)
 RAISE = 1 + next(number for number, line in enumerate(LINES) if "raise TimeoutError" in line)
 EXPECTED = {
     "1:stop": SILENT.format(1) + " at step 3",
@@ -27,6 +28,7 @@ EXPECTED = {
     "1:receive": "the processes wait for each other at step 3. Do callbacks, losses or metrics call torch.distributed in "
     "some of the processes only?",
     "1:raise": f"rank 1: TimeoutError: Timed out: the cat sat on it (hanging.py, line {RAISE})",
+    "1:interrupt": f"rank 1: ValueError: the cat sat on it (hanging.py, line {FAIL})",
 }
 
 
@@ -49,6 +51,8 @@ def test_all_processes_tell_the_same(messages: dict[str, dict[int, tuple[str, st
     told, gone = messages[name], int(name[0])
     others = {rank: message for rank, (_, message) in told.items() if rank != gone}
     assert others == {rank: EXPECTED[name] for rank in range(3) if rank != gone}
+    if name in ("1:raise", "1:interrupt"):
+        assert told[1][0] == "Lost"  # it has learnt in time that rank 0 reports its error
     if gone:
         assert told[0][0] == "Lost"  # rank 0 reports it
     else:

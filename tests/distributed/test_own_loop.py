@@ -1,4 +1,4 @@
-"""A step in loops of one's own: the documentation's script, and Lightning with strategy="ddp"."""
+"""A step in loops of one's own: the documentation's script, and Lightning with replicated and sharded parameters."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import ROOT
 
@@ -18,11 +19,13 @@ import sys
 
 import lightning
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 import mtl
+from mtl.distributed.sharding import whole
 
-devices, out = int(sys.argv[1]), sys.argv[2]
+devices, out, how = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.set_default_dtype(torch.float64)
 torch.manual_seed(0)
 
@@ -31,7 +34,13 @@ class Module(lightning.LightningModule):
     def __init__(self, model, tasks):
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.multi_task = model, mtl.Step(model, tasks, balancer=mtl.balancers.UPGrad())
+        self.model, self.tasks, self.multi_task = model, tasks, None
+
+    def configure_model(self):
+        if self.multi_task is None:
+            if how == "fsdp":
+                mtl.distributed.prepare(self.model, "fsdp")
+            self.multi_task = mtl.Step(self.model, self.tasks, balancer=mtl.balancers.UPGrad())
 
     def training_step(self, batch, _):
         result = self.multi_task.backward(batch)
@@ -55,12 +64,13 @@ model = mtl.MultiTaskModel(nn.Sequential(nn.Linear(5, 4), nn.Tanh()), tasks, inp
 samples = [{name: value[i] for name, value in data.items()} for i in range(n)]
 loader = torch.utils.data.DataLoader(samples, batch_sampler=mtl.distributed.Sampler(n, 8))
 trainer = lightning.Trainer(
-    accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=4, logger=False,
+    accelerator="cpu", devices=devices, max_epochs=4, logger=False,
+    strategy="auto" if devices == 1 else ModelParallelStrategy() if how == "fsdp" else "ddp",
     enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False,
 )
 trainer.fit(Module(model, tasks), loader)
 assert loader.batch_sampler.epoch == 3
-torch.save(model.state_dict(), f"{out}-{trainer.global_rank}.pt")
+torch.save({name: whole(value) for name, value in model.state_dict().items()}, f"{out}-{trainer.global_rank}.pt")
 """
 
 
@@ -80,10 +90,11 @@ def test_the_loop_of_the_documentation(tmp_path: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_lightning_with_ddp_trains_like_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_lightning_trains_like_one_process(tmp_path: Path, how: str) -> None:
     (tmp_path / "script.py").write_text(LIGHTNING)
-    run(tmp_path, "script.py", "1", "one")
-    run(tmp_path, "script.py", "2", "two")
+    run(tmp_path, "script.py", "1", "one", how)
+    run(tmp_path, "script.py", "2", "two", how)
     one = torch.load(tmp_path / "one-0.pt")
     ranks = [torch.load(tmp_path / f"two-{rank}.pt") for rank in range(2)]
     for name, value in one.items():

@@ -30,6 +30,58 @@ def batch(count: int = 6) -> dict[str, torch.Tensor]:
     return {name: value[rank::world] for name, value in drawn.items()}
 
 
+SHARDED = (
+    *("fsdp over a part", "early optimizer", "line search", "layerwise", "scaled", "compiled", "sharded objective"),
+    *("learned loss", "tied", "loose", "no samples"),
+)
+
+
+class Scaled(nn.Module):
+    """A loss with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return ((self.scale * prediction - target) ** 2).mean()
+
+
+def sharded_step_of(kind: str, model: mtl.MultiTaskModel, tasks: list[mtl.Task]) -> str:
+    """Takes a step with sharded parameters that is refused, and returns the message."""
+    options: dict[str, Any] = {
+        "line search": {"optimizer": torch.optim.LBFGS},
+        "scaled": {"precision": "fp16"},
+        "compiled": {"compile": True},
+    }.get(kind, {})
+    if kind == "layerwise":
+        options = {"balancer": mtl.balancers.MGDA(), "gradients": mtl.Gradients("layerwise")}
+    if kind == "sharded objective":
+        tasks[1] = mtl.Task("b", objective=lambda model, batch: model.features(batch).mean(), count=len)
+    if kind == "learned loss":
+        tasks[1] = mtl.Task("b", head=nn.Linear(4, 1), loss=Scaled(), target="b", mean_over="samples")
+        model = mtl.MultiTaskModel(model.trunk, tasks, inputs=["x"])
+    if kind == "tied":
+        model.heads["b"].weight = model.heads["a"].weight
+    if kind == "loose":
+        model.shift = nn.Parameter(torch.zeros(3))
+    early = torch.optim.SGD(model.parameters(), lr=0.1)
+    try:
+        if kind == "fsdp over a part":  # each process a copy of its own
+            mesh = init_device_mesh("cpu", (mtl.distributed.world_size(), 1), mesh_dim_names=("other", "shard"))
+            for module in (model.trunk, *model.heads.values()):
+                fully_shard(module, mesh=mesh["shard"])
+        else:
+            mtl.distributed.prepare(model, "fsdp")
+        make = options.pop("optimizer", torch.optim.SGD)
+        optimizer = early if kind == "early optimizer" else make(model.parameters(), lr=0.1)
+        data = {} if kind == "no samples" and mtl.distributed.rank() else batch()
+        mtl.Step(model, tasks, optimizer, **options)(data)
+    except mtl.UserError as error:
+        return str(error)
+    return "nothing"
+
+
 def step_of(kind: str) -> str:
     """Takes a step that is refused, and returns the message."""
     torch.manual_seed(mtl.distributed.rank() if kind == "other values" else 0)
@@ -48,18 +100,20 @@ def step_of(kind: str) -> str:
     if kind == "objective":
         tasks[1] = mtl.Task("b", objective=lambda model, batch: model.features(batch).mean())
     if kind == "whole_batch":
-        tasks[0].whole_batch = True
+        tasks[1] = mtl.Task("b", objective=lambda model, batch: model.features(batch).mean(), whole_batch=True)
     if kind == "other tasks" and mtl.distributed.rank():
         tasks.reverse()
     if kind == "other parameters" and mtl.distributed.rank():
         model.trunk.bias.requires_grad_(False)
+    if kind in SHARDED:
+        return sharded_step_of(kind, model, tasks)
     wrapped: Any = DistributedDataParallel(model) if kind == "ddp model" else model
     if kind == "fsdp model":
         fully_shard(wrapped, mesh=init_device_mesh("cpu", (mtl.distributed.world_size(),)))
     data = batch()
     if kind == "sharded later":
         step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1))
-        fully_shard(model, mesh=init_device_mesh("cpu", (mtl.distributed.world_size(),)))
+        mtl.distributed.prepare(model, "fsdp")
         try:
             step(data)
         except mtl.UserError as error:
@@ -79,16 +133,30 @@ def step_of(kind: str) -> str:
     [
         ("ddp trunk", "'trunk' of the model is wrapped in DistributedDataParallel"),
         ("ddp model", "the model is wrapped in DistributedDataParallel"),
-        ("fsdp trunk", "'trunk' of the model is sharded by fully_shard"),
-        ("fsdp model", "the model is sharded by fully_shard"),
-        ("whole_batch", "task 'a': with whole_batch its loss needs the predictions for the whole batch"),
+        ("fsdp trunk", "'trunk.weight' of the model is sharded and 'heads.a.weight' is not"),
+        ("fsdp model", "the model as a whole is sharded, and a step calls its trunk and heads one by one"),
+        ("fsdp over a part", "is divided as"),
+        ("early optimizer", "SGD has none of the sharded parameters; make the optimizer after the model was sharded"),
+        ("line search", "LBFGS joins all parameters into one vector"),
+        ("layerwise", "with sharded parameters, layerwise is not supported"),
+        ("compiled", "compiled modules with sharded parameters or synchronised batch norm are not supported"),
+        ("scaled", "with sharded parameters, take bf16"),
+        (
+            "sharded objective",
+            "task 'b' has an objective, and a process without labels of the task can't run its passes",
+        ),
+        ("learned loss", "task 'b': its loss has parameters"),
+        ("tied", "share a parameter, which fully_shard can't divide"),
+        ("loose", "'shift' belongs to the model itself and not to a module that is called"),
+        ("no samples", "with sharded parameters each process needs samples of each source in each step"),
+        ("whole_batch", "task 'b': with whole_batch its objective needs the whole batch"),
         ("other values", "have different values; call mtl.distributed.prepare(model)"),
         ("other tasks", "have different tasks"),
         ("other parameters", "have different parameters"),
         ("sparse", "sparse=False"),
         ("unknown loss", "Set tasks.b.count or tasks.b.mean_over"),
         ("objective", "Set tasks.b.count"),
-        ("sharded later", "the model is sharded by fully_shard"),
+        ("sharded later", "the model was sharded after the step was made"),
         ("synchronised norm", "'trunk.1' of the model is a SyncBatchNorm"),
     ],
 )
@@ -168,12 +236,18 @@ class Unsynchronised(torchmetrics.Metric):
         return torch.tensor(self.total)
 
 
-def validated(metric: Any, count: int) -> Any:
+def validated(metric: Any, count: int, how: str = "ddp") -> Any:
     """Validates with a metric, and returns the figures or the message."""
     torch.manual_seed(0)
     head = nn.Linear(4, 3)
-    task = mtl.Task("a", head=head, loss=nn.CrossEntropyLoss(), target="a", metrics={"m": metric})
+    loss = (
+        {"loss": _ordered, "whole_batch": True, "output": "logits"}
+        if how == "whole"
+        else {"loss": nn.CrossEntropyLoss()}
+    )
+    task = mtl.Task("a", head=head, target="a", metrics={"m": metric}, **loss)
     model = mtl.MultiTaskModel(nn.Linear(3, 4), [task], inputs=["x"])
+    mtl.distributed.prepare(model, "fsdp" if how == "fsdp" else "ddp")
     generator = torch.Generator().manual_seed(1)
     fields = {"x": torch.randn(count, 3, generator=generator), "a": torch.randint(3, (count,), generator=generator)}
     loader = mtl.data.Loader(Fields(fields), batch_size=4)
@@ -181,6 +255,21 @@ def validated(metric: Any, count: int) -> Any:
         return Validation(model, [task], nullcontext)(loader)["a"]
     except mtl.UserError as error:
         return str(error)
+
+
+def _ordered(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """A loss that depends on the order of the samples and is no mean over them."""
+    return (nn.functional.cross_entropy(prediction, target) * prediction * prediction.roll(1, 0)).std()
+
+
+@pytest.mark.parametrize("how", ["fsdp", "whole"])
+@pytest.mark.parametrize("count", [9, 13])
+def test_validation_is_that_of_one_process(how: str, count: int) -> None:
+    metric = partial(torchmetrics.classification.MulticlassAccuracy, 3)
+    alone = validated(metric, count, how)
+    for world in (2, 3):
+        for figures in processes(world)(validated, metric, count, how):
+            assert figures == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [9, 12, 13])

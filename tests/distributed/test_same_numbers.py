@@ -1,5 +1,7 @@
 """Several processes take the steps that one process takes with the whole batches."""
 
+import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import processes
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import mtl
 from mtl.batch import take
+from mtl.distributed.sharding import whole
 from mtl.gradients import at_features
+from mtl.recompute import recompute
 
 BALANCERS: dict[str, Any] = {
     name: getattr(mtl.balancers, name)
@@ -75,6 +80,15 @@ def train(setting: dict[str, Any]) -> dict[str, Any]:
     model, tasks, batches = problem(
         settings.pop("count"), settings.pop("steps"), settings.pop("sizes"), weighted, settings.pop("width")
     )
+    if settings.pop("norm"):
+        model.trunk.insert(1, nn.BatchNorm1d(8, dtype=DTYPE))
+        model.heads["t2"] = tasks[2].head = nn.Sequential(nn.BatchNorm1d(6, dtype=DTYPE, momentum=None), tasks[2].head)
+        mtl.distributed.sync_batchnorm(model)
+    if settings.pop("whole"):
+        tasks[1] = replace(tasks[1], loss=successive, whole_batch=True, mean_over="elements")
+        tasks[2] = replace(tasks[2], loss=spread, whole_batch=True)
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    mtl.distributed.prepare(model, settings.pop("how"))
     torch.manual_seed(100 + mtl.distributed.rank())  # nothing may depend on the random state of a process
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     gradients = mtl.Gradients(settings.pop("source"), settings.pop("every"))
@@ -94,7 +108,7 @@ def train(setting: dict[str, Any]) -> dict[str, Any]:
             record["total"].append(float(result.total_norm))
             record["reach"].append(result.reach)
     step.epoch_end()
-    return {**record, "parameters": {k: v.tolist() for k, v in model.state_dict().items()}}
+    return {**record, "parameters": {k: whole(v).tolist() for k, v in model.state_dict().items()}}
 
 
 def assert_close(ours: Any, theirs: Any, where: str = "") -> None:
@@ -122,6 +136,9 @@ DEFAULT = {
     "every": 1,
     "clip": None,
     "clip_shared": None,
+    "how": "ddp",
+    "norm": False,
+    "whole": False,
 }
 
 
@@ -207,3 +224,151 @@ def test_layers_that_are_gathered(world: int, source: str) -> None:
     for numbers, _ in together[1:]:
         assert numbers == together[0][0]
     assert_close(together[0][0], alone)
+
+
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_each_balancer_with_sharded_parameters(balancer: str) -> None:
+    check(2, balancer=balancer, how="fsdp", sizes=[12, 7, 2])
+
+
+@settings(max_examples=8)
+@given(
+    world=st.sampled_from([2, 3, 4]),
+    how=st.sampled_from(["fsdp", "hsdp"]),
+    balancer=st.sampled_from(["Equal", "UW", "MGDA", "UPGrad", "PCGrad", "GradDrop", "FAMO", "IMTL"]),
+    passes=st.sampled_from(["joint", "sequential", "shared"]),
+    source=st.sampled_from(["auto", "representation"]),
+    micro=st.sampled_from([{}, {"micro_batch_size": 2}, {"num_micro_batches": 2}]),
+    sizes=st.lists(st.integers(4, 9), min_size=1, max_size=4),
+    clip=st.sampled_from([{}, {"clip": 0.1}, {"clip_shared": 0.05}, {"clip": 0.1, "clip_shared": 0.05}]),
+    count=st.integers(1, 4),
+    every=st.sampled_from([1, 2]),
+    on_nonfinite=st.sampled_from(["error", "skip_step", "skip_task"]),
+)
+def test_all_settings_with_sharded_parameters(
+    world: int,
+    how: str,
+    balancer: str,
+    passes: str,
+    source: str,
+    micro: dict[str, int],
+    sizes: list[int],
+    clip: dict[str, float],
+    count: int,
+    every: int,
+    on_nonfinite: str,
+) -> None:
+    of_rows = balancer == "GradDrop"
+    check(
+        world,
+        how="fsdp" if world == 3 else how,
+        balancer=balancer,
+        passes=passes,
+        source="auto" if of_rows or micro or passes != "shared" else source,
+        sizes=sizes,
+        count=count,
+        every=1 if of_rows else every,
+        on_nonfinite=on_nonfinite,
+        **micro,
+        **clip,
+    )
+
+
+def varied(how: str, precision: str) -> dict[str, Any]:
+    """Trains a model with batch norm, dropout, recomputed activations and temporarily frozen parameters."""
+    torch.manual_seed(0)
+    tasks = [mtl.Task(f"t{n}", head=nn.Linear(6, 2), loss=nn.MSELoss(), target=f"y{n}") for n in range(3)]
+    block = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3))
+    trunk = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), block, nn.Linear(8, 6))
+    model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
+    recompute(model, ["trunk.2"])
+    model.freeze(["trunk.0"], until=2)
+    mtl.distributed.prepare(model, how)
+    torch.manual_seed(mtl.distributed.rank())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    step = mtl.Step(model, tasks, optimizer, balancer=mtl.balancers.UPGrad(), precision=precision)
+    losses = []
+    for number in range(5):
+        generator = torch.Generator().manual_seed(10 * number + mtl.distributed.rank())
+        batch = {"x": torch.randn(6, 5, generator=generator)}
+        batch |= {f"y{n}": torch.randn(6, 2, generator=generator) for n in range(3)}
+        losses.append({name: float(loss) for name, loss in step(batch, measure=number == 3).losses.items()})
+    return {"losses": losses, "state": {k: whole(v).tolist() for k, v in model.state_dict().items()}}
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+def test_sharded_parameters_are_those_of_replicas(precision: str, tolerance: float) -> None:
+    replicated = processes(2)(varied, "ddp", precision)
+    sharded = processes(2)(varied, "fsdp", precision)
+    assert sharded[0] == sharded[1]
+    assert len({repr(losses) for losses in sharded[0]["losses"]}) == 5
+    ours, theirs = (torch.tensor(tree_leaves(each)) for each in (sharded[0], replicated[0]))
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@settings(max_examples=8)
+@given(
+    world=st.sampled_from([2, 3, 4]),
+    how=st.sampled_from(["ddp", "fsdp"]),
+    balancer=st.sampled_from(["Equal", "UW", "UPGrad", "GradDrop", "FAMO"]),
+    passes=st.sampled_from(["joint", "sequential", "shared"]),
+    sizes=st.lists(st.integers(4, 9), min_size=1, max_size=4),
+)
+def test_batch_norm_over_all_processes(world: int, how: str, balancer: str, passes: str, sizes: list[int]) -> None:
+    check(world, how=how, balancer=balancer, passes=passes, sizes=sizes, norm=True)
+
+
+def test_batch_norm_over_all_processes_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 4, 5, dtype=DTYPE)
+    for momentum in (0.1, None):
+        theirs = nn.Sequential(nn.BatchNorm2d(3, momentum=momentum, dtype=DTYPE))
+        parts = processes(2)(normalised, theirs.state_dict(), momentum, x)
+        y = theirs(x)
+        y = theirs(y.cos())
+        (y**3).sum().backward()
+        torch.testing.assert_close(torch.stack([parts[n % 2][0][n // 2] for n in range(6)]), y.detach())
+        for gradient, parameter in zip(
+            zip(*(part[1] for part in parts), strict=True), theirs.parameters(), strict=True
+        ):
+            torch.testing.assert_close(sum(gradient), parameter.grad)
+        for _, _, state in parts:
+            torch.testing.assert_close(state, dict(theirs.state_dict()))
+
+
+def normalised(state: dict[str, Tensor], momentum: float | None, x: Tensor) -> Any:
+    """Normalises this process's share twice, and returns outputs, gradients and the state of the module."""
+    model = nn.Sequential(nn.BatchNorm2d(3, momentum=momentum, dtype=DTYPE))
+    model.load_state_dict(state)
+    mtl.distributed.sync_batchnorm(model)
+    y = model(x[mtl.distributed.rank() :: mtl.distributed.world_size()])
+    y = model(y.cos())
+    (y**3).sum().backward()
+    return y.detach(), [p.grad for p in model.parameters()], dict(model.state_dict())
+
+
+def successive(prediction: Tensor, target: Tensor) -> Tensor:
+    """A loss that depends on the order of the samples."""
+    difference = (prediction - target).flatten()
+    return (difference * difference.roll(1)).mean().square()
+
+
+def spread(prediction: Tensor, target: Tensor) -> Tensor:
+    """A loss that is no mean over samples."""
+    return (prediction - target).square().mean().sqrt() + prediction.std(unbiased=False)
+
+
+@settings(max_examples=6)
+@given(
+    world=st.sampled_from([2, 3, 4]),
+    how=st.sampled_from(["ddp", "fsdp"]),
+    balancer=st.sampled_from(["Equal", "UW", "UPGrad", "GradDrop", "FAMO"]),
+    passes=st.sampled_from(["joint", "sequential", "shared"]),
+    micro=st.sampled_from([{}, {"micro_batch_size": 2}, {"num_micro_batches": 2}]),
+    sizes=st.lists(st.integers(4, 9), min_size=1, max_size=4),
+)
+def test_losses_of_the_whole_batch(
+    world: int, how: str, balancer: str, passes: str, micro: dict[str, int], sizes: list[int]
+) -> None:
+    sizes = sizes if how == "fsdp" else [*sizes, 1, 2]
+    check(world, how=how, balancer=balancer, passes=passes, sizes=sizes, whole=True, **micro)

@@ -1,0 +1,61 @@
+"""Runs whose parameters are sharded, started by torchrun: stopped, resumed in another layout, killed, and evaluated."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import command
+from test_torchrun import FAILING, PROBLEM, assert_same, only_run, run
+
+import mtl
+from mtl.training import checkpoint
+
+TERMINATING = FAILING.replace("rank() == 1", "rank() == 0").replace("SIGKILL", "SIGTERM")
+STOPS = "callbacks={a: {_target_: parts.Fails, at: 5, how: terminate}}"
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_in_any_layout_and_is_evaluated_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (*PROBLEM, "output_root=out", "optimizer=adamw", "optimizer.lr=0.001")
+    calm = run(tmp_path, 1, *settings, "output_root=calm")
+    assert calm.returncode == 0, calm.stderr
+    (tmp_path / "parts.py").write_text(TERMINATING)
+    stopped = run(tmp_path, 2, *settings, STOPS, "distributed=fsdp")
+    assert stopped.returncode != 0
+    folder = only_run(tmp_path, "out")
+    assert list(folder.glob("checkpoints/step-5.shards/*.distcp")), stopped.stderr
+    assert checkpoint.load(folder / "checkpoints" / "last.pt")["global_step"] == 5
+    going_on = run(tmp_path, 3, *settings, "resume=auto", "distributed=fsdp")
+    assert going_on.returncode == 0, going_on.stderr
+    ours, theirs = (checkpoint.load(each / "checkpoints" / "last.pt") for each in (folder, only_run(tmp_path, "calm")))
+    assert ours["global_step"] == theirs["global_step"]
+    assert_same(ours["model"], theirs["model"], 1e-4)
+    monkeypatch.chdir(tmp_path)
+    model = mtl.load(folder)
+    best = checkpoint.load(folder / "checkpoints" / "best.pt")["model"]
+    assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items())
+    done = command("evaluate", f"run={folder}")
+    assert done.code == 0, done.err
+    accuracy = json.loads((folder / "metrics.json").read_text())["test"]["digit"]["accuracy"]
+    assert f"{accuracy:.4g}" in done.out
+    report = run(tmp_path, 1, str(folder.parent), module="report")
+    assert report.returncode == 0, report.stderr
+    assert folder.name in report.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [2, 9])
+def test_a_sharded_run_whose_process_was_killed_ends_as_if_nothing_had_happened(tmp_path: Path, at: int) -> None:
+    (tmp_path / "parts.py").write_text(FAILING)
+    settings = (*PROBLEM, "model.trunk.dropout=0.2", "checkpoint.every_steps=3", "resume=auto", "distributed=fsdp")
+    killing = f"callbacks={{a: {{_target_: parts.Fails, at: {at}, how: kill}}}}"
+    calm = run(tmp_path, 2, *settings, "output_root=calm")
+    assert calm.returncode == 0, calm.stderr
+    killed = run(tmp_path, 2, *settings, "output_root=killed", killing, options=("--max-restarts=2",))
+    assert killed.returncode == 0, killed.stderr
+    assert (tmp_path / "failed").exists()
+    ours, theirs = (checkpoint.load(only_run(tmp_path, name) / "checkpoints/last.pt") for name in ("killed", "calm"))
+    assert_same(ours["model"], theirs["model"], 0.0)
