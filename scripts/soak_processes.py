@@ -2,9 +2,9 @@
 
     python scripts/soak_processes.py [--kills 20] [--seed 0] [--processes 2 3]
 
-Each run is started by `torchrun --max-restarts`, with `resume=auto`. A random process is killed by SIGKILL a random time
-after a random step; torchrun starts all processes again, and they go on from the last checkpoint. Parameters, optimizer,
-balancer, random states, figures and logs at the end are compared bit by bit.
+Each run is started by `torchrun --max-restarts`, with `resume=auto`. A random process is killed by SIGKILL a random
+time after a random step; torchrun starts all processes again, and they go on from the last checkpoint. Parameters,
+optimizer, balancer, random states, figures and logs at the end are compared bit by bit.
 """
 
 import argparse
@@ -102,8 +102,9 @@ def ended(count: int, kill: dict[str, Any] | None = None) -> dict[str, Any]:
         best = torch.load(run / "checkpoints/best.pt", weights_only=True)
         metrics = json.loads((run / "metrics.json").read_text())
         lines = (run / "metrics.csv").read_text().splitlines()
+    compared = ("model", "step", "random", "data", "readings", "global_step", "best", "figures")
     return {
-        **{key: state[key] for key in ("model", "step", "random", "data", "readings", "global_step", "best", "figures")},
+        **{key: state[key] for key in compared},
         "best.pt": best["model"],
         "metrics.json": {key: metrics[key] for key in ("status", "steps", "epochs", "val", "test")},
         "metrics.csv": [line for line in lines if "speed/" not in line],
@@ -119,12 +120,13 @@ def first_difference(ours: Any, theirs: Any, where: str = "") -> str:
     if isinstance(theirs, dict):
         if list(ours) != list(theirs):
             return f"{where} has other keys"
-        return next((line for key in theirs if (line := first_difference(ours[key], theirs[key], f"{where}.{key}"))), "")
+        lines = (first_difference(ours[key], theirs[key], f"{where}.{key}") for key in theirs)
+        return next(filter(None, lines), "")
     if isinstance(theirs, list | tuple):
         if len(ours) != len(theirs):
             return f"{where} has {len(ours)} entries, not {len(theirs)}"
-        pairs = enumerate(zip(ours, theirs, strict=True))
-        return next((line for n, (a, b) in pairs if (line := first_difference(a, b, f"{where}[{n}]"))), "")
+        lines = (first_difference(a, b, f"{where}[{n}]") for n, (a, b) in enumerate(zip(ours, theirs, strict=True)))
+        return next(filter(None, lines), "")
     return "" if repr(ours) == repr(theirs) else f"{where} is {ours!r}, not {theirs!r}"
 
 
