@@ -102,3 +102,8 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 def _shortened(numbers: Sequence[int]) -> str:
     word = "sample" if len(numbers) == 1 else "samples"
     return f"{word} {', '.join(map(str, numbers[:SHOWN]))}{', …' if len(numbers) > SHOWN else ''}"
+
+
+def as_dicts(value: Any) -> Any:
+    """Replaces mappings, such as the ones that tokenizers return, with dicts, because torch only traverses dicts."""
+    return {key: as_dicts(each) for key, each in value.items()} if isinstance(value, Mapping) else value

@@ -10,11 +10,11 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mtl.batch import bounds, cut, take
-from mtl.data.collating import Collate, Numbers
+from mtl.data.collating import Collate, Numbers, as_dicts
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields
 from mtl.data.lanes import length_of
-from mtl.data.loading_errors import ended_worker, in_process
+from mtl.data.loading_errors import ended_worker, in_process, other_data
 from mtl.data.seeded import Seeded
 from mtl.data.streams import Streamed
 from mtl.distributed.collectives import share, world_size
@@ -284,7 +284,7 @@ class Loader:
     def _on_device(self, batch: Any) -> Any:
         if not isinstance(batch, Mapping):
             raise UserError(f"data.collate returns a {type(batch).__name__}; a batch must be a dict of fields")
-        return tree_map(self._move, _as_dicts(batch))
+        return tree_map(self._move, as_dicts(batch))
 
     def _move(self, value: Any) -> Any:
         return value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
@@ -294,13 +294,3 @@ def paired(batches: Any, sizes: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
     """Yields batches with their sizes; closing the generator also closes that of the batches."""
     with closing(batches):
         yield from zip(batches, sizes, strict=True)
-
-
-def other_data(saved: Any, ours: Any) -> UserError:
-    """Returns an error for a saved position that isn't one in these data."""
-    return UserError(f"the training data aren't those of the run, whose position is {saved}, not {ours}")
-
-
-def _as_dicts(value: Any) -> Any:
-    """Replaces mappings, such as the ones that tokenizers return, with dicts, because torch only traverses dicts."""
-    return {key: _as_dicts(each) for key, each in value.items()} if isinstance(value, Mapping) else value

@@ -1,4 +1,4 @@
-"""Errors that arise in the worker processes of a DataLoader."""
+"""Errors of loading: those that arise in the worker processes of a DataLoader, and positions in other data."""
 
 from typing import Any
 
@@ -22,3 +22,8 @@ def in_process(error: BaseException) -> str:
         message = text.rpartition(f"\n{UserError.__module__}.{UserError.__qualname__}: ")[2]
         return message if message != text else text.splitlines()[-1]
     return text if isinstance(error, UserError) else describe_error(error)
+
+
+def other_data(saved: Any, ours: Any) -> UserError:
+    """Returns an error for a saved position that isn't one in these data."""
+    return UserError(f"the training data aren't those of the run, whose position is {saved}, not {ours}")

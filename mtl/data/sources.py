@@ -8,7 +8,8 @@ import torch
 
 from mtl.choices import LENGTHS, SAMPLING
 from mtl.data.fields import Splits
-from mtl.data.loader import Loader, other_data, paired
+from mtl.data.loader import Loader, paired
+from mtl.data.loading_errors import other_data
 from mtl.errors import UserError
 from mtl.seeds import seed_of
 

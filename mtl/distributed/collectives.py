@@ -116,13 +116,6 @@ def sum_numbers(numbers: Sequence[float]) -> list[float]:
     return begin_sum_of_numbers(numbers)()
 
 
-def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
-    """Returns the numbers of all processes, in the order of their ranks."""
-    local = torch.tensor(numbers, dtype=torch.float64, device=_device_of_numbers())
-    gathered: list[list[float]] = torch.stack(_gathered(local)).tolist()
-    return gathered
-
-
 def sum_with_flags(numbers: Tensor, flags: Sequence[bool]) -> tuple[Tensor, list[bool]]:
     """Returns the sum of a small tensor, and for each flag whether it is true in a process, from one exchange.
 
