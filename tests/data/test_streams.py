@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import slow_but
 from processes import processes
 from streams_by_hand import TOTAL, Parts, Plain, Stateful, Taken, data_set, made_shards, taken
 from torch.utils.data import IterableDataset
@@ -40,7 +41,7 @@ def test_a_pass_has_each_sample_once_whatever_the_number_of_workers(kind: str, p
     assert cut == numbers(one)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(["stateful", "parts", "hugging face"], KINDS))
 def test_epochs_of_so_many_steps_go_through_the_passes_and_continue_from_a_state(kind: str, paths: list[str]) -> None:
     steps = 26 if kind.startswith("hugging face") else 9
     whole, _ = taken(kind, paths, steps=steps, epochs=3)
@@ -114,7 +115,7 @@ class Forgetful(Plain):
         pass
 
 
-@pytest.mark.parametrize("kind", ["plain", "stateful", "parts", "hugging face"])
+@pytest.mark.parametrize("kind", slow_but(["stateful", "hugging face"], KINDS[:-1]))
 def test_processes_share_each_batch_and_continue_in_another_number(kind: str, paths: list[str]) -> None:
     whole, _ = taken(kind, paths, steps=16, epochs=2)
     states = {}
