@@ -3,10 +3,11 @@
     python scripts/bench_scale.py [--rounds 5] [--width 512] [--batch-size 256] [--tasks 8]
 
 Each process has one thread, gloo and its share of the batch. In each round, all cases take some steps one after the
-other, and the best of all rounds counts. "joint" has one backward pass for all tasks, as by hand. "alone" is the step of a process with its share and without the others, while
-these do the same. The bytes sent are counted at the calls of torch.distributed: those that a process sends, for the
-algorithms that need the fewest (a ring for all_reduce). The memory is the largest that a step needs in a process, in
-addition to what the process has before it. More processes than cores share the cores.
+other, and the best of all rounds counts. "joint" has one backward pass for all tasks, as by hand. "alone" is the step
+of a process with its share and without the others, while these do the same. The bytes sent are counted at the calls of
+torch.distributed: those that a process sends, for the algorithms that need the fewest (a ring for all_reduce). The
+memory is the largest that a step needs in a process, in addition to what the process has before it. More processes than
+cores share the cores.
 """
 
 import argparse
