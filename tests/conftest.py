@@ -60,7 +60,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 # Tests of these files, and all that train from the command line, are left out by -m fast, which takes a minute or two.
 NOT_FAST = {
-    *("test_balancing.py", "test_checkpoint.py", "test_docs.py", "test_evaluate.py", "test_features.py"),
+    *(
+        "test_balancing.py",
+        "test_checkpoint.py",
+        "test_compiled.py",
+        "test_docs.py",
+        "test_evaluate.py",
+        "test_features.py",
+    ),
     *("test_gramian.py", "test_mlflow.py", "test_mnist.py", "test_nonfinite.py", "test_objectives.py"),
     *("test_page.py", "test_presence.py", "test_process.py", "test_resume.py", "test_schema.py", "test_sparse.py"),
     *("test_loader.py", "test_own_loop.py", "test_refused.py", "test_same_numbers.py", "test_torchrun.py"),

@@ -162,8 +162,14 @@ def test_a_compiled_trunk_goes_backward_several_times(monkeypatch: pytest.Monkey
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("balancer", ["Equal", "MGDA"])
-def test_a_trunk_that_was_compiled_for_one_backward_is_refused(balancer: str) -> None:
-    """Its second backward pass would take what the first one wrote into its memory for what was saved."""
+def test_a_trunk_that_was_compiled_for_one_backward_is_refused(
+    balancer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second backward pass would take what the first one wrote into its memory for what was saved.
+
+    Compiled anew, it must not be taken from Inductor's cache, which here has only the code for one backward pass.
+    """
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model, tasks, batch = built()
     expected = outcome(
         model, mtl.Step(model, tasks, balancer=getattr(mtl.balancers, balancer)(), passes="joint"), batch

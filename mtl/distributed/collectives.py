@@ -103,16 +103,17 @@ def begin_sum_of_numbers(numbers: Sequence[float]) -> Callable[[], list[float]]:
     return wait
 
 
+def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
+    """Returns the numbers of all processes, in the order of their ranks; all processes give equally many."""
+    if world_size() == 1:
+        return [list(numbers)]
+    local = torch.tensor(numbers, dtype=torch.float64, device=_device_of_numbers())
+    return [each.tolist() for each in _gathered(local)]
+
+
 def sum_numbers(numbers: Sequence[float]) -> list[float]:
     """Returns the sum of each number over all processes."""
     return begin_sum_of_numbers(numbers)()
-
-
-def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
-    """Returns the numbers of all processes, in the order of their ranks."""
-    local = torch.tensor(numbers, dtype=torch.float64, device=_device_of_numbers())
-    gathered: list[list[float]] = torch.stack(_gathered(local)).tolist()
-    return gathered
 
 
 def sum_with_flags(numbers: Tensor, flags: Sequence[bool]) -> tuple[Tensor, list[bool]]:

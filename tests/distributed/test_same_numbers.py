@@ -17,6 +17,7 @@ from mtl.batch import take
 from mtl.distributed.sharding import whole
 from mtl.gradients import at_features
 from mtl.recompute import recompute
+from mtl.step import compiling
 
 BALANCERS: dict[str, Any] = {
     name: getattr(mtl.balancers, name)
@@ -372,3 +373,16 @@ def test_losses_of_the_whole_batch(
 ) -> None:
     sizes = sizes if how == "fsdp" else [*sizes, 1, 2]
     check(world, how=how, balancer=balancer, passes=passes, sizes=sizes, whole=True, **micro)
+
+
+def compiled(setting: dict[str, Any]) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "BACKEND", "aot_eager")
+        return train(setting | {"compile": True})
+
+
+@pytest.mark.slow
+def test_compiled_modules() -> None:
+    setting = DEFAULT | {"balancer": "UPGrad", "sizes": [12, 7], "steps": 2, "num_micro_batches": 2}
+    for each in processes(2)(compiled, setting):
+        assert_close(each, train(setting))
