@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, Subset
 from mtl import tags
 from mtl.batch import Batch
 from mtl.data import Drawn, Fields, Loader, Mix
-from mtl.distributed.collectives import any_process
+from mtl.distributed.collectives import any_process, rank
 from mtl.distributed.sharding import is_sharded, whole
 from mtl.errors import FOREIGN, describe_error
 from mtl.loggers import pictures
@@ -86,7 +86,7 @@ class Gallery:
         cosines = {pair: fmean(values) for pair, values in trainer.readings.cosines(since).items()}
         if cosines:
             images[tags.COSINE_MATRIX] = pictures.cosine_matrix(names, cosines)
-        for task, prediction, batch, image in predicted if trainer.loggers.takes("picture") else ():
+        for task, prediction, batch, image in predicted if rank() == 0 else ():
             picture = show(task, prediction, batch, image, class_names(self.facts, task.target))
             if picture is not None:
                 images[tags.prediction(task.name)] = picture
