@@ -1,5 +1,7 @@
 """Runs the training and explains what can end it early."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +20,29 @@ def fit(trainer: "Trainer", folder: Path, console: Any) -> None:
     """Trains; explains in a sentence what ended the training early, with the command that resumes the run.
 
     Raises:
+        UserError: See `explaining`.
+    """
+    try:
+        with explaining(trainer):
+            trainer.fit()
+    except (UserError, RuntimeError, MemoryError):
+        if trainer.saved_step and trainer.writer.is_there():
+            again = command(override("resume", as_path(folder_name(folder))))
+            report(console, f"saved    step {trainer.saved_step}; once the problem is solved, resume with {again}")
+        raise
+
+
+@contextmanager
+def explaining(trainer: "Trainer") -> Iterator[None]:
+    """Explains in a sentence what ends the training within the block.
+
+    Raises:
         UserError: If a mistake of the user, exhausted memory, a dead worker process, a nondeterministic operation or a
             failing backward pass ends the training.
     """
     try:
-        trainer.fit()
+        yield
     except (UserError, RuntimeError, MemoryError) as error:
-        if trainer.saved_step and trainer.writer.is_there():
-            again = command(override("resume", as_path(folder_name(folder))))
-            report(console, f"saved    step {trainer.saved_step}; once the problem is solved, resume with {again}")
         at = f"at step {trainer.global_step + 1}, in epoch {trainer.epoch}"
         place = at if trainer.epoch else "before the first step"
         if is_out_of_memory(error):

@@ -89,6 +89,7 @@ def train_along(config: dict[str, Any], code: list[str], state: dict[str, Any] |
     from mtl.build import build
     from mtl.cli.conclusion import tested
     from mtl.cli.elsewhere import check_no_later_state
+    from mtl.cli.fitting import explaining
     from mtl.cli.resuming import load_state
     from mtl.config.trainer import build_callbacks, build_trainer
     from mtl.config.training import build_step
@@ -110,7 +111,8 @@ def train_along(config: dict[str, Any], code: list[str], state: dict[str, Any] |
             else:
                 seed_process(0)
             try:
-                trainer.fit()
+                with explaining(trainer):
+                    trainer.fit()
             except Stopped as stopped:
                 return 128 + stopped.signal
             tested(problem, trainer, Path(folder))

@@ -130,6 +130,9 @@ def announce(console: Any, problem: "Built", step: "Step", folder: Path) -> None
     report(console, f"data     {problem.splits.summary()}")
     for line in problem.splits.warnings:
         report(console, f"warning  {line}")
+    for loader, _ in problem.loaders["train"].by_source():
+        for line in loader.stream.notes() if loader.stream is not None else ():
+            report(console, f"note     {line}")
     report(console, f"model    {count:,} parameters{frozen}; tasks: {', '.join(t.name for t in problem.tasks)}")
     for line in without_effect(config, step, problem.loaders["train"], problem.total_steps):
         report(console, f"warning  {line}")

@@ -11,6 +11,7 @@ import torch
 from mtl.config.targets import make
 from mtl.data import Loader, Mix, Sources, Splits
 from mtl.data.fields import first
+from mtl.data.lanes import length_of
 from mtl.errors import FOREIGN, UserError, describe_error, suggest
 
 Config = dict[str, Any]
@@ -134,7 +135,7 @@ def _difference(before: Any, now: Any, where: str = "") -> tuple[str, Any, Any] 
 def build_loaders(config: Config, data: Data, device: torch.device) -> dict[str, Loader | Mix]:
     """Builds a data loader for each split; only the training loader shuffles."""
     if isinstance(data, Splits):
-        return {split: _loader(config, split, dataset, device, None) for split, dataset in data.items()}
+        return {split: _loader(config, split, dataset, device, None, data) for split, dataset in data.items()}
     loaders_by_split: dict[str, Loader | Mix] = {}
     sizes = config["data"]["batch_size"]
     for name in sizes if isinstance(sizes, Mapping) else ():
@@ -143,7 +144,7 @@ def build_loaders(config: Config, data: Data, device: torch.device) -> dict[str,
     tasks = {name: task["source"] for name, task in config["tasks"].items()}
     for split in ("train", "val", "test"):
         loaders = {
-            name: _loader(config, split, dataset, device, name)
+            name: _loader(config, split, dataset, device, name, splits)
             for name, splits in data.sources.items()
             for kind, dataset in splits.items()
             if kind == split and name in tasks.values()
@@ -163,8 +164,15 @@ def build_loaders(config: Config, data: Data, device: torch.device) -> dict[str,
     return loaders_by_split
 
 
-def _loader(config: Config, split: str, dataset: Any, device: torch.device, source: str | None) -> Loader:
+def _loader(
+    config: Config, split: str, dataset: Any, device: torch.device, source: str | None, splits: Splits
+) -> Loader:
     node = config["data"]
+    if source is not None and (length_of(dataset) is None or splits.epoch is not None):
+        raise UserError(
+            f"data.sources.{source}.{split}: one of several sources needs a length, with which it begins again; give "
+            "it one: {_target_: mtl.data.Stream, dataset: …, length: …}, without `epoch`"
+        )
     size = node["batch_size" if split == "train" else "eval_batch_size"]
     if isinstance(size, Mapping):
         if source is None:
@@ -186,4 +194,6 @@ def _loader(config: Config, split: str, dataset: Any, device: torch.device, sour
         micro_batch_size=config["trainer"].get("micro_batch_size") if split == "train" else None,
         num_micro_batches=config["trainer"].get("num_micro_batches") if split == "train" else None,
         of=split if source is None else f"{split} of {source}",
+        steps=splits.epoch if split == "train" else None,
+        readers=splits.readers,
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from mtl.batch import bounds
 from mtl.errors import FOREIGN, UserError, describe_error, text_of
@@ -25,17 +25,6 @@ class Numbers(Dataset[Numbered]):
 
     def __getitem__(self, index: int) -> Numbered:
         return index, self._dataset[index]
-
-
-class NumbersInStream(IterableDataset[Numbered]):
-    """An iterable data set that yields each sample together with the sample's number, beginning at `start`."""
-
-    def __init__(self, dataset: IterableDataset[Any], start: int) -> None:
-        self._dataset = dataset
-        self._start = start
-
-    def __iter__(self) -> Iterator[Numbered]:
-        yield from enumerate(self._dataset, self._start)
 
 
 class Collate:
@@ -113,3 +102,8 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 def _shortened(numbers: Sequence[int]) -> str:
     word = "sample" if len(numbers) == 1 else "samples"
     return f"{word} {', '.join(map(str, numbers[:SHOWN]))}{', …' if len(numbers) > SHOWN else ''}"
+
+
+def as_dicts(value: Any) -> Any:
+    """Replaces mappings, such as the ones that tokenizers return, with dicts, because torch only traverses dicts."""
+    return {key: as_dicts(each) for key, each in value.items()} if isinstance(value, Mapping) else value

@@ -54,7 +54,9 @@ def image_table(
     parts = _by_column(whole, split_column) if split_column else at_random(whole, split, seed)
     fields, facts = target_columns(parts, targets, classes, standardize_targets, trained_on)
     prepare = Transform(size, mean, std)
-    data = {name: Images(_files(images, part, file), fields[name], prepare) for name, part in parts.items()}
+    data: dict[str, Any] = {
+        name: Images(_files(images, part, file), fields[name], prepare) for name, part in parts.items()
+    }
     drawn = f", split by '{split_column}'" if split_column else how_split(split, seed)
     return Splits(
         **data,

@@ -1,6 +1,7 @@
 """A synthetic click log: users see items, click on some, and buy some of the clicked items. All chances are known."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ def made_ctr(*, num_samples: int = 200_000, num_users: int = 2_000, num_items: i
         "best_auc": {"click": best_auc(click), "conversion": best_auc(conversion, click)},
     }
     name = f"simulated click log (data.seed={seed}) of {num_users:,} users on {num_items:,} items"
-    return Splits(**{split: Fields(fields) for split, fields in parts.items()}, name=name, facts=facts, warnings=())
+    data: dict[str, Any] = {split: Fields(fields) for split, fields in parts.items()}
+    return Splits(**data, name=name, facts=facts)
 
 
 class Truth:

@@ -6,6 +6,7 @@ from typing import Any
 from torch.utils.data import Dataset, IterableDataset
 
 from mtl.data.fields import Splits
+from mtl.data.lanes import length_of
 from mtl.errors import UserError
 
 Names = Sequence[str] | Mapping[str, Any]
@@ -35,46 +36,71 @@ class Named(Dataset[dict[str, Any]]):
 
 
 class Stream(IterableDataset[Any]):
-    """An iterable data set with a length.
+    """An iterable data set with a length, or with other names of the fields.
+
+    It has the state, the shards and the method `set_epoch` of the original data set, if that has them.
 
     Args:
         dataset: An iterable that begins anew with each call of `iter`.
-        length: The number of samples in an epoch.
+        length: The number of samples in an epoch; None if it is unknown.
         fields: The names of the samples' values, if the samples aren't dicts of fields already; see `Named`.
 
     Raises:
         UserError: If a sample doesn't have the named values.
     """
 
-    def __init__(self, dataset: Iterable[Any], length: int, fields: Names | None = None) -> None:
+    def __init__(self, dataset: Iterable[Any], length: int | None, fields: Names | None = None) -> None:
         self.dataset = dataset
         self.length = length
         self.fields = fields if fields is None else _checked(fields)
 
     def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError(f"{type(self.dataset).__name__} has no length")
         return self.length
 
     def __iter__(self) -> Iterator[Any]:
         for sample in self.dataset:
             yield sample if self.fields is None else _named(sample, self.fields, type(self.dataset).__name__)
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("num_shards", "set_epoch", "state_dict", "load_state_dict"):
+            return getattr(self.dataset, name)
+        if name == "shard" and hasattr(self.dataset, "shard"):
+            return self._shard
+        raise AttributeError(f"{type(self).__name__} has no attribute '{name}'")
 
-def datasets(train: Any, val: Any = None, test: Any = None, *, fields: Names | None = None) -> Splits:
+    def _shard(self, num_shards: int, index: int) -> "Stream":
+        part: Any = self.dataset
+        return Stream(part.shard(num_shards=num_shards, index=index), None, self.fields)
+
+
+def datasets(
+    train: Any,
+    val: Any = None,
+    test: Any = None,
+    *,
+    fields: Names | None = None,
+    epoch: int | None = None,
+    readers: Mapping[str, int] | None = None,
+) -> Splits:
     """Returns the splits of existing data sets; see `Splits`.
 
     Args:
-        train, val, test: The data sets: map-style, or iterable with a length.
+        train, val, test: The data sets, map-style or iterable.
         fields: The names of the samples' values, if the samples aren't dicts of fields already; see `Named`.
+        epoch, readers: See `Splits`.
     """
 
     def named(dataset: Any) -> Any:
         if fields is None or dataset is None:
             return dataset
-        if isinstance(dataset, IterableDataset) and hasattr(dataset, "__len__"):
-            return Stream(dataset, len(dataset), fields)
+        if isinstance(dataset, IterableDataset):
+            return Stream(dataset, length_of(dataset), fields)
         return Named(dataset, fields)
 
-    return Splits(named(train), named(val), named(test), name=type(train).__name__)
+    name = type(train).__name__
+    return Splits(named(train), named(val), named(test), name=name, epoch=epoch, readers=readers)
 
 
 def _checked(fields: Names) -> Names:

@@ -78,6 +78,8 @@ def office_domain(
         name=f"{name}, {domain}, split at random (data.seed={seed})",
         facts={"targets": {"label": {"kind": "class", "vocabulary": classes}}},
         warnings=(),
+        epoch=None,
+        readers=None,
     )
 
 

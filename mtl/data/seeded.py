@@ -1,11 +1,11 @@
 """Data sets whose random draws depend only on seed, epoch and sample."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from mtl.data.alike import Alike
 from mtl.errors import FOREIGN, UserError, describe_error, text_of
@@ -34,60 +34,20 @@ class Seeded(Dataset[Any]):
         try:
             seed_cpu(seed_of(self.seed, self.epoch, index))
             sample = self.dataset[index]
-            return self.alike(_readable(sample), index) if self.readable else sample
+            return self.alike(readable(sample), index) if self.readable else sample
         except FOREIGN as error:
-            raise _of_sample(index, error) from error
+            raise of_sample(index, error) from error
         finally:
             set_cpu_states(before)
 
 
-class SeededStream(IterableDataset[Any]):
-    """The samples `start` to `stop` of an iterable data set, with random generators seeded for the epoch."""
-
-    def __init__(
-        self, dataset: IterableDataset[Any], seed: int, epoch: int, start: int, stop: int, *, alike: bool = False
-    ) -> None:
-        self.dataset = dataset
-        self.alike = Alike() if alike else None
-        self.seed = seed
-        self.epoch = epoch
-        self.start = start
-        self.stop = stop
-
-    def __iter__(self) -> Iterator[Any]:
-        inside = None  # the states of the generators after the data set's last draw
-        for index in range(self.stop):
-            before = cpu_states()
-            try:
-                if inside is None:
-                    seed_cpu(seed_of(self.seed, self.epoch))
-                    samples = iter(self.dataset)
-                else:
-                    set_cpu_states(inside)
-                sample = next(samples)
-            except StopIteration:
-                name = type(self.dataset).__name__
-                raise UserError(f"{name} ends after {index} samples, but its length is {self.stop}") from None
-            except FOREIGN as error:
-                raise _of_sample(index, error) from error
-            finally:
-                inside = cpu_states()
-                set_cpu_states(before)
-            if index >= self.start:  # a resumed run repeats the draws of earlier samples and discards them
-                yield self._checked(sample, index)
-
-    def _checked(self, sample: Any, index: int) -> Any:
-        try:
-            return sample if self.alike is None else self.alike(sample, index)
-        except UserError as error:
-            raise UserError(f"sample {index}: {error}") from None
+def of_sample(index: int, error: BaseException, of: str = "") -> UserError:
+    """Returns an error that names the sample, and the part of the data that it belongs to."""
+    text = text_of(error) if isinstance(error, UserError) else describe_error(error)
+    return UserError(f"sample {index}{of}: {text}")
 
 
-def _of_sample(index: int, error: BaseException) -> UserError:
-    return UserError(f"sample {index}: {text_of(error) if isinstance(error, UserError) else describe_error(error)}")
-
-
-def _readable(sample: Any) -> Any:
+def readable(sample: Any) -> Any:
     """Converts a dict's lists of numbers to tensors, which torch's collate would transpose, and None to NaN."""
     if not isinstance(sample, Mapping):
         return sample

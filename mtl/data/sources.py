@@ -8,7 +8,8 @@ import torch
 
 from mtl.choices import LENGTHS, SAMPLING
 from mtl.data.fields import Splits
-from mtl.data.loader import Loader
+from mtl.data.loader import Loader, paired
+from mtl.data.loading_errors import other_data
 from mtl.errors import UserError
 from mtl.seeds import seed_of
 
@@ -167,16 +168,30 @@ class Mix:
         """Returns, by source, the numbers of the samples in the batch at this position of the epoch."""
         plan = self._plan(epoch)
         done = Counter(name for names in plan[:position] for name in names)
-        numbers = {}
+        numbers: dict[str, Any] = {}
         for name in plan[position]:
             loader = self.loaders[name]
             again, batch = divmod(done[name], len(loader))
             numbers[name] = loader.samples(_again(epoch, again), batch)
         return numbers
 
-    def progress(self, epoch: int, position: int) -> dict[str, Any]:
+    def sized_batches(self, epoch: int = 0, *, start: int = 0) -> Iterator[tuple[Any, int]]:
+        """Yields the batches of `batches`, each with its number of samples in all processes."""
+        return paired(self.batches(epoch, start=start), self.sizes(epoch, start=start))
+
+    def restore(self, saved: Mapping[str, Any], epoch: int, position: int | None) -> None:
+        """Checks that a saved position, as `progress` describes it, is one in these data.
+
+        Raises:
+            UserError: If it isn't.
+        """
+        ours = self.progress(epoch, position)
+        if saved != ours:
+            raise other_data(saved, ours)
+
+    def progress(self, epoch: int, position: int | None) -> dict[str, Any]:
         """Describes in plain types how much of each task's data has been used after `position` batches of the epoch."""
-        done = Counter(name for names in self._plan(epoch)[:position] for name in names)
+        done = Counter(name for names in self._plan(epoch)[: position or 0] for name in names)
         return {task: self.loaders[source].progress(epoch, done[source]) for task, source in self.tasks.items()}
 
     def _stream(self, name: str, epoch: int, done: int) -> Any:

@@ -67,7 +67,7 @@ def table(
     parts = read_parts(path, {"inputs": inputs, "targets": targets}, split, seed)
     input_fields, columns = input_columns(parts, inputs, categories, trained_on)
     wanted, facts = target_columns(parts, targets, classes, standardize_targets, trained_on)
-    data = {name: Fields({**input_fields[name], **wanted[name]}) for name in parts}
+    data: dict[str, Any] = {name: Fields({**input_fields[name], **wanted[name]}) for name in parts}
     files = ", ".join(dict.fromkeys(part.file for part in parts.values()))
     drawn = "" if isinstance(path, Mapping) else how_split(split, seed)
     return Splits(

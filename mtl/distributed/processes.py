@@ -1,7 +1,9 @@
 """The process group of a training that torchrun started."""
 
 import os
+import re
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -12,12 +14,16 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # before there is a group: it would be a default argument there, and not close
 from torch._C._distributed_c10d import Store
 
+from mtl.distributed import answers
+from mtl.distributed.collectives import Begun
 from mtl.distributed.meeting import meet
 from mtl.errors import FOREIGN, UserError, describe_error, text_of
 
 WAIT = timedelta(seconds=5)  # for a message of another process
 PATIENCE = timedelta(minutes=5)  # for processes that are still starting
 DEFAULT_TIMEOUT = 1800.0  # seconds
+CLOSED = re.compile(r"Connection (closed|reset) by peer|gloo/transport")  # in gloo's messages
+TIMED_OUT = re.compile(r"gloo/transport.*Timed out waiting")
 DISMISSED = "dismissed"  # what the others read in place of the timeout if rank 0 does not train
 
 
@@ -42,24 +48,30 @@ def process_group(timeout: float | None = None) -> Iterator[None]:
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = meet(rank, count, timedelta(seconds=DEFAULT_TIMEOUT))
-    if rank == 0:
-        store.set("timeout", str(timeout or DEFAULT_TIMEOUT))
-    if (seconds := store.get("timeout").decode()) == DISMISSED:
+    try:
+        store = meet(rank, count, timedelta(seconds=DEFAULT_TIMEOUT))
+        if rank == 0:
+            store.set("timeout", str(timeout or DEFAULT_TIMEOUT))
+        seconds = store.get("timeout").decode()
+    except (TimeoutError, dist.DistStoreError) as error:
+        text = text_of(error) if rank == 0 else "the process of rank 0 has not started to train"
+        raise (UserError if rank < 2 else Lost)(text) from error
+    if seconds == DISMISSED:
         store.set(f"left {rank}", "")
         raise Lost("the process of rank 0 ended before the training")
-    within = timedelta(seconds=float(seconds))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=within)
     try:
-        yield
-        dist.barrier()
+        with answers.answering(store, rank):
+            within = timedelta(seconds=float(seconds))
+            dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=within)
+            yield
+            dist.barrier()
     except FOREIGN as error:
         message = _message(store, error, rank, count)
         with suppress(*FOREIGN):
             if rank == 0:
                 store.set("reported", "")
-            _hang_up()
+            _hang_up(error)
         if rank > 0 and (_is_reported(store) or not _is_first(store)):
             raise Lost(message or text_of(error)) from error
         if message is None:
@@ -88,8 +100,13 @@ def receive() -> Any:
     return received[0]
 
 
-def _hang_up() -> None:
+def _hang_up(error: BaseException) -> None:
     """Closes the connections, so that the other processes stop waiting for this one."""
+    Begun.forget()
+    each: BaseException | None = error
+    while each is not None:  # a group that a frame refers to, as after a signal within an operation, stays connected
+        traceback.clear_frames(each.__traceback__)
+        each = each.__cause__ or each.__context__
     if not torch.cuda.is_available():
         dist.destroy_process_group()
     elif abort := getattr(dist.group.WORLD, "abort", None):  # torch 2.7 or later; doesn't wait for the GPU
@@ -99,22 +116,15 @@ def _hang_up() -> None:
 def _message(store: Store, error: BaseException, rank: int, count: int) -> str | None:
     """Returns the reason why another process ended the training; None if the error arose in this process."""
     texts = [text_of(error), *([text_of(error.__cause__)] if error.__cause__ else [])]
-    notes = "".join(f" {note}" for note in getattr(error, "__notes__", []))
-    if any("Timed out" in text for text in texts):
+    late = isinstance(error, dist.DistStoreError) or any(TIMED_OUT.search(text) for text in texts)
+    if late or isinstance(error, dist.DistBackendError) or any(CLOSED.search(text) for text in texts):
+        when = "".join(f" {note}" for note in getattr(error, "__notes__", []))
         with suppress(*FOREIGN):
-            store.set(f"alive {rank}", "")
-            time.sleep(WAIT.total_seconds())
-            silent = [str(other) for other in range(count) if not store.check([f"alive {other}"])]
-            return f"the process of rank {', '.join(silent) or 'unknown'} does not answer{notes}"
-    words = ("Connection closed by peer", "Connection reset by peer", "gloo/transport")
-    if isinstance(error, dist.DistBackendError) or any(word in text for word in words for text in texts):
-        with suppress(*FOREIGN):
-            store.wait(["error"], WAIT)
-            return str(store.get("error").decode())
-        return f"a process of this training ended{notes} without a message; it may have been killed"
+            return answers.reason(store, rank, count, WAIT, late=late, when=when)
+        return f"a process of this training ended{when} without a message; it may have been killed"
     with suppress(*FOREIGN):
-        if store.add("errors", 1) == 1:
-            store.set("error", text_of(error) if isinstance(error, UserError) else describe_error(error))
+        text = text_of(error) if isinstance(error, UserError) else describe_error(error)
+        answers.report(store, f"rank {rank}: {text}" if rank else text)
     return None
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtl import tags
+from mtl.data.lanes import length_of
 from mtl.quoting import command, evaluating, viewing
 from mtl.runs.fingerprint import fingerprints
 
@@ -89,10 +90,11 @@ class Run:
         return every if every < self.config["log"]["every"] and self.trainer.global_step // every >= FEW else None
 
     def samples(self) -> dict[str, int]:
-        """Returns the number of samples in each split, of all sources together."""
+        """Returns the number of samples in each split, of all sources together, without splits of unknown length."""
         counts: dict[str, int] = {}
         for split, dataset in self.splits.items():
-            counts[split] = counts.get(split, 0) + len(dataset)
+            if (length := length_of(dataset)) is not None:
+                counts[split] = counts.get(split, 0) + length
         return counts
 
     def unreached(self) -> list[str]:
@@ -252,7 +254,8 @@ def meaning(mean: float, below_zero: float, steps: int, oftener: int | None) -> 
 def trust(run: Run) -> str:
     """Describes how far the metrics can be trusted."""
     text = f"One seed ({run.config['seed']})"
-    sizes = [len(dataset) for split, dataset in run.splits.items() if split == "test"]
+    tested = [length_of(dataset) for split, dataset in run.splits.items() if split == "test"]
+    sizes = [length for length in tested if length is not None]
     if sizes and run.test:
         text += f", {' and '.join(f'{each:,}' for each in sizes)} test samples"
         few = {task: count for task, count in run.labelled.items() if 0 < count < min(sizes)}

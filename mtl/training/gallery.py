@@ -1,6 +1,7 @@
 """Pictures and histograms for the logs: cosines between tasks, predictions, parameters and gradients."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -127,8 +128,13 @@ def some_samples(loader: Loader, count: int) -> Batch:
             if isinstance(dataset, Fields)
             else Subset(dataset, indices.tolist())
         )
-    few = Loader(dataset, batch_size=count, seed=loader.seed, device=loader.device, collate=loader.collate)
-    return next(few.batches())
+    options: dict[str, Any] = {"seed": loader.seed, "device": loader.device, "collate": loader.collate}
+    if isinstance(dataset, IterableDataset):  # the processes read a stream together, and one process draws pictures
+        options |= {"divided": False, "readers": {"processes": 1, "workers": 1}}
+    batches: Any = Loader(dataset, batch_size=count, **options).batches()
+    with closing(batches):  # also closes the files of a stream
+        batch: Batch = next(batches)
+    return batch
 
 
 def predict(model: "MultiTaskModel", tasks: Sequence[Task], batch: Batch, autocast: Autocast) -> dict[str, Any]:

@@ -31,6 +31,22 @@ def try_split(validation: Validation, loader: Loader | Mix, name: str) -> None:
         raise UserError(f"{error} (on one batch of {name}, tried before the first step)") from error
 
 
+def check_shares(step: Step, train: Loader | Mix) -> None:
+    """Checks that each process gets samples in each step, if its parameters are divided over the processes.
+
+    Raises:
+        UserError: If the last batches of a pass over an iterable data set may be too small for that.
+    """
+    if world_size() == 1 or not is_sharded(next(step.model.parameters())):
+        return
+    for loader, _ in train.by_source():
+        if loader.stream is not None and not loader.drop_last:
+            raise UserError(
+                "with sharded parameters each process needs samples in each step, and the last batches of a pass over "
+                f"{type(loader.dataset).__name__} may have too few. Set trainer.tail=drop, or distributed=ddp"
+            )
+
+
 def try_one_sample(step: Step, train: Loader | Mix) -> None:
     """Runs a forward pass on one sample if a batch or micro-batch has only one. Buffers are restored.
 

@@ -87,10 +87,11 @@ class Selection:
         Raises:
             UserError: If a trial fails.
         """
-        from mtl.training.rehearsal import try_one_sample, try_split
+        from mtl.training.rehearsal import check_shares, try_one_sample, try_split
         from mtl.training.validation import Validation
 
         assert self._validation is not None
+        check_shares(step, train)
         try_one_sample(step, train)
         if self.val is not None:
             try_split(self._validation, self.val, "validation")

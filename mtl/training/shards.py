@@ -166,9 +166,8 @@ class References:
     """The folders to which the checkpoints in a folder refer."""
 
     def __init__(self) -> None:
-        self._known: dict[
-            tuple[int, int, int, int], str | None
-        ] = {}  # by identity of the file, since reading it takes time
+        # By identity of the file, since reading a checkpoint takes time.
+        self._known: dict[tuple[int, int, int, int], str | None] = {}
 
     def prune(self, folder: Path) -> None:
         """Deletes the folders of shards to which no checkpoint in the folder refers.

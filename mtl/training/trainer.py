@@ -115,6 +115,8 @@ class Trainer:
                     self._save("last")
             raise
         finally:
+            for loader, _ in self.train.by_source():
+                loader.close()
             self.writer.wait()
 
     def _train(self) -> None:
@@ -165,8 +167,7 @@ class Trainer:
         start = self._pace.restart()
         assert self.position is not None
         assert self.step.optimizer is not None
-        sizes = self.train.sizes(self.epoch, start=self.position)
-        for batch, size in zip(self.train.batches(self.epoch, start=self.position), sizes, strict=True):
+        for batch, size in self.train.sized_batches(self.epoch, start=self.position):
             number = self.global_step + 1
             # When parameters are unfrozen, the set of shared parameters may change.
             measure = self.measuring.includes(number, anyway=self.step.model.thaws(self.step.num_taken))
@@ -266,7 +267,7 @@ class Trainer:
             "random": random_state(),
             "loggers": self.loggers.state_dict(),
             "faults": self.faults.state_dict(),
-            "data": self.train.progress(self.epoch, self.position or 0),
+            "data": self.train.progress(self.epoch, self.position),
             "readings": self.readings.state_dict(),
             **self.measuring.state_dict(),
             **self.selection.state_dict(),
@@ -277,10 +278,8 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a state from `state_dict`, the random states included."""
-        epoch, position = state["epoch"], state["position"] or 0
-        saved, ours = state["data"], self.train.progress(epoch, position)
-        if saved != ours:
-            raise UserError(f"the training data aren't those of the run, whose position is {saved}, not {ours}")
+        epoch = state["epoch"]
+        self.train.restore(state["data"], epoch, state["position"])
         load_into(self.step.model, state["model"], "the state that was saved")
         self.step.load_state_dict(state["step"])
         self.step.model.thaw(self.step.num_taken - 1)  # parameters that the last step trained are unfrozen already

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtl.batch import Batch
 from mtl.data import Loader, Mix
-from mtl.distributed.collectives import any_process, rank, share, sum_scalars, world_size
+from mtl.distributed.collectives import any_process, rank, sum_scalars, world_size
 from mtl.distributed.replicas import difference
 from mtl.distributed.sharding import is_sharded
 from mtl.errors import UserError
@@ -113,12 +113,11 @@ class Validation:
             for part, names in loader.by_source():
                 tasks = [task for task in self.tasks if names is None or task.name in names]
                 seen |= {task.name for task in tasks}
-                cut |= {task.name for task in tasks if trial and len(part) > 1}
-                batches: Any = part.batches()
+                cut |= {task.name for task in tasks if trial and not part.has_one_batch}
+                batches: Any = part.shares()
                 last: Batch | None = None
                 with closing(batches):  # also ends the worker processes
-                    for batch, total in islice(zip(batches, part.sizes(), strict=not trial), 1 if trial else None):
-                        size = len(range(total)[share()])  # the samples in the share of this process
+                    for batch, size in islice(batches, 1 if trial else None):
                         if not size:
                             self._run_along(tasks, last)
                             for task in tasks:
@@ -126,7 +125,7 @@ class Validation:
                                     self._take_joined(task, None, {}, 0, sums, counts)
                             continue
                         last = batch
-                        several = (len(part) > 1 or world_size() > 1) and not trial
+                        several = (not part.has_one_batch or world_size() > 1) and not trial
                         self._take(tasks, batch, size, sums, counts, several=several)
                         for task in tasks:
                             labelled[task.name] += size if task.objective is not None else num_labelled(task, batch)

@@ -35,7 +35,7 @@ class Stream(IterableDataset):
 def test_what_splits_refuse() -> None:
     data = Fields({"x": torch.zeros(2)})
     with pytest.raises(
-        mtl.UserError, match=r"data\.train: Stream has no length, which is the number of samples in an epoch"
+        mtl.UserError, match=r"data\.train: Stream has no length; set data\.epoch to the number of steps in an epoch"
     ):
         Splits(Stream())
     with pytest.raises(mtl.UserError, match=r"data\.val: a sample of Tuples is a tuple; it must be a dict of fields"):

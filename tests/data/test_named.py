@@ -56,8 +56,8 @@ def test_streams() -> None:
     assert splits.summary() == "Stream: 2 train, 3 val; fields: x, y"
     assert [batch["y"].tolist() for batch in Loader(splits.val, batch_size=2).batches()] == [[0, 1], [0]]
     assert next(iter(Stream(Lines(), 2, {"odd": 1}))) == {"odd": 0}
-    with pytest.raises(mtl.UserError, match=r"data\.train: Lines has no length, .*; define __len__"):
-        datasets(Lines())
+    with pytest.raises(mtl.UserError, match=r"data\.train: Stream has no length; set data\.epoch"):
+        datasets(Lines(), fields=["x", "y"])
     with pytest.raises(
         mtl.UserError, match=r"data\.val: data\.fields names the 1 values of a tuple, x; a sample of Lines is"
     ):

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,7 @@ from mtl.safety.archive import check_newest
 from mtl.training import checkpoint
 from mtl.training.layouts import fitted
 from mtl.training.options import Checkpoints
+from mtl.training.shards import new_folder
 from mtl.training.trainer import Trainer
 from mtl.training.writer import Writer
 
@@ -397,7 +399,7 @@ def checks_first(folder: Path) -> bool:
     """Saves in the background; returns whether the files were complete when last.pt was about to be saved."""
     model, optimizer = built("fsdp", seed=0)
     writer = Writer(folder, keep=2, report=pytest.fail)
-    save, complete = checkpoint.save, []
+    save, complete, trained = checkpoint.save, [], threading.Event()
 
     def checked(path: Path, state: dict[str, Any], **options: Any) -> None:
         shards.check(shards.parse(state[shards.KEY], path), "it")
@@ -406,9 +408,12 @@ def checks_first(folder: Path) -> bool:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mtl.training.checkpoint.save", checked)
+        patch.setattr("mtl.training.writer.new_folder", lambda *given: (trained.wait(60), new_folder(*given))[1])
         before = whole(state_of(model, optimizer, 1)["model"])
         writer.save("last", state_of(model, optimizer, 1))
-        train(model, optimizer, range(3))  # changes the tensors while they are written
+        train(model, optimizer, range(3))  # changes the tensors before they are written
+        dist.barrier()
+        trained.set()
         writer.complete()
     dist.barrier()
     assert_same(checkpoint.load(folder / "last.pt")["model"], dict(before))
