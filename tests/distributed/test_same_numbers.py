@@ -382,7 +382,8 @@ def compiled(setting: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_compiled_modules() -> None:
-    setting = DEFAULT | {"balancer": "UPGrad", "sizes": [12, 7], "steps": 2, "num_micro_batches": 2}
+@pytest.mark.parametrize("balancer", ["Equal", "UPGrad"])
+def test_compiled_modules(balancer: str) -> None:
+    setting = DEFAULT | {"balancer": balancer, "sizes": [12, 7], "steps": 2, "num_micro_batches": 2}
     for each in processes(2)(compiled, setting):
         assert_close(each, train(setting))
