@@ -88,11 +88,8 @@ def train_along(config: dict[str, Any], code: list[str], state: dict[str, Any] |
     """
     from mtl.build import build
     from mtl.cli.conclusion import tested
-<<<<<<< HEAD
-    from mtl.cli.fitting import explaining
-=======
     from mtl.cli.elsewhere import check_no_later_state
->>>>>>> main
+    from mtl.cli.fitting import explaining
     from mtl.cli.resuming import load_state
     from mtl.config.trainer import build_callbacks, build_trainer
     from mtl.config.training import build_step

@@ -14,22 +14,16 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # before there is a group: it would be a default argument there, and not close
 from torch._C._distributed_c10d import Store
 
-<<<<<<< HEAD
 from mtl.distributed import answers
-=======
 from mtl.distributed.meeting import meet
->>>>>>> main
 from mtl.errors import FOREIGN, UserError, describe_error, text_of
 
 WAIT = timedelta(seconds=5)  # for a message of another process
 PATIENCE = timedelta(minutes=5)  # for processes that are still starting
 DEFAULT_TIMEOUT = 1800.0  # seconds
-<<<<<<< HEAD
 CLOSED = re.compile(r"Connection (closed|reset) by peer|gloo/transport")  # in gloo's messages
 TIMED_OUT = re.compile(r"gloo/transport.*Timed out waiting")
-=======
 DISMISSED = "dismissed"  # what the others read in place of the timeout if rank 0 does not train
->>>>>>> main
 
 
 class Lost(UserError):
@@ -53,25 +47,21 @@ def process_group(timeout: float | None = None) -> Iterator[None]:
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-<<<<<<< HEAD
-    store = _store(rank, count)
-=======
-    store = meet(rank, count, timedelta(seconds=DEFAULT_TIMEOUT))
-    if rank == 0:
-        store.set("timeout", str(timeout or DEFAULT_TIMEOUT))
-    if (seconds := store.get("timeout").decode()) == DISMISSED:
+    try:
+        store = meet(rank, count, timedelta(seconds=DEFAULT_TIMEOUT))
+        if rank == 0:
+            store.set("timeout", str(timeout or DEFAULT_TIMEOUT))
+        seconds = store.get("timeout").decode()
+    except (TimeoutError, dist.DistStoreError) as error:
+        text = text_of(error) if rank == 0 else "the process of rank 0 has not started to train"
+        raise (UserError if rank < 2 else Lost)(text) from error
+    if seconds == DISMISSED:
         store.set(f"left {rank}", "")
         raise Lost("the process of rank 0 ended before the training")
-    within = timedelta(seconds=float(seconds))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=within)
->>>>>>> main
     try:
         with answers.answering(store, rank):
-            if rank == 0:
-                store.set("timeout", str(timeout or DEFAULT_TIMEOUT))
-            within = timedelta(seconds=float(store.get("timeout").decode()))
-            backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+            within = timedelta(seconds=float(seconds))
             dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=within)
             yield
             dist.barrier()
@@ -80,13 +70,8 @@ def process_group(timeout: float | None = None) -> Iterator[None]:
         with suppress(*FOREIGN):
             if rank == 0:
                 store.set("reported", "")
-<<<<<<< HEAD
             _hang_up(error)
-        if rank > 0 and (_is_reported(store) or store.add("printed", 1) > 1):
-=======
-            _hang_up()
         if rank > 0 and (_is_reported(store) or not _is_first(store)):
->>>>>>> main
             raise Lost(message or text_of(error)) from error
         if message is None:
             raise

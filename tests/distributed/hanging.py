@@ -1,6 +1,6 @@
 """Starts groups of three processes that train together, one of which hangs or ends; prints their messages as JSON.
 
-    python hanging.py RANK:HOW …
+python hanging.py RANK:HOW …
 """
 
 import json
@@ -90,7 +90,7 @@ STORES: list[TCPStore] = []
 REMAINING: list[int] = []
 
 if __name__ == "__main__":
-    processes.WAIT, processes.DEFAULT_TIMEOUT = timedelta(seconds=2), 6.0
+    processes.WAIT, processes.DEFAULT_TIMEOUT = timedelta(seconds=2), 12.0
     for child in [child for each in sys.argv[1:] for child in start(int(each[0]), each[2:])]:
         os.waitpid(child, 0)
     for child in REMAINING:
