@@ -175,8 +175,6 @@ class Computation:
         source, several = self._balancing.source, len(micro_batches.batches) > 1
         if processes > 1:
             (several,) = any_process([several])
-        if self._sharded and source == "layerwise":
-            source = "rows"  # sharded, and of which each process computes with its part
         if several:  # the batch may have come as a list of micro-batches
             source = source_in_micro_batches(self._balancing.settings)
         waits = not several and self._balancing.needs == "gramian"

@@ -109,6 +109,8 @@ class Step:
             check_aligned(self.tasks, self.compiled.names)
         if self._sharded:
             check_shards(model, self.balancing, self.descent, precision)
+            if self.balancing.source == "layerwise":
+                self.balancing.source = "rows"  # of which each process has a part
 
     @property
     def optimizer(self) -> Optimizer | None:
