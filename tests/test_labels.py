@@ -15,7 +15,7 @@ from mtl.choices import PASSES
 from mtl.data import Fields, Loader
 from mtl.labels import denominator, label_mask, select
 from mtl.step.forward import loss_of
-from mtl.step.micro_batches import shares
+from mtl.step.shares import count
 from mtl.training.validation import Validation
 
 nan = math.nan
@@ -75,7 +75,8 @@ def test_denominators_by_hand() -> None:
     weighted = task(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 4.0])), mask="m")
     assert denominator(weighted, {"y": torch.tensor([1, -100, 2]), "m": mask}) == 2
     tasks = [task(nn.MSELoss()), task(nn.MSELoss(), missing=False)]
-    assert shares(tasks, [{"y": whole[1:2]}], [[0, 1]]) == ([[0, 1]], {1})  # counted where labels may be missing alone
+    counted = count(tasks, [{"y": whole[1:2]}], [[0, 1]])  # where labels may be missing alone
+    assert (counted.rows, counted.present) == ([[0, 1]], {1})
 
 
 def half_labelled(seed: int, size: int = 12) -> dict[str, torch.Tensor]:

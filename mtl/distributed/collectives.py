@@ -5,13 +5,38 @@ its own share of each batch. All processes have to call the same functions in th
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 BUCKET = 8_388_608  # the number of elements that are sent at once
+
+
+class Begun:
+    """An operation between processes that has begun.
+
+    Args:
+        work: The operation, as torch returned it. It keeps the connections to the other processes open, and an error
+            may keep this object, so that the operation itself isn't an attribute of it, see `forget`.
+    """
+
+    operations: ClassVar[dict["Begun", Any]] = {}  # those that nothing has waited for
+
+    def __init__(self, work: Any) -> None:
+        self.operations[self] = work
+
+    def wait(self) -> None:
+        """Waits for the end of the operation; then, or if it was forgotten, this does nothing."""
+        if self in self.operations:
+            self.operations.pop(self).wait()
+
+    @classmethod
+    def forget(cls) -> None:
+        """Gives up all operations that have begun, so that the connections can close."""
+        cls.operations.clear()
 
 
 def world_size() -> int:
@@ -61,13 +86,54 @@ def sum_scalars(scalars: Sequence[Tensor]) -> list[Tensor]:
     return list(sum_over_processes(torch.stack(list(scalars))).unbind())
 
 
+def begin_sum_of_numbers(numbers: Sequence[float]) -> Callable[[], list[float]]:
+    """Begins to sum each number over all processes; the returned function waits for the sums."""
+    if world_size() == 1:
+        return lambda: list(numbers)
+    local = torch.tensor(numbers, dtype=torch.float64, device=_device_of_numbers())
+    received = [torch.empty_like(local) for _ in range(world_size())]
+    begun = Begun(dist.all_gather(received, local, async_op=True))
+
+    @cache
+    def wait() -> list[float]:
+        begun.wait()
+        summed: list[float] = torch.stack(received).sum(0).tolist()
+        return summed
+
+    return wait
+
+
 def sum_numbers(numbers: Sequence[float]) -> list[float]:
     """Returns the sum of each number over all processes."""
-    if world_size() == 1:
-        return list(numbers)
+    return begin_sum_of_numbers(numbers)()
+
+
+def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
+    """Returns the numbers of all processes, in the order of their ranks."""
     local = torch.tensor(numbers, dtype=torch.float64, device=_device_of_numbers())
-    summed: list[float] = sum_over_processes(local).tolist()
-    return summed
+    gathered: list[list[float]] = torch.stack(_gathered(local)).tolist()
+    return gathered
+
+
+def sum_with_flags(numbers: Tensor, flags: Sequence[bool]) -> tuple[Tensor, list[bool]]:
+    """Returns the sum of a small tensor, and for each flag whether it is true in a process, from one exchange.
+
+    If the tensor is on a GPU and the process group can exchange flags between CPUs, there are two exchanges, so that
+    the CPU doesn't wait for the GPU.
+    """
+    marks = torch.tensor(flags, dtype=torch.uint8, device=_device_of_numbers())
+    if marks.device.type != numbers.device.type:
+        return sum_over_processes(numbers), any_process(flags)
+    data = numbers.reshape(-1).view(torch.uint8)
+    parts = torch.stack(_gathered(torch.cat([data, marks])))
+    values, marks = parts[:, : len(data)], parts[:, len(data) :]
+    summed = values.contiguous().view(numbers.dtype).sum(0).view(numbers.shape)
+    return summed, [bool(mark) for mark in marks.amax(0).tolist()]
+
+
+def begin_sum(tensor: Tensor) -> "Begun":
+    """Begins to replace a contiguous tensor with its sum over all processes."""
+    return Begun(dist.all_reduce(_real(tensor), async_op=True))
 
 
 def sum_tensors(tensors: Sequence[Tensor]) -> None:
@@ -126,13 +192,13 @@ def gather_slices(slices: Sequence[Tensor], likes: Sequence[Tensor]) -> list[Ten
     return results
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Joins the rows of the matrices of all processes, which may differ in their numbers of rows.
+def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Joins the rows of the matrices of all processes.
 
     Args:
         rows: A tensor of shape (n, d), where n may differ between the processes.
+        counts: By rank, the number of rows.
     """
-    counts = [int(count) for count in torch.stack(_gathered(torch.tensor([len(rows)], device=rows.device))).flatten()]
     padded = rows.new_zeros(max(counts), rows.shape[1])
     padded[: len(rows)] = rows
     return torch.cat([part[:count] for part, count in zip(_gathered(padded), counts, strict=True)])

@@ -15,6 +15,7 @@ import torch.distributed.nn.functional  # before there is a group: it would be a
 from torch._C._distributed_c10d import Store
 
 from mtl.distributed import answers
+from mtl.distributed.collectives import Begun
 from mtl.distributed.meeting import meet
 from mtl.errors import FOREIGN, UserError, describe_error, text_of
 
@@ -101,6 +102,7 @@ def receive() -> Any:
 
 def _hang_up(error: BaseException) -> None:
     """Closes the connections, so that the other processes stop waiting for this one."""
+    Begun.forget()
     each: BaseException | None = error
     while each is not None:  # a group that a frame refers to, as after a signal within an operation, stays connected
         traceback.clear_frames(each.__traceback__)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl.distributed.collectives import gather_rows, sum_numbers
+from mtl.distributed.collectives import gather_numbers, gather_rows
 from mtl.gradients.layerwise import Layer, Product
 
 
@@ -36,7 +36,8 @@ def choose(layers: Sequence[Layer], parameters: Sequence[Tensor], num_tasks: int
         layer = ours.get(number)
         kind = _kind(layer, index) if layer is not None else 0
         found += [len(layer.inputs) if layer is not None else 0, layer is not None, kind, kind**2]
-    *summed, num_graphs = sum_numbers([*found, not is_empty])
+    by_rank = gather_numbers([*found, not is_empty])
+    *summed, num_graphs = (sum(numbers) for numbers in zip(*by_rank, strict=True))
     chosen = []
     for number, weight in enumerate(parameters):
         num_rows, count, kinds, squares = summed[4 * number : 4 * number + 4]
@@ -49,7 +50,9 @@ def choose(layers: Sequence[Layer], parameters: Sequence[Tensor], num_tasks: int
         d_out = weight.shape[1 if flipped else 0]
         crossing = num_rows * (weight.numel() // d_out + num_tasks * d_out)
         if crossing < (num_tasks + 1) * weight.numel() and layer.pays(num_tasks, round(num_rows)):
-            chosen.append(ours.get(number, layer))
+            layer = ours.get(number, layer)
+            layer.counts = [round(numbers[4 * number]) for numbers in by_rank]
+            chosen.append(layer)
     return chosen
 
 
@@ -69,7 +72,9 @@ def gather(layer: Product, deltas: Sequence[Tensor | None]) -> tuple[Product, li
     inputs = layer.inputs.to(weight).reshape(-1, d_in).detach()
     zeros = inputs.new_zeros(len(inputs), d_out)
     pieces = [inputs, *(zeros if delta is None else delta.to(weight.dtype) for delta in deltas)]
-    inputs, *rest = torch.split(gather_rows(torch.cat(pieces, dim=1)), [d_in, *[d_out] * len(deltas)], dim=1)
+    inputs, *rest = torch.split(
+        gather_rows(torch.cat(pieces, dim=1), layer.counts), [d_in, *[d_out] * len(deltas)], dim=1
+    )
     return Product(layer.edge, layer.parameters, inputs, None, layer.flipped), rest
 
 

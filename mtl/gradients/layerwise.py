@@ -55,6 +55,7 @@ class Product(Layer):
         inputs: The inputs, of shape (N, d_in), or (N, C, *) for a convolution.
         window: Kernel size, dilation, padding and stride of a convolution; None for a linear layer.
         flipped: Whether the weight has shape (d_in, d_out) instead of (d_out, d_in).
+        counts: By process, the number of inputs, if the layer is gathered from all processes.
     """
 
     edge: GradientEdge
@@ -62,6 +63,7 @@ class Product(Layer):
     inputs: Tensor
     window: tuple[tuple[int, ...], ...] | None = None
     flipped: bool = False
+    counts: Sequence[int] = ()
 
     def pays(self, num_tasks: int, num_rows: int) -> bool:
         """Returns whether the compressed tensors need less arithmetic than the weight gradients of all tasks.

@@ -33,7 +33,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        gradients.append(_dense(parameter.grad))
+        gradients.append(dense(parameter.grad))
     sum_tensors(gradients)
 
 
@@ -76,7 +76,7 @@ def sum_rows(
 
 
 def _sum(pairs: Sequence[tuple[Row, Tensor]], *, whole: bool) -> None:
-    gradients = [_dense(row[p]) if p in row else p.detach().new_zeros(p.shape) for row, p in pairs]
+    gradients = [dense(row[p]) if p in row else p.detach().new_zeros(p.shape) for row, p in pairs]
     if whole:
         sum_tensors(gradients)
     else:
@@ -85,7 +85,8 @@ def _sum(pairs: Sequence[tuple[Row, Tensor]], *, whole: bool) -> None:
         row[parameter] = gradient
 
 
-def _dense(gradient: Tensor) -> Tensor:
+def dense(gradient: Tensor) -> Tensor:
+    """Returns the gradient, or raises a UserError if it is sparse."""
     if gradient.is_sparse:
         raise UserError(
             "the gradient of an embedding is sparse, and sparse gradients can't be summed over several processes; use "

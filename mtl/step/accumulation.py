@@ -10,7 +10,7 @@ is over the micro-batches of all of them, and each process accumulates the gradi
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ def accumulate(
     micro_batches: MicroBatches,
     weights: Weights | Weigh,
     recorders: Recorders,
+    over_processes: Callable[[Sequence[Tensor]], list[Tensor]] = sum_scalars,
 ) -> list[Tensor]:
     """Runs the forward and backward passes of this process's micro-batches, and accumulates the gradients in `.grad`.
 
@@ -41,6 +42,7 @@ def accumulate(
         micro_batches: The micro-batches of this process.
         weights: The factor of each task's loss, or a function from the losses to these factors.
         recorders: Record the gradients of the tasks.
+        over_processes: Sums the losses of this process over all processes.
 
     Returns:
         The loss of each task over all micro-batches of all processes, as 0-dim tensors.
@@ -62,27 +64,47 @@ def accumulate(
     watches = checks.watches(micro_batches)
     all_weights = weights(preview.losses) if callable(weights) and preview else cast(Weights, weights)
     if weigh is not None and not any(micro_batches.members):  # other processes wait for this one's losses
-        weigh([], [], [])
-    for number, (batch, row) in enumerate(zip(micro_batches.batches, micro_batches.shares, strict=True)):
-        members = micro_batches.members[number]
+        weigh(micro_batches, None, [])
+    for number, (batch, members) in enumerate(zip(micro_batches.batches, micro_batches.members, strict=True)):
         if not members:
             continue
-        for rows in (recorders.measure, recorders.collect):
-            if rows is not None:
-                rows.shares = {tasks[i].name: row[i] for i in members}
+        if recorders.measure is not None:
+            recorders.measure.shares = {tasks[i].name: micro_batches.shares[number][i] for i in members}
         present = preview.tasks_of(number) if preview else [micro_batches.task(number, i) for i in members]
-        labelled = {tasks[i].name for i in members if row[i]}
+        labelled = {tasks[i].name for i in micro_batches.labelled[number]}
         present = [watches[t.name].task if t.name in watches and t.name in labelled else t for t in present]
         factors: Weights | Weigh
-        factors = partial(weigh, members, row) if weigh else [all_weights[i] * row[i] for i in members]
+        factors = partial(weigh, micro_batches, number) if weigh else Factors(all_weights, micro_batches, number)
         with nullcontext() if labelled else _without_traces(passes.model):
             losses = passes(present, batch, factors, recorders)
         for index, loss in zip(members, losses, strict=True):
-            totals[index] = totals[index] + row[index] * loss
+            totals[index] = totals[index] + micro_batches.shares[number][index] * loss
     for watch in watches.values():
         watch.check()
-    totals = totals if micro_batches.processes == 1 else sum_scalars(totals)
+    totals = totals if micro_batches.processes == 1 else over_processes(totals)
     return preview.corrected(totals) if preview else totals
+
+
+class Factors(Sequence[float | Tensor]):
+    """The factors of the losses in a micro-batch, which are computed when the first backward pass needs them.
+
+    Args:
+        weights: The weight of each task.
+        micro_batches: The micro-batches of this process.
+        number: The number of the micro-batch.
+    """
+
+    def __init__(self, weights: Weights, micro_batches: MicroBatches, number: int) -> None:
+        self._weights = weights
+        self._micro_batches = micro_batches
+        self._number = number
+
+    def __len__(self) -> int:
+        return len(self._micro_batches.members[self._number])
+
+    def __getitem__(self, place: Any) -> Any:
+        index = self._micro_batches.members[self._number][place]
+        return self._weights[index] * self._micro_batches.shares[self._number][index]
 
 
 @contextmanager
@@ -93,18 +115,20 @@ def _without_traces(model: MultiTaskModel) -> Iterator[None]:
 
 
 def _weigh(
-    weights: Weigh, zeros: Sequence[Tensor], members: Sequence[int], row: Sequence[float], losses: Sequence[Tensor]
+    weights: Weigh, zeros: Sequence[Tensor], micro_batches: MicroBatches, number: int | None, losses: Sequence[Tensor]
 ) -> Weights:
     """Returns the factors of this process's losses, for weights that depend on the losses over all processes.
 
     Args:
         weights: A function from the losses of all tasks to their weights.
         zeros: A zero for each task.
-        members: The indices of the tasks in the only micro-batch of this process.
-        row: By task, the share of this micro-batch in the task's loss.
+        micro_batches: The micro-batches of this process.
+        number: The number of the only micro-batch that has labels; None if this process has none.
         losses: The losses of the tasks in the micro-batch.
     """
     totals = list(zeros)
+    members = [] if number is None else micro_batches.members[number]
+    row = [] if number is None else micro_batches.shares[number]
     for index, loss in zip(members, losses, strict=True):
         totals[index] = row[index] * loss.detach().double()
     all_weights = weights(sum_scalars(totals))

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.distributed.collectives import any_process
 from mtl.distributed.sharding import is_sharded
 from mtl.errors import NotFinite
 from mtl.gradients.at_features import AtFeatures
 from mtl.gradients.backward import total_norm
+from mtl.gradients.overlap import Overlap
 from mtl.gradients.reach import Reach
 from mtl.gradients.rows import Rows
-from mtl.gradients.sums import sum_gradients
 from mtl.model import MultiTaskModel
 from mtl.snapshots import Snapshot, preserved_buffers, preserved_random_state
 from mtl.step.accumulation import accumulate
@@ -24,6 +23,7 @@ from mtl.step.loss_checks import LossChecks
 from mtl.step.micro_batches import MicroBatches
 from mtl.step.passes import Passes, Recorders, Weigh, Weights
 from mtl.step.result import StepResult
+from mtl.step.shares import known
 from mtl.step.whole_batch import Preview
 from mtl.task import Task
 
@@ -59,6 +59,7 @@ class Computation:
         self._parameters = parameters
         self._balancing = balancing
         self._reach = reach
+        self._overlap = Overlap(parameters.values())
         self._sharded = is_sharded(next(iter(parameters.values())))
         self._before: Snapshot | None = None
         self.losses: list[Tensor] = []
@@ -161,10 +162,11 @@ class Computation:
         """
         if len(micro_batches.batches) == 1 and micro_batches.processes == 1:
             return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, recorders)
-        losses = accumulate(self.passes, self.checks, micro_batches, weights, recorders)
-        if recorders.collect is None and micro_batches.processes > 1 and not self._sharded:
-            sum_gradients(self._parameters.values())
-        return losses
+        if recorders.collect is not None or micro_batches.processes == 1 or self._sharded:
+            return accumulate(self.passes, self.checks, micro_batches, weights, recorders)
+        members = None if micro_batches.is_aligned else micro_batches.members  # SyncBatchNorm sums in passes as well
+        with self._overlap(micro_batches.names, members) as sums:
+            return accumulate(self.passes, self.checks, micro_batches, weights, recorders, sums.finish)
 
     def _collector(self, micro_batches: MicroBatches, scale: float) -> Rows:
         """Returns an object that collects the tasks' gradients during the passes."""
@@ -172,9 +174,7 @@ class Computation:
         whole = self._balancing.needs == "rows"
         if self.passes.kind != "shared":
             return Rows(self._parameters, micro_batches.names, scale=scale, whole=whole, processes=processes)
-        source, several = self._balancing.source, len(micro_batches.batches) > 1
-        if processes > 1:
-            (several,) = any_process([several])
+        source, several = self._balancing.source, micro_batches.several
         if several:  # the batch may have come as a list of micro-batches
             source = source_in_micro_batches(self._balancing.settings)
         waits = not several and self._balancing.needs == "gramian"
@@ -236,7 +236,7 @@ class Computation:
             again = MicroBatches(
                 self._tasks,
                 micro_batches.batches,
-                self._shares,
+                known(self._shares),
                 processes=micro_batches.processes,
                 members=self._members,
                 sources=micro_batches.sources,

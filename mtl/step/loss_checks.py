@@ -69,7 +69,9 @@ class LossChecks:
         due: dict[int, set[str]] = {}
         again = []
         for index, task in enumerate(micro_batches.tasks):
-            if not task.whole_batch and any(0 < row[index] < 1 for row in micro_batches.shares):
+            if task.whole_batch or (self._is_known(task) and task.name in self._uneven):
+                continue
+            if any(0 < row[index] < 1 for row in micro_batches.shares):
                 uneven = self._due(task, _batches(micro_batches, index))
                 if uneven is not None:
                     due[index] = uneven

@@ -5,14 +5,11 @@ With several processes, the batch of a step consists of the micro-batches of all
 
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor
-
 from mtl.batch import Batch, cut, joined, num_samples
-from mtl.distributed.collectives import sum_numbers
 from mtl.errors import UserError
-from mtl.labels import denominators
 from mtl.step.alignment import align, silenced
+from mtl.step.shares import Shares, known
+from mtl.step.shares import count as count_labels
 from mtl.task import Task
 
 StepBatch = Batch | list[Batch]
@@ -26,23 +23,21 @@ class MicroBatches:
     Args:
         tasks: The tasks that take part in the step.
         batches: The micro-batches, each a dict of fields.
-        shares: By micro-batch and task, the share of the task's loss; 0 if the task has no labels in the micro-batch.
-        present: The indices of the tasks that have labels in a micro-batch of any process; by default, of this one.
+        shares: The share of each task's loss in each micro-batch.
         processes: The number of processes that train together, each with micro-batches of its own.
         members: By micro-batch, the indices of the tasks whose passes run; by default, of those with labels in it.
-
         sources: By micro-batch, a value that is equal for micro-batches of one batch; by default, all are of one.
 
     Attributes:
         names: The names of the tasks.
+        labelled: By micro-batch, the indices of the tasks that have labels in it.
     """
 
     def __init__(
         self,
         tasks: Sequence[Task],
         batches: Sequence[Batch],
-        shares: Sequence[Sequence[float]],
-        present: set[int] | None = None,
+        shares: Shares,
         processes: int = 1,
         members: Sequence[Sequence[int]] | None = None,
         sources: Sequence[object] | None = None,
@@ -51,12 +46,21 @@ class MicroBatches:
         self.tasks = list(tasks)
         self.names = [task.name for task in self.tasks]
         self.batches = list(batches)
-        self.shares = [list(row) for row in shares]
-        labelled = [[number for number, share in enumerate(row) if share] for row in self.shares]
-        self.members = labelled if members is None else [list(each) for each in members]
-        self.present = set().union(*labelled) if present is None else present
+        self._shares = shares
+        self.labelled = shares.labelled
+        self.members = self.labelled if members is None else [list(each) for each in members]
         self.is_aligned = members is not None
         self.sources = list(sources or [None] * len(self.batches))
+
+    @property
+    def shares(self) -> list[list[float]]:
+        """By micro-batch and task, the share of the task's loss; 0 if the task has no labels in the micro-batch."""
+        return self._shares.rows
+
+    @property
+    def several(self) -> bool:
+        """Whether any process has several micro-batches."""
+        return self._shares.several
 
     @classmethod
     def of(
@@ -111,32 +115,35 @@ class MicroBatches:
         if aligned:
             batches, members, repeated = align(batches, members)
             counted = [[] if again else member for member, again in zip(members, repeated, strict=True)]
-        of_step, present = shares(list(tasks), batches, counted, processes)
+        shares = count_labels(list(tasks), batches, counted, processes)
         if aligned:
-            runs = [[index for index in member if index in present] for member in members]
+            runs = [[index for index in member if index in shares.present] for member in members]
         sources = [tuple(member) for member in members]
-        return cls(tasks, batches, of_step, present, processes, runs, sources).without(without or {})
+        return cls(tasks, batches, shares, processes, runs, sources).without(without or {})
 
     def task(self, number: int, index: int) -> Task:
         """Returns the task with this index as the micro-batch with this number uses it: silent if it has no labels."""
-        return self.tasks[index] if self.shares[number][index] else silenced(self.tasks[index])
+        return self.tasks[index] if index in self.labelled[number] else silenced(self.tasks[index])
 
     def without(self, names: Mapping[str, object]) -> "MicroBatches":
         """Returns the micro-batches without the named tasks, and without tasks that have no labels in any of them."""
-        stay = [number for number, name in enumerate(self.names) if number in self.present and name not in names]
+        stay = [
+            number for number, name in enumerate(self.names) if number in self._shares.present and name not in names
+        ]
         if len(stay) == len(self.tasks):
             return self
         return self.of_tasks(stay)
 
     def of_tasks(self, numbers: Sequence[int]) -> "MicroBatches":
         """Returns the micro-batches with only the tasks that have these indices."""
-        shares = [[row[number] for number in numbers] for row in self.shares]
         place = {number: index for index, number in enumerate(numbers)}
-        present = {index for number, index in place.items() if number in self.present}
+        present = {index for number, index in place.items() if number in self._shares.present}
+        rows = [[row[number] for number in numbers] for row in self.shares]
+        shares = known(rows, present, several=self.several)
         runs = [[place[number] for number in member if number in place] for member in self.members]
         tasks = [self.tasks[number] for number in numbers]
         members = runs if self.is_aligned else None
-        return MicroBatches(tasks, self.batches, shares, present, self.processes, members, self.sources)
+        return MicroBatches(tasks, self.batches, shares, self.processes, members, self.sources)
 
 
 def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int]]]:
@@ -152,37 +159,3 @@ def _by_tasks(tasks: Sequence[Task], batch: Batch) -> list[tuple[Batch, list[int
             fields = batch[task.name] if by_name else batch
             groups.setdefault((id(fields), index if task.objective else None), (fields, []))[1].append(index)
     return list(groups.values())
-
-
-def shares(
-    tasks: list[Task], batches: list[Batch], members: list[list[int]], processes: int = 1
-) -> tuple[list[list[float]], set[int]]:
-    """Computes the share of each task's loss in each micro-batch.
-
-    The share is the denominator of the task's mean on the micro-batch, divided by the sum over all micro-batches of all
-    processes.
-
-    Args:
-        tasks: All tasks of the step.
-        batches: The micro-batches of the step.
-        members: By micro-batch, the indices of the tasks in it. For a task in only one micro-batch, labels are counted
-            only if some may be missing.
-
-    Returns:
-        By micro-batch and task, the share, from 0 to 1, and the indices of the tasks that have labels in any
-        micro-batch.
-    """
-    occurrences = [sum(index in each for each in members) for index in range(len(tasks))]
-    several = [number > 1 or processes > 1 for number in occurrences]
-    counted = [denominators(tasks, batch, numbers, several) for batch, numbers in zip(batches, members, strict=True)]
-    on_device = [value.double() for row in counted for value in row if isinstance(value, Tensor)]
-    read = iter(torch.stack(on_device).tolist() if on_device else ())  # one wait for the device
-    rows = [[next(read) if isinstance(value, Tensor) else float(value) for value in row] for row in counted]
-    totals: list[float] = [sum(row[index] for row in rows) for index in range(len(tasks))]
-    totals = totals if processes == 1 else sum_numbers(totals)
-    of_step = [[value / total if total else 0.0 for value, total in zip(row, totals, strict=True)] for row in rows]
-    present = {index for index, total in enumerate(totals) if total}
-    # A loss of the whole batch counts fully in each micro-batch, see whole_batch.py.
-    return [
-        [float(x > 0) if task.whole_batch else x for task, x in zip(tasks, row, strict=True)] for row in of_step
-    ], present

@@ -14,7 +14,7 @@ import mtl
 from mtl.batch import cut
 from mtl.choices import PASSES
 from mtl.labels import denominator
-from mtl.step.micro_batches import shares
+from mtl.step.shares import Shares, count, known
 
 
 class Plain(nn.Module):
@@ -118,10 +118,10 @@ def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = moved({})
     assert (moved({"micro_batch_size": 4}) - whole).abs().max() < 1e-12
 
-    def alike(tasks: list[mtl.Task], batches: list[Any], *_: Any) -> tuple[list[list[float]], set[int]]:
-        return [[1 / len(batches)] * len(tasks)] * len(batches), set(range(len(tasks)))
+    def alike(tasks: list[mtl.Task], batches: list[Any], *_: Any) -> Shares:
+        return known([[1 / len(batches)] * len(tasks)] * len(batches))
 
-    monkeypatch.setattr("mtl.step.micro_batches.shares", alike)
+    monkeypatch.setattr("mtl.step.micro_batches.count_labels", alike)
     assert (moved({"micro_batch_size": 4}) - whole).abs().max() > 1e-5
 
 
@@ -355,7 +355,8 @@ def test_what_is_counted() -> None:
     assert counted(nn.MSELoss(), "v") == 12
     assert counted(lambda p, y: p.mean(), "v") == 4
     tasks = [mtl.Task("a", head=nn.Identity(), loss=nn.CrossEntropyLoss(), target="y")]
-    assert shares(tasks, cut(batch, size=2), [[0], [0]]) == ([[2 / 3], [1 / 3]], {0})
+    shares = count(tasks, cut(batch, size=2), [[0], [0]])
+    assert (shares.rows, shares.present) == ([[2 / 3], [1 / 3]], {0})
 
 
 @pytest.mark.parametrize("balancer", ["Equal", "MGDA"])

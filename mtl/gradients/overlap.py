@@ -1,0 +1,168 @@
+"""Sums of gradients over the processes that begin while backward passes still run.
+
+The gradients are summed in buckets of several parameters, and all processes begin the same sums in the same order. The
+buckets hold the parameters that had a gradient in any process in an earlier step with the same tasks, the last layers
+first. The sum of a bucket begins once as many gradients as in an earlier step with the same micro-batches have arrived
+at its parameters, or else after the passes. This is only a guess: a gradient that arrives later, or at a parameter
+without a bucket, is summed after the passes and added. The result is therefore right in each step, and each process may
+run passes of its own, or none.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl.distributed.collectives import Begun, begin_sum, sum_tensors, sum_with_flags
+from mtl.gradients.sums import dense
+
+FIRST = 2**20  # the number of bytes in the first bucket, whose sum begins early
+FOLLOWING = 25 * 2**20  # the number of bytes in each other bucket
+STEPS = 64  # the number of kinds of steps that are remembered
+
+
+class Overlap:
+    """Sums the gradients of the steps of a training over all processes.
+
+    Args:
+        parameters: All parameters, in the same order in all processes.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._parameters = list(parameters)
+        self._present: dict[Hashable, list[nn.Parameter]] = {}  # by tasks: parameters with a gradient in any process
+        self._arrivals: dict[Hashable, Counter[Tensor]] = {}  # by tasks and micro-batches of this process
+
+    @contextmanager
+    def __call__(self, tasks: Sequence[str], members: Sequence[Sequence[int]] | None) -> Iterator["Sums"]:
+        """Sums the gradients that arrive in `.grad` within the context; call `finish` at its end.
+
+        Args:
+            tasks: The names of the tasks in the step, the same in all processes.
+            members: By micro-batch of this process, the indices of the tasks that have labels in it. None if no sum may
+                begin before the end of the passes, since these communicate by themselves.
+        """
+        step = tuple(tasks)
+        passes = None if members is None else (step, tuple(map(tuple, members)))
+        sums = Sums(self._parameters, self._present.get(step, ()), self._arrivals.get(passes))
+        trained = [parameter for parameter in self._parameters if parameter.requires_grad]
+        register: Any = nn.Parameter.register_post_accumulate_grad_hook
+        handles = [register(parameter, sums.arrive) for parameter in trained]
+        try:
+            yield sums
+        finally:
+            for handle in handles:
+                handle.remove()
+        for known in (self._present, self._arrivals):
+            if len(known) >= STEPS:
+                known.clear()
+        self._present[step] = sums.present
+        if passes is not None:
+            self._arrivals[passes] = sums.arrivals
+
+
+class Sums:
+    """The sums of the gradients of one step.
+
+    Args:
+        parameters: All parameters.
+        expected: The parameters that get a bucket.
+        arrivals: By parameter, how many gradients are expected in this process; None if that isn't known.
+
+    Attributes:
+        arrivals: By parameter, how many gradients have arrived in this process.
+        present: The parameters that have a gradient in any process, known after `finish`.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        expected: Sequence[nn.Parameter],
+        arrivals: Mapping[Tensor, int] | None,
+    ) -> None:
+        self._begun: list[Begun] = []
+        self.arrivals: Counter[Tensor] = Counter()
+        self.present: list[nn.Parameter] = []
+        self._parameters = parameters
+        self._expected = arrivals
+        self._buckets = _buckets([p for p in reversed(expected) if p.requires_grad])
+        self._number = {p: number for number, bucket in enumerate(self._buckets) for p in bucket}
+        self._missing = [sum(arrivals is None or p in arrivals for p in bucket) for bucket in self._buckets]
+        self._sums: dict[nn.Parameter, Tensor] = {}  # views of the buckets that have begun
+        self._sent: set[nn.Parameter] = set()  # parameters whose gradient is in such a bucket
+
+    def arrive(self, parameter: nn.Parameter) -> None:
+        """Counts a gradient that has arrived in `.grad`, and begins the sums for which all gradients have arrived."""
+        self.arrivals[parameter] += 1
+        if self._expected is None or self._expected.get(parameter) != self.arrivals[parameter]:
+            return
+        if parameter in self._number:
+            self._missing[self._number[parameter]] -= 1
+        while len(self._begun) < len(self._buckets) and not self._missing[len(self._begun)]:
+            self._begin()
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Begins the sum of the next bucket, and takes its gradients out of `.grad`."""
+        bucket = self._buckets[len(self._begun)]
+        flat = torch.zeros(sum(p.numel() for p in bucket), dtype=bucket[0].dtype, device=bucket[0].device)
+        for parameter, piece in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
+            strides = parameter if parameter.is_contiguous() else torch.empty_like(parameter, device="meta")
+            self._sums[parameter] = piece.as_strided(parameter.shape, strides.stride(), piece.storage_offset())
+        here = {parameter: dense(parameter.grad) for parameter in bucket if parameter.grad is not None}
+        if here:
+            torch._foreach_copy_([self._sums[parameter] for parameter in here], list(here.values()))
+        for parameter in here:
+            parameter.grad = None
+        self._sent.update(here)
+        self._begun.append(begin_sum(flat))
+
+    @torch.no_grad()
+    def finish(self, losses: Sequence[Tensor]) -> list[Tensor]:
+        """Leaves the sums over all processes in `.grad`; a parameter without a gradient in any process keeps None.
+
+        Args:
+            losses: 0-dim tensors, such as the losses of this process, that are summed as well.
+
+        Returns:
+            The sum of each of these tensors over all processes.
+
+        Raises:
+            UserError: If a gradient is sparse.
+        """
+        while len(self._begun) < len(self._buckets):
+            self._begin()
+        flags = [p in self._sent for p in self._parameters] + [p.grad is not None for p in self._parameters]
+        total, flags = sum_with_flags(torch.stack(list(losses)), flags)
+        for work in self._begun:
+            work.wait()
+        late = []
+        count = len(self._parameters)
+        for parameter, was_sent, is_late in zip(self._parameters, flags[:count], flags[count:], strict=True):
+            if is_late:
+                gradient = parameter.grad
+                late.append((parameter, torch.zeros_like(parameter) if gradient is None else dense(gradient)))
+            if was_sent or is_late:
+                self.present.append(parameter)
+            parameter.grad = self._sums[parameter] if was_sent else None
+        sum_tensors([gradient for _, gradient in late])
+        for parameter, gradient in late:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return list(total.unbind())
+
+
+def _buckets(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Divides parameters into lists of one data type and device whose gradients are summed together."""
+    buckets: list[list[nn.Parameter]] = []
+    size, kind = 0, None
+    for parameter in parameters:
+        limit = FIRST if len(buckets) < 2 else FOLLOWING
+        if not buckets or size >= limit or kind != (parameter.dtype, parameter.device):
+            buckets.append([])
+            size, kind = 0, (parameter.dtype, parameter.device)
+        buckets[-1].append(parameter)
+        size += parameter.numel() * parameter.element_size()
+    return buckets

@@ -1,0 +1,95 @@
+"""The share of each task's loss in each micro-batch of a step."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mtl.batch import Batch
+from mtl.distributed.collectives import begin_sum_of_numbers
+from mtl.labels import denominators
+from mtl.task import Task
+
+
+class Shares:
+    """The share of each task's loss in each micro-batch, which may depend on counts that other processes send.
+
+    The counts arrive while this process runs its first forward pass: it waits only when it needs them.
+
+    Args:
+        labelled: By micro-batch, the indices of the tasks that have labels in it.
+        present: The indices of the tasks that have labels in any process, or a function that waits for them.
+        rows: By micro-batch and task, the share, or a function that waits for them.
+        several: Whether a process has several micro-batches, or a function that waits for the answer.
+    """
+
+    def __init__(
+        self,
+        labelled: list[list[int]],
+        present: set[int] | Callable[[], set[int]],
+        rows: list[list[float]] | Callable[[], list[list[float]]],
+        several: bool | Callable[[], bool],
+    ) -> None:
+        self.labelled = labelled
+        self._present = present
+        self._rows = rows
+        self._several = several
+
+    @cached_property
+    def present(self) -> set[int]:
+        """The indices of the tasks that have labels in a micro-batch of any process."""
+        return self._present() if callable(self._present) else self._present
+
+    @cached_property
+    def rows(self) -> list[list[float]]:
+        """By micro-batch and task, the share, from 0 to 1."""
+        return self._rows() if callable(self._rows) else self._rows
+
+    @cached_property
+    def several(self) -> bool:
+        """Whether any process has several micro-batches."""
+        return self._several() if callable(self._several) else self._several
+
+
+def known(rows: Sequence[Sequence[float]], present: set[int] | None = None, *, several: bool | None = None) -> Shares:
+    """Returns shares that depend on no other process."""
+    labelled = [[number for number, share in enumerate(row) if share] for row in rows]
+    present = set().union(*labelled) if present is None else present
+    return Shares(labelled, present, [list(row) for row in rows], len(rows) > 1 if several is None else several)
+
+
+def count(tasks: list[Task], batches: list[Batch], members: list[list[int]], processes: int = 1) -> Shares:
+    """Counts the labels of each task in each micro-batch.
+
+    A share is the denominator of the task's mean on the micro-batch, divided by the sum over all micro-batches of all
+    processes.
+
+    Args:
+        tasks: All tasks of the step.
+        batches: The micro-batches of the step.
+        members: By micro-batch, the indices of the tasks in it. For a task in only one micro-batch, labels are counted
+            only if some may be missing.
+        processes: The number of processes that train together.
+    """
+    occurrences = [sum(index in each for each in members) for index in range(len(tasks))]
+    several = [number > 1 or processes > 1 for number in occurrences]
+    counted = [denominators(tasks, batch, numbers, several) for batch, numbers in zip(batches, members, strict=True)]
+    on_device = [value.double() for row in counted for value in row if isinstance(value, Tensor)]
+    read = iter(torch.stack(on_device).tolist() if on_device else ())  # one wait for the device
+    rows = [[next(read) if isinstance(value, Tensor) else float(value) for value in row] for row in counted]
+    ours = [sum(row[index] for row in rows) for index in range(len(tasks))]
+    totals = begin_sum_of_numbers([*ours, len(batches) > 1])
+
+    def shares() -> list[list[float]]:
+        of_step = [[x / total if total else 0.0 for x, total in zip(row, totals(), strict=False)] for row in rows]
+        # A loss of the whole batch counts fully in each micro-batch, see whole_batch.py.
+        return [[float(x > 0) if t.whole_batch else x for t, x in zip(tasks, row, strict=True)] for row in of_step]
+
+    here = {index for index, total in enumerate(ours) if total}
+    return Shares(
+        [[index for index, value in enumerate(row) if value] for row in rows],
+        here if len(here) == len(tasks) else lambda: {i for i, total in enumerate(totals()[: len(tasks)]) if total},
+        shares,
+        lambda: totals()[-1] > 0,
+    )
