@@ -1,6 +1,6 @@
 """Kills one of several processes at a random moment, and compares the end of the run with that of an undisturbed one.
 
-    python scripts/soak_processes.py [--kills 20] [--seed 0] [--processes 2 3]
+    python scripts/soak_processes.py [--kills 20] [--seed 0] [--processes 2 3] [--distributed ddp fsdp]
 
 Each run is started by `torchrun --max-restarts`, with `resume=auto`. A random process is killed by SIGKILL a random
 time after a random step; torchrun starts all processes again, and they go on from the last checkpoint. Parameters,
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from mtl.training import checkpoint
 
 SETTINGS = (
     *("task=mnist_two_head", "model.trunk.dropout=0.2", "optimizer=adamw", "balancer=moco", "data.batch_size=500"),
@@ -53,17 +55,19 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 3])
+    parser.add_argument("--distributed", nargs="+", default=["ddp", "fsdp"])
     options = parser.parse_args()
     draw = random.Random(options.seed)
-    calm: dict[int, Any] = {}
+    cases = [(count, how) for how in options.distributed for count in options.processes]
+    calm: dict[tuple[int, str], Any] = {}
     same = 0
     for number in range(options.kills):
-        count = options.processes[number % len(options.processes)]
-        calm[count] = calm.get(count) or ended(count)
+        count, how = case = cases[number % len(cases)]
+        calm[case] = calm.get(case) or ended(*case)
         kill = {"rank": draw.randrange(count), "at": draw.randint(1, STEPS), "after": draw.uniform(0, 0.4)}
-        about = f"kill {number + 1}: {count} processes, " + ", ".join(f"{k} {v:.3g}" for k, v in kill.items())
+        about = f"kill {number + 1}: {count} processes, {how}, " + ", ".join(f"{k} {v:.3g}" for k, v in kill.items())
         try:
-            problem = first_difference(ended(count, kill), calm[count])
+            problem = first_difference(ended(*case, kill), calm[case])
         except RuntimeError as error:
             problem = str(error)
         same += not problem
@@ -72,7 +76,7 @@ def main() -> None:
     sys.exit(same != options.kills)
 
 
-def ended(count: int, kill: dict[str, Any] | None = None) -> dict[str, Any]:
+def ended(count: int, how: str, kill: dict[str, Any] | None = None) -> dict[str, Any]:
     """Trains, and returns what the run has left behind.
 
     Raises:
@@ -87,7 +91,7 @@ def ended(count: int, kill: dict[str, Any] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "parts.py").write_text(PARTS)
         done = subprocess.run(
-            [sys.executable, *torchrun, *SETTINGS, *callback],
+            [sys.executable, *torchrun, *SETTINGS, f"distributed={how}", *callback],
             cwd=folder,
             env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path},
             capture_output=True,
@@ -98,8 +102,7 @@ def ended(count: int, kill: dict[str, Any] | None = None) -> dict[str, Any]:
         if kill and not Path(folder, "killed").exists():
             raise RuntimeError("ended before it could be killed")
         (run,) = Path(folder).glob("outputs/*/*")
-        state = torch.load(run / "checkpoints/last.pt", weights_only=True)
-        best = torch.load(run / "checkpoints/best.pt", weights_only=True)
+        state, best = (checkpoint.load(run / f"checkpoints/{name}.pt") for name in ("last", "best"))
         metrics = json.loads((run / "metrics.json").read_text())
         lines = (run / "metrics.csv").read_text().splitlines()
     compared = ("model", "step", "random", "data", "readings", "global_step", "best", "figures")

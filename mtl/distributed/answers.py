@@ -56,11 +56,13 @@ def reason(store: Store, rank: int, count: int, within: timedelta, *, late: bool
     """
     store.set(f"answer {rank}", "")  # now, since the store is busy while this process waits
     store.set("asked", "")
+    if late:
+        store.set("late", "")  # gloo then closes the connections, which the others notice
     with suppress(*FOREIGN):
         store.wait(["error"], within)
         return str(store.get("error").decode())
     answers = {n: store.get(f"answer {n}").decode() for n in range(count) if store.check([f"answer {n}"])}
-    return report(store, _described(answers, count, late=late, when=when))
+    return report(store, _described(answers, count, late=store.check(["late"]), when=when))
 
 
 def report(store: Store, text: str) -> str:
