@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import mtl
 from mtl.batch import take
+from mtl.distributed.sharding import whole
 
 STEPS = 20
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
@@ -42,6 +43,7 @@ def train(
     *,
     sizes: tuple[int, ...] = (12, 7, 2, 1),
     ragged: bool = False,
+    how: str = "ddp",
     **settings: Any,
 ) -> Numbers:
     """Takes 20 steps with this process's share of each batch, and returns all numbers of each step."""
@@ -55,6 +57,7 @@ def train(
     model.to(dtype)
     for task in tasks:
         task.loss.to(dtype)
+    mtl.distributed.prepare(model, how)
     torch.manual_seed(100 + mtl.distributed.rank())  # nothing may depend on the random state of a process
     options = {"SGD": {"lr": 0.05, "momentum": 0.9}, "AdamW": {"lr": 0.02}}[optimizer_name]
     optimizer = getattr(torch.optim, optimizer_name)(model.parameters(), **options)
@@ -77,7 +80,7 @@ def train(
             ("total norm", [result.total_norm]),
         ):
             numbers[kind].append([float(value) for value in values])
-        numbers["parameters"].append([x for p in model.parameters() for x in p.detach().flatten().tolist()])
+        numbers["parameters"].append([x for p in model.parameters() for x in whole(p.detach()).flatten().tolist()])
     return numbers
 
 
@@ -113,6 +116,8 @@ def train_with(arguments: tuple[Any, ...], settings: dict[str, Any]) -> Numbers:
         (2, "Equal", {"passes": "joint"}),
         (2, "UW", {"ragged": True}),
         (3, "UPGrad", {"ragged": True}),
+        (2, "UPGrad", {"how": "fsdp", "sizes": (12, 7, 4)}),
+        (3, "UW", {"how": "fsdp", "sizes": (12, 7, 4), "passes": "joint"}),
         (4, "PCGrad", {"update": mtl.Update(clip_norm=0.1)}),
     ],
 )
@@ -155,6 +160,10 @@ def test_twenty_steps_of_each_balancer(balancer: str, optimizer: str) -> None:
         {"on_nonfinite": "skip_task"},
         {"ragged": True},
         {"sizes": (40, 23, 4, 1)},
+        {"how": "fsdp", "sizes": (12, 7, 4)},
+        {"how": "fsdp", "sizes": (12, 7, 4), "passes": "sequential"},
+        {"how": "fsdp", "sizes": (12, 7, 4), "micro_batch_size": 2},
+        {"how": "fsdp", "sizes": (12, 7, 4), "update": mtl.Update(clip_norm=0.1, clip_shared_norm=0.05)},
     ],
     ids=str,
 )
