@@ -115,19 +115,13 @@ class Validation:
                 seen |= {task.name for task in tasks}
                 cut |= {task.name for task in tasks if trial and not part.has_one_batch}
                 batches: Any = part.shares()
-                last: Batch | None = None
+                last: Batch = {}  # with samples of this process
                 with closing(batches):  # also ends the worker processes
                     for batch, size in islice(batches, 1 if trial else None):
-                        if not size:
-                            self._run_along(tasks, last)
-                            for task in tasks:
-                                if _is_joined(task):
-                                    self._take_joined(task, None, {}, 0, sums, counts)
-                            continue
-                        last = batch
+                        last = batch if size else last
                         several = (not part.has_one_batch or world_size() > 1) and not trial
-                        self._take(tasks, batch, size, sums, counts, several=several)
-                        for task in tasks:
+                        self._take(tasks, last, size, sums, counts, several=several)
+                        for task in tasks if size else ():
                             labelled[task.name] += size if task.objective is not None else num_labelled(task, batch)
             for each in (sums, counts, labelled):
                 each.update(zip(each, sum_scalars(list(each.values())), strict=True))
@@ -150,26 +144,6 @@ class Validation:
                     metric.reset()
             self.model.train(training)
 
-    def _run_along(self, tasks: Sequence[Task], batch: Batch | None) -> None:
-        """Runs the forward passes of a batch without samples in this process, if others need them to gather parameters.
-
-        Args:
-            tasks: The tasks.
-            batch: An earlier batch, which takes the place of the one without samples.
-        """
-        if not is_sharded(next(self.model.parameters())):
-            return
-        if batch is None:
-            raise UserError(
-                f"data: a split has fewer samples than the {world_size()} processes that share the model's parameters; "
-                "take distributed=ddp"
-            )
-        with self.autocast():
-            features = self.model.features(batch)
-            for task in tasks:
-                if task.objective is None or task.metrics:
-                    self.model.predict(task.name, features)
-
     def caveat(self) -> str:
         """Returns a warning about losses over the last split that depend on the batch size, or an empty string."""
         names = ", ".join(f"{name}/loss" for name in sorted(self.batchwise))
@@ -190,18 +164,41 @@ class Validation:
         *,
         several: bool,
     ) -> None:
-        """Adds the losses of the tasks on one batch of `size` samples to the sums, and updates their metrics."""
+        """Adds the losses of the tasks on one batch of `size` samples to the sums, and updates their metrics.
+
+        A process that has no samples of the batch takes part in what the others do together: it runs the forward passes
+        of an earlier batch if the parameters are sharded, and sends no predictions.
+
+        Args:
+            tasks: The tasks.
+            batch: The samples of this process, or the last ones that it had; empty if it has had none.
+            size: The number of samples that count.
+            sums: By task, the sum of the losses.
+            counts: By task, the denominator of the mean loss.
+            several: Whether the split has several batches, so that a loss may depend on their size.
+
+        Raises:
+            UserError: If the parameters are sharded, and this process has had no samples.
+        """
+        runs = size > 0 or is_sharded(next(self.model.parameters()))
+        if runs and not batch:
+            raise UserError(
+                f"data: a split has fewer samples than the {world_size()} processes that share the model's parameters; "
+                "take distributed=ddp"
+            )
         features = None
         for task in tasks:
             prediction = None
-            if task.objective is None or task.metrics:
+            if runs and (task.objective is None or task.metrics):
                 with self.autocast():
                     if features is None:
                         features = self.model.features(batch)
                     prediction = self.model.predict(task.name, features)
             if _is_joined(task):
-                self._take_joined(task, prediction, batch, size, sums, counts)
+                self._take_joined(task, prediction, batch if size else {}, size, sums, counts)
                 self.batchwise |= {task.name} if several else set()
+            if not size:
+                continue
             by_samples = task.whole_batch or (task.objective is not None and task.count is None)
             count = size if by_samples else denominator(task, batch)
             if count and not _is_joined(task):

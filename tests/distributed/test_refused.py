@@ -257,6 +257,28 @@ def validated(metric: Any, count: int, how: str = "ddp") -> Any:
         return str(error)
 
 
+def validated_twice(how: str) -> Any:
+    """Validates two tasks, one with a loss of the whole batch, on splits whose last batch has one sample."""
+    torch.manual_seed(0)
+    tasks = [
+        mtl.Task("a", head=nn.Linear(4, 3), loss=_ordered, target="a", whole_batch=True),
+        mtl.Task("b", head=nn.Linear(4, 3), loss=nn.CrossEntropyLoss(), target="a"),
+    ]
+    model = mtl.MultiTaskModel(nn.Linear(3, 4), tasks, inputs=["x"])
+    mtl.distributed.prepare(model, how)
+    generator = torch.Generator().manual_seed(1)
+    fields = {"x": torch.randn(9, 3, generator=generator), "a": torch.randint(3, (9,), generator=generator)}
+    figures = Validation(model, tasks, nullcontext)(mtl.data.Loader(Fields(fields), batch_size=4))
+    return [value for of_task in figures.values() for value in of_task.values()]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_without_samples_communicate_in_the_order_of_the_others(world: int) -> None:
+    alone = validated_twice("ddp")
+    for figures in processes(world)(validated_twice, "fsdp"):
+        assert figures == pytest.approx(alone, rel=1e-5)
+
+
 def _ordered(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """A loss that depends on the order of the samples and is no mean over them."""
     return (nn.functional.cross_entropy(prediction, target) * prediction * prediction.roll(1, 0)).std()
