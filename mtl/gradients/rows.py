@@ -77,6 +77,10 @@ class Rows:
         for leaf, gradient in gradients_at(features, at_features):
             gradients[leaf] = plus(gradients.get(leaf), gradient)
 
+    def row(self, task: str) -> Mapping[Tensor, Tensor]:
+        """Returns the gradients of a task in this process, by parameter."""
+        return self._gradients[task]
+
     def take(self, task: str) -> None:
         """Adds the gradients in `.grad` to a task's row, and clears `.grad` for the next task."""
         row = self._gradients[task]

@@ -4,8 +4,8 @@ Losses, the gradient of each task, the sum of the gradients, and buffers are com
 state of the step. The gradients of the tasks are computed in several backward passes through one graph.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +13,7 @@ from torch import Tensor
 
 from mtl.batch import Batch
 from mtl.errors import FOREIGN, UserError, describe_error, first_line, is_unrelated, text_of
-from mtl.gradients.leaves import leaves
-from mtl.gradients.rows import plus
+from mtl.gradients.rows import Rows
 from mtl.snapshots import Snapshot
 from mtl.step.compiling import Compiled
 from mtl.step.micro_batches import MicroBatches
@@ -36,37 +35,17 @@ TOLERANCES = {
 class Numbers:
     """What the passes of a step compute.
 
-    Args:
-        parameters: The parameters of the model.
-
     Attributes:
         losses: The loss of each task.
         rows: The gradients of each task by parameter.
         total: The gradients that the backward passes leave in `.grad`, by parameter.
         buffers: The buffers after the passes, by name.
-        shares: See `mtl.gradients.rows.Rows`.
     """
 
-    parameters: Collection[Tensor]
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    rows: dict[str, dict[Tensor, Tensor]] = field(default_factory=dict)
-    total: dict[Tensor, Tensor] = field(default_factory=dict)
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-    shares: dict[str, float] = field(default_factory=dict)
-
-    def add(self, task: str, loss: Tensor, cuts: Mapping[Tensor, Tensor] | None = None) -> None:
-        """Computes and records the gradient of a task, see `mtl.gradients.rows.Rows`."""
-        row = self.rows[task] = {}
-        outputs, starts = [loss], [torch.ones_like(loss)]
-        while reached := leaves(outputs):
-            gradients = torch.autograd.grad(outputs, reached, starts, retain_graph=True, allow_unused=True)
-            outputs, starts = [], []
-            for leaf, gradient in zip(reached, gradients, strict=True):
-                if gradient is not None and cuts and leaf in cuts:
-                    outputs.append(cuts[leaf])
-                    starts.append(gradient)
-                elif gradient is not None and leaf in self.parameters:
-                    row[leaf] = plus(row.get(leaf), gradient)
+    losses: dict[str, Tensor]
+    rows: dict[str, dict[Tensor, Tensor]]
+    total: dict[Tensor, Tensor]
+    buffers: dict[str, Tensor]
 
 
 class CompiledCheck:
@@ -125,15 +104,18 @@ class CompiledCheck:
             )
 
     def _run(self, tasks: Sequence[Task], batch: Batch) -> Numbers:
-        parameters = list(self._names)
-        numbers = Numbers(self._names.keys())
-        for parameter in parameters:
+        names = [task.name for task in tasks]
+        rows = Rows(dict(self._model.named_parameters()), names)
+        for parameter in self._names:
             parameter.grad = None
-        losses = self._passes(tasks, batch, [1.0] * len(tasks), Recorders(measure=numbers))  # type: ignore[arg-type]
-        numbers.losses = {task.name: loss for task, loss in zip(tasks, losses, strict=True)}
-        numbers.total = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
-        numbers.buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        for parameter in parameters:
+        losses = self._passes(tasks, batch, [1.0] * len(tasks), Recorders(measure=rows))
+        numbers = Numbers(
+            dict(zip(names, losses, strict=True)),
+            {name: {p: gradient for p, gradient in rows.row(name).items() if p in self._names} for name in names},
+            {parameter: parameter.grad for parameter in self._names if parameter.grad is not None},
+            {name: buffer.clone() for name, buffer in self._model.named_buffers()},
+        )
+        for parameter in self._names:
             parameter.grad = None
         return numbers
 
