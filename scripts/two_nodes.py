@@ -10,7 +10,7 @@ and is started again by the same command. The cases:
 - own: each node works in a folder of its own. The second node is killed; the run is on the first one only.
 - store: one folder; the first node is killed, which has rank 0 and torchrun's store. The other one ends as well, and
   both are started again.
-- moved: as own and store, but rank 0 is on the second node afterwards. This is refused, and goes on as before when
+- moved: as own and store, but rank 0 is on the second node afterwards. This is refused, and the run continues when
   rank 0 is on the first node again.
 - cut: one folder; the second node loses its connection before it is killed, so that nobody tells the first one.
 """

@@ -130,7 +130,7 @@ class Splits:
         if self.epoch is None and length_of(self.train) is None:
             raise UserError(
                 f"data.train: {kind} has no length; set data.epoch to the number of steps in an epoch, after which the "
-                "next epoch goes on with the following samples"
+                "next epoch continues with the samples that follow"
             )
         if self.epoch is not None and not isinstance(self.train, IterableDataset):
             raise UserError(f"data.epoch is for iterable data sets; an epoch of {kind} is a pass over its samples")

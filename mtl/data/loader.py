@@ -46,7 +46,7 @@ class Loader:
         num_micro_batches: The number of micro-batches, as an alternative to `micro_batch_size`.
         divided: Whether each process gets its share of a batch, if there are several; otherwise each gets the whole.
         of: The name of the split (and of the source, if there are several), for error messages.
-        steps: For an iterable data set, the number of batches in an epoch, after which it goes on in the next epoch.
+        steps: For an iterable data set, the number of batches in an epoch, after which the next epoch continues.
             None if each epoch is a pass over the data.
         readers: For an iterable data set, the largest numbers of processes and workers that can share it.
     """

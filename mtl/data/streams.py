@@ -21,7 +21,7 @@ class Streamed:
 
     Args:
         loader: The loader of the data set, with all options.
-        steps: The number of batches in an epoch, after which the stream goes on in the next epoch. None if each epoch
+        steps: The number of batches in an epoch, after which the stream continues in the next epoch. None if each epoch
             is a pass over the data.
         readers: The largest numbers of processes, and of workers in each, that can share the data.
     """
@@ -80,7 +80,7 @@ class Streamed:
         return (epoch, position) if self._steps is None else (0, max(epoch - 1, 0) * self._steps + position)
 
     def _remember(self, key: Key, position: Position) -> None:
-        """Keeps the position, unless a batch is only tried before the training goes on from a later one."""
+        """Keeps the position, unless a batch is only tried before the training continues from a later one."""
         if self._reached and key < max(self._reached):
             return
         self._reached = {**{at: each for at, each in self._reached.items() if at == max(self._reached)}, key: position}

@@ -157,40 +157,32 @@ def test_each_balancer(balancer: str) -> None:
     check(2, balancer=balancer)
 
 
+SETTINGS = {  # of steps with any parameters
+    "balancer": st.sampled_from(["Equal", "UW", "MGDA", "UPGrad", "PCGrad", "GradDrop", "FAMO", "IMTL"]),
+    "passes": st.sampled_from(["joint", "sequential", "shared"]),
+    "micro": st.sampled_from([{}, {"micro_batch_size": 2}, {"num_micro_batches": 2}]),
+    "clip": st.sampled_from([{}, {"clip": 0.1}, {"clip_shared": 0.05}, {"clip": 0.1, "clip_shared": 0.05}]),
+    "count": st.integers(1, 4),
+    "every": st.sampled_from([1, 2]),
+    "on_nonfinite": st.sampled_from(["error", "skip_step", "skip_task"]),
+}
+
+
+def check_drawn(world: int, setting: dict[str, Any], **more: Any) -> None:
+    """Checks a setting that was drawn from `SETTINGS`; a balancer that works on rows needs them in each step."""
+    every = 1 if setting["balancer"] == "GradDrop" else setting["every"]
+    rest = {key: value for key, value in setting.items() if key not in ("micro", "clip")}
+    check(world, **{**rest, **setting["micro"], **setting["clip"], **more, "every": every})
+
+
 @settings(max_examples=12)
 @given(
     world=st.sampled_from([2, 3, 4]),
-    balancer=st.sampled_from(["Equal", "UW", "MGDA", "UPGrad", "PCGrad", "GradDrop", "FAMO", "IMTL"]),
-    passes=st.sampled_from(["joint", "sequential", "shared"]),
-    micro=st.sampled_from([{}, {"micro_batch_size": 2}, {"num_micro_batches": 2}]),
+    setting=st.fixed_dictionaries(SETTINGS),
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
-    clip=st.sampled_from([{}, {"clip": 0.1}, {"clip_shared": 0.05}, {"clip": 0.1, "clip_shared": 0.05}]),
-    count=st.integers(1, 4),
-    every=st.sampled_from([1, 2]),
-    on_nonfinite=st.sampled_from(["error", "skip_step", "skip_task"]),
 )
-def test_all_settings(
-    world: int,
-    balancer: str,
-    passes: str,
-    micro: dict[str, int],
-    sizes: list[int],
-    clip: dict[str, float],
-    count: int,
-    every: int,
-    on_nonfinite: str,
-) -> None:
-    check(
-        world,
-        balancer=balancer,
-        passes=passes,
-        sizes=sizes,
-        count=count,
-        every=1 if balancer == "GradDrop" else every,
-        on_nonfinite=on_nonfinite,
-        **micro,
-        **clip,
-    )
+def test_all_settings(world: int, setting: dict[str, Any], sizes: list[int]) -> None:
+    check_drawn(world, setting, sizes=sizes)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -235,44 +227,17 @@ def test_each_balancer_with_sharded_parameters(balancer: str) -> None:
 @settings(max_examples=8)
 @given(
     world=st.sampled_from([2, 3, 4]),
-    how=st.sampled_from(["fsdp", "hsdp"]),
-    balancer=st.sampled_from(["Equal", "UW", "MGDA", "UPGrad", "PCGrad", "GradDrop", "FAMO", "IMTL"]),
-    passes=st.sampled_from(["joint", "sequential", "shared"]),
-    source=st.sampled_from(["auto", "representation"]),
-    micro=st.sampled_from([{}, {"micro_batch_size": 2}, {"num_micro_batches": 2}]),
+    setting=st.fixed_dictionaries(SETTINGS),
     sizes=st.lists(st.integers(4, 9), min_size=1, max_size=4),
-    clip=st.sampled_from([{}, {"clip": 0.1}, {"clip_shared": 0.05}, {"clip": 0.1, "clip_shared": 0.05}]),
-    count=st.integers(1, 4),
-    every=st.sampled_from([1, 2]),
-    on_nonfinite=st.sampled_from(["error", "skip_step", "skip_task"]),
+    how=st.sampled_from(["fsdp", "hsdp"]),
+    source=st.sampled_from(["auto", "representation"]),
 )
 def test_all_settings_with_sharded_parameters(
-    world: int,
-    how: str,
-    balancer: str,
-    passes: str,
-    source: str,
-    micro: dict[str, int],
-    sizes: list[int],
-    clip: dict[str, float],
-    count: int,
-    every: int,
-    on_nonfinite: str,
+    world: int, setting: dict[str, Any], sizes: list[int], how: str, source: str
 ) -> None:
-    of_rows = balancer == "GradDrop"
-    check(
-        world,
-        how="fsdp" if world == 3 else how,
-        balancer=balancer,
-        passes=passes,
-        source="auto" if of_rows or micro or passes != "shared" else source,
-        sizes=sizes,
-        count=count,
-        every=1 if of_rows else every,
-        on_nonfinite=on_nonfinite,
-        **micro,
-        **clip,
-    )
+    at_features = setting["passes"] == "shared" and setting["balancer"] != "GradDrop" and not setting["micro"]
+    how = "fsdp" if world == 3 else how
+    check_drawn(world, setting, sizes=sizes, how=how, source=source if at_features else "auto")
 
 
 def varied(how: str, precision: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs whose parameters are sharded, started by torchrun: stopped, resumed in another layout, killed, and evaluated."""
+"""Runs whose parameters are sharded, started by torchrun: stopped, resumed in another layout, and evaluated."""
 
 import json
 from pathlib import Path
@@ -44,18 +44,3 @@ def test_a_sharded_run_goes_on_in_any_layout_and_is_evaluated_in_one_process(
     report = run(tmp_path, 1, str(folder.parent), module="report")
     assert report.returncode == 0, report.stderr
     assert "1 finished of 1 runs" in report.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("at", [2, 9])
-def test_a_sharded_run_whose_process_was_killed_ends_as_if_nothing_had_happened(tmp_path: Path, at: int) -> None:
-    (tmp_path / "parts.py").write_text(FAILING)
-    settings = (*PROBLEM, "model.trunk.dropout=0.2", "checkpoint.every_steps=3", "resume=auto", "distributed=fsdp")
-    killing = f"callbacks={{a: {{_target_: parts.Fails, at: {at}, how: kill}}}}"
-    calm = run(tmp_path, 2, *settings, "output_root=calm")
-    assert calm.returncode == 0, calm.stderr
-    killed = run(tmp_path, 2, *settings, "output_root=killed", killing, options=("--max-restarts=2",))
-    assert killed.returncode == 0, killed.stderr
-    assert (tmp_path / "failed").exists()
-    ours, theirs = (checkpoint.load(only_run(tmp_path, name) / "checkpoints/last.pt") for name in ("killed", "calm"))
-    assert_same(ours["model"], theirs["model"], 0.0)

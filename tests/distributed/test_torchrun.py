@@ -11,6 +11,8 @@ import pytest
 import torch
 from conftest import ROOT
 
+from mtl.training import checkpoint
+
 PROBLEM = (
     *("task=mnist_two_head", "model.trunk.dropout=0", "optimizer=sgd", "optimizer.lr=0.05", "data.batch_size=500"),
     *("data.eval_batch_size=200", "log.every=2", "balancer=mgda", "trainer.max_epochs=2"),
@@ -50,7 +52,7 @@ def only_run(folder: Path, root: str) -> Path:
 
 
 def state(run: Path) -> dict[str, Any]:
-    return torch.load(run / "checkpoints/last.pt", weights_only=True)
+    return checkpoint.load(run / "checkpoints/last.pt")
 
 
 def assert_same(ours: Any, theirs: Any, tolerance: float) -> None:
@@ -92,10 +94,10 @@ def test_the_message_of_a_failing_process_is_the_first_and_appears_once(tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", [2, 9, 13])
-def test_a_run_whose_process_was_killed_ends_as_if_nothing_had_happened(tmp_path: Path, at: int) -> None:
+@pytest.mark.parametrize(("at", "how"), [(2, "ddp"), (9, "ddp"), (13, "ddp"), (2, "fsdp"), (9, "fsdp")])
+def test_a_run_whose_process_was_killed_ends_as_if_nothing_had_happened(tmp_path: Path, at: int, how: str) -> None:
     (tmp_path / "parts.py").write_text(FAILING)
-    settings = (*PROBLEM, "model.trunk.dropout=0.2", "checkpoint.every_steps=3", "resume=auto")
+    settings = (*PROBLEM, "model.trunk.dropout=0.2", "checkpoint.every_steps=3", "resume=auto", f"distributed={how}")
     killing = f"callbacks={{a: {{_target_: parts.Fails, at: {at}, how: kill}}}}"
     calm = run(tmp_path, 2, *settings, "output_root=calm")
     assert calm.returncode == 0, calm.stderr
