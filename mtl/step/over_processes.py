@@ -23,6 +23,7 @@ class Whole:
         size: The number of samples.
         ours: The places of this process's samples among all samples.
         is_first: Whether this process is the first that has samples.
+        seed: A number that rank 0 has drawn, with which all processes seed the draws of the loss.
     """
 
     prediction: Any
@@ -30,6 +31,7 @@ class Whole:
     size: int
     ours: list[int]
     is_first: bool
+    seed: int
 
 
 def gather(prediction: Any, batch: Batch, places: Sequence[int], device: torch.device) -> Whole:
@@ -42,18 +44,20 @@ def gather(prediction: Any, batch: Batch, places: Sequence[int], device: torch.d
         device: The device of the result.
     """
     values = _moved((prediction, dict(batch)), torch.device("cpu")) if places else None
-    parts = gather_objects((list(places), values))
+    gathered = gather_objects((list(places), values, int(torch.randint(2**62, ()))))
+    parts = [(theirs, each) for theirs, each, _ in gathered]
+    seed = gathered[0][2]
     keys = [(place, number) for number, (theirs, _) in enumerate(parts) for place in theirs]  # in the order of ranks
     order = sorted(range(len(keys)), key=keys.__getitem__)
     ours = [place for place, index in enumerate(order) if keys[index][1] == rank()]
     some = [(len(theirs), _moved(each, device)) for theirs, each in parts if theirs]
     if not some:
-        return Whole(None, {}, 0, [], False)
+        return Whole(None, {}, 0, [], False, seed)
     sizes = [size for size, _ in some]
     prediction = take_field(joined([each for _, (each, _) in some], sizes), len(order), order, "prediction")
     labels = take(joined([each for _, (_, each) in some], sizes, "batch"), len(order), order)
     first = next(number for number, (theirs, _) in enumerate(parts) if theirs)
-    return Whole(prediction, labels, len(order), ours, rank() == first)
+    return Whole(prediction, labels, len(order), ours, rank() == first, seed)
 
 
 def _moved(values: Any, device: torch.device) -> Any:

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
@@ -24,6 +23,7 @@ from mtl.distributed.collectives import world_size
 from mtl.distributed.replicas import share_buffers
 from mtl.gradients.reach import Reach
 from mtl.model import MultiTaskModel
+from mtl.process.seeding import common_seed
 from mtl.step.balancing import Balancing
 from mtl.step.compatibility import check_aligned, check_arguments, check_optimizers, check_processes, check_shards
 from mtl.step.compiled_check import CompiledCheck
@@ -157,10 +157,7 @@ class Step:
             if self.model.thaws(self.num_taken):
                 self._check.again()
             self.model.thaw(self.num_taken)
-        self._processes = world_size() if dist.is_available() and dist.is_initialized() else 1
-        if (self._processes > 1 or self._sharded) and not self._compared:
-            check_processes(self.model, self.tasks, self._sharded)
-            self._compared = True
+        self._meet()
         micro_batches = self._cut(batch)
         self._searched = micro_batches if isinstance(self.optimizer, LBFGS) else None
         result = self.computation(
@@ -169,6 +166,14 @@ class Step:
         if self._processes > 1:
             share_buffers(self.model)
         return result
+
+    def _meet(self) -> None:
+        """Notes the number of processes, and compares the processes before they do anything together."""
+        self._processes = world_size()
+        if (self._processes > 1 or self._sharded) and not self._compared:
+            check_processes(self.model, self.tasks, self._sharded)
+            self.balancing.seed = common_seed()
+            self._compared = True
 
     def _cut(self, batch: StepBatch) -> MicroBatches:
         """Returns the micro-batches of the batch, without tasks that have no labels or a scheduled weight of 0."""
@@ -227,7 +232,8 @@ class Step:
 
     def epoch_end(self) -> None:
         """Ends an epoch: notifies the balancer, and steps a scheduler whose interval is `epoch`."""
-        self.balancing.balancer.epoch_end()
+        self._meet()
+        self.balancing.epoch_end(self.num_taken, self._processes)
         self.descent.epoch_end()
 
     def validated(self, value: float) -> None:
