@@ -7,11 +7,10 @@ import pytest
 import torch
 from processes import processes
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 import mtl
 from mtl.balancers.learned import Learned
-from mtl.data import Fields
+from mtl.data import Fields, Loader
 from mtl.process.seeding import seed_process
 from mtl.training import checkpoint
 from mtl.training.trainer import Checkpoints, Trainer
@@ -61,3 +60,60 @@ def test_a_loss_of_the_whole_batch_is_one_function(balancer: str, micro: dict[st
     assert results[0] == results[1] == results[2]
     assert len({losses for losses, *_ in results[0]["numbers"]}) == 3  # other draws in each step
     assert results[0]["numbers"] != processes(3)(of_whole, balancer, micro, 200)[0]["numbers"]
+
+
+class Noise(mtl.balancers.Balancer):
+    """A balancer that draws from the global generators in each of its methods."""
+
+    needs = "gramian"
+    state_names = ("drawn",)
+
+    def __init__(self) -> None:
+        self.drawn: list[float] = []
+
+    def _draw(self, like: Tensor) -> Tensor:
+        numbers = torch.rand(len(like), dtype=like.dtype) + 0.5
+        self.drawn = [*self.drawn, *numbers.tolist()]
+        return numbers
+
+    def weights(self, losses: Tensor, gramian: Tensor | None) -> Tensor:
+        return self._draw(losses)
+
+    def alone(self, losses: Tensor) -> Tensor:
+        return self._draw(losses)
+
+    def after(self, losses: Tensor, again: Tensor | None) -> None:
+        self._draw(losses)
+
+    def epoch_end(self) -> None:
+        self._draw(torch.zeros(1))
+
+
+def noisy(folder: Path, seed: int, epochs: int, resumed: bool) -> list[Any]:
+    """Trains a model with dropout and a balancer that draws, from the last checkpoint if it is resumed."""
+    torch.manual_seed(0)
+    tasks = [mtl.Task(n, head=nn.Linear(4, 2), loss=nn.MSELoss(), target=n) for n in "ab"]
+    trunk = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5))
+    model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
+    torch.manual_seed(seed)
+    balancer = Noise()
+    step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), balancer=balancer)
+    seed_process(0)
+    data, checkpoints = Loader(Fields(fields(8)), batch_size=4), Checkpoints(folder, every_steps=3)
+    trainer = Trainer(step, data, None, max_epochs=epochs, checkpoints=checkpoints)
+    if resumed:
+        torch.manual_seed(7)
+        trainer.load_state_dict(checkpoint.newest(folder, pytest.fail))
+    trainer.fit()
+    return [balancer.drawn, [p.tolist() for p in model.parameters()], float(torch.rand(()))]
+
+
+def test_a_balancer_draws_the_same_in_all_processes_and_in_a_resumed_run(tmp_path: Path) -> None:
+    first, second = processes(2)(noisy, tmp_path / "calm", 100, 3, False)
+    assert first[:2] == second[:2]
+    assert first[2] != second[2]  # the processes' own generators go on from where they were
+    assert len(set(first[0])) == len(first[0]) == 3 * (2 * 3 * 2 + 1)  # other numbers in each call
+    processes(2)(noisy, tmp_path / "run", 100, 1, False)
+    assert processes(2)(noisy, tmp_path / "run", 100, 3, True) == [first, second]
+    (other, _) = processes(2)(noisy, tmp_path / "other", 101, 1, False)
+    assert not set(other[0]) & set(first[0])

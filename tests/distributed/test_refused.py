@@ -197,31 +197,6 @@ def test_the_sampler_divides_the_batches_of_one_process(count: int, size: int) -
         assert joined[: whole - 1] == [sorted(batch) for batch in alone[: whole - 1]]
 
 
-class Noise(mtl.balancers.Balancer):
-    """A balancer that draws from the global generators."""
-
-    needs = "losses"
-
-    def weights(self, losses: torch.Tensor, gramian: torch.Tensor | None) -> torch.Tensor:
-        return torch.rand(len(losses), dtype=losses.dtype) + 0.5
-
-
-def noisy() -> list[Any]:
-    torch.manual_seed(0)
-    model, tasks = model_of(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5)))
-    torch.manual_seed(100 + mtl.distributed.rank())
-    step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), balancer=Noise())
-    weights = [list(map(float, step(batch()).weights.values())) for _ in range(3)]
-    return [weights, [value.flatten().tolist() for value in model.state_dict().values()], float(torch.rand(()))]
-
-
-def test_a_balancer_that_draws_draws_the_same_in_all_processes() -> None:
-    first, second = processes(2)(noisy)
-    assert first[:2] == second[:2]
-    assert len({tuple(weights) for weights in first[0]}) == 3  # other ones in each step
-    assert first[2] != second[2]  # the processes' own generators go on from where they were
-
-
 class Unsynchronised(torchmetrics.Metric):
     """A metric that adds up in a plain attribute."""
 
