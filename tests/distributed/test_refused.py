@@ -1,5 +1,7 @@
 """Whatever is not supported in several processes is an error, in the step itself."""
 
+import copy
+import os
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -9,12 +11,17 @@ import torch
 import torchmetrics
 from processes import processes
 from torch import nn
+from torch.distributed._composable import replicate, replicate_with_fsdp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import mtl
 from mtl.data import Fields
+from mtl.distributed.sharding import local
+from mtl.training.saved import check_parameters
 from mtl.training.validation import Validation
 
 
@@ -88,6 +95,13 @@ def step_of(kind: str) -> str:
     trunk: nn.Module = nn.Linear(3, 4)
     if kind == "ddp trunk":
         trunk = DistributedDataParallel(trunk)
+    if kind == "composable ddp":
+        replicate(trunk)
+    if kind == "composable ddp by fsdp":
+        replicate_with_fsdp.replicate(trunk)
+    if kind == "tensor parallel":
+        mesh = init_device_mesh("cpu", (mtl.distributed.world_size(),))
+        parallelize_module(trunk, mesh, ColwiseParallel(output_layouts=Replicate()))
     if kind == "fsdp trunk":
         fully_shard(trunk, mesh=init_device_mesh("cpu", (mtl.distributed.world_size(),)))
     if kind == "synchronised norm":
@@ -133,6 +147,9 @@ def step_of(kind: str) -> str:
     [
         ("ddp trunk", "'trunk' of the model is wrapped in DistributedDataParallel"),
         ("ddp model", "the model is wrapped in DistributedDataParallel"),
+        ("composable ddp", "'trunk' of the model was given to replicate"),
+        ("composable ddp by fsdp", "'trunk' of the model was given to replicate"),
+        ("tensor parallel", "'trunk.weight' of the model is sharded and 'heads.a.weight' is not"),
         ("fsdp trunk", "'trunk.weight' of the model is sharded and 'heads.a.weight' is not"),
         ("fsdp model", "the model as a whole is sharded, and a step calls its trunk and heads one by one"),
         ("fsdp over a part", "is divided as"),
@@ -165,18 +182,126 @@ def test_refused(kind: str, part: str) -> None:
         assert part in message
 
 
-def prepared() -> list[list[float]]:
+def parts_of_replicas() -> list[str]:
+    """Changes one process's part of sharded parameters that another process has as well; returns the messages."""
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    torch.manual_seed(0)
+    messages = []
+    for rank in (None, 3):
+        model, tasks = model_of(nn.Linear(3, 4))
+        mtl.distributed.prepare(model, "hsdp")
+        if mtl.distributed.rank() == rank:
+            local(model.trunk.weight.detach()).add_(1.0)
+        for check in (mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1)), None):
+            try:
+                check(batch()) if check else check_parameters(model, 1)
+                messages.append("nothing")
+            except mtl.UserError as error:
+                messages.append(str(error))
+    return messages
+
+
+def test_replicas_of_sharded_parameters_are_compared() -> None:
+    for first, second, *others in processes(4)(parts_of_replicas):
+        assert [first, second] == ["nothing", "nothing"]
+        for message in others:  # in the first step, and before a save
+            assert message.startswith("the parameters in the processes of rank 1 and 3 have different values")
+
+
+DIFFERENT: dict[str, Any] = {  # what differs in the process of rank 1
+    "gradients": {"gradients": mtl.Gradients(every=2)},
+    "clip_norm": {"update": mtl.Update(clip_norm=1.0)},
+    "passes": {"passes": "joint"},
+    "precision": {"precision": "bf16"},
+    "num_micro_batches": {"num_micro_batches": 2},
+    "on_nonfinite": {"on_nonfinite": "skip_step"},
+    "balancer": {"balancer": mtl.balancers.CAGrad(c=0.1)},
+    "task 'b'": {"weight": 2.0},
+    "optimizer": {"lr": 0.2},
+    "number of steps taken": {"taken": 3},
+    "state of the balancer": {"state": True},
+}
+
+
+def with_other_settings(name: str) -> str:
+    torch.manual_seed(0)
+    model, tasks = model_of(nn.Linear(3, 4))
+    other = DIFFERENT[name] if mtl.distributed.rank() == 1 else {}
+    own = {key: value for key, value in other.items() if key not in ("weight", "lr", "taken", "state")}
+    tasks[1].weight = other.get("weight", 1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=other.get("lr", 0.1))
+    balancer = mtl.balancers.GradVac() if name == "state of the balancer" else mtl.balancers.CAGrad()
+    step = mtl.Step(model, tasks, optimizer, **{"balancer": balancer, **own})
+    step.descent.num_taken = other.get("taken", 0)
+    if "state" in other:
+        balancer.generator.manual_seed(5)
+    try:
+        step(batch())
+    except mtl.UserError as error:
+        return str(error)
+    return "nothing"
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_other_settings_in_one_process_are_refused(name: str) -> None:
+    for message in processes(3)(with_other_settings, name):
+        assert message.startswith(f"{name}: the processes of rank 0 and 1 have different settings")
+
+
+def measured_in_one(how: str, balancer: str, lonely: int) -> list[str]:
+    """Measures in one process only; each process returns its message, and trains on with all of them."""
+    torch.manual_seed(0)
+    model, tasks = model_of(nn.Linear(3, 4))
+    mtl.distributed.prepare(model, how)
+    made = getattr(mtl.balancers, balancer)()
+    step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), balancer=made)
+    answers = []
+    for measure in (True, mtl.distributed.rank() == lonely, False, True):
+        data = batch() if how == "fsdp" or mtl.distributed.rank() != 1 else {}
+        try:
+            answers.append(str(len(step(data, measure=measure).grad_norms or {})))
+        except mtl.UserError as error:
+            answers.append(str(error))
+    return answers
+
+
+@pytest.mark.parametrize("lonely", [0, 1])
+@pytest.mark.parametrize("balancer", ["Equal", "UW", "UPGrad"])
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_measuring_in_one_process_is_refused_in_all(how: str, balancer: str, lonely: int) -> None:
+    for first, message, *others in processes(2)(measured_in_one, how, balancer, lonely):
+        assert (first, others) == ("2", ["0", "2"])
+        assert message.startswith("step: measure is True in 1 of 2 processes")
+
+
+def prepared() -> list[dict[str, torch.Tensor]]:
+    """Returns the state of a model before and after it is prepared and after a step, and that of one forward pass."""
     torch.manual_seed(mtl.distributed.rank())
     model, tasks = model_of(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
-    model.trunk[1].running_mean.add_(mtl.distributed.rank())
+    model.trunk[1].running_mean.add_(1 + mtl.distributed.rank())
+    states = [copy.deepcopy(model.state_dict())]
     mtl.distributed.prepare(model)
+    states.append(copy.deepcopy(model.state_dict()))
+    forward = copy.deepcopy(model)
+    forward.features(batch(7))
     mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1))(batch(7))
-    return [value.flatten().tolist() for value in model.state_dict().values()]
+    return [*states, model.state_dict(), forward.state_dict()]
 
 
 def test_prepared_models_stay_alike_and_have_the_statistics_of_rank_0() -> None:
-    first, second = processes(2)(prepared)
-    assert first == second
+    (before, ready, after, alone), theirs = processes(2)(prepared)
+    assert_same(ready, before)
+    assert_same(theirs[1], before)
+    assert_same(theirs[2], after)
+    for state in (theirs[0], theirs[3]):  # the process of rank 1 by itself has others
+        assert not torch.equal(state["trunk.1.running_mean"], alone["trunk.1.running_mean"])
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        torch.testing.assert_close(after[f"trunk.1.{name}"], alone[f"trunk.1.{name}"])
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def drawn(count: int, size: int) -> list[list[int]]:
