@@ -188,9 +188,9 @@ def whole_denominator(task: Task, batch: Batch) -> int | None:
     Returns:
         None if the denominator depends on the values of the labels as well.
     """
-    target = target_of(task, batch)
     if task.objective is not None or task.count is not None:
         return None
+    target = target_of(task, batch)
     if _ignores(task, target):
         return target.numel() if task.loss.weight is None else None  # type: ignore[attr-defined]
     return _whole_denominator(task, target, batch)
