@@ -415,7 +415,7 @@ def ends_after(folder: Path) -> tuple[str, int]:
 
 
 def test_a_training_ends_in_all_processes_after_the_step_in_which_the_failure_is_known(tmp_path: Path) -> None:
-    """And not when the next checkpoint is due, after step 9."""
+    """And not when the next checkpoint is due, after step 8."""
     answers = processes(2)(ends_after, tmp_path)
     assert answers[0] == answers[1]
     assert "[Errno 28] No space left on device, in the process of rank 1; earlier ones are unchanged" in answers[0][0]
