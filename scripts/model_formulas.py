@@ -6,6 +6,7 @@ input in each of W processes. A case is a source of the gradients, and `fsdp` be
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -30,12 +31,14 @@ class Shape:
         layers: The number of layers.
         tasks: The number of tasks.
         samples: The number of rows of a layer's input a process: samples, times tokens or positions.
+        together: With sharded parameters, the number of layers that are gathered together, such as those of a block.
     """
 
     width: int
     layers: int
     tasks: int
     samples: float
+    together: int = 1
 
     @property
     def parameters(self) -> int:
@@ -86,6 +89,7 @@ def source_of(case: str, shape: Shape, world: int) -> str:
     return "rows" if source == "layerwise" and not is_layerwise(shape, world) else source
 
 
+@cache
 def counts(case: str, shape: Shape, world: int, *, summing: float = 2.0) -> Counts:
     """Returns the counts of a step.
 
@@ -103,7 +107,7 @@ def counts(case: str, shape: Shape, world: int, *, summing: float = 2.0) -> Coun
     passes = tasks if source == "rows" else 1
     calls = tasks * (10 * layers + 10) if source == "rows" else 12 * layers + 10 * tasks
     if case.endswith("fsdp"):
-        modules = layers * (1 + 2 * passes) + 3 * tasks
+        modules = layers / shape.together * (1 + 2 * passes) + 3 * tasks
         sent = part * size * (1 + passes * (1 + summing))
         numbers = tasks * size / world if source == "rows" else 0
         moved = size * (1 + 2 * passes + 1 / world)
@@ -147,9 +151,10 @@ def memory(case: str, shape: Shape, world: int, *, gloo: bool = True) -> float:
     held = output * {"joint": 2, "shared": 3, "rows": tasks + 2, "representation": tasks + 3}[source]
     part = size / world if sharded else size
     before = (tasks - 1) * part if source == "rows" else 0  # the rows of all tasks but the last
-    # Sharded: the parameters of a layer, those of the next one, which are gathered early, and a whole gradient
-    begin = before + shape.layers * output + held + (3 * unit if sharded else unit)
-    end = before + part + held + (3 * unit + ring(unit) if sharded else 0)
+    # Sharded: the parameters of a module, those of the next one, which are gathered early, and a whole gradient
+    work = 3 * unit * shape.together
+    begin = before + shape.layers * output + held + (work if sharded else unit)
+    end = before + part + held + (work + ring(unit) if sharded else 0)
     moments = [begin, end]
     if source == "rows":
         moments.append(tasks * part + _chunks(tasks, size))
