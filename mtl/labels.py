@@ -152,24 +152,6 @@ def select_for_metric(task: Task, prediction: Any, batch: Batch, *, ignored: int
     return _taken(task, prediction, target, present, by_element=by_element)
 
 
-def denominators(tasks: list[Task], batch: Batch, members: list[int], several: list[bool]) -> list[Tensor | int]:
-    """Returns the denominator of each task's loss on a micro-batch; 0 for tasks that take no part in it.
-
-    Args:
-        tasks: All tasks.
-        batch: The micro-batch.
-        members: The indices of the tasks that take part in the micro-batch.
-        several: For each task, whether it takes part in several micro-batches. For other tasks, the denominator may be
-            1 if no label may be missing, since the micro-batch's share is 1 anyway.
-    """
-    counted: list[Tensor | int] = [0] * len(tasks)
-    for index in members:
-        task = tasks[index]
-        counts = several[index] or (task.objective is None and may_miss(task, batch.get(task.target)))
-        counted[index] = denominator(task, batch) if counts else 1
-    return counted
-
-
 def denominator(task: Task, batch: Batch) -> Tensor | int:
     """Returns the denominator of the mean that the task's loss is on this batch.
 
@@ -194,12 +176,31 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
         if weight is None or weight.ndim != 1 or not len(weight):  # the loss itself refuses wrong ones
             return present.sum()
         return (weight[target.where(present, 0).clamp(0, len(weight) - 1)] * present).sum()
-    # Elements stand for positions, since all positions of a floating-point target have the same number of elements.
-    by_element = _by_element(task) or _by_position(task)
     if present is not None:
+        by_element = _by_element(task) or _by_position(task)
         return present.sum() if by_element else _rows(task, present).sum() * _positions_each(task, target)
+    return _whole_denominator(task, target, batch)
+
+
+def whole_denominator(task: Task, batch: Batch) -> int | None:
+    """Returns the denominator that the task's loss has on this batch if no label is missing.
+
+    Returns:
+        None if the denominator depends on the values of the labels as well.
+    """
+    if task.objective is not None or task.count is not None:
+        return None
+    target = target_of(task, batch)
+    if _ignores(task, target):
+        return target.numel() if task.loss.weight is None else None  # type: ignore[attr-defined]
+    return _whole_denominator(task, target, batch)
+
+
+def _whole_denominator(task: Task, target: Any, batch: Batch) -> int:
     if not isinstance(target, Tensor):
         return num_samples(batch, [task.target])
+    # Elements stand for positions, since all positions of a floating-point target have the same number of elements.
+    by_element = _by_element(task) or _by_position(task)
     return target.numel() if by_element else len(target) * _positions_each(task, target)
 
 

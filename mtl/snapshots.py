@@ -19,7 +19,7 @@ class Buffers:
 
     def __init__(self, module: nn.Module) -> None:
         # By module and name, since a forward pass may replace a buffer by another tensor.
-        owned = [(m, name, b) for m in module.modules() for name, b in m.named_buffers(recurse=False)]
+        owned = [(m, name, b) for m in module.modules() for name, b in m._buffers.items() if b is not None]
         self._copies = [(m, name, buffer, buffer.clone()) for m, name, buffer in owned if not is_lazy(buffer)]
 
     def restore(self) -> None:

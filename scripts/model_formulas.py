@@ -4,18 +4,16 @@ The model is a trunk of L equal linear layers of width d, P = L·d², with T hea
 input in each of W processes. A case is a source of the gradients, and `fsdp` behind it if the parameters are sharded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from mtl.balancers._math.gramian import COLUMNS
 from mtl.distributed.collectives import BUCKET
 from mtl.gradients.layerwise import Product
-from mtl.gradients.overlap import _buckets as buckets_of
 
 CASES = ("joint", "shared", "rows", "layerwise", "representation")
 SHARDED = ("joint fsdp", "rows fsdp", "representation fsdp")
@@ -161,7 +159,10 @@ def memory(case: str, shape: Shape, world: int, *, gloo: bool = True) -> float:
     if source == "representation":
         moments.append((shape.layers + tasks) * output + _chunks(tasks, output))
     if world > 1 and not sharded:
-        moments.append(_exchange(source, shape, world, ring))
+        if source in ("joint", "shared"):  # the buckets have memory of their own
+            moments = [size + begin, size + end + ring(size)]
+        else:
+            moments.append(_exchange(source, shape, world, ring))
     return 4 * max(moments)
 
 
@@ -171,21 +172,8 @@ def _exchange(source: str, shape: Shape, world: int, ring: Callable[[float], flo
     if source == "rows":  # a buffer to send, one to receive, and the sums of the slices, twice for the last buffer
         sent = _joined(tasks * size, unit)
         return tasks * size + sent * (2 + (2 if sent == tasks * size else 1) / world)
-    if source == "representation":
-        sent = _joined(size, unit)
-        return size + sent + ring(sent) + (tasks + 1) * output
-    begun, most = 0, 0.0
-    for bucket in _buckets(shape):  # the gradients are in `.grad` and in the buffer when the sum begins
-        begun += bucket
-        most = max(most, begun + bucket + ring(bucket))
-    return most + output
-
-
-def _buckets(shape: Shape) -> Sequence[int]:
-    """Returns the numbers in the buckets of the sums that overlap with the backward pass, the last layers first."""
-    sizes = [*[shape.width] * shape.tasks, *[shape.width**2] * shape.layers]
-    parameters = [nn.Parameter(torch.empty(size, device="meta")) for size in sizes]
-    return [sum(p.numel() for p in bucket) for bucket in buckets_of(parameters)]
+    sent = _joined(size, unit)
+    return size + sent + ring(sent) + (tasks + 1) * output
 
 
 def _joined(numbers: float, unit: int) -> float:

@@ -75,14 +75,15 @@ formulas were read from the code and contain no fitted constant.
 
 | moment | `joint`, `shared` | `representation` | `rows` |
 |---|---|---|---|
-| the last backward pass begins | L·a + h·a + w·u | L·a + h·a + w·u | (T − 1)·P/S + L·a + h·a + w·u |
-| it ends | P/S + h·a + v·u | P/S + h·a + v·u | T·P/S + h·a + v·u |
-| gradients are exchanged, replicas | P + a bucket (1 to 25 MiB, or a layer) | P + E(P) | T·P + (2 + 1/W)·E(T·P) |
+| the last backward pass begins | D + L·a + h·a + w·u | L·a + h·a + w·u | (T − 1)·P/S + L·a + h·a + w·u |
+| it ends | D + P/S + h·a + v·u | P/S + h·a + v·u | T·P/S + h·a + v·u |
+| gradients are exchanged, replicas | | P + E(P) | T·P + (2 + 1/W)·E(T·P) |
 
-h counts outputs that are held at the features: 2, 3, T + 3 and T + 2 for `joint`, `shared`, `representation` and
-`rows`. w and v count layers: 1 and 0; with `fsdp`, 3 modules each, of which two are gathered and one has its whole
-gradient. Here, a layer is a module. E is what is sent at once, at most 8 million numbers or a layer. A Gramian needs at most 256 KiB a task.
-`layerwise` holds (L + T·L + T)·a, and with W > 1 also L·W·(1 + T)·a, of which one layer three times.
+D is P for replicas with W > 1, whose buckets have memory of their own, and otherwise 0. h counts outputs that are held
+at the features: 2, 3, T + 3 and T + 2 for `joint`, `shared`, `representation` and `rows`. w and v count layers: 1 and
+0, or with `fsdp` 3 and 3, since two layers are gathered and one has its whole gradient. E is what is sent at once, at
+most 8 million numbers or a layer. A Gramian needs at most 256 KiB a task. `layerwise` holds (L + T·L + T)·a, and with
+W > 1 also L·W·(1 + T)·a, of which one layer three times.
 """
 ASSUMPTIONS = f"""
 ## GPUs: computed
@@ -97,7 +98,8 @@ Nothing in this section was measured. Assumptions, from the data sheets of H100 
 | between nodes | {NETWORK / 1e9:.0f} GB/s a GPU; a ring crosses it with 1/{NODE} of the numbers |
 | `rows` between nodes | each pair of GPUs exchanges what it needs, so that (W − {NODE})/W of the numbers cross |
 | a call, a message | {CALL * 1e6:.0f} µs each: guesses; messages grow with log2 W |
-| a module of `fsdp` | {CALLS_OF_MODULE} calls to gather it, or to sum its gradients: a guess; a block of 12 layers is a module |
+| a module of `fsdp` | {CALLS_OF_MODULE} calls to gather it, or to sum its gradients: a guess |
+| modules | 12 layers each in a transformer, otherwise 1 |
 | data types | 4 bytes a number, sent or stored; AdamW |
 | overlap | all communication that may be hidden is hidden, as far as the passes last |
 | activations | one output a layer |
@@ -141,7 +143,7 @@ def gpu_bytes(case: str, shape: Shape, world: int) -> float:
 
 def largest(case: str, tasks: int, world: int) -> int:
     """Returns the most parameters with which a step fits into a GPU, in layers of 4,096 with 4,096 tokens a GPU."""
-    low, high = 0, 10**6
+    low, high = 0, 10**5
     while high - low > 1:
         middle = (low + high) // 2
         fits = gpu_bytes(case, Shape(4096, middle, tasks, 4096, 12), world) <= SPACE

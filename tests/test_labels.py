@@ -21,6 +21,10 @@ from mtl.training.validation import Validation
 nan = math.nan
 
 
+def absolute(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (prediction - target).abs().mean()
+
+
 def task(loss, **options):
     return mtl.Task("t", head=nn.Identity(), loss=loss, target="y", **{"missing": True, **options})
 
@@ -79,6 +83,47 @@ def test_denominators_by_hand() -> None:
     assert (counted.rows, counted.present) == ([[0, 1]], {1})
 
 
+MAPS = torch.tensor([[[0, 1], [2, 1]], [[1, 1], [0, 2]]])  # class numbers (N, H, W)
+KINDS = [
+    (nn.MSELoss(), torch.rand(4, 3), {}),
+    (nn.BCEWithLogitsLoss(), torch.ones(4, 3), {}),
+    (nn.CrossEntropyLoss(), torch.tensor([0, 1, 2, 1]), {}),
+    (nn.CrossEntropyLoss(), MAPS, {}),
+    (nn.CrossEntropyLoss(), torch.rand(2, 3, 2, 2), {}),
+    (absolute, torch.rand(4, 1), {}),
+    (absolute, torch.rand(2, 3, 2, 2), {"mean_over": "positions"}),
+    (absolute, torch.rand(2, 3), {"mean_over": "elements"}),
+]
+
+
+@pytest.mark.parametrize("number", range(len(KINDS)))
+def test_labels_are_complete_only_if_none_is_missing(number: int) -> None:
+    loss, whole, options = KINDS[number]
+    each = task(loss, **options)
+    assert count([each], [{"y": whole}], [[0]]).complete == [{0}]
+    value = -100 if not whole.is_floating_point() else nan
+    missing = whole.clone()
+    for index in range(len(whole)):  # from one sample without a label to none with one
+        missing[index] = value
+        assert count([each], [{"y": missing}], [[0]]).complete == [set()]
+    if isinstance(loss, nn.CrossEntropyLoss) and whole is MAPS:  # as many labels as W · N, which is not all of them
+        partial = whole.clone()
+        partial[:, 1] = value
+        assert count([each], [{"y": partial}], [[0]]).complete == [set()]
+    mask = torch.ones(len(whole), dtype=torch.bool)
+    assert count([task(loss, mask="m", **options)], [{"y": whole, "m": mask}], [[0]]).complete == [{0}]
+    mask[0] = False
+    assert count([task(loss, mask="m", **options)], [{"y": whole, "m": mask}], [[0]]).complete == [set()]
+
+
+def test_labels_that_are_weighted_or_counted_are_not_known_to_be_complete() -> None:
+    weighted = task(nn.CrossEntropyLoss(weight=torch.tensor([0.5, 1.5])))  # 0.5 + 1.5 of one label each
+    of_own = task(absolute, count=len)
+    batches = [{"y": torch.tensor([0, 1])}], [{"y": torch.rand(2, 1)}]
+    assert count([weighted], batches[0], [[0]]).complete == [set()]
+    assert count([of_own], batches[1], [[0]]).complete == [set()]
+
+
 def half_labelled(seed: int, size: int = 12) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     batch = {
@@ -93,10 +138,6 @@ def half_labelled(seed: int, size: int = 12) -> dict[str, torch.Tensor]:
     batch["vector"][:4] = nan  # a micro-batch without any
     batch["known"][8:] = False
     return batch
-
-
-def absolute(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return (prediction - target).abs().mean()
 
 
 def missing_labels(seed: int = 0):

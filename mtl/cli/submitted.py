@@ -2,6 +2,8 @@
 
 import os
 import random
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -14,11 +16,17 @@ PORTS = 20000, 32767  # below those that the system gives to outgoing connection
 
 
 def join() -> None:
-    """Sets the variables that torchrun would set, if submitit started this process for a job of several processes."""
+    """Sets the variables that torchrun would set, if submitit started this process for a job of several processes.
+
+    submitit's signal before the time limit becomes a SIGTERM, after which a run is saved. submitit's own handler would
+    raise an error in the middle of a step, in the process of rank 0 only.
+    """
     if not str(HydraConfig.get().runtime.choices["hydra/launcher"]).startswith("submitit"):
         return
     from submitit import JobEnvironment
 
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR2, lambda *_: signal.raise_signal(signal.SIGTERM))
     job = JobEnvironment()
     if job.num_tasks == 1:
         return

@@ -24,7 +24,8 @@ def sync_batchnorm(model: nn.Module) -> nn.Module:
         The model, or the replacement of a model that is itself a batch norm.
 
     Raises:
-        UserError: If a batch norm is lazy.
+        UserError: If a batch norm is lazy, or has no running statistics: it would communicate in eval mode as well, and
+            the processes don't validate equally many batches.
     """
     replaced: dict[nn.Module, nn.Module] = {}
     for module in list(model.modules()):
@@ -32,9 +33,9 @@ def sync_batchnorm(model: nn.Module) -> nn.Module:
             if isinstance(child, _LazyNormBase):
                 raise UserError(f"model.sync_batchnorm: '{name}' is a {type(child).__name__}; give it its num_features")
             if isinstance(child, _BatchNorm) and not isinstance(child, BatchNorm):
-                module._modules[name] = replaced.setdefault(child, _replacement(child))
+                module._modules[name] = replaced.setdefault(child, _replacement(child, name))
     if isinstance(model, _BatchNorm) and not isinstance(model, BatchNorm):
-        return _replacement(model)
+        return _replacement(model, "")
     return model
 
 
@@ -113,7 +114,13 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-def _replacement(norm: _BatchNorm) -> BatchNorm:
+def _replacement(norm: _BatchNorm, name: str) -> BatchNorm:
+    if norm.running_mean is None:
+        raise UserError(
+            f"model.sync_batchnorm: '{name}' is a {type(norm).__name__} with track_running_stats=False, which in eval "
+            "mode normalises with the batch, and some processes validate fewer batches than others. Set "
+            "track_running_stats=True, or model.sync_batchnorm=false"
+        )
     new = BatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     new._parameters, new._buffers, new.training = norm._parameters, norm._buffers, norm.training
     return new

@@ -22,6 +22,8 @@ from mtl.errors import FOREIGN, UserError, describe_error, text_of
 WAIT = timedelta(seconds=5)  # for a message of another process
 PATIENCE = timedelta(minutes=5)  # for processes that are still starting
 DEFAULT_TIMEOUT = 1800.0  # seconds
+# NCCL's watchdog aborts a process without a message; before that, gloo notices on the CPU who doesn't answer.
+EXTRA_OF_NCCL = timedelta(minutes=2)
 CLOSED = re.compile(r"Connection (closed|reset) by peer|gloo/transport")  # in gloo's messages
 TIMED_OUT = re.compile(r"gloo/transport.*Timed out waiting")
 DISMISSED = "dismissed"  # what the others read in place of the timeout if rank 0 does not train
@@ -64,6 +66,8 @@ def process_group(timeout: float | None = None) -> Iterator[None]:
         with answers.answering(store, rank):
             within = timedelta(seconds=float(seconds))
             dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=within)
+            if on_gpu:
+                extend(dist.group.WORLD, within)
             yield
             dist.barrier()
     except FOREIGN as error:
@@ -79,6 +83,11 @@ def process_group(timeout: float | None = None) -> Iterator[None]:
         raise (Lost if rank == 0 else UserError)(message) from error
     else:
         dist.destroy_process_group()
+
+
+def extend(group: Any, within: timedelta) -> None:
+    """Gives the communication between the GPUs of a process group more time than that between the CPUs."""
+    group._get_backend(torch.device("cuda"))._set_default_timeout(within + EXTRA_OF_NCCL)
 
 
 def dismiss(count: int) -> None:

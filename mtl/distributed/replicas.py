@@ -96,8 +96,14 @@ def _checksum(values: torch.Tensor) -> torch.Tensor:
     """Returns an integer that depends on each bit of a tensor and on the order of its elements."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     real = torch.view_as_real(values) if values.is_complex() else values
-    bits = real.contiguous().flatten().view(kinds[real.element_size()]).long()
-    return (bits * (torch.arange(len(bits), device=bits.device) % 8191 + 1)).sum()
+    bits = real.contiguous().flatten().view(kinds[real.element_size()])
+    factors = torch.arange(1, 8192, device=bits.device).repeat(128)
+    total = torch.zeros((), dtype=torch.int64, device=bits.device)
+    for chunk in torch.split(
+        bits, len(factors)
+    ):  # a whole parameter as integers of 64 bits would take twice its memory
+        total += (chunk * factors[: len(chunk)]).sum()
+    return total
 
 
 _DIFFERENT = {

@@ -11,9 +11,9 @@ from mtl.seeds import seed_of
 class Sampler:
     """A batch sampler for `torch.utils.data.DataLoader` that gives each process its share of each batch.
 
-    The batches of an epoch depend only on seed and epoch, not on the number of processes. Each process has every
-    `world_size`-th sample of a batch, beginning with its own rank. Each sample is used once in an epoch; if the last
-    batch had fewer samples than there are processes, they belong to the batch before.
+    The order of the samples depends only on seed and epoch, and each sample is used once in an epoch. The batches are
+    those of one process; only if the last one had fewer samples than there are processes, they belong to the batch
+    before. Each process has every `world_size`-th sample of a batch, beginning with its own rank.
 
     Args:
         num_samples: The number of samples in the data set.

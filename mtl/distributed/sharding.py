@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtl.distributed.collectives import world_size
@@ -47,10 +48,21 @@ def shard(model: nn.Module, how: str) -> None:
                 f"in all and {local or 'an unknown number'} on this one; take fsdp, or start them by torchrun"
             )
         mesh = init_device_mesh(device, (world_size() // local, local), mesh_dim_names=("replicate", "shard"))
+    for group in mesh.get_all_groups():  # torch gives new groups a default timeout, not that of the default group
+        _copy_timeout(group)
     units = list(_units(model))
     _check_untied(model, units)
     for _, unit in units:
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+
+
+def _copy_timeout(group: Any) -> None:
+    """Gives a process group the timeout of the default group, for each device."""
+    default: Any = dist.group.WORLD
+    for device in group._device_types:
+        options = getattr(default._get_backend(device), "options", None)
+        if options is not None:
+            group._get_backend(device)._set_default_timeout(options._timeout)
 
 
 def _units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -21,6 +21,7 @@ from mtl.gradients.sums import dense
 
 FIRST = 2**20  # the number of bytes in the first bucket, whose sum begins early
 FOLLOWING = 25 * 2**20  # the number of bytes in each other bucket
+Kind = tuple[torch.dtype, torch.device]
 STEPS = 64  # the number of kinds of steps that are remembered
 
 
@@ -35,6 +36,7 @@ class Overlap:
         self._parameters = list(parameters)
         self._present: dict[Hashable, list[nn.Parameter]] = {}  # by tasks: parameters with a gradient in any process
         self._arrivals: dict[Hashable, Counter[Tensor]] = {}  # by tasks and micro-batches of this process
+        self._room = Room()
 
     @contextmanager
     def __call__(self, tasks: Sequence[str], members: Sequence[Sequence[int]] | None) -> Iterator["Sums"]:
@@ -47,7 +49,7 @@ class Overlap:
         """
         step = tuple(tasks)
         passes = None if members is None else (step, tuple(map(tuple, members)))
-        sums = Sums(self._parameters, self._present.get(step, ()), self._arrivals.get(passes))
+        sums = Sums(self._parameters, self._present.get(step, ()), self._arrivals.get(passes), self._room)
         trained = [parameter for parameter in self._parameters if parameter.requires_grad]
         register: Any = nn.Parameter.register_post_accumulate_grad_hook
         handles = [register(parameter, sums.arrive) for parameter in trained]
@@ -64,6 +66,30 @@ class Overlap:
             self._arrivals[passes] = sums.arrivals
 
 
+class Room:
+    """The memory for the buckets of all steps; on a CPU, new memory for each step would be slow, as it is mapped."""
+
+    def __init__(self) -> None:
+        self._flat: dict[Kind, Tensor] = {}
+
+    def take(self, buckets: Sequence[Sequence[nn.Parameter]]) -> list[Tensor]:
+        """Returns a flat tensor of undefined values for the gradients of each bucket."""
+        sizes = [sum(parameter.numel() for parameter in bucket) for bucket in buckets]
+        kinds = [_kind(bucket[0]) for bucket in buckets]
+        needed: Counter[Kind] = Counter()
+        for kind, size in zip(kinds, sizes, strict=True):
+            needed[kind] += size
+        for kind, size in needed.items():
+            if kind not in self._flat or len(self._flat[kind]) < size:
+                self._flat[kind] = torch.empty(size, dtype=kind[0], device=kind[1])
+        rests = dict(self._flat)
+        taken = []
+        for kind, size in zip(kinds, sizes, strict=True):
+            taken.append(rests[kind][:size])
+            rests[kind] = rests[kind][size:]
+        return taken
+
+
 class Sums:
     """The sums of the gradients of one step.
 
@@ -71,6 +97,7 @@ class Sums:
         parameters: All parameters.
         expected: The parameters that get a bucket.
         arrivals: By parameter, how many gradients are expected in this process; None if that isn't known.
+        room: The memory for the sums.
 
     Attributes:
         arrivals: By parameter, how many gradients have arrived in this process.
@@ -82,6 +109,7 @@ class Sums:
         parameters: Sequence[nn.Parameter],
         expected: Sequence[nn.Parameter],
         arrivals: Mapping[Tensor, int] | None,
+        room: Room,
     ) -> None:
         self._begun: list[Begun] = []
         self.arrivals: Counter[Tensor] = Counter()
@@ -89,10 +117,11 @@ class Sums:
         self._parameters = parameters
         self._expected = arrivals
         self._buckets = _buckets([p for p in reversed(expected) if p.requires_grad])
+        self._flat = room.take(self._buckets)
         self._number = {p: number for number, bucket in enumerate(self._buckets) for p in bucket}
         self._missing = [sum(arrivals is None or p in arrivals for p in bucket) for bucket in self._buckets]
         self._sums: dict[nn.Parameter, Tensor] = {}  # views of the buckets that have begun
-        self._sent: set[nn.Parameter] = set()  # parameters whose gradient is in such a bucket
+        self._sent: dict[nn.Parameter, Tensor] = {}  # gradients of this process that are in such a bucket
 
     def arrive(self, parameter: nn.Parameter) -> None:
         """Counts a gradient that has arrived in `.grad`, and begins the sums for which all gradients have arrived."""
@@ -108,16 +137,18 @@ class Sums:
     def _begin(self) -> None:
         """Begins the sum of the next bucket, and takes its gradients out of `.grad`."""
         bucket = self._buckets[len(self._begun)]
-        flat = torch.zeros(sum(p.numel() for p in bucket), dtype=bucket[0].dtype, device=bucket[0].device)
+        flat = self._flat[len(self._begun)]
         for parameter, piece in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
             strides = parameter if parameter.is_contiguous() else torch.empty_like(parameter, device="meta")
             self._sums[parameter] = piece.as_strided(parameter.shape, strides.stride(), piece.storage_offset())
         here = {parameter: dense(parameter.grad) for parameter in bucket if parameter.grad is not None}
         if here:
             torch._foreach_copy_([self._sums[parameter] for parameter in here], list(here.values()))
-        for parameter in here:
+        for parameter in bucket:
+            if parameter not in here:
+                self._sums[parameter].zero_()
             parameter.grad = None
-        self._sent.update(here)
+        self._sent |= here
         self._begun.append(begin_sum(flat))
 
     @torch.no_grad()
@@ -147,11 +178,18 @@ class Sums:
                 late.append((parameter, torch.zeros_like(parameter) if gradient is None else dense(gradient)))
             if was_sent or is_late:
                 self.present.append(parameter)
-            parameter.grad = self._sums[parameter] if was_sent else None
+            parameter.grad = self._sent.get(parameter, torch.empty_like(parameter)) if was_sent else None
+        sent = [parameter for parameter in self.present if parameter.grad is not None]
+        if sent:
+            torch._foreach_copy_([p.grad for p in sent if p.grad is not None], [self._sums[p] for p in sent])
         sum_tensors([gradient for _, gradient in late])
         for parameter, gradient in late:
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return list(total.unbind())
+
+
+def _kind(parameter: nn.Parameter) -> Kind:
+    return parameter.dtype, parameter.device
 
 
 def _buckets(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
@@ -160,9 +198,9 @@ def _buckets(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
     size, kind = 0, None
     for parameter in parameters:
         limit = FIRST if len(buckets) < 2 else FOLLOWING
-        if not buckets or size >= limit or kind != (parameter.dtype, parameter.device):
+        if not buckets or size >= limit or kind != _kind(parameter):
             buckets.append([])
-            size, kind = 0, (parameter.dtype, parameter.device)
+            size, kind = 0, _kind(parameter)
         buckets[-1].append(parameter)
         size += parameter.numel() * parameter.element_size()
     return buckets

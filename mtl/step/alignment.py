@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from mtl.batch import Batch
-from mtl.distributed.collectives import gather_objects
+from mtl.distributed.collectives import gather_numbers, gather_objects, mark
 from mtl.errors import UserError
 from mtl.task import Task
 
@@ -37,11 +37,13 @@ def align(batches: Sequence[Batch], members: Sequence[list[int]]) -> tuple[list[
     groups: dict[tuple[int, ...], list[Batch]] = {}
     for batch, member in zip(batches, members, strict=True):
         groups.setdefault(tuple(member), []).append(batch)
-    counts = gather_objects({group: len(pieces) for group, pieces in groups.items()})
+    ours = {group: len(pieces) for group, pieces in groups.items()}
+    marks = gather_numbers([mark(ours)])
+    counts = [ours] if all(each == marks[0] for each in marks) else gather_objects(ours)  # objects are pickled
     if any(set(each) != set(counts[0]) for each in counts):
         raise UserError(
-            "with sharded parameters each process needs samples of each source in each step. Take larger batches, "
-            "fewer processes, or distributed=ddp"
+            "with sharded parameters or synchronised batch norm each process needs samples of each source in each "
+            "step. Take larger batches, fewer processes, or distributed=ddp and model.sync_batchnorm=false"
         )
     aligned: list[Batch] = []
     tasks: list[list[int]] = []

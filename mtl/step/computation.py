@@ -161,7 +161,8 @@ class Computation:
         The gradients in `.grad` are those of all processes. Recorders sum the gradients that they hold by themselves.
         """
         if len(micro_batches.batches) == 1 and micro_batches.processes == 1:
-            return self.passes(micro_batches.tasks, micro_batches.batches[0], weights, recorders)
+            tasks = [micro_batches.task(0, index) for index in micro_batches.members[0]]
+            return self.passes(tasks, micro_batches.batches[0], weights, recorders)
         if recorders.collect is not None or micro_batches.processes == 1 or self._sharded:
             return accumulate(self.passes, self.checks, micro_batches, weights, recorders)
         members = None if micro_batches.is_aligned else micro_batches.members  # SyncBatchNorm sums in passes as well

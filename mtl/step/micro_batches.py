@@ -4,6 +4,7 @@ With several processes, the batch of a step consists of the micro-batches of all
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 
 from mtl.batch import Batch, cut, joined, num_samples
 from mtl.errors import UserError
@@ -122,8 +123,17 @@ class MicroBatches:
         return cls(tasks, batches, shares, processes, runs, sources).without(without or {})
 
     def task(self, number: int, index: int) -> Task:
-        """Returns the task with this index as the micro-batch with this number uses it: silent if it has no labels."""
-        return self.tasks[index] if index in self.labelled[number] else silenced(self.tasks[index])
+        """Returns the task with this index as the micro-batch with this number uses it.
+
+        It is silent if it has no labels, and doesn't look for missing labels again if there are none.
+        """
+        if index not in self.labelled[number]:
+            return silenced(self.tasks[index])
+        task = self.tasks[index]
+        if index in self._shares.complete[number]:
+            task = copy(task)
+            task.missing = False
+        return task
 
     def without(self, names: Mapping[str, object]) -> "MicroBatches":
         """Returns the micro-batches without the named tasks, and without tasks that have no labels in any of them."""
@@ -139,7 +149,8 @@ class MicroBatches:
         place = {number: index for index, number in enumerate(numbers)}
         present = {index for number, index in place.items() if number in self._shares.present}
         rows = [[row[number] for number in numbers] for row in self.shares]
-        shares = known(rows, present, several=self.several)
+        complete = [{place[number] for number in each if number in place} for each in self._shares.complete]
+        shares = known(rows, present, several=self.several, complete=complete)
         runs = [[place[number] for number in member if number in place] for member in self.members]
         tasks = [self.tasks[number] for number in numbers]
         members = runs if self.is_aligned else None

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from mtl.batch import Batch, joined, take, take_field
-from mtl.distributed.collectives import gather_objects, rank
+from mtl.distributed.collectives import gather_numbers, gather_objects, gather_rows, mark, rank
 
 
 @dataclass
@@ -41,8 +41,7 @@ def gather(prediction: Any, batch: Batch, places: Sequence[int], device: torch.d
         places: The places of the samples in the batch of this process, in ascending order.
         device: The device of the result.
     """
-    values = _moved((prediction, dict(batch)), torch.device("cpu")) if places else None
-    parts = gather_objects((list(places), values))
+    parts = _gathered(list(places), _moved((prediction, dict(batch)), device) if places else None, device)
     keys = [(place, number) for number, (theirs, _) in enumerate(parts) for place in theirs]  # in the order of ranks
     order = sorted(range(len(keys)), key=keys.__getitem__)
     ours = [place for place, index in enumerate(order) if keys[index][1] == rank()]
@@ -54,6 +53,43 @@ def gather(prediction: Any, batch: Batch, places: Sequence[int], device: torch.d
     labels = take(joined([each for _, (_, each) in some], sizes, "batch"), len(order), order)
     first = next(number for number, (theirs, _) in enumerate(parts) if theirs)
     return Whole(prediction, labels, len(order), ours, rank() == first)
+
+
+def _gathered(places: list[int], values: Any, device: torch.device) -> list[tuple[list[int], Any]]:
+    """Returns the places and values of all processes, in the order of their ranks.
+
+    Tensors with a row for each sample, of the same kinds in all processes, are sent as the bytes of one tensor. Other
+    values are pickled.
+    """
+    leaves, structure = tree_flatten(values)
+    has_rows = bool(places) and all(
+        isinstance(each, Tensor) and each.shape[:1] == (len(places),) and each.numel() for each in leaves
+    )
+    kinds = [(each.dtype, each.shape[1:]) for each in leaves] if has_rows else None
+    marks = gather_numbers([mark((structure, kinds)), len(places)])
+    if not has_rows or any(theirs != marks[0][0] for theirs, _ in marks):
+        return gather_objects((places, _moved(values, torch.device("cpu"))))
+    tensors = [torch.tensor(places, device=device), *leaves]
+    columns = [_bytes(each) for each in tensors]
+    widths = [each.shape[1] for each in columns]
+    counts = [int(count) for _, count in marks]
+    parts = []
+    for rows in torch.split(gather_rows(torch.cat(columns, dim=1), counts), counts):
+        pieces = zip(torch.split(rows, widths, dim=1), tensors, strict=True)
+        numbers, *theirs = [_tensor(piece, like) for piece, like in pieces]
+        parts.append((numbers.tolist(), tree_unflatten(theirs, structure)))
+    return parts
+
+
+def _bytes(values: Tensor) -> Tensor:
+    """Returns a matrix with the bytes of each row of a tensor."""
+    rows = values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
+    return rows.contiguous().view(torch.uint8)
+
+
+def _tensor(rows: Tensor, like: Tensor) -> Tensor:
+    """Returns the tensor whose rows have these bytes, with the data type of another one."""
+    return rows.clone(memory_format=torch.contiguous_format).view(like.dtype).view(len(rows), *like.shape[1:])
 
 
 def _moved(values: Any, device: torch.device) -> Any:

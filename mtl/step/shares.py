@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtl.batch import Batch
 from mtl.distributed.collectives import begin_sum_of_numbers
-from mtl.labels import denominators
+from mtl.labels import denominator, may_miss, whole_denominator
 from mtl.task import Task
 
 
@@ -22,6 +22,7 @@ class Shares:
         present: The indices of the tasks that have labels in any process, or a function that waits for them.
         rows: By micro-batch and task, the share, or a function that waits for them.
         several: Whether a process has several micro-batches, or a function that waits for the answer.
+        complete: By micro-batch, the indices of tasks that are known to miss no label in it.
     """
 
     def __init__(
@@ -30,8 +31,10 @@ class Shares:
         present: set[int] | Callable[[], set[int]],
         rows: list[list[float]] | Callable[[], list[list[float]]],
         several: bool | Callable[[], bool],
+        complete: list[set[int]],
     ) -> None:
         self.labelled = labelled
+        self.complete = complete
         self._present = present
         self._rows = rows
         self._several = several
@@ -52,11 +55,18 @@ class Shares:
         return self._several() if callable(self._several) else self._several
 
 
-def known(rows: Sequence[Sequence[float]], present: set[int] | None = None, *, several: bool | None = None) -> Shares:
+def known(
+    rows: Sequence[Sequence[float]],
+    present: set[int] | None = None,
+    *,
+    several: bool | None = None,
+    complete: list[set[int]] | None = None,
+) -> Shares:
     """Returns shares that depend on no other process."""
     labelled = [[number for number, share in enumerate(row) if share] for row in rows]
     present = set().union(*labelled) if present is None else present
-    return Shares(labelled, present, [list(row) for row in rows], len(rows) > 1 if several is None else several)
+    several = len(rows) > 1 if several is None else several
+    return Shares(labelled, present, [list(row) for row in rows], several, complete or [set() for _ in rows])
 
 
 def count(tasks: list[Task], batches: list[Batch], members: list[list[int]], processes: int = 1) -> Shares:
@@ -74,7 +84,7 @@ def count(tasks: list[Task], batches: list[Batch], members: list[list[int]], pro
     """
     occurrences = [sum(index in each for each in members) for index in range(len(tasks))]
     several = [number > 1 or processes > 1 for number in occurrences]
-    counted = [denominators(tasks, batch, numbers, several) for batch, numbers in zip(batches, members, strict=True)]
+    counted = [_denominators(tasks, batch, numbers, several) for batch, numbers in zip(batches, members, strict=True)]
     on_device = [value.double() for row in counted for value in row if isinstance(value, Tensor)]
     read = iter(torch.stack(on_device).tolist() if on_device else ())  # one wait for the device
     rows = [[next(read) if isinstance(value, Tensor) else float(value) for value in row] for row in counted]
@@ -86,10 +96,33 @@ def count(tasks: list[Task], batches: list[Batch], members: list[list[int]], pro
         # A loss of the whole batch counts fully in each micro-batch, see whole_batch.py.
         return [[float(x > 0) if t.whole_batch else x for t, x in zip(tasks, row, strict=True)] for row in of_step]
 
+    complete = [
+        {index for index, value in enumerate(row) if value and value == whole_denominator(tasks[index], batch)}
+        for row, batch in zip(rows, batches, strict=True)
+    ]
     here = {index for index, total in enumerate(ours) if total}
     return Shares(
         [[index for index, value in enumerate(row) if value] for row in rows],
         here if len(here) == len(tasks) else lambda: {i for i, total in enumerate(totals()[: len(tasks)]) if total},
         shares,
         lambda: totals()[-1] > 0,
+        complete,
     )
+
+
+def _denominators(tasks: list[Task], batch: Batch, members: list[int], several: list[bool]) -> list[Tensor | int]:
+    """Returns the denominator of each task's loss on a micro-batch; 0 for tasks that take no part in it.
+
+    Args:
+        tasks: All tasks.
+        batch: The micro-batch.
+        members: The indices of the tasks that take part in the micro-batch.
+        several: For each task, whether it takes part in several micro-batches. For other tasks, the denominator may be
+            1 if no label may be missing, since the micro-batch's share is 1 anyway.
+    """
+    counted: list[Tensor | int] = [0] * len(tasks)
+    for index in members:
+        task = tasks[index]
+        counts = several[index] or (task.objective is None and may_miss(task, batch.get(task.target)))
+        counted[index] = denominator(task, batch) if counts else 1
+    return counted

@@ -55,7 +55,7 @@ class Gallery:
 
     def __call__(self, trainer: "Trainer") -> None:
         """Sends the pictures and histograms that are due after the current epoch."""
-        if _due(trainer, self.pictures_every) and _takes(trainer, "picture"):
+        if _shows(trainer, "picture", self.pictures_every):
             try:
                 images = self.pictures(trainer)
             except FOREIGN as error:  # unusual data should not end the training
@@ -64,7 +64,7 @@ class Gallery:
                 return
             for tag, picture in images.items():
                 trainer.loggers.show("picture", tag, trainer.global_step, picture)
-        if _due(trainer, self.histograms_every) and _takes(trainer, "histogram"):
+        if _shows(trainer, "histogram", self.histograms_every):
             for name, parameter in trainer.step.parameters.items():
                 trainer.loggers.show("histogram", tags.parameter(name), trainer.global_step, whole(parameter.detach()))
                 gradient = parameter.grad
@@ -108,14 +108,11 @@ class Gallery:
         return predicted
 
 
-def _takes(trainer: "Trainer", kind: str) -> bool:
-    """Returns whether a logger takes this kind; with sharded parameters all processes have to take part in it."""
-    takes = trainer.loggers.takes(kind)
-    return any_process([takes])[0] if is_sharded(next(trainer.step.model.parameters())) else takes
-
-
-def _due(trainer: "Trainer", every: int | None) -> bool:
-    return every is not None and (trainer.epoch % every == 0 or not trainer.goes_on)
+def _shows(trainer: "Trainer", kind: str, every: int | None) -> bool:
+    """Returns whether this kind is due and a logger takes it; with sharded parameters, all processes take part."""
+    is_due = every is not None and (trainer.epoch % every == 0 or not trainer.goes_on)
+    shows = is_due and trainer.loggers.takes(kind)
+    return any_process([shows])[0] if is_sharded(next(trainer.step.model.parameters())) else shows
 
 
 def some_samples(loader: Loader, count: int) -> Batch:
@@ -129,9 +126,9 @@ def some_samples(loader: Loader, count: int) -> Batch:
             else Subset(dataset, indices.tolist())
         )
     options: dict[str, Any] = {"seed": loader.seed, "device": loader.device, "collate": loader.collate}
-    if isinstance(dataset, IterableDataset):  # the processes read a stream together, and one process draws pictures
-        options |= {"divided": False, "readers": {"processes": 1, "workers": 1}}
-    batches: Any = Loader(dataset, batch_size=count, **options).batches()
+    if isinstance(dataset, IterableDataset):
+        options["readers"] = {"processes": 1, "workers": 1}
+    batches: Any = Loader(dataset, batch_size=count, divided=False, **options).batches()  # one process draws pictures
     with closing(batches):  # also closes the files of a stream
         batch: Batch = next(batches)
     return batch

@@ -3,11 +3,16 @@
 from typing import Any
 
 import torch
+import torchmetrics.regression
 from torch import Tensor
 from torchmetrics import Metric
 
 from mtl.distributed.collectives import any_process, gather_objects, world_size
 from mtl.errors import UserError
+
+# torchmetrics joins the states of this metric wrongly: it fails with 3 processes, and has other values with several
+# outputs. Early versions don't have it.
+MOMENTS: Any = getattr(torchmetrics.regression, "NormalizedRootMeanSquaredError", ())
 
 
 def fill_empty_states(metric: Metric) -> None:
@@ -23,6 +28,8 @@ def fill_empty_states(metric: Metric) -> None:
         return
     modules = [module for module in metric.modules() if isinstance(module, Metric)]
     for module in modules:
+        if isinstance(module, MOMENTS):
+            _join_moments(module)
         for name, reduction in module._reductions.items():
             if reduction is None and isinstance(module._defaults[name], list):
                 raise UserError(
@@ -40,6 +47,19 @@ def fill_empty_states(metric: Metric) -> None:
             if value == [] and kinds:
                 dtype, shape = kinds[0]
                 setattr(module, name, [torch.empty((0, *shape), dtype=dtype, device=module.device)])
+
+
+def _join_moments(metric: Any) -> None:
+    """Gives a metric of squared errors and of the moments of the targets the states over all processes."""
+    parts = gather_objects({name: getattr(metric, name).cpu() for name in metric._reductions})
+    states = {name: torch.stack([part[name] for part in parts]).to(metric.device) for name in metric._reductions}
+    count = states["total"]
+    mean = (count * states["mean_val"]).sum(0) / count.sum(0)
+    states["var_val"] += count * (states["mean_val"] - mean).square()
+    for name in ("sum_squared_error", "total", "target_squared", "var_val"):
+        setattr(metric, name, states[name].sum(0))
+    metric.mean_val, metric.min_val, metric.max_val = mean, states["min_val"].amin(0), states["max_val"].amax(0)
+    metric._to_sync = False  # torchmetrics would gather the states once more
 
 
 def _kind(value: Any) -> tuple[torch.dtype, tuple[int, ...]] | None:

@@ -32,19 +32,27 @@ def try_split(validation: Validation, loader: Loader | Mix, name: str) -> None:
 
 
 def check_shares(step: Step, train: Loader | Mix) -> None:
-    """Checks that each process gets samples in each step, if its parameters are divided over the processes.
+    """Checks that each process gets samples in each step, if the processes communicate within the model's passes.
 
     Raises:
-        UserError: If the last batches of a pass over an iterable data set may be too small for that.
+        UserError: If the last batch of a pass over the data is, or may be, too small for that.
     """
-    if world_size() == 1 or not is_sharded(next(step.model.parameters())):
+    if world_size() == 1 or not _communicates(step):
         return
     for loader, _ in train.by_source():
-        if loader.stream is not None and not loader.drop_last:
-            raise UserError(
-                "with sharded parameters each process needs samples in each step, and the last batches of a pass over "
-                f"{type(loader.dataset).__name__} may have too few. Set trainer.tail=drop, or distributed=ddp"
-            )
+        if loader.drop_last:
+            continue
+        if loader.stream is not None:
+            few = f"the last batches of a pass over {type(loader.dataset).__name__} may have too few"
+        elif len(loader) <= len(train) and (size := loader.size_of(len(loader) - 1)) < world_size():
+            few = f"the last batch of an epoch{f' of {loader.of}' if loader.of else ''} has {size}"
+        else:
+            continue
+        raise UserError(
+            "with sharded parameters or synchronised batch norm each process needs samples in each step; there are "
+            f"{world_size()} processes, and {few}. Set trainer.tail=drop or another data.batch_size, or use "
+            "distributed=ddp and model.sync_batchnorm=false"
+        )
 
 
 def try_one_sample(step: Step, train: Loader | Mix) -> None:
@@ -53,7 +61,7 @@ def try_one_sample(step: Step, train: Loader | Mix) -> None:
     Raises:
         UserError: If the trunk or a head fails on one sample, as with batch norm.
     """
-    if is_sharded(next(step.model.parameters())) or is_synchronised(step.model):
+    if _communicates(step):
         return  # all processes would have to run the pass, and not all may have a sample
     for loader, names in train.by_source():
         if 1 not in _sizes(step, loader):
@@ -70,6 +78,11 @@ def try_one_sample(step: Step, train: Loader | Mix) -> None:
         except UserError:
             continue  # the first dimension of the fields isn't the sample
         without_gradients(step.model, [(tasks, sample)], step.passes.autocast, take=lambda *_: None)
+
+
+def _communicates(step: Step) -> bool:
+    """Returns whether passes of the model are collective operations."""
+    return is_sharded(next(step.model.parameters())) or is_synchronised(step.model)
 
 
 def _sizes(step: Step, loader: Loader) -> Iterator[int]:

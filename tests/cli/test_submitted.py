@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,28 @@ def test_a_job_of_two_nodes_composes_and_finds_its_rank(monkeypatch: pytest.Monk
     submitted.join()
     assert (os.environ["RANK"], os.environ["MASTER_PORT"]) == ("0", port)
     assert not processes.is_follower()
+
+
+def test_the_signal_before_the_time_limit_stops_a_job_as_sigterm_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    with initialize_config_dir(cli.CONFIG_DIR, version_base=None):
+        register_resolvers(sweep.Sweep([], "new"))
+        overrides = ["task=mnist_two_head", "hydra/launcher=submitit_slurm"]
+        composed = compose("train", overrides, return_hydra_config=True)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", composed)
+    for name, value in {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "1", "SUBMITIT_EXECUTOR": "slurm"}.items():
+        monkeypatch.setenv(name, value)
+    got: list[int] = []
+    before = {
+        signal.SIGUSR2: signal.signal(signal.SIGUSR2, lambda number, _: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: got.append(number)),
+    }
+    try:
+        submitted.join()
+        signal.raise_signal(signal.SIGUSR2)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert got == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize("name", ["joblib", "ray"])

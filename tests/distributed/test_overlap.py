@@ -66,6 +66,7 @@ def train(passes: str, sizes: list[int]) -> tuple[list[Any], list[str]]:
     rank, world = mtl.distributed.rank(), mtl.distributed.world_size()
     generator = torch.Generator().manual_seed(1)
     gradients = []
+    kept: list[tuple[Tensor, Tensor]] = []
     try:
         for number, n in enumerate(sizes):
             events.append(f"step {number}")
@@ -78,6 +79,8 @@ def train(passes: str, sizes: list[int]) -> tuple[list[Any], list[str]]:
             step(take(batch, n, list(range(n))[rank::world]) if n > rank else {})
             events.append("end")
             gradients.append({names[p]: None if p.grad is None else p.grad.tolist() for p in model.parameters()})
+            kept += [(p.grad, p.grad.clone()) for p in model.parameters() if p.grad is not None]
+        assert all(torch.equal(gradient, copy) for gradient, copy in kept)  # a later step doesn't change them
     finally:
         overlap.begin_sum, overlap.sum_tensors, shares.begin_sum_of_numbers = begin, late, count
         overlap.FIRST, overlap.FOLLOWING = before

@@ -148,7 +148,7 @@ def step_of(kind: str) -> str:
         ("learned loss", "task 'b': its loss has parameters"),
         ("tied", "share a parameter, which fully_shard can't divide"),
         ("loose", "'shift' belongs to the model itself and not to a module that is called"),
-        ("no samples", "with sharded parameters each process needs samples of each source in each step"),
+        ("no samples", "with sharded parameters or synchronised batch norm each process needs samples of each source"),
         ("whole_batch", "task 'b': with whole_batch its objective needs the whole batch"),
         ("other values", "have different values; call mtl.distributed.prepare(model)"),
         ("other tasks", "have different tasks"),
