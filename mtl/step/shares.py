@@ -103,17 +103,7 @@ def count(
     read = iter(torch.stack(on_device).tolist() if on_device else ())  # one wait for the device
     rows = [[next(read) if isinstance(value, Tensor) else float(value) for value in row] for row in counted]
     ours = [sum(row[index] for row in rows) for index in range(len(tasks))]
-    begun = begin_sum_of_numbers([*ours, len(batches) > 1, measure])
-
-    def totals() -> list[float]:
-        *sums, measuring = begun()
-        if measuring not in (0, processes):
-            raise UserError(
-                f"step: measure is True in {measuring:g} of {processes} processes, and they can only measure together. "
-                "Give all processes the same value; each of them then gets the measurements"
-            )
-        return sums
-
+    totals = _begin([*ours, len(batches) > 1], processes, measure)
     if measure or waits:  # otherwise processes that don't agree would communicate before they find out
         totals()
 
@@ -152,3 +142,19 @@ def _denominators(tasks: list[Task], batch: Batch, members: list[int], several: 
         counts = several[index] or (task.objective is None and may_miss(task, batch.get(task.target)))
         counted[index] = denominator(task, batch) if counts else 1
     return counted
+
+
+def _begin(numbers: list[float], processes: int, measure: bool) -> Callable[[], list[float]]:
+    """Begins to sum numbers over all processes; the returned function waits, and checks that all of them measure."""
+    begun = begin_sum_of_numbers([*numbers, measure])
+
+    def wait() -> list[float]:
+        *sums, measuring = begun()
+        if measuring not in (0, processes):
+            raise UserError(
+                f"step: measure is True in {measuring:g} of {processes} processes, and they can only measure together. "
+                "Give all processes the same value; each of them then gets the measurements"
+            )
+        return sums
+
+    return wait
