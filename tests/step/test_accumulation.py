@@ -118,7 +118,7 @@ def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = moved({})
     assert (moved({"micro_batch_size": 4}) - whole).abs().max() < 1e-12
 
-    def alike(tasks: list[mtl.Task], batches: list[Any], *_: Any) -> Shares:
+    def alike(tasks: list[mtl.Task], batches: list[Any], *_: Any, **options: Any) -> Shares:
         return known([[1 / len(batches)] * len(tasks)] * len(batches))
 
     monkeypatch.setattr("mtl.step.micro_batches.count_labels", alike)
