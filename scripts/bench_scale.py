@@ -39,7 +39,7 @@ def counted(function: Callable[..., Any], size: Callable[..., float]) -> Callabl
 
     def call(*args: Any, **kwargs: Any) -> Any:
         global sent
-        sent += round(size(*args))
+        sent += round(size(*args, **kwargs))
         return function(*args, **kwargs)
 
     return call
@@ -47,10 +47,16 @@ def counted(function: Callable[..., Any], size: Callable[..., float]) -> Callabl
 
 def count_collectives(world: int) -> None:
     """Counts what the functions of torch.distributed send, with the fewest bytes that they need."""
-    part = (world - 1) / world
-    dist.all_reduce = counted(dist.all_reduce, lambda tensor, *_: 2 * part * tensor.nbytes)
-    dist.all_to_all_single = counted(dist.all_to_all_single, lambda _, tensor, *__: part * tensor.nbytes)
-    dist.all_gather = counted(dist.all_gather, lambda _, tensor, *__: (world - 1) * tensor.nbytes)
+    part, functions = (world - 1) / world, vars(dist)
+    sizes: dict[str, Callable[..., float]] = {
+        "all_reduce": lambda tensor, *_, **__: 2 * part * tensor.nbytes,
+        "all_to_all_single": lambda _, tensor, *__, **___: part * tensor.nbytes,
+        "all_gather": lambda _, tensor, *__, **___: (world - 1) * tensor.nbytes,
+        "all_gather_single": lambda output, *_, **__: part * output.nbytes,
+        "reduce_scatter_single": lambda *_, input, **__: 2 * part * input.nbytes,  # gloo sums whole tensors
+    }
+    for name, size in sizes.items():
+        functions[name] = counted(functions[name], size)
 
 
 def memory(name: str) -> float:

@@ -1,18 +1,26 @@
 """Fits a model of time and memory a step to measurements in 1 to 4 processes, and writes docs/scale.md.
 
-    python scripts/model_scale.py [--rounds 3] [--page docs/scale.md]
+    python scripts/model_scale.py [--rounds 2] [--page docs/scale.md]
 
-Each process has one thread and gloo. The seconds of a step are a sum of a few counts, each times a constant: see
-`counts`. The constants are fitted by least squares of the relative errors to the measurements in 1, 2 and 4 processes;
-those in 3 processes and those of one more size are held out. For GPUs, the constants come from data sheets.
+Each process has one thread and gloo. The formulas are in model_formulas.py. The seconds of a step are a sum of counts,
+each times a constant, less the part of the communication that is hidden behind the backward pass. The constants are
+fitted by least squares of the relative errors. The formulas of the memory have no fitted constants. Measurements in 3
+processes, and those of two more sizes, are held out. The memory is counted by memory_counter.c, which needs a C
+compiler. For GPUs, the constants come from data sheets.
 """
 
 import argparse
+import ctypes
+import gc
 import os
+import subprocess
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import bench_scale
@@ -20,180 +28,205 @@ import numpy
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from model_formulas import CASES, SHARDED, Counts, Shape, counts
 from scipy.optimize import nnls
+from torch import nn
 
 import mtl
-from mtl.gradients.layerwise import Product
 
-CASES = ("joint", "shared", "rows", "layerwise", "representation")
-LAYERS = 3  # of bench_scale.build
-SIZES = [(width, tasks, batch) for width in (256, 512, 1024) for tasks in (2, 8) for batch in (48, 192)]
-HELD_OUT = (768, 4, 96)
+# width, layers, tasks, samples in the batch
+SIZES = [
+    (256, 3, 2, 48),
+    (256, 3, 8, 1536),
+    (256, 6, 4, 192),
+    (512, 3, 8, 48),
+    (512, 6, 2, 768),
+    (1024, 3, 2, 192),
+    (1024, 3, 8, 96),
+]
+HELD_OUT = [(768, 3, 4, 96), (384, 5, 3, 768)]
 PROCESSES = (1, 2, 3, 4)
-NOT_FITTED = 3  # processes
+NOT_FITTED = 3  # processes, in which only every other size is measured
 CORES = len(os.sched_getaffinity(0))
-NAMES = ("products", "parameters", "rows", "calls", "sent", "rounds")
-UNITS = ("s / flop", "s / parameter", "s / number of a row", "s / call", "s / number sent", "s / message")
+NAMES = Counts._fields[:-1]  # of the counts that take time
+UNITS = (
+    "s / flop",
+    "s / parameter",
+    "s / number of a row",
+    "s / call",
+    "s / module",
+    "s / number sent",
+    "s / message",
+)
+NUM_COMPUTING = 5  # counts that are no communication
+SHARES = numpy.linspace(0, 1, 6)  # of the communication that may be hidden, between which the fit chooses
+
+Key = tuple[int, str, int, int, int, int]  # processes, case, and one of SIZES
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What is trained: a trunk of equal linear layers.
+@dataclass
+class Measured:
+    """What was measured: seconds, numbers sent and bytes of memory of a step.
 
     Args:
-        width: The inputs and outputs of a layer.
-        layers: The number of layers.
-        tasks: The number of tasks.
-        samples: The number of rows of a layer's input a process: samples, times tokens or positions.
+        seconds: The shortest of all rounds.
+        sent: The bytes sent, counted at the calls of torch.distributed.
+        memory: The largest memory during a step in addition to that before it; the median of all rounds.
     """
 
-    width: int
-    layers: int
-    tasks: int
-    samples: float
-
-    @property
-    def parameters(self) -> int:
-        """The parameters of the trunk."""
-        return self.layers * self.width**2
+    seconds: dict[Key, float]
+    sent: dict[Key, int]
+    memory: dict[Key, float]
 
 
-def is_layerwise(shape: Shape, world: int) -> bool:
-    """Returns whether `layerwise` takes the layers' inputs and output gradients, by the rules of mtl.gradients."""
-    rows = round(shape.samples * world)
-    layer = Product(None, [torch.empty(shape.width, shape.width, device="meta")], torch.empty(0))  # type: ignore[arg-type]
-    fewer = world == 1 or rows * (1 + shape.tasks) * shape.width < (shape.tasks + 1) * shape.width**2
-    return fewer and layer.pays(shape.tasks, rows)
+def is_held_out(key: Key) -> bool:
+    """Returns whether a measurement is used to test the model only."""
+    return key[0] == NOT_FITTED or key[2:] in HELD_OUT
 
 
-def counts(case: str, shape: Shape, world: int) -> tuple[float, ...]:
-    """Returns the counts of a step in one process, in the order of NAMES.
-
-    products: Floating-point operations of matrix products. parameters: Parameters of the trunk, each of which is read
-    and written by forward, backward and update. rows: Numbers of the tasks' gradients that are written, summed,
-    multiplied and combined. calls: Operations. sent: Numbers that a process sends. rounds: Messages one after another.
-    """
-    layers, tasks, size = shape.layers, shape.tasks, shape.parameters
-    product = 2 * shape.samples * shape.width**2
-    part = (world - 1) / world
-    forward, backward = layers * product, (2 * layers - 1) * product
-    calls = 12 * layers + 10 * tasks
-    messages = 2 * (world - 1)
-    if case == "layerwise" and is_layerwise(shape, world):
-        rows = shape.samples * world
-        compress = layers * (2 * rows**2 * shape.width * (1 + tasks) + 2 * rows * shape.width**2)
-        flops = forward + tasks * (layers - 1) * product + compress
-        sent = layers * shape.samples * (world - 1) * (1 + tasks) * shape.width
-        numbers = tasks * layers * rows * shape.width
-        return flops, size, numbers, tasks * (8 * layers + 10), sent, (world - 1) * (2 * layers + 2)
-    if case in ("rows", "layerwise"):
-        numbers = tasks * size * (1 / world + (world > 1))
-        sent = (tasks + 1) * part * size
-        return forward + tasks * backward, size, numbers, tasks * (10 * layers + 10), sent, 2 * messages
-    return forward + backward, size, 0, calls, 2 * part * size, messages * (1 + (case == "representation"))
+def shape_of(key: Key) -> Shape:
+    """Returns what was trained in one process."""
+    world, _, width, layers, tasks, batch = key
+    return Shape(width, layers, tasks, batch / world)
 
 
-def seconds(case: str, shape: Shape, world: int, constants: numpy.ndarray, sharing: float = 1.0) -> float:
-    """Returns the seconds of a step; all but the last two counts take longer if processes share cores."""
-    return float(_shared(counts(case, shape, world), sharing) @ constants)
-
-
-def _shared(counted: tuple[float, ...], sharing: float) -> numpy.ndarray:
-    return numpy.array(counted) * numpy.array([sharing] * 4 + [1.0, 1.0])
-
-
-def step_of(case: str, width: int, num_tasks: int) -> mtl.Step:
+def step_of(case: str, width: int, layers: int, num_tasks: int) -> mtl.Step:
     """Returns a step of one case."""
-    model, tasks = bench_scale.build(width, num_tasks)
+    torch.manual_seed(0)
+    tasks = [mtl.Task(f"t{i}", head=nn.Linear(width, 1), loss=nn.MSELoss(), target=f"y{i}") for i in range(num_tasks)]
+    trunk = nn.Sequential(*[layer for _ in range(layers) for layer in (nn.Linear(width, width), nn.Tanh())])
+    model = mtl.MultiTaskModel(trunk, tasks, inputs=["x"])
+    source, _, way = case.partition(" ")
+    if way:
+        mtl.distributed.prepare(model, way)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    if case in ("joint", "shared"):
-        return mtl.Step(model, tasks, optimizer, passes=case)
-    gradients = mtl.Gradients(source=case)
+    if source in ("joint", "shared"):
+        return mtl.Step(model, tasks, optimizer, passes=source)
+    gradients = mtl.Gradients(source=source)
     return mtl.Step(model, tasks, optimizer, balancer=mtl.balancers.UPGrad(), gradients=gradients)
 
 
 def work(rank: int, world: int, rounds: int, folder: str) -> None:
-    """Takes the steps of a process; the best of all rounds counts."""
+    """Takes the steps of a process, and writes what was measured."""
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported isn't searched for garbage again
     if world > 1:
         store = Path(folder, f"store{world}").as_uri()
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
         bench_scale.count_collectives(world)
-    best: dict[Any, float] = {}
-    sent: dict[Any, int] = {}
-    for width, tasks, batch in [*SIZES, HELD_OUT]:
-        names = ["x", *(f"y{i}" for i in range(tasks))]
+    measured = Measured({}, {}, {})
+    for size in [*SIZES, *HELD_OUT][:: 2 if world == NOT_FITTED else 1]:
+        width, layers, tasks, batch = size
         generator = torch.Generator().manual_seed(rank)
-        shapes = {name: (batch // world, width if name == "x" else 1) for name in names}
+        shapes = {"x": (batch // world, width)} | {f"y{i}": (batch // world, 1) for i in range(tasks)}
         data = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-        for case in CASES:
-            step, key = step_of(case, width, tasks), (case, width, tasks, batch)
-            step(data)  # checks the model
-            for _ in range(rounds):
-                if world > 1:
-                    dist.barrier()
-                bench_scale.sent, start = 0, time.perf_counter()
-                step(data)
-                best[key] = min(best.get(key, 1e9), time.perf_counter() - start)
-                sent[key] = bench_scale.sent
+        for case in (*CASES, *(SHARDED if world > 1 else ())):
+            step, key = step_of(case, width, layers, tasks), (world, case, *size)
+            step(data)  # checks the model, and learns the order in which gradients arrive
+            taken = [_take(step, data) for _ in range(rounds)]
+            measured.seconds[key] = min(seconds for seconds, _, _ in taken)
+            measured.sent[key] = taken[-1][1]
+            measured.memory[key] = median(memory for _, _, memory in taken)
     if rank == 0:
-        torch.save((best, sent), Path(folder, f"{world}.pt"))
+        torch.save(measured, Path(folder, f"{world}.pt"))
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
 
 
-def weigh(rank: int, case: str, folder: str) -> None:
-    """Writes the memory that a step adds to the model, in one of two processes."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=Path(folder, f"store {case}").as_uri(), rank=rank, world_size=2)
-    step = step_of(case, 1024, 8)
-    data = {name: torch.randn(96, 1024 if name == "x" else 1) for name in ["x", *(f"y{i}" for i in range(8))]}
-    mtl.distributed.prepare(step.model)
-    dist.barrier()
-    before = _resident("VmRSS")
-    for _ in range(2):
-        step(data)
-    if rank == 0:
-        Path(folder, f"memory {case}").write_text(str(_resident("VmHWM") - before))
-    dist.barrier()
-    dist.destroy_process_group()
+def _take(step: mtl.Step, data: Any) -> tuple[float, int, int]:
+    """Takes a step, and returns its seconds, bytes sent and bytes of memory."""
+    counter: Any = ctypes.CDLL(None)
+    counter.memory_now.restype = counter.memory_top.restype = ctypes.c_long
+    assert step.optimizer is not None
+    step.optimizer.zero_grad()
+    gc.collect()
+    time.sleep(0.01)  # threads of gloo free their buffers
+    if dist.is_initialized():
+        dist.barrier()
+    buckets = step.computation._overlap._room._flat.values()  # they stay from one step to the next, and count as well
+    before = counter.memory_now() - sum(flat.nbytes for flat in buckets)
+    counter.memory_top()
+    bench_scale.sent, start = 0, time.perf_counter()
+    step(data)
+    return time.perf_counter() - start, bench_scale.sent, counter.memory_top() - before
 
 
-def _resident(which: str) -> int:
-    """Returns the resident memory in bytes, now (VmRSS) or at its peak (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
-
-
-def measure(rounds: int) -> tuple[dict[Any, float], dict[Any, int], dict[str, int]]:
-    """Returns seconds and numbers sent by (processes, case, width, tasks, batch), and bytes by case."""
-    times: dict[Any, float] = {}
-    sent: dict[Any, int] = {}
-    memory = {}
+def measure(rounds: int, file: Path | None) -> Measured:
+    """Takes the steps in 1 to 4 processes, or reads from a file what was measured there before."""
+    measured = Measured({}, {}, {})
+    if file and file.exists():
+        measured = Measured(**torch.load(file))
     with tempfile.TemporaryDirectory() as folder:
+        library, source = Path(folder, "memory_counter.so"), Path(__file__).with_name("memory_counter.c")
+        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
+        os.environ["LD_PRELOAD"] = str(library)  # for the processes that are started
         for world in PROCESSES:
+            if any(key[0] == world for key in measured.seconds):
+                continue
             mp.spawn(work, args=(world, rounds, folder), nprocs=world)
-            best, numbers = torch.load(Path(folder, f"{world}.pt"), weights_only=False)
-            times |= {(world, *key): value for key, value in best.items()}
-            sent |= {(world, *key): value for key, value in numbers.items()}
-        for case in CASES:
-            mp.spawn(weigh, args=(case, folder), nprocs=2)
-            memory[case] = int(Path(folder, f"memory {case}").read_text())
-    return times, sent, memory
+            each = torch.load(Path(folder, f"{world}.pt"), weights_only=False)
+            for name, values in vars(each).items():
+                getattr(measured, name).update(values)
+            if file:
+                torch.save(vars(measured), file)
+    return measured
 
 
-def fit(times: dict[Any, float]) -> tuple[numpy.ndarray, dict[Any, float]]:
-    """Returns the constants, and for each measurement the predicted seconds."""
-    rows = {}
-    for world, case, width, tasks, batch in times:
-        shape = Shape(width, LAYERS, tasks, batch / world)
-        rows[world, case, width, tasks, batch] = _shared(counts(case, shape, world), max(1.0, world / CORES))
-    fitted = [key for key in times if key[0] != NOT_FITTED and key[2:] != HELD_OUT]
-    matrix = numpy.array([rows[key] / times[key] for key in fitted])
-    scale = matrix.max(0)
-    constants = nnls(matrix / scale, numpy.ones(len(fitted)))[0] / scale
-    return constants, {key: float(row @ constants) for key, row in rows.items()}
+class Model:
+    """The seconds of a step.
+
+    Args:
+        constants: A constant for each of NAMES.
+        hidden: The share of the communication that is hidden where it may run during a pass, with replicas and with
+            sharded parameters.
+    """
+
+    def __init__(self, constants: numpy.ndarray, hidden: tuple[float, float]) -> None:
+        self.constants = constants
+        self.hidden = hidden
+
+    def seconds(self, case: str, shape: Shape, world: int) -> float:
+        """Returns the seconds of a step of one case."""
+        return float(self.row(case, shape, world) @ self.constants)
+
+    def row(self, case: str, shape: Shape, world: int) -> numpy.ndarray:
+        """Returns the counts whose sum, each times its constant, are the seconds.
+
+        Of communication and covering products, the shorter one is taken off, times the hidden share. Processes that
+        share cores compute more slowly.
+        """
+        counted = counts(case, shape, world)
+        row = numpy.array(counted[:-1])
+        row[:NUM_COMPUTING] *= max(1.0, world / CORES)
+        hidden = self.hidden[case.endswith("fsdp")]
+        communication = row[NUM_COMPUTING:] @ self.constants[NUM_COMPUTING:]
+        covering = counted.covering * max(1.0, world / CORES)
+        if covering * self.constants[0] < communication:
+            row[0] -= hidden * covering
+        else:
+            row[NUM_COMPUTING:] *= 1 - hidden
+        return row
+
+
+def fit(seconds: dict[Key, float]) -> Model:
+    """Returns the model that fits the measurements best, without those that are held out."""
+    fitted = {key: value for key, value in seconds.items() if not is_held_out(key)}
+    errors = {}
+    for hidden in product(SHARES, SHARES):
+        model = Model(numpy.zeros(len(NAMES)), (0.0, 0.0))
+        for _ in range(6):  # what is hidden depends on the constants
+            matrix = numpy.array([model.row(key[1], shape_of(key), key[0]) / value for key, value in fitted.items()])
+            scale = numpy.maximum(matrix.max(0), 1e-30)  # 0 for what is hidden altogether
+            solution, error = nnls(matrix / scale, numpy.ones(len(fitted)))
+            model = Model(solution / scale, hidden)
+        errors[model] = error
+    return min(errors, key=errors.__getitem__)
+
+
+def errors(measured: dict[Key, float], computed: dict[Key, float], keys: Iterable[Key]) -> list[float]:
+    """Returns the relative errors of computed values."""
+    return [abs(computed[key] / measured[key] - 1) for key in keys]
 
 
 def main() -> None:
@@ -201,18 +234,13 @@ def main() -> None:
     import page_scale
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--page", type=Path, default=Path("docs/scale.md"))
-    parser.add_argument("--measured", type=Path, help="a file of measurements: read if it exists, otherwise written")
+    parser.add_argument("--measured", type=Path, help="a file that keeps measurements, with which a run goes on")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    if arguments.measured and arguments.measured.exists():
-        measured = torch.load(arguments.measured, weights_only=False)
-    else:
-        measured = measure(arguments.rounds)
-        if arguments.measured:
-            torch.save(measured, arguments.measured)
-    arguments.page.write_text(page_scale.page(*measured))
+    measured = measure(arguments.rounds, arguments.measured)
+    arguments.page.write_text(page_scale.page(measured))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mtl.data.loader import Loader
 
 
+PROBED = 8  # the number of shards by which processes compare the order of their shards
+
+
 @dataclass
 class Position:
     """Where the training is in a stream.
@@ -142,7 +145,7 @@ class Division:
         own = range(rank(), self._lanes, world_size()) if self.is_shared else range(self._lanes)
         if not self._is_checked:
             self._is_checked = True
-            self._check_same([self.shards, self._digest_of_last()])
+            self._check_same([self.shards, self._digest()])
         readers = {
             turn: self._start(
                 PartReader(
@@ -183,12 +186,15 @@ class Division:
             for reader in readers.values():
                 reader.close()
 
-    def _digest_of_last(self) -> int:
-        """Returns a checksum of the first samples of the last part, which differs if the order of the shards does."""
+    def _digest(self) -> int:
+        """Returns a checksum of the first samples of some shards, which differs if the order of the shards does."""
         if not self.is_shared:
             return 0
-        part = self._dataset.shard(num_shards=self.num_parts, index=self.num_parts - 1)
-        return digest([sample for _, sample in Lane(part, (self._loader.seed, 1), 1).take(1)])
+        steps = max(min(self.shards, PROBED) - 1, 1)
+        numbers = [(self.shards - 1) * step // steps for step in range(steps + 1)]  # with the first and the last shard
+        shards = [self._dataset.shard(num_shards=self.shards, index=number) for number in numbers]
+        lanes = [Lane(shard, (self._loader.seed, 1), 1) for shard in shards]
+        return digest([[sample for _, sample in lane.take(1)] for lane in lanes])
 
     def _check_same(self, facts: list[float]) -> None:
         """Raises a UserError, in all processes, if what they read differs in these numbers."""
@@ -214,6 +220,7 @@ class Division:
             position.number,
             saves=loader.shuffle and self.is_restored,
             alike=loader.collate is None,
+            compares=self.is_shared and not self.has_length,
         )
 
     def _start(self, reader: Any, position: Position) -> Generator[tuple[Any, Note]]:

@@ -11,6 +11,7 @@ from mtl.data.collating import Numbered
 from mtl.data.lanes import Lane, Place, digest, set_pass
 from mtl.errors import UserError
 
+COMPARED = 16  # every so many batches that all processes read are compared
 Note = dict[str, Any]  # plain data on a batch, which a reader sends with it
 
 
@@ -25,6 +26,7 @@ class Making:
         number: The number of the pass.
         saves: Whether the notes contain the states of the data set.
         alike: Whether all samples need the same fields.
+        compares: Whether the notes contain checksums of some batches, which the processes compare.
     """
 
     collate: Callable[[Sequence[Numbered]], Any]
@@ -33,6 +35,7 @@ class Making:
     number: int
     saves: bool
     alike: bool
+    compares: bool
 
 
 class WholeReader(IterableDataset[tuple[Any, Note]]):
@@ -89,7 +92,8 @@ class WholeReader(IterableDataset[tuple[Any, Note]]):
                 name = type(self._dataset).__name__
                 raise UserError(f"{name} ends after {done} samples, but its length is {self._limit}")
             if samples and number % self._turns == self._turn:
-                checksum = digest([sample for _, sample in samples]) if number == self._first else 0
+                is_compared = making.compares and (number == self._first or number % COMPARED == 0)
+                checksum = digest([sample for _, sample in samples]) if is_compared else 0
                 note = {"size": len(samples), "digest": checksum, "places": {0: asdict(lane.place())}}
                 yield making.collate(samples), note
             if len(samples) < wanted:

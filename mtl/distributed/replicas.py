@@ -1,6 +1,7 @@
 """Models with the same parameters and buffers in all processes."""
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from mtl.choices import WAYS
 from mtl.distributed.collectives import broadcast_tensors, gather_numbers, gather_objects, mark, world_size
-from mtl.distributed.sharding import is_sharded, shard
+from mtl.distributed.sharding import local, number_of_part, shard
 from mtl.errors import UserError
 from mtl.snapshots import distinct
 
@@ -36,7 +37,7 @@ def prepare(model: nn.Module, how: str = "ddp") -> nn.Module:
     check_plain(model)
     kinds = [(name, parameter.dtype, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     if number := difference(kinds):
-        raise UserError(_DIFFERENT["parameters"].format(rank=number))
+        raise UserError(_DIFFERENT["parameters"].format(ranks=f"0 and {number}"))
     broadcast_tensors(list(model.parameters()))
     share_buffers(model)
     if how != "ddp" and world_size() > 1:
@@ -94,6 +95,7 @@ def check_plain(model: nn.Module) -> None:
         UserError: If there is one.
     """
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # a model with such modules has imported it, which is slow
+    composable: Any = sys.modules.get("torch.distributed._composable.contract")
     for name, module in model.named_modules():
         where = f"'{name}' of the model" if name else "the model"
         if isinstance(module, DistributedDataParallel | DataParallel):
@@ -107,10 +109,22 @@ def check_plain(model: nn.Module) -> None:
                 f"{where} is wrapped in FullyShardedDataParallel, which flattens the parameters. Give mtl.Step a model "
                 "that is sharded by fully_shard, as mtl.distributed.prepare(model, 'fsdp') does"
             )
+        if composable is not None and "replicate" in (composable._get_registry(module) or ()):
+            raise UserError(
+                f"{where} was given to replicate, which sums the gradients of one backward pass, as "
+                "DistributedDataParallel does, and a step has several. Leave it out: mtl.Step sums the gradients of "
+                "all processes. mtl.distributed.prepare(model) makes the parameters of the processes equal"
+            )
 
 
-def check_replicas(model: nn.Module, tasks: list[str]) -> None:
-    """Checks that all processes have the same tasks and the same parameters.
+def check_replicas(model: nn.Module, settings: Mapping[str, object] | None = None) -> None:
+    """Checks that all processes have the same parameters and settings.
+
+    Of sharded parameters, the processes that have the same part compare it.
+
+    Args:
+        model: The model.
+        settings: By name, what else has to be the same.
 
     Raises:
         UserError: In all processes, if two of them differ, or if the model contains a `SyncBatchNorm`.
@@ -124,10 +138,18 @@ def check_replicas(model: nn.Module, tasks: list[str]) -> None:
         )
     named = list(model.named_parameters())
     shapes = [(name, tuple(parameter.shape), parameter.requires_grad) for name, parameter in named]
-    sums = [_checksum(parameter.detach()) for _, parameter in named if not is_sharded(parameter)]
-    for what, value in (("tasks", tasks), ("parameters", shapes), ("values", [int(each) for each in sums])):
-        if number := difference(value):
-            raise UserError(_DIFFERENT[what].format(rank=number))
+    sums = torch.stack([checksum(local(parameter.detach())) for _, parameter in named]).tolist()
+    ours = {**(settings or {}), "parameters": shapes, "values": sums}
+    everyone = gather_objects((number_of_part(named[0][1]), ours))
+    for what in everyone[0][1]:
+        first: dict[int, int] = {}  # by part, the rank of the first process that has it
+        for rank, (part, theirs) in enumerate(everyone):
+            other = first.setdefault(part if what == "values" else 0, rank)
+            values = [everyone[other][1][what], theirs.get(what)]
+            if values[0] != values[1]:
+                message = _DIFFERENT.get(what, _DIFFERENT["setting"])
+                shown = [text if len(text) < 300 else f"{text[:297]}..." for text in map(str, values)]
+                raise UserError(message.format(ranks=f"{other} and {rank}", what=what, one=shown[0], two=shown[1]))
 
 
 def difference(value: object) -> int:
@@ -136,7 +158,7 @@ def difference(value: object) -> int:
     return next((number for number, other in enumerate(values) if other != values[0]), 0)
 
 
-def _checksum(values: torch.Tensor) -> torch.Tensor:
+def checksum(values: torch.Tensor) -> torch.Tensor:
     """Returns an integer that depends on each bit of a tensor and on the order of its elements."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     real = torch.view_as_real(values) if values.is_complex() else values
@@ -151,10 +173,12 @@ def _checksum(values: torch.Tensor) -> torch.Tensor:
 
 
 _DIFFERENT = {
-    "tasks": "the processes of rank 0 and {rank} have different tasks; give mtl.Step the same tasks in all processes",
-    "parameters": "the models in the processes of rank 0 and {rank} have different parameters; build the same model in "
-    "all processes",
-    "values": "the parameters in the processes of rank 0 and {rank} have different values; call "
+    "tasks": "the processes of rank {ranks} have different tasks; give mtl.Step the same tasks in all processes",
+    "setting": "{what}: the processes of rank {ranks} have different settings, {one} and {two}; give mtl.Step the same "
+    "arguments in all processes, and the same state if the training is resumed",
+    "parameters": "the models in the processes of rank {ranks} have different parameters; build the same model in all "
+    "processes",
+    "values": "the parameters in the processes of rank {ranks} have different values; call "
     "mtl.distributed.prepare(model) before the first step, which gives all processes the parameters of rank 0. If they "
     "became different in the training, an optimizer or a callback draws random numbers or changes them in one process",
 }

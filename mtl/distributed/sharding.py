@@ -172,6 +172,15 @@ def num_replicas(parameters: Iterable[Tensor]) -> int:
     return count
 
 
+def number_of_part(parameter: Tensor) -> int:
+    """Returns the number of the part of a parameter that this process has; 0 if the parameter isn't divided."""
+    if not is_sharded(parameter):
+        return 0
+    mesh: Any = parameter.device_mesh  # type: ignore[attr-defined]
+    number: int = mesh.get_local_rank(mesh.ndim - 1)
+    return number
+
+
 def begin(model: nn.Module) -> bool:
     """Prepares a sharded model for steps, and returns whether the model is sharded. All processes have to call it.
 

@@ -37,6 +37,15 @@ def seed_cpu(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
+def common_seed() -> int:
+    """Returns the seed of PyTorch's generator in the process of rank 0, which a resumed run restores.
+
+    All processes have to call it together.
+    """
+    seed: int = gather_objects(torch.initial_seed())[0]
+    return seed
+
+
 def use_deterministic_algorithms(wanted: bool) -> None:
     """Makes PyTorch use deterministic algorithms, or raise errors. Call it before the first operation on a GPU."""
     if wanted:
@@ -129,10 +138,14 @@ def set_cpu_states(states: tuple[Any, Any, torch.Tensor]) -> None:
 
 
 @contextmanager
-def common_generators(step: int) -> Iterator[None]:
-    """Gives all processes the same random draws within the block, which depend on the step alone."""
+def common_generators(*numbers: int) -> Iterator[None]:
+    """Gives all processes the same random draws within the block, which depend on the numbers alone.
+
+    Args:
+        numbers: Numbers of at least 0 that are the same in all processes.
+    """
     with preserved_generators():
-        seed_all(step)
+        seed_all(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
         yield
 
 

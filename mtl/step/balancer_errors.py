@@ -1,11 +1,12 @@
-"""Error messages about balancers that return invalid weights or raise an exception."""
+"""Errors about balancers that get invalid losses, return invalid weights or raise an exception."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from mtl.balancers import Balancer
-from mtl.errors import UserError, describe_error, text_of
+from mtl.errors import NotFinite, UserError, describe_error, text_of
 
 
 def set_preference(balancer: Balancer, needs: str, names: Sequence[str], task_weights: Tensor) -> None:
@@ -31,6 +32,14 @@ def set_preference(balancer: Balancer, needs: str, names: Sequence[str], task_we
         )
     if balancer.preference == "steer":
         balancer.own = task_weights
+
+
+def check_losses(names: Sequence[str], losses: Tensor) -> None:
+    """Raises NotFinite if a loss on the CPU isn't finite; on a GPU, the check would wait for the device."""
+    if losses.device.type != "cpu" or losses.isfinite().all():
+        return
+    named = zip(names, losses.tolist(), strict=True)
+    raise NotFinite({name: f"its loss is {loss}" for name, loss in named if not math.isfinite(loss)})
 
 
 def wrong_shape(balancer: Balancer, weights: object, count: int) -> UserError:

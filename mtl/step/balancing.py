@@ -1,18 +1,17 @@
 """How a step uses its balancer: the inputs, how often they are computed, and what the weights multiply."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtl.balancers import Balancer
-from mtl.errors import FOREIGN, NotFinite, UserError
+from mtl.errors import NotFinite
 from mtl.gradients.rows import Rows
-from mtl.process.seeding import common_generators
 from mtl.step import balancer_errors
+from mtl.step.balancer_calls import calling
 from mtl.step.gradient_source import COLLECTING, choose_source
 from mtl.step.learned import parameters_of
 from mtl.step.settings import Gradients
@@ -37,6 +36,7 @@ class Balancing:
         num_tasks: The number of all tasks.
         answered: Whether the balancer has combined rows in the current step.
         processes: The number of processes.
+        seed: With several processes, a number that is the same in all of them, with which they seed random draws.
 
     Raises:
         UserError: If the attributes of the balancer contradict each other, or if the source can't be used with the
@@ -66,7 +66,7 @@ class Balancing:
         self._age = 0  # the number of steps taken with the last weights
         self._applied: Tensor | None = None  # the weights of the current step
         self.answered = False
-        self.processes, self._step = 1, 0
+        self.processes, self.seed, self._step = 1, 0, 0
         self._on_device: tuple[torch.device, dict[str, Tensor]] | None = None
 
     @property
@@ -141,10 +141,10 @@ class Balancing:
     def _ask(self, losses: Tensor, gramian: Tensor | None = None) -> Tensor:
         """Computes the balancer's weights and combines them with the task weights."""
         if self.needs != "past":
-            self._check_losses(losses)
+            balancer_errors.check_losses(self._names, losses)
         task_weights = self._task_weights.to(losses.device)
         steered = self.balancer.preference == "steer"
-        with self._named():
+        with self._calling("weights"):
             if steered:
                 weights = self.balancer.weights(losses, gramian)
             else:
@@ -156,13 +156,6 @@ class Balancing:
             raise balancer_errors.not_finite(self.balancer, self._names, losses, by_losses=gramian is None)
         weights = weights.detach().to(task_weights)
         return weights if steered else task_weights * weights
-
-    def _check_losses(self, losses: Tensor) -> None:
-        """Raises NotFinite if a loss on the CPU isn't finite; on a GPU, the check would wait for the device."""
-        if losses.device.type != "cpu" or losses.isfinite().all():
-            return
-        named = zip(self._names, losses.tolist(), strict=True)
-        raise NotFinite({name: f"its loss is {loss}" for name, loss in named if not math.isfinite(loss)})
 
     def balance(
         self, rows: Rows, losses: Sequence[Tensor], *, may_overflow: bool, may_share_nothing: bool = False
@@ -193,7 +186,7 @@ class Balancing:
             return
         if self.needs == "rows":
             if not may_overflow:
-                self._check_losses(stacked)
+                balancer_errors.check_losses(self._names, stacked)
             if self._all_finite(rows.finite(), may_overflow):
                 self._combine_rows(rows, stacked)
                 return
@@ -203,7 +196,7 @@ class Balancing:
             values = torch.cat([products.flatten(), stacked]).cpu()  # one transfer, since each waits for the GPU
             gramian, loss_values = values[: count * count].view(count, count), values[count * count :]
             if not may_overflow:
-                self._check_losses(loss_values)
+                balancer_errors.check_losses(self._names, loss_values)
             finite = gramian.diagonal().isfinite()
             small = gramian.diagonal() < max(1e-70, 1e-50 * float(gramian.diagonal().max()))
             gramian[small], gramian[:, small] = 0.0, 0.0  # so short a gradient counts as 0: its weight would overflow
@@ -218,7 +211,7 @@ class Balancing:
         steered = self.balancer.preference == "steer"
         alone = self._alone(losses)
         self.answered = True
-        with self._named():
+        with self._calling("combine"):
             weights, direction = self.balancer.combine(
                 losses if steered else task_weights * losses,
                 rows.stacked([1.0] * len(task_weights) if steered else task_weights.tolist()),
@@ -228,7 +221,8 @@ class Balancing:
         rows.place(direction, (weights if self.balancer.scope == "all" else alone).tolist())
 
     def _alone(self, losses: Tensor) -> Tensor:
-        return self._task_weights * self.balancer.alone(losses).cpu()
+        with self._calling("alone"):
+            return self._task_weights * self.balancer.alone(losses).cpu()
 
     def _all_finite(self, finite: Tensor, may_overflow: bool) -> bool:
         if finite.all():
@@ -238,27 +232,20 @@ class Balancing:
         named = zip(self._names, finite.tolist(), strict=True)
         raise NotFinite({name: "its gradient is not finite" for name, right in named if not right})
 
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Names the balancer in an exception that it raises; gives it the same random draws in all processes."""
-        try:
-            with common_generators(self._step) if self.processes > 1 else nullcontext():
-                yield
-        except UserError:
-            raise
-        except FOREIGN as error:
-            raise balancer_errors.failed(self.balancer, error) from error
+    def _calling(self, method: str) -> AbstractContextManager[None]:
+        """Returns the context in which a method of the balancer is called."""
+        return calling(self.balancer, method, (self.seed, self._step) if self.processes > 1 else None)
 
     def parameters(self, like: Tensor) -> list[nn.Parameter]:
         """Creates the balancer's parameters that the model's optimizer trains, on the device of `like`."""
-        with self._named():
+        with calling(self.balancer, "parameters", None):
             return parameters_of(self.balancer, self.num_tasks, like)
 
     def learn(self, losses: Sequence[Tensor]) -> None:
         """Computes the gradients of the balancer's parameters from the losses of the current step."""
         stacked = torch.stack(list(losses)).double()
         scales = self.balancer.preference == "scale"
-        with self._named():
+        with self._calling("learn"):
             self.balancer.learn(self._task_weights.to(stacked.device) * stacked if scales else stacked)
 
     def after(self, losses: Sequence[Tensor], losses_now: Sequence[Tensor] | None) -> None:
@@ -272,7 +259,19 @@ class Balancing:
         after = None if losses_now is None else torch.stack(list(losses_now)).double()
         before = torch.stack(list(losses)).double()
         task_weights = self._task_weights.to(before.device) if self.balancer.preference == "scale" else 1.0
-        self.balancer.after(task_weights * before, None if after is None else task_weights * after)
+        with self._calling("after"):
+            self.balancer.after(task_weights * before, None if after is None else task_weights * after)
+
+    def epoch_end(self, step: int, processes: int) -> None:
+        """Notifies the balancer that an epoch has ended.
+
+        Args:
+            step: The number of optimizer steps taken so far.
+            processes: The number of processes.
+        """
+        self._step, self.processes = step, processes
+        with self._calling("epoch_end"):
+            self.balancer.epoch_end()
 
     def current(self) -> list[float]:
         """Returns the weights in the current step, task weights included, of the tasks that take part."""

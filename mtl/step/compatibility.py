@@ -1,6 +1,6 @@
 """Checks of the arguments of `mtl.Step`, and of combinations that would give wrong numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 from torch.optim import LBFGS
@@ -50,16 +50,20 @@ def check_arguments(
         raise UserError(f"on_nonfinite: '{on_nonfinite}' is not one of {', '.join(ON_NONFINITE)}")
 
 
-def check_processes(model: MultiTaskModel, tasks: Sequence[Task], sharded: bool) -> None:
+def check_processes(
+    model: MultiTaskModel, tasks: Sequence[Task], sharded: bool, settings: Mapping[str, object]
+) -> None:
     """Checks that the step can be taken in several processes.
 
     Args:
         model: The model.
         tasks: The tasks.
         sharded: Whether the model's parameters were divided over the processes when the step was made.
+        settings: Descriptions of the other settings, by name.
 
     Raises:
-        UserError: If a loss needs the predictions of all processes, or if the processes have different tasks or models.
+        UserError: If a loss needs the predictions of all processes, or if the processes have different tasks, models or
+            settings.
     """
     whole = [task.name for task in tasks if task.whole_batch and task.objective is not None]
     if whole:
@@ -78,7 +82,7 @@ def check_processes(model: MultiTaskModel, tasks: Sequence[Task], sharded: bool)
     check_plain(model)
     if is_sharded(next(model.parameters())) != sharded:
         raise UserError("the model was sharded after the step was made; shard it before, and before the optimizer")
-    check_replicas(model, [task.name for task in tasks])
+    check_replicas(model, {"tasks": [task.name for task in tasks], **settings})
 
 
 def check_aligned(tasks: Sequence[Task], compiled: Sequence[str]) -> None:

@@ -74,6 +74,7 @@ class MicroBatches:
         without: Mapping[str, object] | None = None,
         processes: int = 1,
         aligned: bool = False,
+        measure: bool = False,
     ) -> "MicroBatches":
         """Divides the batch of a step into micro-batches, and selects the tasks that have labels in the batch.
 
@@ -85,6 +86,7 @@ class MicroBatches:
             without: The names of tasks that don't take part.
             processes: The number of processes that train together.
             aligned: Whether all processes have to run the same passes, see alignment.py.
+            measure: Whether this process measures gradients in the step, as all of them or none have to.
 
         Raises:
             UserError: If `batch` isn't a batch, or if the passes of the processes differ and can't be made the same.
@@ -116,7 +118,7 @@ class MicroBatches:
         if aligned:
             batches, members, repeated = align(batches, members)
             counted = [[] if again else member for member, again in zip(members, repeated, strict=True)]
-        shares = count_labels(list(tasks), batches, counted, processes)
+        shares = count_labels(list(tasks), batches, counted, processes, measure=measure, waits=aligned)
         if aligned:
             runs = [[index for index in member if index in shares.present] for member in members]
         sources = [tuple(member) for member in members]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtl.batch import Batch
 from mtl.distributed.collectives import begin_sum_of_numbers
+from mtl.errors import UserError
 from mtl.labels import denominator, may_miss, whole_denominator
 from mtl.task import Task
 
@@ -69,7 +70,15 @@ def known(
     return Shares(labelled, present, [list(row) for row in rows], several, complete or [set() for _ in rows])
 
 
-def count(tasks: list[Task], batches: list[Batch], members: list[list[int]], processes: int = 1) -> Shares:
+def count(
+    tasks: list[Task],
+    batches: list[Batch],
+    members: list[list[int]],
+    processes: int = 1,
+    *,
+    measure: bool = False,
+    waits: bool = False,
+) -> Shares:
     """Counts the labels of each task in each micro-batch.
 
     A share is the denominator of the task's mean on the micro-batch, divided by the sum over all micro-batches of all
@@ -81,6 +90,11 @@ def count(tasks: list[Task], batches: list[Batch], members: list[list[int]], pro
         members: By micro-batch, the indices of the tasks in it. For a task in only one micro-batch, labels are counted
             only if some may be missing.
         processes: The number of processes that train together.
+        measure: Whether this process measures gradients in the step.
+        waits: Whether to wait for the counts at once, since the forward passes already communicate.
+
+    Raises:
+        UserError: If only some of the processes measure, here or where the counts are first used.
     """
     occurrences = [sum(index in each for each in members) for index in range(len(tasks))]
     several = [number > 1 or processes > 1 for number in occurrences]
@@ -89,7 +103,9 @@ def count(tasks: list[Task], batches: list[Batch], members: list[list[int]], pro
     read = iter(torch.stack(on_device).tolist() if on_device else ())  # one wait for the device
     rows = [[next(read) if isinstance(value, Tensor) else float(value) for value in row] for row in counted]
     ours = [sum(row[index] for row in rows) for index in range(len(tasks))]
-    totals = begin_sum_of_numbers([*ours, len(batches) > 1])
+    totals = _begin([*ours, len(batches) > 1], processes, measure)
+    if measure or waits:  # otherwise processes that don't agree would communicate before they find out
+        totals()
 
     def shares() -> list[list[float]]:
         of_step = [[x / total if total else 0.0 for x, total in zip(row, totals(), strict=False)] for row in rows]
@@ -126,3 +142,19 @@ def _denominators(tasks: list[Task], batch: Batch, members: list[int], several: 
         counts = several[index] or (task.objective is None and may_miss(task, batch.get(task.target)))
         counted[index] = denominator(task, batch) if counts else 1
     return counted
+
+
+def _begin(numbers: list[float], processes: int, measure: bool) -> Callable[[], list[float]]:
+    """Begins to sum numbers over all processes; the returned function waits, and checks that all of them measure."""
+    begun = begin_sum_of_numbers([*numbers, measure])
+
+    def wait() -> list[float]:
+        *sums, measuring = begun()
+        if measuring not in (0, processes):
+            raise UserError(
+                f"step: measure is True in {measuring:g} of {processes} processes, and they can only measure together. "
+                "Give all processes the same value; each of them then gets the measurements"
+            )
+        return sums
+
+    return wait

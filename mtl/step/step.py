@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
@@ -24,6 +23,8 @@ from mtl.distributed.collectives import world_size
 from mtl.distributed.replicas import share_buffers
 from mtl.gradients.reach import Reach
 from mtl.model import MultiTaskModel
+from mtl.process.seeding import common_seed
+from mtl.step import described
 from mtl.step.balancing import Balancing
 from mtl.step.compatibility import check_aligned, check_arguments, check_optimizers, check_processes, check_shards
 from mtl.step.compiled_check import CompiledCheck
@@ -102,6 +103,16 @@ class Step:
         check_optimizers(self.descent, self.balancing, learned, precision=precision, clips_shared=clips_shared)
         self.compiled = Compiled(model, compile)
         self._check = CompiledCheck(self.compiled, self.passes, [task.name for task in tasks])
+        self._settings = described.fixed(
+            update,
+            gradients,
+            passes=self.passes.kind,
+            precision=precision,
+            micro_batch_size=micro_batch_size,
+            num_micro_batches=num_micro_batches,
+            on_nonfinite=on_nonfinite,
+            compile=self.compiled.names,
+        )
         self._searched: MicroBatches | None = None  # the micro-batches for a line search
         self._processes = 1  # that train together, in the current step
         self._compared = False  # whether all processes have been found to have the same model
@@ -157,11 +168,8 @@ class Step:
             if self.model.thaws(self.num_taken):
                 self._check.again()
             self.model.thaw(self.num_taken)
-        self._processes = world_size() if dist.is_available() and dist.is_initialized() else 1
-        if (self._processes > 1 or self._sharded) and not self._compared:
-            check_processes(self.model, self.tasks, self._sharded)
-            self._compared = True
-        micro_batches = self._cut(batch)
+        self._meet()
+        micro_batches = self._cut(batch, measure=measure)
         self._searched = micro_batches if isinstance(self.optimizer, LBFGS) else None
         result = self.computation(
             micro_batches, self.num_taken, measure=measure, on_nonfinite=self.on_nonfinite, check=self._check
@@ -170,7 +178,16 @@ class Step:
             share_buffers(self.model)
         return result
 
-    def _cut(self, batch: StepBatch) -> MicroBatches:
+    def _meet(self) -> None:
+        """Notes the number of processes, and compares the processes before they do anything together."""
+        self._processes = world_size()
+        if (self._processes > 1 or self._sharded) and not self._compared:
+            settings = self._settings | described.current(self.tasks, self.balancing, self.descent)
+            check_processes(self.model, self.tasks, self._sharded, settings)
+            self.balancing.seed = common_seed()
+            self._compared = True
+
+    def _cut(self, batch: StepBatch, *, measure: bool = False) -> MicroBatches:
         """Returns the micro-batches of the batch, without tasks that have no labels or a scheduled weight of 0."""
         now = self.num_taken
         faded = {t.name: 0 for t in self.tasks if callable(t.weight) and t.weight_at(now) == 0}
@@ -182,6 +199,7 @@ class Step:
             without=faded,
             processes=self._processes,
             aligned=self._sharded or (self._synchronised and self._processes > 1),
+            measure=measure,
         )
 
     def undo(self) -> bool:
@@ -227,7 +245,8 @@ class Step:
 
     def epoch_end(self) -> None:
         """Ends an epoch: notifies the balancer, and steps a scheduler whose interval is `epoch`."""
-        self.balancing.balancer.epoch_end()
+        self._meet()
+        self.balancing.epoch_end(self.num_taken, self._processes)
         self.descent.epoch_end()
 
     def validated(self, value: float) -> None:

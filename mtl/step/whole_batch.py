@@ -6,6 +6,7 @@ of that gradient that belongs to the micro-batch.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from mtl.distributed.collectives import sum_scalars
 from mtl.errors import UserError
 from mtl.labels import label_fields
 from mtl.model import MultiTaskModel
+from mtl.process.seeding import common_generators
 from mtl.step.alignment import STAND_IN
 from mtl.step.forward import loss_of, without_gradients
 from mtl.step.micro_batches import MicroBatches
@@ -97,9 +99,11 @@ class Preview:
         leaves = [_precise(leaf.detach()).requires_grad_() if _is_floating(leaf) else leaf for leaf in leaves]
         cuts = [leaf for leaf in leaves if _is_floating(leaf)]
         parameters = [p for p in task.loss.parameters() if p.requires_grad] if isinstance(task.loss, nn.Module) else []
-        with torch.enable_grad(), autocast():
-            loss = loss_of(task, tree_unflatten(leaves, structure), labels)
-        gradients = torch.autograd.grad(loss, [*cuts, *parameters], allow_unused=True)
+        # Each process takes its slices of the gradient, so that the loss has to draw the same numbers in all of them.
+        with nullcontext() if whole is None else common_generators(whole.seed):
+            with torch.enable_grad(), autocast():
+                loss = loss_of(task, tree_unflatten(leaves, structure), labels)
+            gradients = torch.autograd.grad(loss, [*cuts, *parameters], allow_unused=True)
         self._whole_losses[index] = loss.detach().double()
         at_cuts = [g if g is None or whole is None else g[whole.ours] for g in gradients[: len(cuts)]]
         slices = [

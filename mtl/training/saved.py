@@ -113,7 +113,7 @@ def check_parameters(model: nn.Module, step: int) -> None:
         broken = ", ".join(name for name, is_broken in zip(parameters, flags, strict=True) if is_broken)
         raise UserError(f"parameters aren't finite after step {step}, and are not saved: {broken}")
     if world_size() > 1:
-        check_replicas(model, [])
+        check_replicas(model)
 
 
 def unusable(tensors: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

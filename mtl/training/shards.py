@@ -58,6 +58,17 @@ def split(state: dict[str, Any]) -> tuple[dict[str, Any], Tensors]:
     return walk(state, take), tensors
 
 
+def copied(value: Any) -> Any:
+    """Returns a value with copies of its tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(each) for each in value)
+    return value
+
+
 class Staged:
     """Copies of the parts of sharded tensors that this process has, which all processes write together once.
 

@@ -84,7 +84,7 @@ class Trainer:
         self.position: int | None = None
         self.tried = 0
         self._intact = True  # whether parameters and counters belong to the same step
-        self._agree = Agreement()
+        self._agree = Agreement(self.writer)
         self._saved_at = time.monotonic()
         self._queued = 0  # the step of the newest state that was passed to the writer
         self._loaded = 0  # the step from which the run was resumed

@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mtl.distributed.collectives import rank
+from mtl.distributed.collectives import rank, world_size
 from mtl.errors import UserError
 from mtl.files import Folder, why
 from mtl.safety.shards import KEY
 from mtl.training import checkpoint
-from mtl.training.shards import References, Staged, Together, new_folder, split
+from mtl.training.shards import References, Staged, Together, copied, new_folder, split
 
 Value = float | None
 Better = Callable[[Any, Any], bool]
+UNCHANGED = "earlier ones are unchanged"
 
 
 class Job(NamedTuple):
@@ -40,17 +41,17 @@ class Writer:
     """Writes states into a folder, in a separate thread and in the order in which they arrive.
 
     If a write fails, existing files are not changed, and later writes are tried. If states arrive faster than they can
-    be written, a newer state replaces the last one in the queue, so that the training never waits for the disk. With
-    several processes, the one of rank 0 writes, and the others do nothing.
+    be written, a newer state replaces the last one in the queue, so that the training never waits for the disk.
 
-    Sharded tensors are written by all processes together. The training then waits until earlier states are written, and
-    ends if one can't be, see `complete`.
+    With several processes, the one of rank 0 writes, and the others do nothing. A write that fails ends the training
+    unless a second attempt succeeds, see `try_again`. Sharded tensors are written by all processes together. The
+    training then waits until earlier states are written, and there is no second attempt.
 
     Args:
         folder: The folder of the checkpoints, inside the folder of the run.
         keep: The number of newest states to keep: last.pt, last-1.pt, …; None for all.
         best: The number of best states to keep: best.pt, best-1.pt, …, the best one first.
-        report: Called with a message when a write fails, but not again for the same reason.
+        report: Called with a message when a write fails in one process, but not again for the same reason.
         timeout: The number of seconds that processes wait for one another while they write sharded tensors.
 
     Attributes:
@@ -70,6 +71,7 @@ class Writer:
         timeout: float | None = None,
     ) -> None:
         self._writes = rank() == 0
+        self._alone = world_size() == 1
         if self._writes:
             folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -105,7 +107,7 @@ class Writer:
         plain, tensors = split(state)
         staged = self._stage(name, state, tensors) if tensors else None
         if self._writes or staged:
-            self._begin(Job(name, _copied(plain) if self._writes else {}, better, staged))
+            self._begin(Job(name, copied(plain) if self._writes else {}, better, staged))
 
     def _stage(self, name: str, state: dict[str, Any], tensors: dict[str, Tensor]) -> Staged:
         """Copies sharded tensors, unless the last state is the best one as well, whose tensors have been copied.
@@ -119,7 +121,7 @@ class Writer:
         self.complete()
         if self._together is None:
             self._together = Together(self._timeout)
-        self._shards = name, place, Staged(_copied(tensors))
+        self._shards = name, place, Staged(copied(tensors))
         return self._shards[2]
 
     def complete(self) -> None:
@@ -131,6 +133,23 @@ class Writer:
         self.wait()
         if self._lost:
             raise UserError(self._lost)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a state can't be written, as far as this process knows."""
+        return bool(self.failed or self._lost)
+
+    def try_again(self) -> None:
+        """Tries states again whose writing failed.
+
+        Raises:
+            UserError: If one can't be written, or if the folder of the run is missing: in all processes if there are
+                sharded tensors, otherwise in the one of rank 0, whose end the others notice.
+        """
+        self.check()
+        self.complete()
+        if self.failed:
+            raise UserError(f"{self._why(min(self.failed), self.reason)}; {UNCHANGED}")
 
     def check(self) -> None:
         """Raises a UserError if the folder of the run, or a file that was saved in it, is missing."""
@@ -212,15 +231,13 @@ class Writer:
                 self._write(job)
             except Exception as error:
                 if job.shards:
-                    path = self.folder / f"{job.name}.pt"
-                    line = f"the checkpoint {path} could not be written: {why(error)}; earlier ones are unchanged"
-                    self._lost = self._lost or line
+                    self._lost = self._lost or f"{self._why(job.name, why(error))}; {UNCHANGED}"
                 else:
                     self._note(job, why(error))
                 continue
             self.written[job.name] = job.state.get("global_step", 0)
-            self.reason = ""
             former = self.failed.pop(job.name, None)
+            self.reason = self.reason if self.failed else ""
             if former is not None and former is not job and job.better is not None:
                 with self._changed:
                     self._jobs.appendleft(former)  # it may be better than the one just written
@@ -273,20 +290,11 @@ class Writer:
         former = self.failed.get(job.name)
         if former is None or job.better is None or job.better(job.state.get("value"), former.state.get("value")):
             self.failed[job.name] = job
-        if reason != self.reason and self.is_there():  # else the next save raises an error with the reason
+        if self._alone and reason != self.reason and self.is_there():  # else an error with the reason follows
             with suppress(Exception):  # printing may fail as well
-                self.report(
-                    f"error    the checkpoint {self.folder / job.name}.pt could not be written: {reason}. Training "
-                    "goes on, and later checkpoints are tried; earlier ones are unchanged"
-                )
+                goes_on = f"Training goes on, and later checkpoints are tried; {UNCHANGED}"
+                self.report(f"error    {self._why(job.name, reason)}. {goes_on}")
         self.reason = reason
 
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(each) for each in value)
-    return value
+    def _why(self, name: str, reason: str) -> str:
+        return f"the checkpoint {self.folder / name}.pt could not be written: {reason}"

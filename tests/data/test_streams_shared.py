@@ -1,11 +1,12 @@
 """What several processes get of a stream: the sizes of their shares, and what is refused."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from processes import processes
-from streams_by_hand import Parts, data_set
+from streams_by_hand import Parts, Plain, data_set
 from torch import nn
 
 import mtl
@@ -27,14 +28,50 @@ def test_the_size_of_a_share_is_the_number_of_its_samples(kind: str, total: int)
     assert sum(size for answer in answers for size, _ in answer) == total
 
 
-def reordered() -> None:
+def reordered(how: str) -> None:
+    """Reads shards of which the process of rank 1 has another list."""
     shards = [[10 * number, 10 * number + 1] for number in range(40)]
-    list(Loader(Parts(shards[::-1] if rank() else shards), batch_size=16).batches())
+    if rank() == 1:
+        lists = {
+            "reversed": shards[::-1],
+            "sorted as texts": [shards[int(name)] for name in sorted(map(str, range(40)))],
+            "one missing and another one added": shards[:10] + shards[11:31] + [[1000]] + shards[31:],
+            "fewer": shards[:9],
+        }
+        shards = lists.get(how, shards)
+    list(Loader(Parts(shards), batch_size=16, readers={"processes": 2}).batches())
 
 
-def test_shards_in_another_order_are_refused() -> None:
+OTHERS = ["reversed", "sorted as texts", "one missing and another one added", "fewer"]
+
+
+@pytest.mark.parametrize("how", OTHERS)
+def test_shards_in_another_order_are_refused(how: str) -> None:
     with pytest.raises(RuntimeError, match="Parts gives different samples in the processes of rank 0 and 1"):
-        processes(2)(reordered)
+        processes(2)(reordered, how)
+
+
+def test_shards_in_the_same_order_are_read() -> None:
+    processes(2)(reordered, "the same")
+
+
+class Turns(Plain):
+    """Samples that differ in the process of rank 1 after some batches."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number in range(self.total):
+            yield {"number": number, "x": torch.full((2,), float(rank() if number > 50 else 0))}
+
+
+def turns(total: int, how: str) -> None:
+    data: Any = Turns(total) if how == "differ" else Plain(total)
+    list(Loader(data, batch_size=2, shuffle=True, num_workers=0).batches())
+
+
+def test_samples_that_differ_later_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="Turns gives different samples in the processes of rank 0 and 1"):
+        processes(2)(turns, 100, "differ")
+    processes(2)(turns, 100, "same")
 
 
 def sharded(how: str, drop_last: bool) -> None:

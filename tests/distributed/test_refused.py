@@ -1,5 +1,6 @@
 """Whatever is not supported in several processes is an error, in the step itself."""
 
+import copy
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -9,8 +10,11 @@ import torch
 import torchmetrics
 from processes import processes
 from torch import nn
+from torch.distributed._composable import replicate, replicate_with_fsdp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import mtl
@@ -88,6 +92,13 @@ def step_of(kind: str) -> str:
     trunk: nn.Module = nn.Linear(3, 4)
     if kind == "ddp trunk":
         trunk = DistributedDataParallel(trunk)
+    if kind == "composable ddp":
+        replicate(trunk)
+    if kind == "composable ddp by fsdp":
+        replicate_with_fsdp.replicate(trunk)
+    if kind == "tensor parallel":
+        mesh = init_device_mesh("cpu", (mtl.distributed.world_size(),))
+        parallelize_module(trunk, mesh, ColwiseParallel(output_layouts=Replicate()))
     if kind == "fsdp trunk":
         fully_shard(trunk, mesh=init_device_mesh("cpu", (mtl.distributed.world_size(),)))
     if kind == "synchronised norm":
@@ -133,6 +144,9 @@ def step_of(kind: str) -> str:
     [
         ("ddp trunk", "'trunk' of the model is wrapped in DistributedDataParallel"),
         ("ddp model", "the model is wrapped in DistributedDataParallel"),
+        ("composable ddp", "'trunk' of the model was given to replicate"),
+        ("composable ddp by fsdp", "'trunk' of the model was given to replicate"),
+        ("tensor parallel", "'trunk.weight' of the model is sharded and 'heads.a.weight' is not"),
         ("fsdp trunk", "'trunk.weight' of the model is sharded and 'heads.a.weight' is not"),
         ("fsdp model", "the model as a whole is sharded, and a step calls its trunk and heads one by one"),
         ("fsdp over a part", "is divided as"),
@@ -165,18 +179,34 @@ def test_refused(kind: str, part: str) -> None:
         assert part in message
 
 
-def prepared() -> list[list[float]]:
+def prepared() -> list[dict[str, torch.Tensor]]:
+    """Returns the state of a model before and after it is prepared and after a step, and that of one forward pass."""
     torch.manual_seed(mtl.distributed.rank())
     model, tasks = model_of(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
-    model.trunk[1].running_mean.add_(mtl.distributed.rank())
+    model.trunk[1].running_mean.add_(1 + mtl.distributed.rank())
+    states = [copy.deepcopy(model.state_dict())]
     mtl.distributed.prepare(model)
+    states.append(copy.deepcopy(model.state_dict()))
+    forward = copy.deepcopy(model)
+    forward.features(batch(7))
     mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1))(batch(7))
-    return [value.flatten().tolist() for value in model.state_dict().values()]
+    return [*states, model.state_dict(), forward.state_dict()]
 
 
 def test_prepared_models_stay_alike_and_have_the_statistics_of_rank_0() -> None:
-    first, second = processes(2)(prepared)
-    assert first == second
+    (before, ready, after, alone), theirs = processes(2)(prepared)
+    assert_same(ready, before)
+    assert_same(theirs[1], before)
+    assert_same(theirs[2], after)
+    for state in (theirs[0], theirs[3]):  # the process of rank 1 by itself has others
+        assert not torch.equal(state["trunk.1.running_mean"], alone["trunk.1.running_mean"])
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        torch.testing.assert_close(after[f"trunk.1.{name}"], alone[f"trunk.1.{name}"])
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def drawn(count: int, size: int) -> list[list[int]]:
@@ -195,31 +225,6 @@ def test_the_sampler_divides_the_batches_of_one_process(count: int, size: int) -
         assert sorted(sum(joined, [])) == list(range(count))  # each sample once
         whole = sum(len(batch) == size for batch in alone)
         assert joined[: whole - 1] == [sorted(batch) for batch in alone[: whole - 1]]
-
-
-class Noise(mtl.balancers.Balancer):
-    """A balancer that draws from the global generators."""
-
-    needs = "losses"
-
-    def weights(self, losses: torch.Tensor, gramian: torch.Tensor | None) -> torch.Tensor:
-        return torch.rand(len(losses), dtype=losses.dtype) + 0.5
-
-
-def noisy() -> list[Any]:
-    torch.manual_seed(0)
-    model, tasks = model_of(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5)))
-    torch.manual_seed(100 + mtl.distributed.rank())
-    step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), balancer=Noise())
-    weights = [list(map(float, step(batch()).weights.values())) for _ in range(3)]
-    return [weights, [value.flatten().tolist() for value in model.state_dict().values()], float(torch.rand(()))]
-
-
-def test_a_balancer_that_draws_draws_the_same_in_all_processes() -> None:
-    first, second = processes(2)(noisy)
-    assert first[:2] == second[:2]
-    assert len({tuple(weights) for weights in first[0]}) == 3  # other ones in each step
-    assert first[2] != second[2]  # the processes' own generators go on from where they were
 
 
 class Unsynchronised(torchmetrics.Metric):

@@ -73,6 +73,14 @@ def problem(
     return model, tasks, batches
 
 
+def spoil(batches: list[dict[str, Tensor]], on_nonfinite: str) -> None:
+    """Makes a target of one sample infinite in some batches, and so a loss in one process, where that is no error."""
+    if on_nonfinite != "error":
+        for number, batch in enumerate(batches):
+            if number % 3 == 1:
+                batch["y1"][-1] = torch.inf
+
+
 def train(setting: dict[str, Any]) -> dict[str, Any]:
     """Takes some steps with this process's share of each batch, and returns all numbers."""
     settings = dict(setting)
@@ -81,6 +89,7 @@ def train(setting: dict[str, Any]) -> dict[str, Any]:
     model, tasks, batches = problem(
         settings.pop("count"), settings.pop("steps"), settings.pop("sizes"), weighted, settings.pop("width")
     )
+    spoil(batches, settings.get("on_nonfinite", "error"))
     if settings.pop("norm"):
         model.trunk.insert(1, nn.BatchNorm1d(8, dtype=DTYPE))
         model.heads["t2"] = tasks[2].head = nn.Sequential(nn.BatchNorm1d(6, dtype=DTYPE, momentum=None), tasks[2].head)
@@ -97,16 +106,18 @@ def train(setting: dict[str, Any]) -> dict[str, Any]:
     step = mtl.Step(model, tasks, optimizer, balancer=balancer, gradients=gradients, update=update, **settings)
     rank, world = mtl.distributed.rank(), mtl.distributed.world_size()
     record: dict[str, list[Any]] = {"losses": [], "weights": [], "norms": [], "cosines": [], "total": [], "reach": []}
+    record["nonfinite"] = []
     for number, batch in enumerate(batches):
         n = len(batch["x"])
         share = take(batch, n, list(range(n))[rank::world]) if n > rank else {}
         result = step(share, measure=number % 2 == 0)
+        record["nonfinite"].append(result.nonfinite)
         record["losses"].append({k: float(v) for k, v in result.losses.items()})
         record["weights"].append({k: float(v) for k, v in result.weights.items()})
         if result.grad_norms is not None and result.cosines is not None:
             record["norms"].append({k: float(v) for k, v in result.grad_norms.items()})
             record["cosines"].append({k: float(v) for k, v in result.cosines.items()})
-            record["total"].append(float(result.total_norm))
+            record["total"].append(None if result.total_norm is None else float(result.total_norm))
             record["reach"].append(result.reach)
     step.epoch_end()
     return {**record, "parameters": {k: whole(v).tolist() for k, v in model.state_dict().items()}}
@@ -155,6 +166,15 @@ def check(world: int, **setting: Any) -> None:
 @pytest.mark.parametrize("balancer", BALANCERS)
 def test_each_balancer(balancer: str) -> None:
     check(2, balancer=balancer)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("on_nonfinite", ["skip_step", "skip_task"])
+@pytest.mark.parametrize("balancer", ["Equal", "UW", "UPGrad", "FAMO"])
+def test_a_loss_that_is_not_finite_in_one_process(balancer: str, on_nonfinite: str, how: str) -> None:
+    setting = {"balancer": balancer, "on_nonfinite": on_nonfinite, "how": how, "sizes": [12, 7]}
+    check(2, **setting)
+    assert [list(each) for each in train(DEFAULT | setting)["nonfinite"]] == [[], ["t1"], [], [], ["t1"], []]
 
 
 SETTINGS = {  # of steps with any parameters

@@ -24,6 +24,7 @@ from mtl.process.seeding import seed_process
 from mtl.safety import archive, shards
 from mtl.safety.archive import check_newest
 from mtl.training import checkpoint
+from mtl.training.hooks import Hooks
 from mtl.training.layouts import fitted
 from mtl.training.options import Checkpoints
 from mtl.training.shards import new_folder
@@ -393,6 +394,33 @@ def test_a_failure_in_one_process_ends_all_with_one_sentence(tmp_path: Path, ran
     assert answers == [(message, message)] * 2
     assert checkpoint.load(folder / "last.pt")["global_step"] == 1
     assert [path.name for path in folder.glob("*.shards")] == ["step-1.shards"]
+
+
+def ends_after(folder: Path) -> tuple[str, int]:
+    """Trains until a write of rank 1 fails that begins after step 6; returns the message, and the last step."""
+    trainer = trainer_of(folder, "fsdp", 5, seed=0)
+
+    def fills(trainer: Trainer, _: object) -> None:
+        if trainer.global_step == 5:
+            trainer.writer.wait()
+            if dist.get_rank() == 1:
+                patch.setattr("mtl.training.shard_files._Stream.write", full)
+        if trainer.global_step == 7:
+            trainer.writer.wait()
+
+    trainer.hooks = Hooks([fills])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(mtl.UserError) as raised:
+        trainer.fit()
+    return str(raised.value), trainer.global_step
+
+
+def test_a_training_ends_in_all_processes_after_the_step_in_which_the_failure_is_known(tmp_path: Path) -> None:
+    """And not when the next checkpoint is due, after step 8."""
+    answers = processes(2)(ends_after, tmp_path)
+    assert answers[0] == answers[1]
+    assert "[Errno 28] No space left on device, in the process of rank 1; earlier ones are unchanged" in answers[0][0]
+    assert answers[0][1] == 7
+    assert checkpoint.load(tmp_path / "checkpoints/last.pt")["global_step"] == 4
 
 
 def checks_first(folder: Path) -> bool:
