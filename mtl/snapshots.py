@@ -20,13 +20,22 @@ class Buffers:
     def __init__(self, module: nn.Module) -> None:
         # By module and name, since a forward pass may replace a buffer by another tensor.
         owned = [(m, name, b) for m in module.modules() for name, b in m._buffers.items() if b is not None]
-        self._copies = [(m, name, buffer, buffer.clone()) for m, name, buffer in owned if not is_lazy(buffer)]
+        self._copies = [(m, name, buffer, distinct(buffer).clone()) for m, name, buffer in owned if not is_lazy(buffer)]
 
     def restore(self) -> None:
         """Copies the values back, into the tensors that held them."""
         for module, name, buffer, value in self._copies:
-            buffer.data.copy_(value)  # through .data, since a graph may have saved the buffer for the backward pass
+            distinct(buffer.data).copy_(value)  # .data, since a graph may have saved the buffer for the backward pass
             module._buffers[name] = buffer
+
+
+def distinct(tensor: Tensor) -> Tensor:
+    """Returns a view without the repetitions of a tensor from `expand`, which can't be written to."""
+    if tensor.layout == torch.strided:
+        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+            if size > 1 and not stride:
+                tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 class Snapshot:

@@ -104,6 +104,7 @@ class Jobs:
             where = f"{folder.name}: " if runs_in_parallel() else ""
             show(error, self._tracebacks or config.get("debug") is True, self._config_name, where)
             self.failed = True
+            existed_before |= isinstance(error, Busy)  # another process has made the folder at the same moment
             self._note(folder, began, "busy" if isinstance(error, Busy) else "failed")
             return nothing
         finally:

@@ -212,11 +212,14 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def broadcast_tensors(tensors: Sequence[Tensor]) -> None:
-    """Replaces the values of each tensor with those of the process of rank 0."""
+    """Replaces the values of each tensor with those of the process of rank 0.
+
+    The values are sent as bytes, since gloo doesn't know all data types.
+    """
     if world_size() == 1:
         return
     for bucket in _buckets(sorted(tensors, key=lambda tensor: str(tensor.dtype))):
-        _replace(bucket, lambda flat: dist.broadcast(flat, 0))
+        _replace(bucket, lambda flat: dist.broadcast(flat.view(torch.uint8), 0))
 
 
 def _device_of_numbers() -> torch.device | None:

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from mtl.choices import WAYS
-from mtl.distributed.collectives import broadcast_tensors, gather_objects, world_size
+from mtl.distributed.collectives import broadcast_tensors, gather_numbers, gather_objects, mark, world_size
 from mtl.distributed.sharding import local, number_of_part, shard
 from mtl.errors import UserError
+from mtl.snapshots import distinct
 
 
 def prepare(model: nn.Module, how: str = "ddp") -> nn.Module:
@@ -28,20 +29,63 @@ def prepare(model: nn.Module, how: str = "ddp") -> nn.Module:
         The model.
 
     Raises:
-        UserError: If the model contains a wrapper such as `DistributedDataParallel`, or can't be divided.
+        UserError: If the model contains a wrapper such as `DistributedDataParallel`, differs between the
+            processes, or can't be divided.
     """
     if how not in WAYS:
         raise UserError(f"distributed: '{how}' is not one of {', '.join(WAYS)}")
     check_plain(model)
-    broadcast_tensors([*model.parameters(), *model.buffers()])
+    kinds = [(name, parameter.dtype, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
+    if number := difference(kinds):
+        raise UserError(_DIFFERENT["parameters"].format(ranks=f"0 and {number}"))
+    broadcast_tensors(list(model.parameters()))
+    share_buffers(model)
     if how != "ddp" and world_size() > 1:
         shard(model, how)
     return model
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Gives the model the buffers of the process of rank 0, such as the running statistics of batch norm."""
-    broadcast_tensors(list(model.buffers()))
+    """Gives the model the buffers of the process of rank 0, such as the running statistics of batch norm.
+
+    Raises:
+        UserError: In all processes, if a buffer has different shapes or types in two of them.
+    """
+    if world_size() == 1 or not any(module._buffers for module in model.modules()):
+        return
+    named = {name: parts for name, buffer in model.named_buffers() if (parts := _parts(buffer))}
+    kinds = {name: [(part.dtype, tuple(part.shape)) for part in parts] for name, parts in named.items()}
+    marks = gather_numbers([mark(kinds)])
+    if any(each != marks[0] for each in marks):  # gloo would end the process
+        raise UserError(_of_different_kinds(gather_objects(kinds)))
+    broadcast_tensors([part for parts in named.values() for part in parts])
+
+
+def _parts(buffer: torch.Tensor) -> list[torch.Tensor]:
+    """Returns the tensors that hold the values of a buffer, which may be sparse or have been expanded."""
+    if buffer.layout == torch.strided:
+        return [distinct(buffer)]
+    if buffer.layout == torch.sparse_coo:
+        return [buffer._indices(), buffer._values()]
+    by_rows = buffer.layout in (torch.sparse_csr, torch.sparse_bsr)
+    of_rows = (buffer.crow_indices(), buffer.col_indices()) if by_rows else ()
+    return [*(of_rows or (buffer.ccol_indices(), buffer.row_indices())), buffer.values()]
+
+
+def _of_different_kinds(kinds: list[dict[str, Any]]) -> str:
+    rank, name = next(
+        (rank, name)
+        for rank, each in enumerate(kinds)
+        for name in {**kinds[0], **each}
+        if each.get(name) != kinds[0].get(name)
+    )
+    shown = [[f"{str(kind).removeprefix('torch.')} {shape}" for kind, shape in each.get(name, [])] for each in kinds]
+    ours, theirs = (" and ".join(shown[number]) or "missing" for number in (0, rank))
+    return (
+        f"the buffer '{name}' of the model is {ours} in the process of rank 0 and {theirs} in that of rank {rank}. All "
+        "processes get the buffers of rank 0 after each step; give the buffer its final shape when the model is built, "
+        "or keep it in an attribute that isn't a buffer"
+    )
 
 
 def check_plain(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtl.distributed.collectives import world_size
-from mtl.errors import UserError
+from mtl.errors import UserError, describe_error
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)  # modules that are never called
 
@@ -32,7 +32,8 @@ def shard(model: nn.Module, how: str) -> None:
             as torchrun started them; the machines have equal parts.
 
     Raises:
-        UserError: If the processes aren't the same number on each machine, or if two modules share a parameter.
+        UserError: If the processes aren't the same number on each machine, if two modules share a parameter, or
+            if `fully_shard` doesn't support one, such as a scalar.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -52,8 +53,11 @@ def shard(model: nn.Module, how: str) -> None:
         _copy_timeout(group)
     units = list(_units(model))
     _check_untied(model, units)
-    for _, unit in units:
-        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+    for name, unit in units:
+        try:
+            fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(f"distributed: '{name}' can't be sharded: {describe_error(error)}. Or take ddp") from error
 
 
 def _copy_timeout(group: Any) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -385,6 +386,14 @@ def test_a_run_that_is_being_built_is_not_forgotten_by_a_second_process(here: Pa
     assert ended.code == 1
     assert "another process is using" in ended.err
     assert (run / "config.yaml").read_text() == "seed: 0\n"
+
+
+def test_a_run_that_began_at_the_same_moment_is_not_forgotten(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtl.train.locked", lambda folder: nullcontext(False))  # the other process has the lock
+    ended = command("train", *SMALL, "hydra.run.dir=both")
+    assert ended.code == 1
+    assert "another process is using" in ended.err
+    assert (here / "both").is_dir()
 
 
 @pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")  # that is what stands in for it
