@@ -17,7 +17,7 @@ from mtl.config.device import choose_device
 from mtl.data import Drawn, Fields, Loader
 from mtl.distributed import collectives
 from mtl.distributed.processes import extend
-from mtl.distributed.replicas import _checksum
+from mtl.distributed.replicas import checksum
 from mtl.step import alignment, over_processes
 from mtl.step.over_processes import gather
 from mtl.training.gallery import some_samples
@@ -222,12 +222,12 @@ def test_the_checksum_of_a_parameter_depends_on_values_and_order_and_needs_no_co
     """The sum of the bits as integers, each times its place modulo 8191, plus 1."""
     values = torch.randn(3, 1_000_003)
     bits = values.flatten().view(torch.int32).long()
-    assert int(_checksum(values)) == int((bits * (torch.arange(len(bits)) % 8191 + 1)).sum())
+    assert int(checksum(values)) == int((bits * (torch.arange(len(bits)) % 8191 + 1)).sum())
     swapped = values.flatten().clone()
     swapped[[5, 2_500_000]] = swapped[[2_500_000, 5]]
-    assert int(_checksum(swapped)) != int(_checksum(values))
+    assert int(checksum(swapped)) != int(checksum(values))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        _checksum(values)
+        checksum(values)
     largest = max(event.self_cpu_memory_usage for event in profile.events())
     assert largest < 2 * 8 * 2**20  # a chunk has 8 million bytes, and a whole copy 24 million
 
