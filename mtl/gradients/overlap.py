@@ -67,7 +67,7 @@ class Overlap:
 
 
 class Room:
-    """The memory for the buckets of all steps; on a CPU, new memory for each step would be slow, as it is mapped."""
+    """The memory for the buckets, which all steps use, since allocating it in each step is slow on a CPU."""
 
     def __init__(self) -> None:
         self._flat: dict[Kind, Tensor] = {}
@@ -171,6 +171,7 @@ class Sums:
         for work in self._begun:
             work.wait()
         late = []
+        gradients, sums = [], []  # the tensors for `.grad`, and the views of the buckets that they get the values of
         count = len(self._parameters)
         for parameter, was_sent, is_late in zip(self._parameters, flags[:count], flags[count:], strict=True):
             if is_late:
@@ -178,10 +179,13 @@ class Sums:
                 late.append((parameter, torch.zeros_like(parameter) if gradient is None else dense(gradient)))
             if was_sent or is_late:
                 self.present.append(parameter)
-            parameter.grad = self._sent.get(parameter, torch.empty_like(parameter)) if was_sent else None
-        sent = [parameter for parameter in self.present if parameter.grad is not None]
-        if sent:
-            torch._foreach_copy_([p.grad for p in sent if p.grad is not None], [self._sums[p] for p in sent])
+            parameter.grad = None
+            if was_sent:
+                parameter.grad = self._sent[parameter] if parameter in self._sent else torch.empty_like(parameter)
+                gradients.append(parameter.grad)
+                sums.append(self._sums[parameter])
+        if gradients:
+            torch._foreach_copy_(gradients, sums)
         sum_tensors([gradient for _, gradient in late])
         for parameter, gradient in late:
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
