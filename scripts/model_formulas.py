@@ -14,6 +14,7 @@ import torch
 from mtl.balancers._math.gramian import COLUMNS
 from mtl.distributed.collectives import BUCKET
 from mtl.gradients.layerwise import Product
+from mtl.gradients.overlap import LARGE
 
 CASES = ("joint", "shared", "rows", "layerwise", "representation")
 SHARDED = ("joint fsdp", "rows fsdp", "representation fsdp")
@@ -159,8 +160,9 @@ def memory(case: str, shape: Shape, world: int, *, gloo: bool = True) -> float:
     if source == "representation":
         moments.append((shape.layers + tasks) * output + _chunks(tasks, output))
     if world > 1 and not sharded:
-        if source in ("joint", "shared"):  # the buckets have memory of their own
-            moments = [size + begin, size + end + ring(size)]
+        if source in ("joint", "shared"):  # small gradients are copied into buckets
+            copies, sent = (0, unit) if 4 * unit >= LARGE else (size, size)
+            moments = [copies + begin, copies + end + ring(sent)]
         else:
             moments.append(_exchange(source, shape, world, ring))
     return 4 * max(moments)

@@ -1,11 +1,11 @@
 """Sums of gradients over the processes that begin while backward passes still run.
 
-The gradients are summed in buckets of several parameters, and all processes begin the same sums in the same order. The
-buckets hold the parameters that had a gradient in any process in an earlier step with the same tasks, the last layers
-first. The sum of a bucket begins once as many gradients as in an earlier step with the same micro-batches have arrived
-at its parameters, or else after the passes. This is only a guess: a gradient that arrives later, or at a parameter
-without a bucket, is summed after the passes and added. The result is therefore right in each step, and each process may
-run passes of its own, or none.
+The gradients of small parameters are copied into buckets that are summed together; a large gradient is summed where it
+is. All processes begin the same sums in the same order. The buckets hold the parameters that had a gradient in any
+process in an earlier step with the same tasks, the last layers first. The sum of a bucket begins once as many gradients
+as in an earlier step with the same micro-batches have arrived at its parameters, or else after the passes. This is only
+a guess: a gradient that arrives later, or at a parameter without a bucket, is summed after the passes and added. The
+result is therefore right in each step, and each process may run passes of its own, or none.
 """
 
 from collections import Counter
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mtl.distributed.collectives import Begun, begin_sum, sum_tensors, sum_with_flags
 from mtl.gradients.sums import dense
 
+LARGE = 2**20  # the number of bytes from which on a gradient is summed without a copy
 FIRST = 2**20  # the number of bytes in the first bucket, whose sum begins early
 FOLLOWING = 25 * 2**20  # the number of bytes in each other bucket
 Kind = tuple[torch.dtype, torch.device]
@@ -67,13 +68,13 @@ class Overlap:
 
 
 class Room:
-    """The memory for the buckets, which all steps use, since allocating it in each step is slow on a CPU."""
+    """The memory for the buckets of several parameters. All steps use it, since allocating it is slow on a CPU."""
 
     def __init__(self) -> None:
         self._flat: dict[Kind, Tensor] = {}
 
     def take(self, buckets: Sequence[Sequence[nn.Parameter]]) -> list[Tensor]:
-        """Returns a flat tensor of undefined values for the gradients of each bucket."""
+        """Returns a flat tensor of undefined values for the gradients of each bucket in `buckets`."""
         sizes = [sum(parameter.numel() for parameter in bucket) for bucket in buckets]
         kinds = [_kind(bucket[0]) for bucket in buckets]
         needed: Counter[Kind] = Counter()
@@ -117,11 +118,12 @@ class Sums:
         self._parameters = parameters
         self._expected = arrivals
         self._buckets = _buckets([p for p in reversed(expected) if p.requires_grad])
-        self._flat = room.take(self._buckets)
+        shared = [bucket for bucket in self._buckets if not _is_large(bucket[0])]
+        self._flat = iter(room.take(shared))
         self._number = {p: number for number, bucket in enumerate(self._buckets) for p in bucket}
         self._missing = [sum(arrivals is None or p in arrivals for p in bucket) for bucket in self._buckets]
-        self._sums: dict[nn.Parameter, Tensor] = {}  # views of the buckets that have begun
-        self._sent: dict[nn.Parameter, Tensor] = {}  # gradients of this process that are in such a bucket
+        self._sums: dict[nn.Parameter, Tensor] = {}  # large gradients, and views of the buckets, that have begun
+        self._sent: dict[nn.Parameter, Tensor] = {}  # gradients of this process that are in such a sum
 
     def arrive(self, parameter: nn.Parameter) -> None:
         """Counts a gradient that has arrived in `.grad`, and begins the sums for which all gradients have arrived."""
@@ -137,16 +139,20 @@ class Sums:
     def _begin(self) -> None:
         """Begins the sum of the next bucket, and takes its gradients out of `.grad`."""
         bucket = self._buckets[len(self._begun)]
-        flat = self._flat[len(self._begun)]
-        for parameter, piece in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
-            strides = parameter if parameter.is_contiguous() else torch.empty_like(parameter, device="meta")
-            self._sums[parameter] = piece.as_strided(parameter.shape, strides.stride(), piece.storage_offset())
         here = {parameter: dense(parameter.grad) for parameter in bucket if parameter.grad is not None}
-        if here:
-            torch._foreach_copy_([self._sums[parameter] for parameter in here], list(here.values()))
+        if _is_large(bucket[0]):
+            (parameter,) = bucket
+            self._sums[parameter] = _in_layout(here.get(parameter), parameter)
+            flat = _flat(self._sums[parameter])
+        else:
+            flat = next(self._flat)
+            for parameter, piece in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
+                self._sums[parameter] = piece.as_strided(parameter.shape, _strides(parameter), piece.storage_offset())
+                if parameter not in here:
+                    self._sums[parameter].zero_()
+            if here:
+                torch._foreach_copy_([self._sums[parameter] for parameter in here], list(here.values()))
         for parameter in bucket:
-            if parameter not in here:
-                self._sums[parameter].zero_()
             parameter.grad = None
         self._sent |= here
         self._begun.append(begin_sum(flat))
@@ -180,7 +186,9 @@ class Sums:
             if was_sent or is_late:
                 self.present.append(parameter)
             parameter.grad = None
-            if was_sent:
+            if was_sent and _is_large(parameter):
+                parameter.grad = self._sums[parameter]
+            elif was_sent:
                 parameter.grad = self._sent[parameter] if parameter in self._sent else torch.empty_like(parameter)
                 gradients.append(parameter.grad)
                 sums.append(self._sums[parameter])
@@ -192,19 +200,48 @@ class Sums:
         return list(total.unbind())
 
 
-def _kind(parameter: nn.Parameter) -> Kind:
-    return parameter.dtype, parameter.device
+def _kind(tensor: Tensor) -> Kind:
+    return tensor.dtype, tensor.device
+
+
+def _is_large(parameter: nn.Parameter) -> bool:
+    return parameter.numel() * parameter.element_size() >= LARGE
+
+
+def _strides(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Returns the strides that the gradient has in all processes; they leave no gaps."""
+    return (parameter if parameter.is_contiguous() else torch.empty_like(parameter, device="meta")).stride()
+
+
+def _in_layout(gradient: Tensor | None, parameter: nn.Parameter) -> Tensor:
+    """Returns the gradient, or zeros for None, in a tensor whose elements have the same order in all processes."""
+    strides = _strides(parameter)
+    if gradient is not None and gradient.stride() == strides and _kind(gradient) == _kind(parameter):
+        return gradient
+    tensor = parameter.new_empty_strided(parameter.shape, strides)
+    return tensor.zero_() if gradient is None else tensor.copy_(gradient)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Returns a view of a tensor without gaps as a vector, in the order of its memory."""
+    return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
 
 def _buckets(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Divides parameters into lists of one data type and device whose gradients are summed together."""
+    """Divides parameters into lists of one data type and device that are summed together, by their last parameters.
+
+    A large parameter is alone.
+    """
     buckets: list[list[nn.Parameter]] = []
-    size, kind = 0, None
+    bucket: list[nn.Parameter] = []
+    size, limit = 0, FIRST
     for parameter in parameters:
-        limit = FIRST if len(buckets) < 2 else FOLLOWING
-        if not buckets or size >= limit or kind != _kind(parameter):
-            buckets.append([])
-            size, kind = 0, _kind(parameter)
-        buckets[-1].append(parameter)
+        if _is_large(parameter):
+            buckets.append([parameter])
+            continue
+        if bucket and (size >= limit or _kind(parameter) != _kind(bucket[0])):
+            buckets.append(bucket)
+            bucket, size, limit = [], 0, FOLLOWING
+        bucket.append(parameter)
         size += parameter.numel() * parameter.element_size()
-    return buckets
+    return [*buckets, bucket] if bucket else buckets

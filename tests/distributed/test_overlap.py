@@ -35,8 +35,17 @@ class Routed(nn.Module):
         return out
 
 
-def train(passes: str, sizes: list[int]) -> tuple[list[Any], list[str]]:
-    """Takes steps with this process's share of each batch; returns the gradients of each, and what happened."""
+def transpose_layout(parameter: Tensor) -> None:
+    """Replaces a gradient with an equal one whose columns are contiguous."""
+    assert parameter.grad is not None
+    parameter.grad = parameter.grad.t().contiguous().t()
+
+
+def train(passes: str, sizes: list[int], large: int = overlap.LARGE) -> tuple[list[Any], list[str]]:
+    """Takes steps with this process's share of each batch; returns the gradients of each, and what happened.
+
+    Gradients of `large` bytes or more are summed without a copy. Odd ranks have gradients in another memory layout.
+    """
     torch.manual_seed(0)
     tasks = [mtl.Task(f"t{n}", head=nn.Linear(4, 1), loss=nn.MSELoss(), target=f"y{n}") for n in range(3)]
     model = mtl.MultiTaskModel(Routed(), tasks, inputs=["x"]).to(DTYPE)
@@ -46,8 +55,10 @@ def train(passes: str, sizes: list[int]) -> tuple[list[Any], list[str]]:
         parameter.register_post_accumulate_grad_hook(lambda p: events.append(f"arrived {names[p]}"))
     model.trunk.first.register_forward_pre_hook(lambda *_: events.append("forward"))
     begin, late, count = overlap.begin_sum, overlap.sum_tensors, shares.begin_sum_of_numbers
-    before = overlap.FIRST, overlap.FOLLOWING
-    overlap.FIRST = overlap.FOLLOWING = 1  # one parameter in each bucket
+    if mtl.distributed.rank() % 2:
+        model.trunk.first.weight.register_post_accumulate_grad_hook(transpose_layout)
+    before = overlap.LARGE, overlap.FIRST, overlap.FOLLOWING
+    overlap.LARGE, overlap.FIRST, overlap.FOLLOWING = large, 1, 1  # one parameter in each bucket
 
     def begin_sum(flat: Tensor) -> Any:
         events.append("sum")
@@ -83,7 +94,7 @@ def train(passes: str, sizes: list[int]) -> tuple[list[Any], list[str]]:
         assert all(torch.equal(gradient, copy) for gradient, copy in kept)  # a later step doesn't change them
     finally:
         overlap.begin_sum, overlap.sum_tensors, shares.begin_sum_of_numbers = begin, late, count
-        overlap.FIRST, overlap.FOLLOWING = before
+        overlap.LARGE, overlap.FIRST, overlap.FOLLOWING = before
     return gradients, events
 
 
@@ -93,9 +104,9 @@ def of_steps(events: list[str]) -> list[list[str]]:
     return [events[start + 1 : end] for start, end in zip(starts, [*starts[1:], len(events)], strict=True)]
 
 
-@pytest.mark.parametrize("passes", ["joint", "shared", "sequential"])
-def test_sums_begin_before_the_backward_ends(passes: str) -> None:
-    for _, events in processes(2)(train, passes, [64] * 6):
+@pytest.mark.parametrize(("passes", "large"), [("joint", 1), ("joint", 64), ("shared", 1000), ("sequential", 1000)])
+def test_sums_begin_before_the_backward_ends(passes: str, large: int) -> None:
+    for _, events in processes(2)(train, passes, [64] * 6, large):
         first, second, third, *others = of_steps(events)
         assert [first.count("late"), second.count("late")] == [14, 12]  # the first steps with these tasks
         assert "sum" not in first + second
@@ -112,12 +123,12 @@ def test_counts_arrive_during_the_forward_pass(passes: str) -> None:
         assert step.index("forward") < step.index("counts") < step.index("sum")
 
 
-@pytest.mark.parametrize("passes", ["joint", "shared", "sequential"])
+@pytest.mark.parametrize(("passes", "large"), [("joint", 64), ("shared", 1), ("sequential", 1000)])
 @pytest.mark.parametrize("world", [2, 3])
-def test_processes_that_reach_different_parameters(world: int, passes: str) -> None:
+def test_processes_that_reach_different_parameters(world: int, passes: str, large: int) -> None:
     sizes = [9, 6, 1, 2, 12, 1, 3, 7, 2, 12, 2, 1, 5]  # with one sample, the other processes have none
     alone, _ = train(passes, sizes)
-    results = processes(world)(train, passes, sizes)
+    results = processes(world)(train, passes, sizes, large)
     for gradients, events in results:
         assert gradients == results[0][0]
         assert any("sum" in step and "late" in step for step in of_steps(events))
