@@ -79,11 +79,12 @@ formulas were read from the code and contain no fitted constant.
 | it ends | D + P/S + h·a + v·u | P/S + h·a + v·u | T·P/S + h·a + v·u |
 | gradients are exchanged, replicas | | P + E(P) | T·P + (2 + 1/W)·E(T·P) |
 
-D is P for replicas with W > 1, whose buckets have memory of their own, and otherwise 0. h counts outputs that are held
-at the features: 2, 3, T + 3 and T + 2 for `joint`, `shared`, `representation` and `rows`. w and v count layers: 1 and
-0, or with `fsdp` 3 and 3, since two layers are gathered and one has its whole gradient. E is what is sent at once, at
-most 8 million numbers or a layer. A Gramian needs at most 256 KiB a task. `layerwise` holds (L + T·L + T)·a, and with
-W > 1 also L·W·(1 + T)·a, of which one layer three times.
+D is P for replicas with W > 1 if a layer has less than 1 MiB of gradients: these are copied into buckets, larger ones
+are summed where they are. Otherwise D is 0. h counts outputs that are held at the features: 2, 3, T + 3 and T + 2 for
+`joint`, `shared`, `representation` and `rows`. w and v count layers: 1 and 0, or with `fsdp` 3 and 3, since two layers
+are gathered and one has its whole gradient. E is what is sent at once, at most 8 million numbers or a layer. A Gramian
+needs at most 256 KiB a task. `layerwise` holds (L + T·L + T)·a, and with W > 1 also L·W·(1 + T)·a, of which one layer
+three times.
 """
 ASSUMPTIONS = f"""
 ## GPUs: computed
