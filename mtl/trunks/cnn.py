@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mtl.errors import UserError
+from mtl.trunks.stages import Applied, averaged
 
 
 class CNN(nn.Sequential):
@@ -46,4 +47,13 @@ class CNN(nn.Sequential):
     def forward(self, image: Tensor) -> Tensor:
         """Computes features (N, num_features), or maps with this number of channels."""
         maps: Tensor = super().forward(image)  # type: ignore[no-untyped-call]
-        return maps.mean((2, 3)) if self.pooled else maps
+        return averaged(maps) if self.pooled else maps
+
+    def stages(self) -> list[nn.Module]:
+        """Returns a stage for each convolution; see `mtl.trunks.stages`."""
+        layers = list(self.children())
+        starts = [number for number, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+        stages = [nn.Sequential(*layers[a:b]) for a, b in zip(starts, [*starts[1:], None], strict=True)]
+        if self.pooled:
+            stages[-1].append(Applied(averaged))
+        return list(stages)

@@ -30,3 +30,11 @@ class LeNet(nn.Module):
         # The features end with this ReLU. Some published versions of the network also have a ReLU on the logits. Heads
         # have none, since a negative logit, and the gradient of its class, would become zero.
         return F.relu(self.linear(x))
+
+    def stages(self) -> list[nn.Module]:
+        """Returns a stage for each layer; see `mtl.trunks.stages`."""
+        return [
+            nn.Sequential(self.conv1, nn.MaxPool2d(2), nn.ReLU()),
+            nn.Sequential(self.conv2, nn.MaxPool2d(2), nn.ReLU(), self.dropout, nn.Flatten()),
+            nn.Sequential(self.linear, nn.ReLU()),
+        ]

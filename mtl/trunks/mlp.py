@@ -38,3 +38,10 @@ class MLP(nn.Sequential):
         """Computes features (N, num_features) from inputs (N, …)."""
         features: Tensor = super().forward(x.flatten(1))  # type: ignore[no-untyped-call]
         return features
+
+    def stages(self) -> list[nn.Module]:
+        """Returns a stage for each linear layer; see `mtl.trunks.stages`."""
+        layers = list(self.children())
+        stages = [nn.Sequential(*layers[start : start + 3]) for start in range(0, len(layers), 3)]
+        stages[0].insert(0, nn.Flatten())
+        return list(stages)

@@ -11,8 +11,8 @@ from mtl.data.columns import codes, numbers
 from mtl.errors import UserError, suggest
 
 
-class Table(nn.Module):
-    """A multilayer perceptron from columns of numbers and categories to features (N, num_features).
+class Columns(nn.Module):
+    """Columns of numbers and categories as one vector for each sample: the first stage of a `Table`.
 
     Numbers are standardised; a missing number becomes 0, the mean, and an additional input is 1 for missing numbers.
     Categories are embedded; row 0 of an embedding stands for missing and unknown categories, and is zero before
@@ -23,13 +23,13 @@ class Table(nn.Module):
             `{kind: category, vocabulary: […]}`, or `{kind: category, size: n}` for ids from 1 to n. The fact `columns`
             of the data has this form.
         inputs: The names of the columns that `forward` gets, in order.
-        num_features: The number of features.
-        hidden: The widths of the hidden layers.
-        dropout: The dropout probability of each layer's outputs.
         dimensions: The number of dimensions of each embedding; None for min(600, round(1.6 · n^0.56)) with n rows, as
             in fastai.
         sparse: Whether the gradients of the embeddings are sparse, and so as large as the batch, not as the embedding.
             Few optimizers support sparse gradients.
+
+    Attributes:
+        width: The number of values for each sample.
 
     Raises:
         UserError: If an input is not one of the columns.
@@ -37,15 +37,13 @@ class Table(nn.Module):
 
     mean: Tensor
     std: Tensor
+    values: Tensor
 
     def __init__(
         self,
         columns: Mapping[str, Mapping[str, Any]],
         inputs: Sequence[str],
         *,
-        num_features: int = 64,
-        hidden: Sequence[int] = (128,),
-        dropout: float = 0.0,
         dimensions: int | None = None,
         sparse: bool = False,
     ) -> None:
@@ -58,6 +56,7 @@ class Table(nn.Module):
         scaled = [(column["mean"], column["std"]) for column in chosen.values() if column["kind"] == "number"]
         self.register_buffer("mean", torch.tensor([mean for mean, _ in scaled], dtype=torch.float64))
         self.register_buffer("std", torch.tensor([std for _, std in scaled], dtype=torch.float64))
+        self.register_buffer("values", torch.empty(0), persistent=False)  # has the data type of the vectors
         self.vocabularies: dict[str, list[str] | int] = {
             name: column["size"] if "size" in column else list(column["vocabulary"])
             for name, column in chosen.items()
@@ -74,15 +73,10 @@ class Table(nn.Module):
         if sparse and not checks.is_enabled():
             checks.disable()  # off by default, but torch warns unless they are disabled explicitly
         self.embeddings = nn.ModuleList(embeddings)
-        width = 2 * len(scaled) + sum(widths)
-        layers: list[nn.Module] = []
-        for wider in (*hidden, num_features):
-            layers += [nn.Linear(width, wider), nn.ReLU(), nn.Dropout(dropout)]
-            width = wider
-        self.layers = nn.Sequential(*layers)
+        self.width = 2 * len(scaled) + sum(widths)
 
     def forward(self, *columns: Any) -> Tensor:
-        """Computes features (N, num_features), all at least 0.
+        """Returns the standardised numbers and the embeddings, (N, width).
 
         Args:
             columns: For each input, the field of the data, (N,), or a list of N raw values: numbers or texts, with None
@@ -98,16 +92,14 @@ class Table(nn.Module):
         parts: list[Tensor] = []
         if raw:
             # The mean is subtracted in float64, since large numbers, such as times, differ only in the last digits.
-            values = (torch.stack(raw, 1).double() - self.mean) / self.std
-            values = values.to(self.layers[0].weight.dtype)  # type: ignore[arg-type]
+            values = ((torch.stack(raw, 1).double() - self.mean) / self.std).to(self.values.dtype)
             missing = values.isnan()
             parts += [values.masked_fill(missing, 0), missing.to(values.dtype)]
         parts += [
             embedding(self._tensor(name, by_name[name]))
             for name, embedding in zip(self.vocabularies, self.embeddings, strict=True)
         ]
-        features: Tensor = self.layers(torch.cat(parts, 1))
-        return features
+        return torch.cat(parts, 1)
 
     def _tensor(self, name: str, column: Any) -> Tensor:
         """Returns the column as numbers or codes, on the model's device."""
@@ -118,6 +110,49 @@ class Table(nn.Module):
         if column.is_floating_point() == (name in self.vocabularies):
             raise UserError(f"'{name}' is a tensor of {column.dtype}; numbers must be floats, categories integers")
         return column.to(self.mean.device)
+
+
+class Table(Columns):
+    """A multilayer perceptron from columns of numbers and categories to features (N, num_features).
+
+    Args:
+        columns, inputs, dimensions, sparse: See `Columns`, also for the errors raised.
+        num_features: The number of features.
+        hidden: The widths of the hidden layers.
+        dropout: The dropout probability of each layer's outputs.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, Mapping[str, Any]],
+        inputs: Sequence[str],
+        *,
+        num_features: int = 64,
+        hidden: Sequence[int] = (128,),
+        dropout: float = 0.0,
+        dimensions: int | None = None,
+        sparse: bool = False,
+    ) -> None:
+        super().__init__(columns, inputs, dimensions=dimensions, sparse=sparse)
+        self.num_features = num_features
+        width = self.width
+        layers: list[nn.Module] = []
+        for wider in (*hidden, num_features):
+            layers += [nn.Linear(width, wider), nn.ReLU(), nn.Dropout(dropout)]
+            width = wider
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, *columns: Any) -> Tensor:
+        """Computes features (N, num_features), all at least 0; arguments and errors are those of `Columns.forward`."""
+        features: Tensor = self.layers(super().forward(*columns))
+        return features
+
+    def stages(self) -> list[nn.Module]:
+        """Returns the columns as the first stage, and a stage for each layer; see `mtl.trunks.stages`."""
+        first = Columns.__new__(Columns)  # this object without the layers, with the same embeddings and buffers
+        first.__dict__.update(self.__dict__, _modules={"embeddings": self.embeddings})
+        layers = list(self.layers)
+        return [first, *(nn.Sequential(*layers[start : start + 3]) for start in range(0, len(layers), 3))]
 
 
 def _dimensions(rows: int) -> int:

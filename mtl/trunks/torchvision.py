@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from mtl.errors import UserError, suggest
+from mtl.trunks.sequence import in_colours, sequence
+from mtl.trunks.stages import averaged
 from mtl.trunks.weights import load_weights
 
 AUXILIARY = ("googlenet", "inception_v3")  # excluded: the outputs of their auxiliary classifiers would be unused
@@ -48,6 +50,7 @@ class Torchvision(nn.Module):
         if weights is not None:
             load_weights(model, weights, name, without=last)
         self.pooled = pooled
+        self._whole = (model,)  # in a tuple, since parameters behind the features aren't parameters of the trunk
         self.node = features
         if features is None and not pooled:
             self.node = _last_maps(model)
@@ -60,11 +63,17 @@ class Torchvision(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Computes features (N, num_features), or maps or tokens with this number of channels."""
-        output = self.model(image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image)
+        output = self.model(in_colours(image))
         features: Tensor = output if self.node is None else output[self.node]
-        if not self.pooled or features.ndim == 2:
-            return features
-        return features.mean(1) if features.ndim == 3 else features.mean((2, 3))
+        return averaged(features) if self.pooled else features
+
+    def stages(self) -> list[nn.Module]:
+        """Returns the trunk's stages, see `mtl.trunks.stages`: each ends after a block of layers or a pooling.
+
+        Raises:
+            UserError: If the model isn't a sequence of its parts, as a vision transformer.
+        """
+        return sequence(self, self._whole[0])
 
 
 def _last_maps(model: nn.Module) -> str:
