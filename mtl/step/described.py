@@ -39,8 +39,7 @@ def current(tasks: Sequence[Task], balancing: Balancing, descent: Descent) -> di
     settings["balancer"] = described(balancer)
     settings["state of the balancer"] = described(state)
     for each in descent.optimizers:
-        groups = [{k: v if k != "params" else len(v) for k, v in group.items()} for group in each.param_groups]
-        settings["optimizer"] = f"{settings.get('optimizer', '')}{type(each).__name__} {described(groups)}"
+        settings["optimizer"] = settings.get("optimizer", "") + described(each)
     settings["scheduler"] = described(descent.scheduler)
     return settings
 
@@ -59,6 +58,9 @@ def described(value: Any) -> str:
         return f"tensor {shape}" if is_sharded(value) else f"tensor {shape} {int(checksum(value.detach()))}"
     if isinstance(value, torch.Generator):
         return f"generator {int(checksum(value.get_state()))}"
+    if isinstance(value, torch.optim.Optimizer):  # its state belongs to parameters, which may be sharded
+        groups = [{k: v if k != "params" else len(v) for k, v in group.items()} for group in value.param_groups]
+        return f"{type(value).__name__} {described(groups)}"
     if isinstance(value, Mapping):
         return _joined(f"{key}={described(each)}" for key, each in value.items())
     if isinstance(value, list | tuple):

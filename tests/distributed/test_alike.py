@@ -104,3 +104,30 @@ def test_measuring_in_one_process_is_refused_in_all(how: str, balancer: str, lon
     for first, message, *others in processes(2)(measured_in_one, how, balancer, lonely):
         assert (first, others) == ("2", ["0", "2"])
         assert message.startswith("step: measure is True in 1 of 2 processes")
+
+
+def continued(how: str) -> list[str]:
+    """Trains with an optimizer whose state is sharded with the parameters, continues with a new step, and once more."""
+    torch.manual_seed(0)
+    model, tasks = model_of(nn.Linear(3, 4))
+    mtl.distributed.prepare(model, how)
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)
+    answers = []
+    for shift in (0, 0, mtl.distributed.rank()):
+        schedule.T_max += shift
+        step = mtl.Step(model, tasks, optimizer, update=mtl.Update(scheduler=schedule))
+        try:
+            step(batch())
+            answers.append("trained")
+        except mtl.UserError as error:
+            answers.append(str(error))
+    return answers
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_a_new_step_continues_with_the_optimizer_and_scheduler_of_another(how: str) -> None:
+    for first, second, third in processes(2)(continued, how):
+        assert (first, second) == ("trained", "trained")
+        assert third.startswith("scheduler: the processes of rank 0 and 1 have different settings")
+        assert "tensor" not in third.casefold()  # the optimizer's state isn't a setting
