@@ -150,7 +150,10 @@ def step_of(kind: str) -> str:
         ("fsdp trunk", "'trunk.weight' of the model is sharded and 'heads.a.weight' is not"),
         ("fsdp model", "the model as a whole is sharded, and a step calls its trunk and heads one by one"),
         ("fsdp over a part", "is divided as"),
-        ("early optimizer", "SGD has none of the sharded parameters; make the optimizer after the model was sharded"),
+        (
+            "early optimizer",
+            "SGD has none of the sharded parameters; call mtl.distributed.prepare(model, 'fsdp') before",
+        ),
         ("line search", "LBFGS joins all parameters into one vector"),
         ("layerwise", "with sharded parameters, layerwise is not supported"),
         ("compiled", "compiled modules with sharded parameters or synchronised batch norm are not supported"),
