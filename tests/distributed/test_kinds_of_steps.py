@@ -73,7 +73,7 @@ def check(world: int, tolerance: float, function: Callable[..., Any], *arguments
     alone: dict[str, Any] = function(*arguments)
     together = processes(world)(function, *arguments)
     for other in together[1:]:
-        torch.testing.assert_close(other, together[0], rtol=0, atol=0, equal_nan=True)
+        assert repr(other) == repr(together[0])  # bit-equal, and NaN where the other one has NaN
     for kind in ("names", "taken"):
         assert together[0][kind] == alone[kind]
     for kind in ("numbers", "parameters"):
@@ -156,7 +156,7 @@ def on_schedule(balancer: str) -> dict[str, Any]:
 def test_weights_that_depend_on_the_step(world: int, balancer: str) -> None:
     names = check(world, 1e-12, on_schedule, balancer)["names"]
     assert names[0] == ["first", "second"]  # the third one begins with a weight of zero, and the first one ends with it
-    assert names[4] == ["second", "third"]
+    assert names[5] == ["second", "third"]
 
 
 def on_line_search(balancer: str, how: dict[str, int]) -> dict[str, Any]:
@@ -177,24 +177,26 @@ def test_line_searches(world: int, balancer: str, how: dict[str, int]) -> None:
 
 
 def in_half(precision: str, balancer: str) -> dict[str, Any]:
-    """Takes steps in half precision; in the third one, the gradient of one sample of the last process overflows."""
-    model, tasks = model_of(torch.float32)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    """Takes steps in half precision; in fp16, the gradient of one sample of the third one overflows, in one process.
+
+    The weights keep the scaled gradients of the other steps in the range of fp16, whatever the number of processes.
+    """
+    model, tasks = model_of(torch.float32, first=0.01, second=0.01, third=0.01)
+    optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
     made = getattr(mtl.balancers, balancer)()
     step = mtl.Step(model, tasks, optimizer, balancer=made, precision=precision)
     batches = [*shares(torch.float32, 6, sizes=(7, 6))]
     rank, world = mtl.distributed.rank(), mtl.distributed.world_size()
-    if rank == world - 1:
-        batches[2]["first"][-1] = 3e4  # times the scale of 65,536
+    if precision == "fp16" and rank == min(1, world - 1):
+        batches[2]["first"][1 if world == 1 else 0] = 3e4  # the second sample of the batch
     numbers = numbers_of(step, batches)
-    scale = step.scaler.get_scale() if step.scaler else None
-    return {**numbers, "names": [numbers["names"], scale]}
+    return {**numbers, "names": [numbers["names"], step.scaler.get_scale() if step.scaler else None]}
 
 
 @pytest.mark.parametrize("balancer", ["Equal", "UPGrad"])
-@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 3e-2), ("fp16", 5e-3)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 5e-2), ("fp16", 1e-2)])
 @pytest.mark.parametrize("world", [2, 3])
 def test_half_precision(world: int, precision: str, tolerance: float, balancer: str) -> None:
     alone = check(world, tolerance, in_half, precision, balancer)
-    if precision == "fp16":
-        assert alone["taken"].count(False) > 0
+    assert alone["taken"] == [True, True, precision == "bf16", True, True, True]
+    assert alone["names"][1] == (32_768.0 if precision == "fp16" else None)
