@@ -193,10 +193,12 @@ def in_half(precision: str, balancer: str) -> dict[str, Any]:
     return {**numbers, "names": [numbers["names"], step.scaler.get_scale() if step.scaler else None]}
 
 
-@pytest.mark.parametrize("balancer", ["Equal", "UPGrad"])
-@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 5e-2), ("fp16", 1e-2)])
+# With UPGrad, whose rows are scaled one by one, which steps overflow in fp16 depends on how the batch is divided.
+@pytest.mark.parametrize(
+    ("precision", "balancer", "tolerance"), [("bf16", "Equal", 5e-2), ("bf16", "UPGrad", 5e-2), ("fp16", "Equal", 1e-2)]
+)
 @pytest.mark.parametrize("world", [2, 3])
-def test_half_precision(world: int, precision: str, tolerance: float, balancer: str) -> None:
+def test_half_precision(world: int, precision: str, balancer: str, tolerance: float) -> None:
     alone = check(world, tolerance, in_half, precision, balancer)
     assert alone["taken"] == [True, True, precision == "bf16", True, True, True]
     assert alone["names"][1] == (32_768.0 if precision == "fp16" else None)
