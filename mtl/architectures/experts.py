@@ -66,7 +66,9 @@ def flat(x: Any, linear: nn.Linear) -> Tensor:
     """
     advice = "set model.shared_stages, so that the input of the experts is the output of stages that all tasks share"
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise UserError(f"a gate takes one floating-point tensor, and the input of the experts is {describe(x)}; {advice}")
+        raise UserError(
+            f"a gate takes one floating-point tensor, and the input of the experts is {describe(x)}; {advice}"
+        )
     x = x.flatten(1)
     if linear.in_features not in (0, x.shape[1]):  # 0 before the first batch
         raise UserError(
@@ -91,7 +93,7 @@ class Branch(nn.Module):
     """What a task has of its own in a layer of experts: a gate, and experts.
 
     Args:
-        gate: The gate, from the input of the task's experts to weights for these and for the shared ones, in this order.
+        gate: The gate, from the input of the task's experts to weights for these and, after them, for the shared ones.
         experts: The task's experts, possibly none.
     """
 
@@ -243,7 +245,7 @@ def first_stages(trunk: nn.Module, inputs: Sequence[str]) -> int:
 
 
 def divided(stages: Sequence[nn.Module], groups: int) -> list[Sequence[nn.Module]]:
-    """Divides stages into groups whose numbers of stages differ by at most one; the first groups are the larger ones."""
+    """Divides stages into groups whose numbers of stages differ by at most one; the first groups are larger."""
     size, more = divmod(len(stages), groups)
     ends = accumulate((size + (group < more) for group in range(groups)), initial=0)
     return [stages[start:end] for start, end in pairwise(ends)]
