@@ -138,11 +138,12 @@ class Extraction(nn.Module):
         x = common = self.stem(*inputs)
         for shared, branches, gate in zip(self.shared, self.branches, self.gates, strict=False):
             outputs = shared(common)
-            inputs_of = x if isinstance(x, dict) else dict.fromkeys(branches, x)
-            own = {task: branch.outputs(inputs_of[task]) for task, branch in branches.items()}
+            of_tasks: dict[str, Any] = dict(branches.items())  # type: ignore[operator]
+            inputs_of = x if isinstance(x, dict) else dict.fromkeys(of_tasks, x)
+            own = {task: branch.outputs(inputs_of[task]) for task, branch in of_tasks.items()}
             x = {
                 task: mix(branch.gate(inputs_of[task]), torch.cat([*own[task], outputs], 1))
-                for task, branch in branches.items()
+                for task, branch in of_tasks.items()
             }
             common = mix(gate(common), torch.cat([*(each for of_task in own.values() for each in of_task), outputs], 1))
         return x, self.shared[-1](common)
