@@ -11,6 +11,8 @@ from mtl.errors import FOREIGN, UserError, describe_error, is_unrelated, text_of
 from mtl.labels import select
 from mtl.model import MultiTaskModel
 from mtl.snapshots import preserved_buffers, preserved_random_state
+from mtl.step.alignment import StandIn
+from mtl.step.penalties import Penalised, mean, predicted
 from mtl.step.precision import Autocast
 from mtl.task import BY_CLASS, BY_ELEMENT, WEIGHTED, Task
 
@@ -20,7 +22,7 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
 
     Args:
         task: The task.
-        prediction: The prediction of the task's head.
+        prediction: The prediction of the task's head, or a `Penalised` one.
         batch: The batch, which holds the target.
 
     Returns:
@@ -29,6 +31,9 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
     Raises:
         UserError: If the target isn't in the batch, or if the loss function fails or doesn't return a scalar.
     """
+    if isinstance(prediction, Penalised) and not isinstance(task.loss, StandIn):
+        loss = loss_of(task, prediction.prediction, batch)
+        return loss + mean(task, prediction.penalty, batch).to(loss.dtype)
     if task.seen is not None:
         task.seen(prediction, batch)
     prediction, target = select(task, prediction, batch)
@@ -88,7 +93,7 @@ def loss_from(model: MultiTaskModel, task: Task, batch: Batch, features: Any) ->
     """Computes the loss of a task from its objective if it has one, else from the features."""
     if task.objective is not None:
         return objective_of(model, task, batch)
-    return loss_of(task, model.predict(task.name, features), batch)
+    return loss_of(task, predicted(model, task, features), batch)
 
 
 def without_gradients(
@@ -125,7 +130,7 @@ def without_gradients(
                     continue
                 if features is None:
                     features = model.features(batch)
-                of_tasks.append(take(task, model.predict(task.name, features), batch))
+                of_tasks.append(take(task, predicted(model, task, features), batch))
             results.append(of_tasks)
     return results
 
