@@ -104,9 +104,9 @@ class Film(LazyModuleMixin, nn.Module):
         self.scale = UninitializedParameter()
         self.shift = UninitializedParameter()
 
-    def initialize_parameters(self, value: Any) -> None:  # type: ignore[override]
+    def initialize_parameters(self, value: Any) -> None:
         """Creates the parameters for the channels of the value."""
-        if self.has_uninitialized_params():  # type: ignore[misc]
+        if self.has_uninitialized_params():
             tensor = tensor_of(value)
             with torch.no_grad():
                 for parameter, start in ((self.scale, 1.0), (self.shift, 0.0)):
@@ -139,9 +139,9 @@ class Adapter(LazyModuleMixin, nn.Module):
         self.up_bias = UninitializedParameter()
         nn.init.zeros_(self.down_bias)
 
-    def initialize_parameters(self, value: Any) -> None:  # type: ignore[override]
+    def initialize_parameters(self, value: Any) -> None:
         """Creates the parameters for the channels of the value."""
-        if self.has_uninitialized_params():  # type: ignore[misc]
+        if self.has_uninitialized_params():
             tensor = tensor_of(value)
             channels = tensor.shape[channels_of(tensor)]
             with torch.no_grad():

@@ -115,7 +115,7 @@ class ChannelUnit(LazyModuleMixin, Unit):
         self.weight = UninitializedParameter()
         self._start = (count, initial)
 
-    def initialize_parameters(self, values: Sequence[Any]) -> None:  # type: ignore[override]
+    def initialize_parameters(self, values: Sequence[Any]) -> None:
         """Creates the weights for the channels of the values."""
         if isinstance(self.weight, UninitializedParameter):
             tensor = tensor_of(values[0])

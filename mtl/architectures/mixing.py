@@ -39,5 +39,7 @@ def weighted(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     stacked = torch.stack(list(tensors))
     weights = weights.to(stacked.dtype)
     if weights.ndim == 1:
-        return torch.tensordot(weights, stacked, 1)
-    return (by_channel(weights, stacked[0]) * stacked).sum(0)
+        mixed: Tensor = torch.tensordot(weights, stacked, 1)
+        return mixed
+    mixed = (by_channel(weights, stacked[0]) * stacked).sum(0)
+    return mixed
