@@ -19,9 +19,9 @@ _TINY = 1e-6  # keeps the logarithm of a weight of zero finite
 class DSelectK(ExpertModel):
     """Experts that all tasks share, of which each task's gate selects at most k.
 
-    The gate is Σ_{i≤k} softmax(α)_i r(z_i). Each selector r(z) has a weight for each expert: the product over the bits of
-    the expert's number of S(z_b) where the bit is 1, and of 1 − S(z_b) where it is 0. The smooth-step function S(t) is 0
-    for t ≤ −γ/2, 1 for t ≥ γ/2, and −2t³/γ³ + 3t/(2γ) + 1/2 between them. Where all S(z_b) are 0 or 1, a selector
+    The gate is Σ_{i≤k} softmax(α)_i r(z_i). Each selector r(z) has a weight for each expert: the product, over the bits
+    of the expert's number, of S(z_b) where the bit is 1, and of 1 − S(z_b) where it is 0. The smooth-step function S(t)
+    is 0 for t ≤ −γ/2, 1 for t ≥ γ/2, and −2t³/γ³ + 3t/(2γ) + 1/2 between them. Where all S(z_b) are 0 or 1, a selector
     selects one expert. α and z are parameters, or linear functions of the input of the experts.
 
     In training, the entropy −Σ_j r_j log r_j of each selector, times `entropy`, is added to the task's loss, so that
@@ -86,7 +86,8 @@ class DSelectK(ExpertModel):
             return None
         x, shared = features
         r, _ = self.branches[task].gate.selectors(x)  # type: ignore[union-attr, operator]
-        return (self.entropy * -(r * (r + _TINY).log()).sum((-2, -1))).expand(len(shared))
+        value: Tensor = -self.entropy * (r * (r + _TINY).log()).sum((-2, -1))
+        return value.expand(len(shared))
 
 
 class StaticGate(nn.Module):

@@ -93,7 +93,7 @@ class Branch(nn.Module):
     """What a task has of its own in a layer of experts: a gate, and experts.
 
     Args:
-        gate: The gate, from the input of the task's experts to weights for these and for the shared ones, in this order.
+        gate: The gate, from the input of the task's experts to weights for these and, after them, for the shared ones.
         experts: The task's experts, possibly none.
     """
 
@@ -138,11 +138,12 @@ class Extraction(nn.Module):
         x = common = self.stem(*inputs)
         for shared, branches, gate in zip(self.shared, self.branches, self.gates, strict=False):
             outputs = shared(common)
-            inputs_of = x if isinstance(x, dict) else dict.fromkeys(branches, x)
-            own = {task: branch.outputs(inputs_of[task]) for task, branch in branches.items()}
+            of_tasks: dict[str, Any] = dict(branches.items())  # type: ignore[operator]
+            inputs_of = x if isinstance(x, dict) else dict.fromkeys(of_tasks, x)
+            own = {task: branch.outputs(inputs_of[task]) for task, branch in of_tasks.items()}
             x = {
                 task: mix(branch.gate(inputs_of[task]), torch.cat([*own[task], outputs], 1))
-                for task, branch in branches.items()
+                for task, branch in of_tasks.items()
             }
             common = mix(gate(common), torch.cat([*(each for of_task in own.values() for each in of_task), outputs], 1))
         return x, self.shared[-1](common)
@@ -245,7 +246,7 @@ def first_stages(trunk: nn.Module, inputs: Sequence[str]) -> int:
 
 
 def divided(stages: Sequence[nn.Module], groups: int) -> list[Sequence[nn.Module]]:
-    """Divides stages into groups whose numbers of stages differ by at most one; the first groups are the larger ones."""
+    """Divides stages into groups whose numbers of stages differ by at most one; the first groups are larger."""
     size, more = divmod(len(stages), groups)
     ends = accumulate((size + (group < more) for group in range(groups)), initial=0)
     return [stages[start:end] for start, end in pairwise(ends)]

@@ -11,8 +11,8 @@ from mtl.task import Task
 class MMoE(ExpertModel):
     """Experts that all tasks share, which each task mixes with the weights of a gate of its own.
 
-    The features of task k are Σ_i g_k(x)_i f_i(x), with experts f_i and the gate g_k(x) = softmax(W_k x), where x is the
-    input of the experts. With one expert, this is hard parameter sharing.
+    The features of task k are Σ_i g_k(x)_i f_i(x), with experts f_i and the gate g_k(x) = softmax(W_k x), where x is
+    the input of the experts. With one expert, this is hard parameter sharing.
 
     Args:
         trunk: A function that creates a new trunk at each call.
@@ -25,7 +25,8 @@ class MMoE(ExpertModel):
     Raises:
         UserError: If the trunk has too few stages, or if a number is too small.
 
-    Source: Ma et al., "Modeling task relationships in multi-task learning with multi-gate mixture-of-experts", KDD 2018.
+    Source: Ma et al., "Modeling task relationships in multi-task learning with multi-gate mixture-of-experts", KDD
+    2018.
     """
 
     def __init__(

@@ -12,8 +12,8 @@ class PLE(ExpertModel):
     """Layers of experts that all tasks share and of experts of each task, with a gate for each task in each layer.
 
     In each layer, a task's gate g_k(x) = softmax(W_k x) mixes the task's own experts and the shared ones. In all layers
-    but the last, another gate mixes all experts, those of all tasks and the shared ones. Its mixture is the input of the
-    shared experts of the next layer; a task's mixture is the input of the task's experts and of its gate there. The
+    but the last, another gate mixes all experts, those of all tasks and the shared ones. Its mixture is the input of
+    the shared experts of the next layer; a task's mixture is the input of the task's experts and of its gate there. The
     stages of an expert are divided among the layers.
 
     Args:
