@@ -164,10 +164,9 @@ class Step:
         scaled, so that `update` has to be called next. The arguments are those of `__call__`.
         """
         self.descent.moving = False
-        if self.model.frozen_until:
-            if self.model.thaws(self.num_taken):
-                self._check.again()
-            self.model.thaw(self.num_taken)
+        if self.model.thaws(self.num_taken):
+            self._check.again()
+        self.model.begin_step(self.num_taken)
         self._meet()
         micro_batches = self._cut(batch, measure=measure)
         self._searched = micro_batches if isinstance(self.optimizer, LBFGS) else None
