@@ -16,10 +16,11 @@ SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
 def made_ctr(*, num_samples: int = 200_000, num_users: int = 2_000, num_items: int = 500, seed: int = 0) -> Splits:
-    """Returns impressions with user, item, hour and device, (N,) int64 from 1 on; click and conversion, (N,) float32.
+    """Returns impressions with user, item, hour and device, (N,) int64 from 1 on, and three labels, (N,) float32.
 
     `click` is 0 or 1. `conversion` is 0 or 1 after a click, and NaN without a click, because it is unknown whether the
-    user would have bought the item. Both are drawn with the chances of a `Truth`. Users and items are drawn by Zipf's
+    user would have bought the item. `purchase` is 1 after a click with a conversion, and 0 for all other impressions,
+    as models of chains of events need it. Click and conversion are drawn with the chances of a `Truth`. Users and items are drawn by Zipf's
     law: number k has a probability proportional to 1/k.
 
     The fact `columns` has the number of categories of each input. The fact `best_auc` has, for each target, the
@@ -45,7 +46,11 @@ def made_ctr(*, num_samples: int = 200_000, num_users: int = 2_000, num_items: i
     sizes = {"user": num_users, "item": num_items, "hour": HOURS, "device": DEVICES}
     facts = {
         "columns": {name: {"kind": "category", "size": size} for name, size in sizes.items()},
-        "best_auc": {"click": best_auc(click), "conversion": best_auc(conversion, click)},
+        "best_auc": {
+            "click": best_auc(click),
+            "conversion": best_auc(conversion, click),
+            "purchase": best_auc(click * conversion),
+        },
     }
     name = f"simulated click log (data.seed={seed}) of {num_users:,} users on {num_items:,} items"
     data: dict[str, Any] = {split: Fields(fields) for split, fields in parts.items()}
@@ -95,7 +100,8 @@ class Truth:
         click, conversion = (
             (torch.rand(count, generator=generator) < chances[name]).float() for name in ("click", "conversion")
         )
-        return fields | {"click": click, "conversion": conversion.masked_fill(click == 0, torch.nan)}
+        labels = {"click": click, "conversion": conversion.masked_fill(click == 0, torch.nan)}
+        return fields | labels | {"purchase": click * conversion}
 
 
 def zipf(number: int, count: int, generator: torch.Generator) -> Tensor:
