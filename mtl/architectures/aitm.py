@@ -40,7 +40,7 @@ class Transfer(nn.Module):
 
     def weights(self, vectors: Tensor) -> Tensor:
         """Returns the weights of the vectors (N, 2, width): (N, 2), which sum to 1 for each sample."""
-        scores = (self.query(vectors) * self.key(vectors)).sum(-1) / math.sqrt(vectors.shape[-1])
+        scores: Tensor = (self.query(vectors) * self.key(vectors)).sum(-1) / math.sqrt(vectors.shape[-1])
         return scores.softmax(1)
 
 
@@ -75,11 +75,10 @@ class AITM(Towers):
         transfer_dropout: float = 0.0,
     ) -> None:
         super().__init__(trunk, tasks, inputs=inputs, chain=chain, shared_stages=shared_stages)
-        later = self.chain[1:]
-        if later and type(self.num_features) is not int:
+        later, width = self.chain[1:], self.num_features
+        if later and not isinstance(width, int):
             raise UserError("model.trunk: AITM needs a trunk with an attribute num_features, the width of its features")
-        transfers = {task: Transfer(int(self.num_features), dropout=transfer_dropout) for task in later}
-        self.transfers = nn.ModuleDict(transfers)
+        self.transfers = nn.ModuleDict({task: Transfer(width or 0, dropout=transfer_dropout) for task in later})
 
     def predict(self, task: str, features: Any) -> Any:
         """Computes the logit of a task, from the tower's output and the information of the events before it."""

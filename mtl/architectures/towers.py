@@ -57,7 +57,7 @@ class Towers(MultiTaskModel):
         self.towers = nn.ModuleDict(
             {task.name: Stages(*each[shared_stages:]) for task, each in zip(tasks, stages, strict=True)}
         )
-        self.num_features = getattr(trunks[0], "num_features", None)
+        self.num_features: int | None = getattr(trunks[0], "num_features", None)
         self.chain = self._checked(chain, tasks)
 
     def own_part(self, task: str) -> nn.Module:

@@ -20,8 +20,8 @@ def made_ctr(*, num_samples: int = 200_000, num_users: int = 2_000, num_items: i
 
     `click` is 0 or 1. `conversion` is 0 or 1 after a click, and NaN without a click, because it is unknown whether the
     user would have bought the item. `purchase` is 1 after a click with a conversion, and 0 for all other impressions,
-    as models of chains of events need it. Click and conversion are drawn with the chances of a `Truth`. Users and items are drawn by Zipf's
-    law: number k has a probability proportional to 1/k.
+    as models of chains of events need it. Click and conversion are drawn with the chances of a `Truth`. Users and items
+    are drawn by Zipf's law: number k has a probability proportional to 1/k.
 
     The fact `columns` has the number of categories of each input. The fact `best_auc` has, for each target, the
     expected AUC on the test split of a model that knows the true chances.
