@@ -62,6 +62,7 @@ class AITM(Towers):
         trunk, tasks, inputs, chain, shared_stages: See `Towers`, also for the errors raised. The trunk needs an
             attribute `num_features`, the width of its features.
         transfer_dropout: The dropout probability of the transferred vectors.
+        calibration: The factor of the penalty for a probability that is above that of the event before it.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class AITM(Towers):
         chain: Sequence[str] | None = None,
         shared_stages: int = 1,
         transfer_dropout: float = 0.0,
+        calibration: float = 0.6,
     ) -> None:
         super().__init__(trunk, tasks, inputs=inputs, chain=chain, shared_stages=shared_stages)
+        self.calibration = calibration
         later, width = self.chain[1:], self.num_features
         if later and not isinstance(width, int):
             raise UserError("model.trunk: AITM needs a trunk with an attribute num_features, the width of its features")
@@ -84,6 +87,19 @@ class AITM(Towers):
         """Computes the logit of a task, from the tower's output and the information of the events before it."""
         own = self._encode(self.own_part(task), (features,))
         return super().predict(task, self._transferred(task, own, features))
+
+    def penalty(self, task: str, features: Any) -> Tensor | None:
+        """Computes the paper's calibrator, calibration · max(p_k − p_{k−1}, 0), of each sample: (N,).
+
+        Returns:
+            None for the first event, and if the factor is 0.
+        """
+        earlier = self.before(task)
+        if not earlier or not self.calibration:
+            return None
+        later, before = (self.predict(name, features).sigmoid() for name in (task, earlier[-1]))
+        excess: Tensor = self.calibration * (later - before).clamp(min=0)
+        return excess if excess.ndim == 1 else excess.flatten(1).sum(1)
 
     def _transferred(self, task: str, own: Any, features: Any) -> Any:
         """Returns the input of a task's head, from the output of the task's tower."""

@@ -147,6 +147,20 @@ def test_information_is_transferred_by_attention() -> None:
     torch.testing.assert_close(model.transfers["cart"].weights(stacked).sum(1), torch.ones(7, dtype=torch.float64))
 
 
+def test_the_calibrator_by_hand() -> None:
+    model, _ = made("aitm", calibration=0.5)
+    features = model.features(batch_of())
+    chances = {name: model.predict(name, features).sigmoid() for name in EVENTS}
+    assert model.penalty("click", features) is None
+    for earlier, later in (("click", "cart"), ("cart", "purchase")):
+        expected = [
+            0.5 * max(0.0, b - a) for a, b in zip(*(chances[n].tolist() for n in (earlier, later)), strict=True)
+        ]
+        assert model.penalty(later, features).tolist() == pytest.approx(expected, abs=1e-15)
+    assert any(model.penalty(name, features).sum() > 0 for name in EVENTS[1:])
+    assert made("aitm", calibration=0.0)[0].penalty("cart", features) is None
+
+
 @pytest.mark.parametrize("kind", ["esmm", "aitm"])
 def test_numbers_of_parameters(kind: str) -> None:
     model, _ = made(kind)
