@@ -110,6 +110,16 @@ class MultiTaskModel(nn.Module):
             raise UserError(_IN_PLACE.format(task=task))
         return prediction
 
+    def penalty(self, task: str, features: Any) -> Tensor | None:
+        """Computes a term that a training step adds to the loss of a task, such as a regulariser of a gate.
+
+        A step calls it in training mode, after `predict` and with the same features.
+
+        Returns:
+            The penalty of each sample, (N,), which is averaged as the loss averages over the samples; None for none.
+        """
+        return None
+
     def forward(self, batch: Batch) -> dict[str, Any]:
         """Computes the predictions of all tasks, by task name, from a batch that has the input fields."""
         features = self.features(batch)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mtl.architectures.towers import Towers
 from mtl.errors import UserError
 from mtl.task import Task
+from mtl.trunks.stages import averaged
 
 
 class Transfer(nn.Module):
@@ -85,8 +86,7 @@ class AITM(Towers):
 
     def predict(self, task: str, features: Any) -> Any:
         """Computes the logit of a task, from the tower's output and the information of the events before it."""
-        own = self._encode(self.own_part(task), (features,))
-        return super().predict(task, self._transferred(task, own, features))
+        return super().predict(task, self._transferred(task, features))
 
     def penalty(self, task: str, features: Any) -> Tensor | None:
         """Computes the paper's calibrator, calibration · max(p_k − p_{k−1}, 0), of each sample: (N,).
@@ -101,10 +101,10 @@ class AITM(Towers):
         excess: Tensor = self.calibration * (later - before).clamp(min=0)
         return excess if excess.ndim == 1 else excess.flatten(1).sum(1)
 
-    def _transferred(self, task: str, own: Any, features: Any) -> Any:
-        """Returns the input of a task's head, from the output of the task's tower."""
+    def _transferred(self, task: str, features: Any) -> Any:
+        """Returns the input of a task's head; maps are averaged over positions if information is transferred."""
+        own = self._encode(self.own_part(task), (features,))
         earlier = self.before(task)
         if not earlier:
             return own
-        before = self._encode(self.own_part(earlier[-1]), (features,))
-        return self.transfers[task](self._transferred(earlier[-1], before, features), own)
+        return self.transfers[task](averaged(self._transferred(earlier[-1], features)), averaged(own))

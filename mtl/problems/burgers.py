@@ -9,7 +9,6 @@ Source: Raissi, Perdikaris and Karniadakis, arXiv 1711.10561; as a problem of co
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,9 +17,7 @@ from torch import Tensor, nn
 from mtl.batch import Batch
 from mtl.data import Drawn, Fields, Splits
 from mtl.errors import UserError
-
-if TYPE_CHECKING:
-    from mtl.model import MultiTaskModel
+from mtl.model import MultiTaskModel
 
 VISCOSITY = 0.01 / math.pi
 NODES = 100  # of the quadrature; more nodes change the result by less than 1e-14
@@ -48,7 +45,7 @@ class Network(nn.Module):
         return u
 
 
-def residual(model: "MultiTaskModel", batch: Batch) -> Tensor:
+def residual(model: MultiTaskModel, batch: Batch) -> Tensor:
     """Returns the mean square of u_t + u·u_x − ν u_xx at the points of the batch."""
     point = batch["point"].detach().requires_grad_()
     u = _u(model, point)
@@ -59,12 +56,12 @@ def residual(model: "MultiTaskModel", batch: Batch) -> Tensor:
     return square
 
 
-def boundary(model: "MultiTaskModel", batch: Batch) -> Tensor:
+def boundary(model: MultiTaskModel, batch: Batch) -> Tensor:
     """Returns the mean square of u, which is zero at x = ±1."""
     return _u(model, batch["point"]).square().mean()
 
 
-def initial(model: "MultiTaskModel", batch: Batch) -> Tensor:
+def initial(model: MultiTaskModel, batch: Batch) -> Tensor:
     """Returns the mean square of u + sin πx at t = 0."""
     point = batch["point"]
     square: Tensor = (_u(model, point) + (math.pi * point[:, 1]).sin()).square().mean()
@@ -118,7 +115,7 @@ def exact(point: Tensor) -> Tensor:
     return torch.from_numpy(-(np.sin(np.pi * y) * kernel).sum(1) / kernel.sum(1))
 
 
-def _u(model: "MultiTaskModel", point: Tensor) -> Tensor:
+def _u(model: MultiTaskModel, point: Tensor) -> Tensor:
     """Returns the network's u and checks its shape: (N, 1) would silently broadcast to all pairs of points."""
     u: Tensor = model.trunk(point)
     if u.shape != point.shape[:1]:

@@ -57,13 +57,18 @@ def align(batches: Sequence[Batch], members: Sequence[list[int]]) -> tuple[list[
     return aligned, tasks, repeated
 
 
+class StandIn:
+    """The base class of stand-ins for losses, which are called with all that a task's forward pass returns."""
+
+
 def silenced(task: Task) -> Task:
     """Returns a copy of a task whose loss is zero, with zeros as gradients for everything that the task reaches."""
-    return replace(task, **STAND_IN, loss=_zero)
+    return replace(task, **STAND_IN, loss=_Zero())
 
 
-def _zero(prediction: Any, target: Any) -> Tensor:
-    floating = [leaf for leaf in tree_leaves(prediction) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return torch.stack(
-        [torch.where(torch.zeros_like(leaf, dtype=torch.bool), leaf, 0.0).sum() for leaf in floating]
-    ).sum()
+class _Zero(StandIn):
+    def __call__(self, prediction: Any, target: Any) -> Tensor:
+        floating = [leaf for leaf in tree_leaves(prediction) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        return torch.stack(
+            [torch.where(torch.zeros_like(leaf, dtype=torch.bool), leaf, 0.0).sum() for leaf in floating]
+        ).sum()

@@ -29,7 +29,7 @@ from mtl.gradients.reach import Reach
 from mtl.gradients.rows import Rows
 from mtl.model import MultiTaskModel
 from mtl.snapshots import Buffers, Snapshot
-from mtl.step.forward import loss_from, loss_of, without_gradients
+from mtl.step.forward import loss_from, without_gradients
 from mtl.step.precision import Autocast, autocast_for
 from mtl.task import Task
 
@@ -129,7 +129,7 @@ class Passes:
             features = self.model.features(batch)
         for task in tasks:
             with autocast():
-                losses.append(loss_of(task, self.model.predict(task.name, features), batch))
+                losses.append(loss_from(self.model, task, batch, features))
             self._record(recorders, task, losses[-1])
         weights = weights(losses) if callable(weights) else weights
         if recorders.collect is None:
@@ -195,7 +195,7 @@ class Passes:
         at_features: dict[str, list[Tensor | None]] = {}
         for index, task in enumerate(tasks):
             with autocast():
-                loss = loss_of(task, self.model.predict(task.name, cut_features), batch)
+                loss = loss_from(self.model, task, batch, cut_features)
             self._record(recorders, task, loss, pairs)
             if not callable(weights):
                 self.backward([loss], [weights[index]])

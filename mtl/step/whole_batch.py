@@ -20,7 +20,7 @@ from mtl.errors import UserError
 from mtl.labels import label_fields
 from mtl.model import MultiTaskModel
 from mtl.process.seeding import common_generators
-from mtl.step.alignment import STAND_IN
+from mtl.step.alignment import STAND_IN, StandIn
 from mtl.step.forward import loss_of, without_gradients
 from mtl.step.micro_batches import MicroBatches
 from mtl.step.over_processes import gather
@@ -128,7 +128,7 @@ class Preview:
         return places
 
 
-class Replay:
+class Replay(StandIn):
     """A stand-in for a loss of the whole batch that has the same gradient: Σ prediction · gradient.
 
     Args:

@@ -138,7 +138,7 @@ class Columns(nn.Module):
         if not isinstance(column, Tensor):
             vocabulary = self.vocabularies.get(name)
             if name in self.lists and vocabulary is not None:
-                lists = [codes(each, vocabulary) for each in column]
+                lists = [codes(each or [None], vocabulary) for each in column]  # 0 for an empty list
                 return nn.utils.rnn.pad_sequence(lists, batch_first=True).to(self.mean.device)
             values = numbers(column, name) if vocabulary is None else codes(column, vocabulary)
             return values.to(self.mean.device)

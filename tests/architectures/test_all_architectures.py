@@ -1,0 +1,165 @@
+"""What holds for every architecture."""
+
+import copy
+import csv
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, command
+from every import ARCHITECTURES, NAMES, batches, cnn, mlp, problem
+from torch import nn
+
+import mtl
+from mtl.batch import take
+from mtl.errors import UserError
+from mtl.gradients.reach import Reach
+from mtl.step.passes import Recorders
+
+NORMED = partial(cnn, batch_norm=True)
+DROPPED = partial(mlp, dropout=0.3)
+every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
+
+
+def kinds(model: mtl.MultiTaskModel) -> list[str]:
+    return ["joint", "sequential"] if model.shared is None else ["joint", "sequential", "shared"]
+
+
+def after_steps(name: str, trunk: Callable[[], nn.Module], kind: str, **options: Any) -> tuple[dict, torch.Tensor]:
+    model, tasks = problem(name, trunk)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    step = mtl.Step(model, tasks, optimizer, passes=kind, **options)
+    torch.manual_seed(5)
+    for batch in batches(3, missing=True):
+        step(batch)
+    return model.state_dict(), torch.get_rng_state()
+
+
+def test_every_config_has_an_entry() -> None:
+    configs = {path.stem for path in (ROOT / "configs" / "model").glob("*.yaml")}
+    assert configs - {"hard_sharing"} == set(ARCHITECTURES)
+
+
+@every_architecture
+@pytest.mark.parametrize("trunk", [NORMED, DROPPED], ids=["batch norm", "dropout"])
+def test_all_kinds_of_passes_leave_the_same_state(name: str, trunk: Callable[[], nn.Module]) -> None:
+    expected, draws = after_steps(name, trunk, "joint")
+    for kind in kinds(problem(name)[0])[1:]:
+        state, kind_draws = after_steps(name, trunk, kind)
+        assert torch.equal(draws, kind_draws)
+        for key, value in expected.items():
+            torch.testing.assert_close(state[key], value, rtol=1e-10, atol=1e-12, msg=key)
+
+
+@every_architecture
+@pytest.mark.parametrize("trunk", [cnn, mlp])
+def test_shared_parameters_are_those_that_several_tasks_depend_on(name: str, trunk: Callable[[], nn.Module]) -> None:
+    """Against a gradient of each prediction, from a forward pass for it alone."""
+    model, tasks = problem(name, trunk)
+    (batch,) = batches(1)
+    named = dict(model.named_parameters())
+    depends: dict[str, set[str]] = {each: set() for each in named}
+    for task in tasks:
+        value = model.predict(task.name, model.features(batch)).sum()
+        for each, gradient in zip(
+            named, torch.autograd.grad(value, list(named.values()), allow_unused=True), strict=True
+        ):
+            if gradient is not None:
+                depends[each].add(task.name)
+    shared = {each for each, of in depends.items() if len(of) > 1}
+    assert all(depends.values())
+    for kind in kinds(model):
+        step = mtl.Step(model, tasks, passes=kind, balancer=mtl.balancers.MGDA())
+        reach = Reach(named, NAMES)
+        step.passes(tasks, batch, [1.0] * 3, Recorders(reach=reach))
+        of_several = reach.shared()
+        assert {each for each, p in named.items() if any(p is other for other in of_several)} == shared, kind
+
+
+@every_architecture
+@pytest.mark.parametrize("balancer", ["Equal", "UW", "MGDA", "UPGrad", "GradDrop", "FAMO"])
+def test_balancers_take_steps(name: str, balancer: str) -> None:
+    model, tasks = problem(name)
+    before = copy.deepcopy(model.state_dict())
+    made = getattr(mtl.balancers, balancer)()
+    step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1), balancer=made)
+    if name == "separate" and balancer in ("MGDA", "UPGrad", "GradDrop"):
+        with pytest.raises(UserError, match="the tasks share no parameter"):
+            step(batches(1)[0])
+        return
+    for batch in batches(2, missing=True):
+        result = step(batch)
+    assert all(torch.isfinite(loss) for loss in result.losses.values())
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert {f"heads.{each}.weight" for each in NAMES} <= changed
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+@every_architecture
+@pytest.mark.parametrize("balancer", ["Equal", "MGDA"])
+def test_micro_batches_are_the_whole_batch(name: str, balancer: str) -> None:
+    if name == "separate":
+        balancer = "Equal"
+    (batch,) = batches(1, missing=True)
+    states = []
+    for pieces in (batch, [take(batch, 8, slice(0, 3)), take(batch, 8, slice(3, 8))]):
+        model, tasks = problem(name)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        result = mtl.Step(model, tasks, optimizer, balancer=getattr(mtl.balancers, balancer)())(pieces)
+        states.append({**model.state_dict(), **result.losses})
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key].to(value.dtype), value, rtol=1e-9, atol=1e-11, msg=key)
+
+
+@every_architecture
+def test_a_state_dict_and_a_copy_are_the_whole_model(name: str) -> None:
+    model, tasks = problem(name, NORMED)
+    step = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1))
+    step(batches(1)[0])
+    other, _ = problem(name, NORMED, seed=7)
+    (batch,) = batches(1, seed=3)
+    assert not torch.equal(other.eval()(batch)["sale"], model.eval()(batch)["sale"])
+    other.load_state_dict(model.state_dict())
+    for copied in (other.eval(), copy.deepcopy(model)):
+        for each, prediction in model(batch).items():
+            assert torch.equal(copied(batch)[each], prediction)
+
+
+@every_architecture
+def test_one_task_has_only_its_branches(name: str) -> None:
+    whole, _ = problem(name)
+    model, tasks = problem(name, names=("sale",))
+    keys = set(model.state_dict())
+    assert keys <= set(whole.state_dict())
+    assert not any(part in ("click", "cart") for key in keys for part in key.split("."))
+    result = mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.1))(batches(1)[0])
+    assert torch.isfinite(result.losses["sale"])
+
+
+@every_architecture
+def test_passes_that_auto_chooses(name: str) -> None:
+    model, tasks = problem(name)
+    assert mtl.Step(model, tasks).passes.kind == ("sequential" if model.shared is None else "shared")
+
+
+@every_architecture
+def test_the_graph_is_drawn_from_the_command_line(name: str, here: Path) -> None:
+    """Every parameter is in the table; those that several tasks reach are marked as shared."""
+    done = command("graph", "task=multi_mnist", f"model={name}")
+    assert done.code == 0, done.err
+    assert done.run is not None
+    with (done.run / "leaves.csv").open(encoding="utf-8") as file:
+        leaves = list(csv.DictReader(file))
+    assert all(leaf["tasks"] for leaf in leaves)
+    assert any(leaf["shared"] == "true" for leaf in leaves) == (name != "separate")
+    assert all((leaf["shared"] == "true") == (" " in leaf["tasks"]) for leaf in leaves)
+
+
+@pytest.mark.parametrize("name", ["mmoe", "separate"])
+def test_burgers_is_refused(name: str, here: Path) -> None:
+    done = command("train", "task=burgers", f"model={name}", "trainer.max_epochs=1")
+    assert done.code == 2, done.err
+    assert "take model=hard_sharing" in " ".join(done.err.split())
