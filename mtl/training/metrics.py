@@ -94,13 +94,18 @@ class TaskMetric:
         target = field(batch, task.target, f"task '{task.name}': its metrics' target")
         try:
             ignored = getattr(self.metric, "ignore_index", None)
+            group = getattr(self.metric, "group", None)  # the name of a field, see mtl.metrics.GroupAUROC
+            further = []
+            if isinstance(group, str):
+                groups = field(batch, group, f"tasks.{task.name}.metrics.{self.name}.group:")
+                further = [select_for_metric(task, groups, batch)[0]]
             prediction, target = select_for_metric(task, prediction, batch, ignored=ignored)
             if isinstance(target, Tensor) and not len(target):
                 return
             prediction = self._convert(prediction)
             if self._hides_nan and isinstance(prediction, Tensor) and prediction.is_floating_point():
                 self._has_nan |= prediction.isnan().any()
-            self.metric.update(prediction, at_least_single(target))
+            self.metric.update(prediction, at_least_single(target), *further)
         except UserError:
             raise
         except FOREIGN as error:

@@ -7,5 +7,6 @@ from mtl.trunks.picked import Picked
 from mtl.trunks.table import Table
 from mtl.trunks.torchvision import Torchvision
 from mtl.trunks.transformer import Transformer
+from mtl.trunks.two_tower import TwoTower
 
-__all__ = ["CNN", "MLP", "LeNet", "Picked", "Table", "Torchvision", "Transformer"]
+__all__ = ["CNN", "MLP", "LeNet", "Picked", "Table", "Torchvision", "Transformer", "TwoTower"]
