@@ -1,5 +1,6 @@
 """Architectures other than hard parameter sharing, which is `mtl.MultiTaskModel` itself."""
 
+from mtl.architectures.mtan import MTAN
 from mtl.architectures.separate import SeparateModels
 
-__all__ = ["SeparateModels"]
+__all__ = ["MTAN", "SeparateModels"]
