@@ -1,6 +1,7 @@
 """MTAN: attention of each task on the stages of a shared trunk."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -8,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl.architectures._lazy import LazyBatchNorm, LazyLayer
-from mtl.batch import Batch
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.task import Task
@@ -28,8 +28,8 @@ class MTAN(MultiTaskModel):
     is a 3×3 convolution, batch norm and ReLU of each stage, one for all tasks. r_1 is left out. In a decoder, r_{j+1} =
     f(resize(â_j)). The head of the task gets â of the last stage after the rest of this stage, such as a pooling.
 
-    Values of another size are resized: by max pooling if they are larger, by bilinear interpolation if they are smaller.
-    Where a stage has vectors (N, C) or tokens (N, T, C), the convolutions are linear layers, and maps before them are
+    Values of another size are resized: larger ones by max pooling, smaller ones by bilinear interpolation. Where a stage
+    has vectors (N, C) or tokens (N, T, C), the convolutions are linear layers, and maps before them are
     averaged. The number of channels of all layers follows from the first batch. With all masks 1, this is hard
     parameter sharing.
 
@@ -72,7 +72,7 @@ class MTAN(MultiTaskModel):
         self.attention = nn.ModuleDict(
             {task.name: nn.ModuleList(Attention(batch_norm=batch_norm) for _ in attended) for task in tasks}
         )
-        pairs = list(enumerate(zip(attended, attended[1:], strict=False)))
+        pairs = list(enumerate(pairwise(attended)))
         self.after = nn.ModuleDict({str(j): Merge(batch_norm=batch_norm) for j, (s, _) in pairs if not s.decoder})
         self.before = nn.ModuleDict({str(j + 1): Merge(batch_norm=batch_norm) for j, (_, s) in pairs if s.decoder})
 
@@ -91,18 +91,6 @@ class MTAN(MultiTaskModel):
     def own_part(self, task: str) -> nn.Module:
         """Returns the attention module of a task at the first stage with attention."""
         return self._attention(task)[0]
-
-    def masks(self, batch: Batch) -> dict[str, list[Tensor]]:
-        """Computes the attention masks of each task, one for each stage with attention."""
-        found: dict[str, list[Tensor]] = {}
-        features = self.features(batch)
-        for task in self.heads:
-            masks = found.setdefault(task, [])
-            hooks = [each.register_forward_hook(lambda *a, m=masks: m.append(a[2])) for each in self._attention(task)]
-            self.predict(task, features)
-            for hook in hooks:
-                hook.remove()
-        return found
 
     def _attention(self, task: str) -> nn.ModuleList:
         attention = self.attention[task]
