@@ -21,19 +21,19 @@ class LazyLayer(LazyModuleMixin, nn.Module):
     def __init__(self, kernel_size: int) -> None:
         super().__init__()
         self.kernel_size = kernel_size
-        self.weight: nn.Parameter = UninitializedParameter()
-        self.bias: nn.Parameter = UninitializedParameter()
+        self.weight: Tensor = UninitializedParameter()
+        self.bias: Tensor = UninitializedParameter()
 
     def initialize_parameters(self, features: Tensor, channels: int) -> None:
         """Gives the parameters their shapes and initial values; called by the first forward pass."""
         if isinstance(self.weight, UninitializedParameter):
             kernel = (self.kernel_size,) * (features.ndim - 2)
             with torch.no_grad():
-                self.weight.materialize((channels, features.shape[1], *kernel))  # type: ignore[no-untyped-call]
+                self.weight.materialize((channels, features.shape[1], *kernel))
                 nn.init.xavier_normal_(self.weight)
         if isinstance(self.bias, UninitializedParameter):
             with torch.no_grad():
-                self.bias.materialize((channels,))  # type: ignore[no-untyped-call]
+                self.bias.materialize((channels,))
                 nn.init.zeros_(self.bias)
 
     def forward(self, features: Tensor, channels: int) -> Tensor:

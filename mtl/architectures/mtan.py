@@ -28,8 +28,8 @@ class MTAN(MultiTaskModel):
     is a 3×3 convolution, batch norm and ReLU of each stage, one for all tasks. r_1 is left out. In a decoder, r_{j+1} =
     f(resize(â_j)). The head of the task gets â of the last stage after the rest of this stage, such as a pooling.
 
-    Values of another size are resized: larger ones by max pooling, smaller ones by bilinear interpolation. Where a stage
-    has vectors (N, C) or tokens (N, T, C), the convolutions are linear layers, and maps before them are
+    Values of another size are resized: larger ones by max pooling, smaller ones by bilinear interpolation. In stages
+    with vectors (N, C) or tokens (N, T, C), the convolutions are linear layers, and maps from the stage before are
     averaged. The number of channels of all layers follows from the first batch. With all masks 1, this is hard
     parameter sharing.
 
@@ -147,7 +147,8 @@ class Attention(nn.Module):
         x = resized(u, p)
         x = _rows(x if r is None else torch.cat((x, r), _channels(p)))
         hidden = F.relu(self.g_norm(self.g(x, channels)))
-        return self.h_norm(self.h(hidden, channels)).sigmoid().reshape(p.shape)
+        mask: Tensor = self.h_norm(self.h(hidden, channels)).sigmoid()
+        return mask.reshape(p.shape)
 
 
 class Merge(nn.Module):
@@ -165,7 +166,7 @@ class Merge(nn.Module):
     def forward(self, features: Tensor, channels: int) -> Tensor:
         """Returns features with another number of channels."""
         output = F.relu(self.norm(self.f(_rows(features), channels)))
-        return output.unflatten(0, features.shape[:2]) if features.ndim == 3 else output
+        return output.reshape(*features.shape[:2], channels) if features.ndim == 3 else output
 
 
 def resized(x: Tensor, like: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Encoder(Stage):
             _convolutions(in_channels, width, 1), _convolutions(width, width, depth - 1), pool=nn.MaxPool2d(2)
         )
 
-    def parts(self, maps: Tensor, *positions: Any) -> tuple[Tensor, Tensor, Any]:  # type: ignore[override]
+    def parts(self, maps: Tensor, *positions: Any) -> tuple[Tensor, Tensor, Any]:
         """Returns the output of the first convolution, that of the last one, and the inputs of the next block."""
         assert self.first is not None
         u = self.first(maps)
@@ -88,10 +88,10 @@ class Decoder(Stage):
     def __init__(self, in_channels: int, width: int, depth: int) -> None:
         super().__init__(None, _convolutions(in_channels, width, depth), decoder=True)
 
-    def parts(self, maps: Tensor, *positions: Any) -> tuple[Tensor, Tensor, Any]:  # type: ignore[override]
+    def parts(self, maps: Tensor, *positions: Any) -> tuple[Tensor, Tensor, Any]:
         """Returns the input of the first convolution, the output of the last one, and the inputs of the next block."""
         *left, (at, size) = positions
-        u = F.max_unpool2d(maps, at, 2, output_size=list(size))
+        u = F.max_unpool2d(maps, at, [2, 2], output_size=list(size))
         p = self.rest(u)
         return u, p, (p, *left) if left else p
 
