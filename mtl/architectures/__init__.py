@@ -8,6 +8,7 @@ from mtl.architectures.dselect_k import DSelectK
 from mtl.architectures.esmm import ESMM
 from mtl.architectures.learned_branching import LearnedBranching
 from mtl.architectures.mmoe import MMoE
+from mtl.architectures.mtan import MTAN
 from mtl.architectures.ple import PLE
 from mtl.architectures.separate import SeparateModels
 
@@ -15,6 +16,7 @@ __all__ = [
     "AITM",
     "CGC",
     "ESMM",
+    "MTAN",
     "PLE",
     "Adapters",
     "CrossStitch",
