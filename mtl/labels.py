@@ -172,40 +172,14 @@ def denominator(task: Task, batch: Batch) -> Tensor | int:
         counted: Tensor | int = task.count(target)
         return counted
     if present is not None and _ignores(task, target):
-        return _class_weights(task, target, present).sum()
+        weight: Tensor | None = task.loss.weight  # type: ignore[attr-defined]
+        if weight is None or weight.ndim != 1 or not len(weight):  # the loss itself refuses wrong ones
+            return present.sum()
+        return (weight[target.where(present, 0).clamp(0, len(weight) - 1)] * present).sum()
     if present is not None:
         by_element = _by_element(task) or _by_position(task)
         return present.sum() if by_element else _rows(task, present).sum() * _positions_each(task, target)
     return _whole_denominator(task, target, batch)
-
-
-def sample_shares(task: Task, batch: Batch) -> Tensor | None:
-    """Returns the share (N,) of each sample in the denominator of the task's loss; None if all samples count the same.
-
-    With `task.count`, the function is called for each sample.
-    """
-    target = target_of(task, batch)
-    if not isinstance(target, Tensor):
-        return None
-    present = label_mask(task, batch) if may_miss(task, target) or _ignores(task, target) else None
-    if task.count is not None:
-        wanted = [True] * len(target) if present is None else _rows(task, present).tolist()
-        each = [task.count(target[i : i + 1]) if wanted[i] else 0 for i in range(len(target))]
-        counted = torch.stack([torch.as_tensor(number, device=target.device) for number in each])
-    elif present is None:
-        return None
-    else:
-        counted = _class_weights(task, target, present) if _ignores(task, target) else present
-    counted = counted.double().flatten(1).sum(1) if counted.ndim > 1 else counted.double()
-    return counted / counted.sum()
-
-
-def _class_weights(task: Task, target: Tensor, present: Tensor) -> Tensor:
-    """Returns, for each class number of the target, its weight in the loss, or 0 if the label is missing."""
-    weight: Tensor | None = task.loss.weight  # type: ignore[attr-defined]
-    if weight is None or weight.ndim != 1 or not len(weight):  # the loss itself refuses wrong ones
-        return present
-    return weight[target.where(present, 0).clamp(0, len(weight) - 1)] * present
 
 
 def whole_denominator(task: Task, batch: Batch) -> int | None:

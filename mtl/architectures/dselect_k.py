@@ -86,7 +86,8 @@ class DSelectK(ExpertModel):
             return None
         x, shared = features
         r, _ = self.branches[task].gate.selectors(x)  # type: ignore[union-attr, operator]
-        return (self.entropy * -(r * (r + _TINY).log()).sum((-2, -1))).expand(len(shared))
+        value: Tensor = -self.entropy * (r * (r + _TINY).log()).sum((-2, -1))
+        return value.expand(len(shared))
 
 
 class StaticGate(nn.Module):

@@ -86,7 +86,7 @@ def mix(weights: Tensor, outputs: Tensor) -> Tensor:
         outputs: The outputs.
     """
     rows = weights.expand(len(outputs), -1).unsqueeze(1)
-    return torch.matmul(rows, outputs.unsqueeze(-1).flatten(2)).view(len(outputs), *outputs.shape[2:])
+    return torch.matmul(rows, outputs.unsqueeze(-1).flatten(2)).view(outputs[:, 0].shape)
 
 
 class Branch(nn.Module):
@@ -104,7 +104,8 @@ class Branch(nn.Module):
 
     def forward(self, x: Any, shared: Tensor) -> Tensor:
         """Returns the mixture for the task, from the task's input and the outputs of the shared experts."""
-        return mix(self.gate(x), torch.cat([*self.outputs(x), shared], 1))
+        weights: Tensor = self.gate(x)
+        return mix(weights, torch.cat([*self.outputs(x), shared], 1))
 
     def outputs(self, x: Any) -> list[Tensor]:
         """Returns the outputs (N, experts, …) of the task's own experts in a list, which is empty if it has none."""
@@ -138,11 +139,12 @@ class Extraction(nn.Module):
         x = common = self.stem(*inputs)
         for shared, branches, gate in zip(self.shared, self.branches, self.gates, strict=False):
             outputs = shared(common)
-            inputs_of = x if isinstance(x, dict) else dict.fromkeys(branches, x)
-            own = {task: branch.outputs(inputs_of[task]) for task, branch in branches.items()}
+            of_tasks: dict[str, Any] = dict(branches.items())  # type: ignore[operator]
+            inputs_of = x if isinstance(x, dict) else dict.fromkeys(of_tasks, x)
+            own = {task: branch.outputs(inputs_of[task]) for task, branch in of_tasks.items()}
             x = {
                 task: mix(branch.gate(inputs_of[task]), torch.cat([*own[task], outputs], 1))
-                for task, branch in branches.items()
+                for task, branch in of_tasks.items()
             }
             common = mix(gate(common), torch.cat([*(each for of_task in own.values() for each in of_task), outputs], 1))
         return x, self.shared[-1](common)

@@ -117,6 +117,11 @@ def exact(point: Tensor) -> Tensor:
 
 def _u(model: MultiTaskModel, point: Tensor) -> Tensor:
     """Returns the network's u and checks its shape: (N, 1) would silently broadcast to all pairs of points."""
+    if type(model).predict is not MultiTaskModel.predict:
+        raise UserError(
+            "the tasks of task=burgers have no heads: u is the output of the one trunk, and a "
+            f"{type(model).__name__} has no single one; take model=hard_sharing"
+        )
     u: Tensor = model.trunk(point)
     if u.shape != point.shape[:1]:
         raise UserError(

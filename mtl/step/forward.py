@@ -1,29 +1,20 @@
 """Forward passes: the loss of a task on a batch, from the features or from the task's objective."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtl.batch import Batch, describe
 from mtl.errors import FOREIGN, UserError, describe_error, is_unrelated, text_of
-from mtl.labels import sample_shares, select
+from mtl.labels import select
 from mtl.model import MultiTaskModel
 from mtl.snapshots import preserved_buffers, preserved_random_state
 from mtl.step.alignment import StandIn
+from mtl.step.penalties import Penalised, mean, predicted
 from mtl.step.precision import Autocast
 from mtl.task import BY_CLASS, BY_ELEMENT, WEIGHTED, Task
-
-
-class Penalised(NamedTuple):
-    """A prediction and a penalty (N,), which is part of the training loss; see `MultiTaskModel.penalty`.
-
-    The penalty is cut, joined and gathered from processes as the prediction is, and so counts for the same samples.
-    """
-
-    prediction: Any
-    penalty: Tensor
 
 
 def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
@@ -42,7 +33,7 @@ def loss_of(task: Task, prediction: Any, batch: Batch) -> Tensor:
     """
     if isinstance(prediction, Penalised) and not isinstance(task.loss, StandIn):
         loss = loss_of(task, prediction.prediction, batch)
-        return loss + _mean(task, prediction.penalty, batch).to(loss.dtype)
+        return loss + mean(task, prediction.penalty, batch).to(loss.dtype)
     if task.seen is not None:
         task.seen(prediction, batch)
     prediction, target = select(task, prediction, batch)
@@ -102,20 +93,7 @@ def loss_from(model: MultiTaskModel, task: Task, batch: Batch, features: Any) ->
     """Computes the loss of a task from its objective if it has one, else from the features."""
     if task.objective is not None:
         return objective_of(model, task, batch)
-    return loss_of(task, _predicted(model, task, features), batch)
-
-
-def _predicted(model: MultiTaskModel, task: Task, features: Any) -> Any:
-    """Returns the prediction of a task, with its penalty if the model is trained and has one."""
-    prediction = model.predict(task.name, features)
-    penalty = model.penalty(task.name, features) if model.training else None
-    return prediction if penalty is None else Penalised(prediction, penalty)
-
-
-def _mean(task: Task, penalty: Tensor, batch: Batch) -> Tensor:
-    """Returns the mean of a penalty (N,) over the samples, weighted as in the task's loss."""
-    shares = sample_shares(task, batch)
-    return penalty.mean() if shares is None else (penalty * shares.to(penalty.dtype)).sum()
+    return loss_of(task, predicted(model, task, features), batch)
 
 
 def without_gradients(
@@ -152,7 +130,7 @@ def without_gradients(
                     continue
                 if features is None:
                     features = model.features(batch)
-                of_tasks.append(take(task, _predicted(model, task, features), batch))
+                of_tasks.append(take(task, predicted(model, task, features), batch))
             results.append(of_tasks)
     return results
 

@@ -41,6 +41,7 @@ def test_each_code_selects_one_expert(experts: int) -> None:
 
 
 def tasks(loss: nn.Module | None = None, outputs: int = 1, **options: Any) -> list[mtl.Task]:
+    torch.manual_seed(0)
     loss = loss or nn.BCEWithLogitsLoss()
     return [mtl.Task(name, head=mtl.heads.Linear(6, outputs), loss=loss, target=name, **options) for name in NAMES]
 
