@@ -13,6 +13,7 @@ from mtl.errors import UserError
 HOURS = 24
 DEVICES = 4
 TASTES = 2  # dimensions of users' tastes and items' traits
+LEAST = {"num_samples": 10, "num_users": 1, "num_items": 1, "history": 0, "tags": 0}
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
@@ -49,11 +50,7 @@ def made_ctr(
     Raises:
         UserError: If one of the numbers is too small.
     """
-    minimums = {"num_samples": (num_samples, 10), "num_users": (num_users, 1), "num_items": (num_items, 1)}
-    minimums |= {"history": (history, 0), "tags": (tags, 0)}
-    for name, (value, least) in minimums.items():
-        if type(value) is not int or value < least:
-            raise UserError(f"data.{name} is {value!r}; it must be a whole number of at least {least}")
+    _check_numbers(num_samples=num_samples, num_users=num_users, num_items=num_items, history=history, tags=tags)
     generator = torch.Generator().manual_seed(seed)
     truth = Truth(num_users, num_items, generator)
     parts = {name: truth.draw(round(share * num_samples), generator) for name, share in SHARES.items()}
@@ -80,6 +77,13 @@ def made_ctr(
     name = f"simulated click log (data.seed={seed}) of {num_users:,} users on {num_items:,} items"
     data: dict[str, Any] = {split: Fields(fields) for split, fields in parts.items()}
     return Splits(**data, name=name, facts=facts)
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        least = LEAST[name]
+        if type(value) is not int or value < least:
+            raise UserError(f"data.{name} is {value!r}; it must be a whole number of at least {least}")
 
 
 class Truth:

@@ -44,7 +44,7 @@ class GroupAUROC(Metric):
         order = scores.argsort()
         order = order[groups[order].argsort(stable=True)]  # by group, then by score
         scores, positive, groups = scores[order], targets[order] > 0.5, groups[order]
-        _, group, size = groups.unique_consecutive(return_inverse=True, return_counts=True)
+        _, group, size = groups.unique(return_inverse=True, return_counts=True)
         start = size.cumsum(0) - size
         rank = torch.arange(1, len(group) + 1, device=group.device) - start[group]
         new = torch.ones_like(positive)
@@ -56,7 +56,8 @@ class GroupAUROC(Metric):
         won = _sums(mean_rank[tied] * positive, group) - positives * (positives + 1) / 2
         both = (positives > 0) & (negatives > 0)
         auc = (won / (positives * negatives))[both]
-        return (auc * size[both]).sum() / size[both].sum()
+        mean: Tensor = (auc * size[both]).sum() / size[both].sum()
+        return mean
 
 
 def _sums(values: Tensor, index: Tensor) -> Tensor:
