@@ -98,16 +98,20 @@ def _mask(task: Task, target: Any, batch: Batch) -> Tensor:
     shape = target.shape
     if mask.shape == shape[:1]:
         return mask.view(-1, *[1] * (target.ndim - 1)).expand(shape)
-    by_position = _by_position(task) and target.is_floating_point() and target.ndim > 1
-    if by_position and mask.shape in ((shape[0], *shape[2:]), (shape[0], 1, *shape[2:])):
-        return mask.view(shape[0], 1, *shape[2:]).expand(shape)
-    if mask.shape != shape:
-        positions = " For a loss that is a mean over positions, such as pixels, and a mask with one value for each, "
-        raise UserError(
-            f"{wrong}'{task.target}' of shape {tuple(shape)}; a mask has the target's shape or one value for each "
-            f"sample.{positions}set tasks.{task.name}.mean_over=positions"
-        )
-    return mask
+    if mask.shape == shape:
+        return mask
+    by_position = _by_position(task) and target.is_floating_point()
+    if len(shape) > 1 and (
+        mask.shape == (shape[0], 1, *shape[2:]) or (by_position and mask.shape == (shape[0], *shape[2:]))
+    ):
+        return mask.view(shape[0], 1, *shape[2:]).expand(shape)  # one value for all channels
+    if mask.shape == (shape[0], 1, *shape[1:]):
+        return mask.squeeze(1)  # the target has no dimension of channels
+    raise UserError(
+        f"{wrong}'{task.target}' of shape {tuple(shape)}; a mask has the target's shape, one channel for all of the "
+        f"target's, or one value for each sample. For a loss that is a mean over positions, such as pixels, and a mask "
+        f"with one value for each, set tasks.{task.name}.mean_over=positions"
+    )
 
 
 def select(task: Task, prediction: Any, batch: Batch) -> tuple[Any, Any]:

@@ -212,7 +212,7 @@ def table_of(splits: "Mapping[str, Figures]", more: Mapping[str, Mapping[str, fl
     """
     table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("task")
-    table.add_column("figure")
+    table.add_column("figure", no_wrap=True)
     for name in (*splits, *(more or {})):
         table.add_column(name, justify="right")
     tasks = dict.fromkeys(task for figures in splits.values() for task in figures)
