@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as F  # noqa: N812
+from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import Image, Mask, TVTensor, wrap
 
 from mtl.errors import UserError
@@ -48,7 +48,9 @@ def _flip_vertically(normals: Tensor) -> Tensor:
 
 
 def _refused(normals: Tensor, *_: Any, **__: Any) -> Tensor:
-    raise UserError("data.augment: normals can be cropped, resized and flipped; a rotation or distortion is not defined")
+    raise UserError(
+        "data.augment: normals can be cropped, resized and flipped; a rotation or distortion is not defined"
+    )
 
 
 for _functional in (F.rotate, F.affine, F.perspective, F.elastic):
