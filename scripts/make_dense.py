@@ -30,14 +30,14 @@ def scene(height: int, width: int, draws: np.random.Generator) -> dict[str, np.n
     ray = np.stack([u, v, np.ones_like(u)], -1)
     depth = np.full((height, width), draws.uniform(4, 6))  # of the wall
     label = np.full((height, width), WALL)
-    normal = np.zeros((height, width, 3)) + (0.0, 0.0, -1.0)
+    normal = np.tile([0.0, 0.0, -1.0], (height, width, 1))
 
     def see(distance: np.ndarray, kind: int, direction: np.ndarray) -> None:
         nearer = (distance > 0) & (distance < depth)
         depth[nearer], label[nearer], normal[nearer] = distance[nearer], kind, direction[nearer]
 
     with np.errstate(divide="ignore"):
-        see(np.where(v > 0, draws.uniform(0.8, 1.5) / v, np.inf), FLOOR, normal * 0 + (0.0, -1.0, 0.0))
+        see(np.where(v > 0, draws.uniform(0.8, 1.5) / v, np.inf), FLOOR, np.tile([0.0, -1.0, 0.0], (height, width, 1)))
     for _ in range(draws.integers(1, 4)):
         centre, radius = np.array([*draws.uniform(-1.5, 1.5, 2), draws.uniform(2, 4)]), draws.uniform(0.4, 0.9)
         # The ray t · ray meets the ball where |t · ray - centre| = radius.
@@ -46,7 +46,7 @@ def scene(height: int, width: int, draws: np.random.Generator) -> dict[str, np.n
         see(np.where(b**2 > a * c, distance, np.inf), BALL, (distance[..., None] * ray - centre) / radius)
     left, top, front = draws.uniform(-1.5, 0.5), draws.uniform(-1.0, 0.5), draws.uniform(2, 3.5)
     inside = (front * u > left) & (front * u < left + 1) & (front * v > top) & (front * v < top + 1)
-    see(np.where(inside, front, np.inf), BOX, normal * 0 + (0.0, 0.0, -1.0))
+    see(np.where(inside, front, np.inf), BOX, np.tile([0.0, 0.0, -1.0], (height, width, 1)))
     light = np.abs((normal * ray).sum(-1)) / np.sqrt((ray**2).sum(-1))
     colours = np.stack([np.choose(label, [COLOURS.get(n, (0, 0, 0))[c] for n in range(13)]) for c in range(3)], -1)
     image = np.clip(colours * light[..., None] + draws.normal(0, 0.02, colours.shape), 0, 1)

@@ -35,26 +35,27 @@ KINDS: dict[str, type[TVTensor]] = {
 _FLIP = torch.tensor([-1.0, 1.0, 1.0])[:, None, None]
 
 
-@F.register_kernel(F.horizontal_flip, Normals)
-def _flip_horizontally(normals: Tensor) -> Tensor:
-    flipped = normals.as_subclass(Tensor).flip(-1) * _FLIP
-    return wrap(flipped, like=normals)
+def _flip_horizontally(normals: Tensor) -> Any:
+    return wrap(normals.as_subclass(Tensor).flip(-1) * _FLIP, like=normals)
 
 
-@F.register_kernel(F.vertical_flip, Normals)
-def _flip_vertically(normals: Tensor) -> Tensor:
-    flipped = normals.as_subclass(Tensor).flip(-2) * _FLIP.roll(1, 0)
-    return wrap(flipped, like=normals)
+def _flip_vertically(normals: Tensor) -> Any:
+    return wrap(normals.as_subclass(Tensor).flip(-2) * _FLIP.roll(1, 0), like=normals)
 
 
-def _refused(normals: Tensor, *_: Any, **__: Any) -> Tensor:
+def _refused(normals: Tensor, *_: Any, **__: Any) -> Any:
     raise UserError(
         "data.augment: normals can be cropped, resized and flipped; a rotation or distortion is not defined"
     )
 
 
-for _functional in (F.rotate, F.affine, F.perspective, F.elastic):
-    F.register_kernel(_functional, Normals)(_refused)
+_F: Any = functional
+_KERNELS = {
+    **{_F.horizontal_flip: _flip_horizontally, _F.vertical_flip: _flip_vertically},
+    **dict.fromkeys((_F.rotate, _F.affine, _F.perspective, _F.elastic), _refused),
+}
+for _transform, _kernel in _KERNELS.items():
+    _F.register_kernel(_transform, Normals)(_kernel)
 
 
 class RandomScaleCrop(nn.Module):
@@ -85,7 +86,7 @@ class RandomScaleCrop(nn.Module):
         size = [int(height / scale), int(width / scale)]
         top, left = (int(torch.randint(a - b + 1, ())) for a, b in zip((height, width), size, strict=True))
         for name, value in fields.items():
-            moved = F.resized_crop(value, top, left, *size, size=[height, width])
+            moved: Any = _F.resized_crop(value, top, left, *size, size=[height, width])
             if isinstance(value, Depth | InverseDepth):
                 moved = wrap(moved / scale if isinstance(value, Depth) else moved * scale, like=value)
             fields[name] = moved

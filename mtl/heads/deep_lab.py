@@ -38,7 +38,7 @@ class DeepLab(nn.Module):
         from torchvision.models.segmentation.deeplabv3 import ASPP  # takes seconds
 
         pyramid = ASPP(in_features, list(rates), channels)
-        pyramid.project[-1].p = dropout
+        pyramid.project[-1] = nn.Dropout(dropout)
         self.layers = nn.Sequential(
             pyramid,
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),

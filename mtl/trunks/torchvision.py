@@ -103,8 +103,9 @@ def _with_options(name: str, options: Mapping[str, Any]) -> nn.Module:
             raise
         own = ("weights", "features", "pooled")
         near = "".join(suggest(key, own).split(" (possible")[0] for key in options)
+        given = ", ".join(f"{key}={value}" for key, value in options.items())
         raise UserError(
-            f"model.trunk: torchvision's {name} can't be built with {', '.join(f'{k}={v}' for k, v in options.items())}: "
+            f"model.trunk: torchvision's {name} can't be built with {given}: "
             f"{first_line(error)}{near}. Keys of mtl.trunks.Torchvision itself are name, {', '.join(own)}; all others "
             "are passed on to torchvision"
         ) from error

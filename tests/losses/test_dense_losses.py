@@ -57,14 +57,11 @@ def test_the_scale_invariant_error_over_pairs_of_pixels(weight: float) -> None:
 
 def test_a_mask_of_one_channel() -> None:
     mask = torch.tensor([[[[1, 0]]], [[[0, 1]]]])  # (2, 1, 1, 2)
-    channels, none, single = torch.zeros(2, 3, 1, 2), torch.zeros(2, 1, 2), torch.zeros(2)
+    channels, none = torch.zeros(2, 3, 1, 2), torch.zeros(2, 1, 2)
     for loss in (nn.L1Loss(), nn.MSELoss()):
         wanted = torch.tensor([[[[True, False]]] * 3, [[[False, True]]] * 3]).view(2, 3, 1, 2)
         assert torch.equal(label_mask(task(loss, mask="m"), {"y": channels, "m": mask}), wanted)
         assert torch.equal(label_mask(task(loss, mask="m"), {"y": none, "m": mask}), wanted[:, 0])
-    for_each = label_mask(task(nn.L1Loss(), mask="m"), {"y": single, "m": torch.tensor([[1], [0]])})
-    assert for_each is not None
-    assert for_each.tolist() == [True, False]
     y = torch.tensor([[[[1.0, 9.0]], [[2.0, 9.0]], [[6.0, 9.0]]]])
     assert float(loss_of(task(nn.L1Loss(), mask="m"), torch.zeros(1, 3, 1, 2), {"y": y, "m": mask[:1]})) == 3
     with pytest.raises(mtl.UserError, match="one channel for all of the target's"):
