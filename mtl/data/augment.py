@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as F
-from torchvision.tv_tensors import Image, Mask, TVTensor, wrap
+from torchvision.transforms.v2 import functional
+from torchvision.tv_tensors import Image, Mask, TVTensor, wrap  # type: ignore[attr-defined]
 
 from mtl.errors import UserError
 
@@ -45,7 +45,7 @@ def _flip_vertically(normals: Tensor) -> Any:
 
 def _refused(normals: Tensor, *_: Any, **__: Any) -> Any:
     raise UserError(
-        "data.augment: normals can be cropped, resized and flipped; a rotation or distortion is not defined"
+        "data.augment: normals can be cropped, resized and flipped; rotations and distortions aren't possible"
     )
 
 

@@ -43,10 +43,14 @@ def test_the_scale_invariant_error_over_pairs_of_pixels(weight: float) -> None:
     loss = ScaleInvariant(weight)(p, y)
     wanted = 0.0
     for image in (0, 1):
-        d = [float(a - math.log(b)) for a, b in zip(p[image].flatten(), y[image].flatten(), strict=True) if b > 0]
+        d = [
+            a - math.log(b)
+            for a, b in zip(p[image].flatten().tolist(), y[image].flatten().tolist(), strict=True)
+            if b > 0
+        ]
         pairs = sum((a - b) ** 2 for a in d for b in d) / (2 * len(d) ** 2)  # the paper's equation 2, for weight 1
         wanted += weight * pairs + (1 - weight) * sum(a**2 for a in d) / len(d)
-    assert float(loss) == pytest.approx(wanted / 3, rel=1e-12)
+    assert loss.item() == pytest.approx(wanted / 3, rel=1e-12)
     loss.backward()
     assert p.grad is not None
     assert p.grad.isfinite().all()
