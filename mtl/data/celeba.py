@@ -1,12 +1,13 @@
 """CelebA, loaded with torchvision: pictures of faces with 40 binary attributes each."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mtl.data.fields import Splits
-from mtl.data.images import Images, Transform
+from mtl.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, Transform
 from mtl.data.public import files_of
 
 PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
@@ -16,7 +17,15 @@ FILES = (
 )
 
 
-def celeba(*, root: str = "data", download: bool = False, size: int = 64, augment: bool = False) -> Splits:
+def celeba(
+    *,
+    root: str = "data",
+    download: bool = False,
+    size: int = 64,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    augment: bool = False,
+) -> Splits:
     """Returns faces with the field image (N, 3, size, size), standardised, and one field (N,) of 0 and 1 per attribute.
 
     The attributes are floats and keep the names that CelebA gives them, from 5_o_Clock_Shadow to Young. The splits are
@@ -25,7 +34,7 @@ def celeba(*, root: str = "data", download: bool = False, size: int = 64, augmen
     Args:
         root: torchvision's data folder, which contains `celeba`.
         download: Whether to download missing files; torchvision needs the package gdown for the download.
-        size, augment: See `mtl.data.images.Transform`; only training pictures are augmented.
+        size, mean, std, augment: See `mtl.data.images.Transform`; only training pictures are augmented.
 
     Raises:
         UserError: If files are missing or damaged.
@@ -43,6 +52,6 @@ def celeba(*, root: str = "data", download: bool = False, size: int = 64, augmen
     def split(number: int, augment: bool = False) -> Images:
         chosen = (part == number).nonzero().flatten()
         fields: dict[str, Tensor] = {name: whole.attr[chosen, place].float() for place, name in enumerate(names)}
-        return Images([files[index] for index in chosen], fields, Transform(size, augment=augment))
+        return Images([files[index] for index in chosen], fields, Transform(size, mean, std, augment=augment))
 
     return Splits(split(0, augment), split(1), split(2), name=f"CelebA in {folder}")

@@ -1,5 +1,7 @@
 """A small convolutional network for 28×28 images."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,18 +11,20 @@ class LeNet(nn.Module):
 
     Args:
         num_features: The number of features.
+        channels: The numbers of channels of the two convolutions.
         dropout: The dropout probability of the second convolution's channels.
 
     Source: after LeCun et al., "Gradient-based learning applied to document recognition", 1998.
     """
 
-    def __init__(self, *, num_features: int = 20, dropout: float = 0.2) -> None:
+    def __init__(self, *, num_features: int = 20, channels: Sequence[int] = (5, 16), dropout: float = 0.2) -> None:
         super().__init__()
         self.num_features = num_features
-        self.conv1 = nn.Conv2d(1, 5, 5)
-        self.conv2 = nn.Conv2d(5, 16, 5)
+        first, second = channels
+        self.conv1 = nn.Conv2d(1, first, 5)
+        self.conv2 = nn.Conv2d(first, second, 5)
         self.dropout = nn.Dropout2d(dropout)
-        self.linear = nn.Linear(256, num_features)
+        self.linear = nn.Linear(16 * second, num_features)
 
     def forward(self, image: Tensor) -> Tensor:
         """Computes features (N, num_features), all at least 0."""
