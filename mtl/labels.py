@@ -96,18 +96,19 @@ def _mask(task: Task, target: Any, batch: Batch) -> Tensor:
             raise UserError(f"{wrong}'{task.target}' {describe(target)}; its mask must have one value for each sample")
         return mask
     shape = target.shape
-    if mask.shape == shape[:1]:
-        return mask.view(-1, *[1] * (target.ndim - 1)).expand(shape)
+    if mask.shape in (shape, shape[:1]):
+        return mask.view(*mask.shape, *[1] * (target.ndim - mask.ndim)).expand(shape)
     by_position = _by_position(task) and target.is_floating_point() and target.ndim > 1
-    if by_position and mask.shape in ((shape[0], *shape[2:]), (shape[0], 1, *shape[2:])):
-        return mask.view(shape[0], 1, *shape[2:]).expand(shape)
-    if mask.shape != shape:
-        positions = " For a loss that is a mean over positions, such as pixels, and a mask with one value for each, "
-        raise UserError(
-            f"{wrong}'{task.target}' of shape {tuple(shape)}; a mask has the target's shape or one value for each "
-            f"sample.{positions}set tasks.{task.name}.mean_over=positions"
-        )
-    return mask
+    one = (shape[0], 1, *shape[2:])  # one value for all channels
+    if (mask.shape == one and (target.ndim > 2 or by_position)) or (by_position and mask.shape == (one[0], *one[2:])):
+        return mask.view(one).expand(shape)
+    if mask.shape == (shape[0], 1, *shape[1:]) and target.ndim > 1:
+        return mask.squeeze(1)  # the target has no dimension of channels
+    raise UserError(
+        f"{wrong}'{task.target}' of shape {tuple(shape)}; a mask has the target's shape, one channel for all of the "
+        "target's, or one value for each sample. For one value for each position of a loss that is a mean over these, "
+        f"set tasks.{task.name}.mean_over=positions"
+    )
 
 
 def select(task: Task, prediction: Any, batch: Batch) -> tuple[Any, Any]:
@@ -138,8 +139,7 @@ def select_for_metric(task: Task, prediction: Any, batch: Batch, *, ignored: int
     """
     target = target_of(task, batch)
     present = None if task.missing is False else label_mask(task, batch)
-    if isinstance(target, Tensor) and not target.is_floating_point() and not target.is_complex():
-        target = target.long()
+    target = target.long() if isinstance(target, Tensor) and target.dtype == torch.bool else target
     if _by_position(task):
         return _positions(task, prediction, target, present)
     if present is None or present.all():

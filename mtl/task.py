@@ -45,8 +45,8 @@ class Task:
             means true for targets whose missing labels have to be removed: floats, and -100 with a binary loss. For
             class numbers, torch's losses ignore missing labels themselves; set `missing` to true only if a step may
             have no labels at all. False means that no labels are missing: the loss gets the target unchanged.
-        mask: The field of the batch that is true where there is a label. It has the shape of the target, or one value
-            for each sample. A mask implies `missing`.
+        mask: The field of the batch that is true where there is a label. It has the shape of the target, one channel
+            for all channels of the target, (N, 1, …), or one value for each sample. A mask implies `missing`.
         metrics: Functions without arguments that each create a `torchmetrics.Metric`, by name. They are functions
             because importing torchmetrics takes seconds and isn't needed before the first validation. The first metric
             is the task's main metric. The conversion of predictions for metrics is described in `mtl.training.metrics`.

@@ -2,6 +2,8 @@
 
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,9 +105,18 @@ def data_of_ones_own(folder: Path) -> None:
     (folder / "labels.csv").write_text("\n".join(labels) + "\n")
 
 
+def made_scenes(folder: Path) -> None:
+    """Writes the data sets that docs/howto/dense.md makes with a script of the checkout."""
+    for kind in ("nyuv2", "cityscapes"):
+        few = ["--train", "12", "--val", "4", "--kind", kind]
+        script = [sys.executable, str(ROOT / "scripts/make_dense.py"), f"data/{kind}", *few]
+        subprocess.run(script, cwd=folder, check=True)
+
+
 def write_files(folder: Path) -> None:
     """Writes the data and the files that any page shows, since how-to pages build on each other."""
     data_of_ones_own(folder)
+    made_scenes(folder)
     for page in PAGES:
         for name, text in page.files.items():
             path = folder / name

@@ -14,7 +14,19 @@ PACKAGE = Path(__file__).parents[1] / "mtl"
 
 # A package, or a module on top, may import those of the levels below its own.
 LEVELS = [
-    {"text", "balancers", "losses", "heads", "optimizers", "choices", "tags", "quoting", "snapshots", "seeds"},
+    {
+        "text",
+        "balancers",
+        "losses",
+        "metrics",
+        "heads",
+        "optimizers",
+        "choices",
+        "tags",
+        "quoting",
+        "snapshots",
+        "seeds",
+    },
     {"errors"},
     {"distributed", "safety", "batch", "outputs", "schedule", "schedulers", "recompute", "chosen_tasks"},
     {"process", "gradients", "files", "task", "schema"},

@@ -38,6 +38,7 @@ NEEDED = {  # what has no value that would do for every problem
     "reconstruction": ["tasks.new.head.channels=1", "tasks.new.head.size=28"],
     "segmentation": ["tasks.new.num_outputs=2", "+data.size=28"],
     "dense_regression": ["+data.size=28"],
+    **dict.fromkeys(("normals", "depth", "edges"), ["+data.size=28"]),
     "classification": ["tasks.new.num_outputs=2"],
     "multilabel": ["tasks.new.num_outputs=2"],
 }

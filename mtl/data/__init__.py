@@ -2,6 +2,7 @@
 
 from mtl.data.celeba import celeba
 from mtl.data.cifar100 import cifar100
+from mtl.data.dense import cityscapes, dense, nyuv2
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields, Splits
 from mtl.data.image_table import image_table
@@ -26,11 +27,14 @@ __all__ = [
     "Stream",
     "celeba",
     "cifar100",
+    "cityscapes",
     "datasets",
+    "dense",
     "image_table",
     "made_ctr",
     "mnist",
     "multi_mnist",
+    "nyuv2",
     "office_domain",
     "pets",
     "table",

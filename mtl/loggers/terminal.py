@@ -98,14 +98,23 @@ class Terminal(Logger):
         losses = self._losses if self._losses_at == step else {}
         parts = []
         for task in self._tasks:
-            metric = self._scalars.get(tags.metric(task, str(self._mains.get(task)), "val"))
-            name = "" if self._progress is not None else f"{self._mains.get(task)} "  # the live line must be short
+            main = self._main(task)
+            metric = self._scalars.get(tags.metric(task, main, "val"))
+            name = "" if self._progress is not None else f"{main} "  # the live line must be short
             figures = [f"{losses[task]:.4f}"] if task in losses else []
             figures += [f"({name}{metric:.3f})"] if metric is not None else []
             if figures:
                 parts.append(" ".join([task, *figures]))
         speed = self._scalars.get(tags.SPEED)
         return ", ".join([*parts, *([f"{speed:,.0f} samples/s"] if speed is not None else [])])
+
+    def _main(self, task: str) -> str:
+        """Returns the name of the task's main figure, which is the first one of a metric with several figures."""
+        main = str(self._mains.get(task))
+        first, last = f"{tags.METRIC}/{task}/", "/val"
+        several = (tag for tag in self._scalars if tag.startswith(f"{first}{main}.") and tag.endswith(last))
+        alone = tags.metric(task, main, "val") in self._scalars
+        return main if alone else next((tag.removeprefix(first).removesuffix(last) for tag in several), main)
 
     def _draw(self, step: int, epoch: int) -> None:
         assert self._progress is not None

@@ -35,7 +35,7 @@ _NAMES = {
 }
 OF_TENSORS = ("torch.nn.functional.", "torch.relu", "torch.sigmoid", "torch.softmax", "torch.tanh", "torchvision.ops.")
 _EXPORTED = tuple(  # everything that these modules export
-    f"mtl.{name}" for name in ("architectures", "balancers", "data", "heads", "losses", "trunks")
+    f"mtl.{name}" for name in ("architectures", "balancers", "data", "heads", "losses", "metrics", "trunks")
 )
 _DEFINED = ("mtl.model", "mtl.optimizers", "mtl.problems.burgers", "mtl.schedule", "mtl.schedulers")
 _ALIASES = ("torchmetrics.image", "torchmetrics.text")  # modules with other names for exports of torchmetrics

@@ -18,8 +18,9 @@ from mtl.runs.fingerprint import fingerprints
 
 if TYPE_CHECKING:
     from mtl.data import Sources, Splits
+    from mtl.training.figures import Kind
     from mtl.training.trainer import Trainer
-    from mtl.training.validation import Figures, Kind
+    from mtl.training.validation import Figures
 
 MOST_PAIRS = 5  # the most pairs of tasks that the summary describes
 FEW = 8  # fewer measured steps don't allow a conclusion about a pair of tasks
@@ -211,7 +212,7 @@ def table_of(splits: "Mapping[str, Figures]", more: Mapping[str, Mapping[str, fl
     """
     table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("task")
-    table.add_column("figure")
+    table.add_column("figure", no_wrap=True)
     for name in (*splits, *(more or {})):
         table.add_column(name, justify="right")
     tasks = dict.fromkeys(task for figures in splits.values() for task in figures)
@@ -265,7 +266,7 @@ def trust(run: Run) -> str:
             math.sqrt(value * (1 - value) / run.labelled[task])
             for task, figures in run.test.items()
             for name, value in figures.items()
-            if "accuracy" in name and 0 < value < 1 and run.labelled.get(task)
+            if "accuracy" in name and "." not in name and 0 < value < 1 and run.labelled.get(task)
         ]
         if errors:
             text += (

@@ -36,6 +36,7 @@ from mtl.errors import FOREIGN, UserError, describe_error, is_unrelated
 from mtl.labels import select_for_metric
 from mtl.outputs import as_values, at_least_single, log_probabilities, output_of, probabilities, ranks
 from mtl.task import BY_CLASS, Task
+from mtl.training.figures import Kind, declared, kinds_of, numbers
 from mtl.training.metric_states import fill_empty_states
 
 OF_TWO = (  # metrics that apply the sigmoid to each element
@@ -69,6 +70,10 @@ class TaskMetric:
         name: The name of the metric in `task.metrics`.
         device: The device of the metric's state.
 
+    Attributes:
+        names: The names of the metric's figures. A metric with several figures has the names `metric.figure`, which are
+            known from the start if it declares them, see `mtl.training.figures.declared`, else once it was computed.
+
     Raises:
         UserError: If the metric can't be created, or doesn't suit the task's predictions.
     """
@@ -81,6 +86,10 @@ class TaskMetric:
             kind = type(metric).__name__
             raise UserError(f"task '{task.name}': metric '{name}' is a {kind}, not a torchmetrics.Metric")
         self.metric: Metric = metric.to(device)
+        self._where = f"task '{task.name}': metric '{name}'"
+        self._declared = declared(metric, self._where)
+        self._is_final = self._declared is not None
+        self.names = [name] if self._declared is None else [f"{name}.{each}" for each in self._declared]
         self._convert = self._conversion()
         self._has_nan = torch.zeros((), dtype=torch.bool, device=device)
 
@@ -94,13 +103,18 @@ class TaskMetric:
         target = field(batch, task.target, f"task '{task.name}': its metrics' target")
         try:
             ignored = getattr(self.metric, "ignore_index", None)
+            group = getattr(self.metric, "group", None)  # the name of a field, see mtl.metrics.GroupAUROC
+            further = []
+            if isinstance(group, str):
+                groups = field(batch, group, f"tasks.{task.name}.metrics.{self.name}.group:")
+                further = [select_for_metric(task, groups, batch)[0]]
             prediction, target = select_for_metric(task, prediction, batch, ignored=ignored)
             if isinstance(target, Tensor) and not len(target):
                 return
             prediction = self._convert(prediction)
             if self._hides_nan and isinstance(prediction, Tensor) and prediction.is_floating_point():
                 self._has_nan |= prediction.isnan().any()
-            self.metric.update(prediction, at_least_single(target))
+            self.metric.update(prediction, at_least_single(target), *further)
         except UserError:
             raise
         except FOREIGN as error:
@@ -112,18 +126,18 @@ class TaskMetric:
                 f"tasks.{task.name}.metrics.{self.name}"
             ) from error
 
-    def compute(self, *, cut: bool = False) -> float:
-        """Computes the value of the metric; NaN if there were no labels, or if a prediction was NaN.
+    def compute(self, *, cut: bool = False) -> dict[str, float]:
+        """Computes the figures of the metric by name; NaN if there were no labels, or if a prediction was NaN.
 
         Args:
             cut: Whether the metric has seen only a part of the split, so that the value is NaN if the metric fails.
 
         Raises:
-            UserError: If the metric fails, or returns more than one number.
+            UserError: If the metric fails, returns something else than numbers, or has other figures than before.
         """
         updated, has_nan = any_process([self.metric.update_called, bool(self._has_nan)])
         if not updated or has_nan:
-            return math.nan
+            return dict.fromkeys(self.names, math.nan)
         fill_empty_states(self.metric)
         try:
             value = self.metric.compute()
@@ -131,18 +145,24 @@ class TaskMetric:
             if is_unrelated(error):
                 raise
             if cut:
-                return math.nan
+                return dict.fromkeys(self.names, math.nan)
             name = self.task.name
             raise UserError(
                 f"task '{name}': its metric '{self.name}' failed on the whole split: {describe_error(error)}. Check "
                 f"tasks.{name}.metrics.{self.name}"
             ) from error
-        if not isinstance(value, Tensor) or value.numel() != 1:
+        figures = numbers(value, self._declared, self.name, self._where)
+        if self._is_final and list(figures) != self.names:
             raise UserError(
-                f"task '{self.task.name}': metric '{self.name}' gives {describe(value)}, not one number; "
-                "set its average"
+                f"{self._where} gives the figures {', '.join(figures)}, and gave {', '.join(self.names)} before; it "
+                "has to give the same figures for all samples, in the same order"
             )
-        return float(value)
+        self.names, self._is_final = list(figures), self._is_final or not cut
+        return figures
+
+    def kinds(self) -> dict[str, Kind]:
+        """Returns the kind of each figure by its name."""
+        return kinds_of(self.metric, self._declared, self.names, self.task)
 
     def reset(self) -> None:
         """Resets the state of the metric."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from mtl.errors import UserError, suggest
 
 if TYPE_CHECKING:
-    from mtl.training.validation import Figures, Kind
+    from mtl.training.figures import Kind
+    from mtl.training.validation import Figures
 
 
 class Monitor:
@@ -15,7 +16,8 @@ class Monitor:
 
     Args:
         terms: A mapping from `task/metric` to `max` or `min`, or to {mode: max or min, scale: the size of one unit}.
-            None stands for the first figure of each task.
+            A metric with several figures has the names `task/metric.figure`. None stands for the first figure of each
+            task.
         kinds: The figures that can be monitored.
 
     Attributes:
@@ -46,8 +48,16 @@ class Monitor:
 
     def __call__(self, figures: "Figures") -> float:
         """Computes the monitored value from the figures of a validation."""
+        self.check(figures)
         values = [figures[task][metric] for task, metric in (name.split("/", 1) for name in self.factors)]
         return sum(f * v for f, v in zip(self.factors.values(), values, strict=True)) / len(values)
+
+    def check(self, figures: "Figures") -> None:
+        """Raises a UserError if a monitored figure isn't among the figures of a validation."""
+        available = [f"{task}/{name}" for task, named in figures.items() for name in named]
+        for name in self.factors:
+            if name not in available:
+                raise UserError(f"{self._where} there is no figure '{name}'" + suggest(name, available))
 
     def better(self, value: float, best: float | None) -> bool:
         """Returns whether `value` is better than the best value so far; NaN never is."""
@@ -81,7 +91,7 @@ class Monitor:
         if not modes:
             raise UserError("trainer.monitor: name at least one of " + ", ".join(kinds))
         for name, mode in modes.items():
-            if name not in kinds:
+            if name not in kinds and not _metric_of(name, kinds):
                 raise UserError(f"trainer.monitor: there is no figure '{name}'" + suggest(name, kinds))
             if mode not in ("max", "min"):
                 raise UserError(f"{self._where} '{name}' needs a mode, max or min; it has {mode!r}")
@@ -90,9 +100,18 @@ class Monitor:
                 raise UserError(f"trainer.monitor: the scale of '{name}' is {scale!r}; it must be a number above 0")
         if len(scales) == len(modes):
             return
-        if scales or len({(mode, kinds[name].unit) for name, mode in modes.items()}) > 1:
+        if scales or len({(mode, _unit(name, kinds)) for name, mode in modes.items()}) > 1:
             example = ", ".join(f"{name}: {{mode: {mode}, scale: 1.0}}" for name, mode in modes.items())
             raise UserError(
                 f"{self._where} {', '.join(modes)} have unlike units, so their mean means nothing. Set scales, "
                 f"the changes that count as equal: 'trainer.monitor={{{example}}}'"
             )
+
+
+def _metric_of(name: str, kinds: "Mapping[str, Kind]") -> str | None:
+    """Returns the metric that may give the figure, if its figures are unknown before it was computed."""
+    return next((known for known in kinds if name.startswith(f"{known}.")), None)
+
+
+def _unit(name: str, kinds: "Mapping[str, Kind]") -> str:
+    return kinds[name if name in kinds else str(_metric_of(name, kinds))].unit

@@ -14,11 +14,12 @@ from mtl.errors import UserError
 from mtl.snapshots import preserved_buffers
 from mtl.step import Step
 from mtl.step.forward import without_gradients
+from mtl.training.monitor import Monitor
 from mtl.training.validation import Validation
 
 
-def try_split(validation: Validation, loader: Loader | Mix, name: str) -> None:
-    """Validates one batch of a split, whose name appears in messages. Buffers are restored.
+def try_split(validation: Validation, loader: Loader | Mix, name: str, monitor: Monitor | None = None) -> None:
+    """Validates one batch of a split, whose name appears in messages, and checks the monitor. Buffers are restored.
 
     Raises:
         UserError: If the validation fails.
@@ -26,7 +27,9 @@ def try_split(validation: Validation, loader: Loader | Mix, name: str) -> None:
     try:
         with preserved_buffers(validation.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the same warnings appear when the whole split is validated
-            validation.trial(loader)
+            figures = validation.trial(loader)
+            if monitor is not None:
+                monitor.check(figures)
     except UserError as error:
         raise UserError(f"{error} (on one batch of {name}, tried before the first step)") from error
 

@@ -94,7 +94,7 @@ class Selection:
         check_shares(step, train)
         try_one_sample(step, train)
         if self.val is not None:
-            try_split(self._validation, self.val, "validation")
+            try_split(self._validation, self.val, "validation", self.monitor)
         if self.test is not None:
             same = len(self._validation.tasks) == len(step.tasks)
             of_all = self._validation if same else Validation(step.model, step.tasks, step.passes.autocast)

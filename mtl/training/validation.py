@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -22,24 +21,11 @@ from mtl.step.loss_checks import LossChecks
 from mtl.step.over_processes import gather
 from mtl.step.precision import Autocast
 from mtl.task import Task
+from mtl.training.figures import Kind
 from mtl.training.metrics import TaskMetric
 
 NATS = (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 Figures = dict[str, dict[str, float]]  # by task, then by metric; `loss` is one of them
-
-
-@dataclass(frozen=True)
-class Kind:
-    """The kind of a figure. Only figures of the same unit can be averaged.
-
-    Attributes:
-        mode: Whether larger (`max`) or smaller (`min`) values are better; None if neither.
-        unit: The unit: the kind of metric for metrics with a bound, such as accuracies; nats for cross-entropies; the
-            unit of the target for other errors and losses.
-    """
-
-    mode: str | None
-    unit: str
 
 
 class Validation:
@@ -73,13 +59,10 @@ class Validation:
 
     def kinds(self) -> dict[str, Kind]:
         """Returns the kind of each figure, by `task/metric`; the main metric of a task comes first, the loss last."""
-        kinds = {}
+        kinds: dict[str, Kind] = {}
         for task in self.tasks:
-            for name, task_metric in self.metrics[task.name].items():
-                metric = task_metric.metric
-                better = metric.higher_is_better
-                mode = None if better is None else "max" if better else "min"
-                kinds[f"{task.name}/{name}"] = Kind(mode, _unit(type(metric).__name__, metric.plot_upper_bound, task))
+            for metric in self.metrics[task.name].values():
+                kinds |= {f"{task.name}/{name}": kind for name, kind in metric.kinds().items()}
             kinds[f"{task.name}/loss"] = Kind(
                 "min", "nats" if isinstance(task.loss, NATS) else f"loss of {task.target or task.name}"
             )
@@ -94,9 +77,9 @@ class Validation:
         """
         return self._figures(loader)
 
-    def trial(self, loader: Loader | Mix) -> None:
+    def trial(self, loader: Loader | Mix) -> Figures:
         """Computes the figures of the first batch of each source, to detect errors early."""
-        self._figures(loader, trial=True)
+        return self._figures(loader, trial=True)
 
     @torch.no_grad()
     def _figures(self, loader: Loader | Mix, *, trial: bool = False) -> Figures:
@@ -130,7 +113,7 @@ class Validation:
             self.labelled = {name: int(labelled[name]) for name in labelled if name in seen}
             figures = {
                 task.name: {
-                    **{name: each.compute(cut=task.name in cut) for name, each in self.metrics[task.name].items()},
+                    **_joined(task, [m.compute(cut=task.name in cut) for m in self.metrics[task.name].values()]),
                     "loss": float(sums[task.name] / counts[task.name]),
                 }
                 for task in self.tasks
@@ -241,6 +224,19 @@ def _is_joined(task: Task) -> bool:
     return task.whole_batch and task.objective is None and world_size() > 1
 
 
+def _joined(task: Task, figures: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Returns the figures of all metrics of a task.
+
+    Raises:
+        UserError: If two figures have the same name.
+    """
+    names = [name for each in figures for name in each] + ["loss"]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"task '{task.name}': two of its figures are named '{name}'; rename one of its metrics")
+    return {name: value for each in figures for name, value in each.items()}
+
+
 def _check_equal(figures: Figures) -> None:
     """Checks that all processes have computed the same figures.
 
@@ -256,12 +252,3 @@ def _check_equal(figures: Figures) -> None:
                     f"task '{task}': '{name}' has different values in the processes that train together. A custom "
                     "metric has to register its states by add_state with a dist_reduce_fx"
                 )
-
-
-def _unit(metric: str, bound: float | None, task: Task) -> str:
-    """Returns the unit of a metric: the metric's name for all numbers of classes if it is bounded, else the target."""
-    if bound is None:
-        return f"{metric} of {task.target}"
-    for kind in ("Binary", "Multiclass", "Multilabel"):
-        metric = metric.removeprefix(kind)
-    return metric

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mtl.data.columns import codes, numbers
 from mtl.errors import UserError, suggest
+from mtl.trunks.pooling import Attention
 
 
 class Columns(nn.Module):
@@ -16,23 +17,27 @@ class Columns(nn.Module):
 
     Numbers are standardised; a missing number becomes 0, the mean, and an additional input is 1 for missing numbers.
     Categories are embedded; row 0 of an embedding stands for missing and unknown categories, and is zero before
-    training.
+    training. Lists of ids, such as a user's history, are embedded and averaged, or pooled by attention.
 
     Args:
         columns: The description of each column by name: `{kind: number, mean: …, std: …}`,
-            `{kind: category, vocabulary: […]}`, or `{kind: category, size: n}` for ids from 1 to n. The fact `columns`
-            of the data has this form.
+            `{kind: category, vocabulary: […]}`, or `{kind: category, size: n}` for ids from 1 to n; and for lists of
+            ids `{kind: ids, size: n}`, (N, length) with 0 where a list is shorter. The fact `columns` of the data has
+            this form.
         inputs: The names of the columns that `forward` gets, in order.
         dimensions: The number of dimensions of each embedding; None for min(600, round(1.6 · n^0.56)) with n rows, as
             in fastai.
         sparse: Whether the gradients of the embeddings are sparse, and so as large as the batch, not as the embedding.
             Few optimizers support sparse gradients.
+        attention: By name of a column of ids, the name of the category, such as the candidate item, whose embedding
+            is used for the ids too, and by which attention weights them, see `Attention`. Other columns of ids have an
+            embedding of their own, and are averaged.
 
     Attributes:
         width: The number of values for each sample.
 
     Raises:
-        UserError: If an input is not one of the columns.
+        UserError: If an input is not one of the columns, or if `attention` names columns that don't fit.
     """
 
     mean: Tensor
@@ -46,6 +51,7 @@ class Columns(nn.Module):
         *,
         dimensions: int | None = None,
         sparse: bool = False,
+        attention: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         for name in inputs:
@@ -60,27 +66,48 @@ class Columns(nn.Module):
         self.vocabularies: dict[str, list[str] | int] = {
             name: column["size"] if "size" in column else list(column["vocabulary"])
             for name, column in chosen.items()
-            if column["kind"] == "category"
+            if column["kind"] != "number"
         }
-        sizes = [1 + (each if isinstance(each, int) else len(each)) for each in self.vocabularies.values()]
-        widths = [dimensions or _dimensions(size) for size in sizes]
-        embeddings = [nn.Embedding(size, d, sparse=sparse) for size, d in zip(sizes, widths, strict=True)]
-        for embedding in embeddings:
-            # Small values, as in fastai, so that rare categories have little influence.
-            nn.init.normal_(embedding.weight, std=0.01)
-            nn.init.zeros_(embedding.weight.detach()[0])
+        self.lists = {name for name, column in chosen.items() if column["kind"] == "ids"}
+        self.attention = dict(attention or {})
+        self._check_attention()
+        sizes = {n: 1 + (each if isinstance(each, int) else len(each)) for n, each in self.vocabularies.items()}
+        widths = {name: dimensions or _dimensions(sizes[self.attention.get(name, name)]) for name in sizes}
+        self.embeddings = nn.ModuleList(self._embedding(n, sizes[n], widths[n], sparse=sparse) for n in sizes)
+        for embedding in self.embeddings:
+            if isinstance(embedding, nn.Embedding | nn.EmbeddingBag):
+                # Small values, as in fastai, so that rare categories have little influence.
+                nn.init.normal_(embedding.weight, std=0.01)
+                nn.init.zeros_(embedding.weight.detach()[0])
         checks: Any = torch.sparse.check_sparse_tensor_invariants
         if sparse and not checks.is_enabled():
             checks.disable()  # off by default, but torch warns unless they are disabled explicitly
-        self.embeddings = nn.ModuleList(embeddings)
-        self.width = 2 * len(scaled) + sum(widths)
+        self.width = 2 * len(scaled) + sum(widths.values())
+
+    def _embedding(self, name: str, size: int, width: int, *, sparse: bool) -> nn.Module:
+        """Returns the module that embeds the column, or that pools lists of ids by attention."""
+        if name in self.attention:
+            return Attention(width)
+        if name in self.lists:
+            return nn.EmbeddingBag(size, width, sparse=sparse, mode="mean", padding_idx=0)
+        return nn.Embedding(size, width, sparse=sparse)
+
+    def _check_attention(self) -> None:
+        """Checks that each name in `attention` is a column of ids, with a category that has the same ids."""
+        for name, candidate in self.attention.items():
+            size, same = self.vocabularies.get(name), self.vocabularies.get(candidate)
+            if name not in self.lists or candidate in self.lists or size is None or size != same:
+                raise UserError(
+                    f"model.trunk.attention: {name}: {candidate} doesn't fit; it must be a column of lists of ids, and "
+                    "a category of the same ids, both in model.inputs"
+                )
 
     def forward(self, *columns: Any) -> Tensor:
         """Returns the standardised numbers and the embeddings, (N, width).
 
         Args:
             columns: For each input, the field of the data, (N,), or a list of N raw values: numbers or texts, with None
-                for missing values.
+                for missing values. For lists of ids (N, length), or N lists of raw values.
 
         Raises:
             UserError: If the number or the type of the columns is wrong, or if a value isn't a number.
@@ -95,16 +122,24 @@ class Columns(nn.Module):
             values = ((torch.stack(raw, 1).double() - self.mean) / self.std).to(self.values.dtype)
             missing = values.isnan()
             parts += [values.masked_fill(missing, 0), missing.to(values.dtype)]
-        parts += [
-            embedding(self._tensor(name, by_name[name]))
-            for name, embedding in zip(self.vocabularies, self.embeddings, strict=True)
-        ]
+        embeddings = dict(zip(self.vocabularies, self.embeddings, strict=True))
+        ids = {name: self._tensor(name, by_name[name]) for name in embeddings}
+        for name, embedding in embeddings.items():
+            if name in self.attention:
+                candidate = self.attention[name]
+                table = embeddings[candidate]
+                parts.append(embedding(table(ids[name]), table(ids[candidate]), ids[name] != 0))
+            else:
+                parts.append(embedding(ids[name]))
         return torch.cat(parts, 1)
 
     def _tensor(self, name: str, column: Any) -> Tensor:
         """Returns the column as numbers or codes, on the model's device."""
         if not isinstance(column, Tensor):
             vocabulary = self.vocabularies.get(name)
+            if name in self.lists and vocabulary is not None:
+                lists = [codes(each or [None], vocabulary) for each in column]  # 0 for an empty list
+                return nn.utils.rnn.pad_sequence(lists, batch_first=True).to(self.mean.device)
             values = numbers(column, name) if vocabulary is None else codes(column, vocabulary)
             return values.to(self.mean.device)
         if column.is_floating_point() == (name in self.vocabularies):
@@ -116,7 +151,7 @@ class Table(Columns):
     """A multilayer perceptron from columns of numbers and categories to features (N, num_features).
 
     Args:
-        columns, inputs, dimensions, sparse: See `Columns`, also for the errors raised.
+        columns, inputs, dimensions, sparse, attention: See `Columns`, also for the errors raised.
         num_features: The number of features.
         hidden: The widths of the hidden layers.
         dropout: The dropout probability of each layer's outputs.
@@ -132,8 +167,9 @@ class Table(Columns):
         dropout: float = 0.0,
         dimensions: int | None = None,
         sparse: bool = False,
+        attention: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(columns, inputs, dimensions=dimensions, sparse=sparse)
+        super().__init__(columns, inputs, dimensions=dimensions, sparse=sparse, attention=attention)
         self.num_features = num_features
         width = self.width
         layers: list[nn.Module] = []

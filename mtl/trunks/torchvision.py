@@ -1,9 +1,12 @@
 """Trunks from torchvision, by name."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from mtl.errors import UserError, suggest
+from mtl.errors import UserError, first_line, suggest
 from mtl.trunks.sequence import in_colours, sequence
 from mtl.trunks.stages import averaged
 from mtl.trunks.weights import load_weights
@@ -24,13 +27,21 @@ class Torchvision(nn.Module):
         features: The node of the model whose output is the features, such as layer3. None stands for the input of the
             last layer or, without pooling, for the last maps (N, C, h, w) or tokens (N, T, C) before it.
         pooled: Whether maps and tokens are averaged over their positions, to (N, C).
+        options: Further arguments of torchvision's model, such as `replace_stride_with_dilation` or `image_size`.
 
     Raises:
-        UserError: If the model, the file or the node doesn't exist, or if the weights don't fit the model.
+        UserError: If the model, the file or the node doesn't exist, if the model doesn't have such an option, or if the
+            weights don't fit the model.
     """
 
     def __init__(
-        self, name: str, *, weights: str | None = None, features: str | None = None, pooled: bool = True
+        self,
+        name: str,
+        *,
+        weights: str | None = None,
+        features: str | None = None,
+        pooled: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__()
         from torchvision import models  # takes seconds
@@ -39,7 +50,7 @@ class Torchvision(nn.Module):
         known = [model for model in everything if model not in AUXILIARY]
         if name not in known:
             raise UserError(f"model.trunk.name: torchvision has no '{name}'" + suggest(name, known))
-        model = models.get_model(name, weights=None)  # type: ignore[attr-defined]
+        model = _with_options(name, options)
         linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
         last = linear[-1] if linear else None
         if last is not None:
@@ -49,15 +60,16 @@ class Torchvision(nn.Module):
             raise UserError(f"model.trunk.features: {name} has no linear layer at its end; name a node of it")
         if weights is not None:
             load_weights(model, weights, name, without=last)
+        size = options.get("image_size", SIZE)
         self.pooled = pooled
         self._whole = (model,)  # in a tuple, since parameters behind the features aren't parameters of the trunk
         self.node = features
         if features is None and not pooled:
-            self.node = _last_maps(model)
+            self.node = _last_maps(model, size)
         self.model = model if self.node is None else _up_to(model, self.node, name)
         if self.node is not None:
             with torch.no_grad():
-                output = self.model.eval()(torch.zeros(1, 3, SIZE, SIZE))[self.node]
+                output = self.model.eval()(torch.zeros(1, 3, size, size))[self.node]
             self.num_features = output.shape[2 if output.ndim == 3 else 1]
             self.model.train()
 
@@ -76,7 +88,31 @@ class Torchvision(nn.Module):
         return sequence(self, self._whole[0])
 
 
-def _last_maps(model: nn.Module) -> str:
+def _with_options(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """Returns torchvision's model with random initial values.
+
+    Raises:
+        UserError: If the model doesn't have one of the options, or refuses its value.
+    """
+    from torchvision import models
+
+    try:
+        model: nn.Module = models.get_model(name, weights=None, **options)  # type: ignore[attr-defined]
+    except (TypeError, ValueError, NotImplementedError) as error:
+        if not options:
+            raise
+        own = ("weights", "features", "pooled")
+        near = "".join(suggest(key, own).split(" (possible")[0] for key in options)
+        given = ", ".join(f"{key}={value}" for key, value in options.items())
+        raise UserError(
+            f"model.trunk: torchvision's {name} can't be built with {given}: "
+            f"{first_line(error)}{near}. Keys of mtl.trunks.Torchvision itself are name, {', '.join(own)}; all others "
+            "are passed on to torchvision"
+        ) from error
+    return model
+
+
+def _last_maps(model: nn.Module, size: int) -> str:
     """Returns the last node whose output is maps or tokens with more than one position."""
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
@@ -88,7 +124,7 @@ def _last_maps(model: nn.Module) -> str:
         suppress_diff_warning=True,
     )
     with torch.no_grad():
-        outputs = extractor.eval()(torch.zeros(1, 3, SIZE, SIZE))
+        outputs = extractor.eval()(torch.zeros(1, 3, size, size))
     fixed = {path for path, module in model.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)}
     return [
         node

@@ -5,8 +5,8 @@ import math
 import pytest
 
 import mtl
+from mtl.training.figures import Kind
 from mtl.training.monitor import Monitor
-from mtl.training.validation import Kind
 
 KINDS = {
     "digit/accuracy": Kind("max", "MulticlassAccuracy"),

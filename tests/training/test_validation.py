@@ -13,7 +13,8 @@ from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, Mult
 
 import mtl
 from mtl.data import Fields, Loader
-from mtl.training.validation import Kind, Validation
+from mtl.training.figures import Kind
+from mtl.training.validation import Validation
 
 METRICS = {
     "accuracy": partial(MulticlassAccuracy, num_classes=5, average="micro"),

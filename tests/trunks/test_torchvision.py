@@ -128,3 +128,39 @@ def test_wrong_settings(tmp_path: Path, resnet: tuple[nn.Module, Path]) -> None:
     torch.save(state, tmp_path / "grey.pth")
     with pytest.raises(mtl.UserError, match=r"doesn't fit resnet18; of another shape: conv1\.weight$"):
         Torchvision("resnet18", weights=str(tmp_path / "grey.pth"))
+
+
+def test_further_arguments_are_passed_on_to_torchvision() -> None:
+    options = {"replace_stride_with_dilation": [False, True, True], "width_per_group": 4}
+    trunk = Torchvision("resnet50", pooled=False, **options).eval()
+    wanted = models.resnet50(**options).eval()
+    wanted.load_state_dict(trunk._whole[0].state_dict(), strict=False)
+    image = IMAGE[:1, :, :32, :32]
+    with torch.no_grad():
+        x = wanted.maxpool(wanted.relu(wanted.bn1(wanted.conv1(image))))
+        maps = wanted.layer4(wanted.layer3(wanted.layer2(wanted.layer1(x))))
+        assert maps.shape == (1, 2048, 4, 4)  # an eighth, not a 32nd
+        assert torch.equal(trunk(image), maps)
+    tokens = Torchvision("vit_b_32", image_size=64, pooled=False)
+    assert tokens(IMAGE[:1]).shape == (1, 5, 768)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "resnet18",
+            {"fetures": "layer3"},
+            r"resnet18 can't be built with fetures=layer3: .*; did you mean 'features'",
+        ),
+        ("resnet18", {"replace_stride_with_dilation": [False, True, True]}, "Dilation > 1 not supported in BasicBlock"),
+        (
+            "resnet50",
+            {"replace_stride_with_dilation": [True]},
+            "Keys of mtl.trunks.Torchvision itself are name, weights",
+        ),
+    ],
+)
+def test_arguments_that_torchvision_refuses(name: str, options: dict, message: str) -> None:
+    with pytest.raises(mtl.UserError, match=message):
+        Torchvision(name, **options)
