@@ -72,8 +72,8 @@ def flat(x: Any, linear: nn.Linear) -> Tensor:
     values: Tensor = x.flatten(1)
     if linear.in_features not in (0, values.shape[1]):  # 0 before the first batch
         raise UserError(
-            f"a gate was built for {linear.in_features} values a sample, and a batch has {values.shape[1]}; let all inputs "
-            f"be of one size, or {advice} and has one size"
+            f"a gate was built for {linear.in_features} values a sample, and a batch has {values.shape[1]}; let all "
+            f"inputs be of one size, or {advice} and has one size"
         )
     return values
 
