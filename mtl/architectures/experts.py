@@ -69,13 +69,13 @@ def flat(x: Any, linear: nn.Linear) -> Tensor:
         raise UserError(
             f"a gate takes one floating-point tensor, and the input of the experts is {describe(x)}; {advice}"
         )
-    x = x.flatten(1)
-    if linear.in_features not in (0, x.shape[1]):  # 0 before the first batch
+    values: Tensor = x.flatten(1)
+    if linear.in_features not in (0, values.shape[1]):  # 0 before the first batch
         raise UserError(
-            f"a gate was built for {linear.in_features} values a sample, and a batch has {x.shape[1]}; let all inputs "
-            f"be of one size, or {advice} and has one size"
+            f"a gate was built for {linear.in_features} values a sample, and a batch has {values.shape[1]}; let all "
+            f"inputs be of one size, or {advice} and has one size"
         )
-    return x
+    return values
 
 
 def mix(weights: Tensor, outputs: Tensor) -> Tensor:
