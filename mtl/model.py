@@ -1,6 +1,6 @@
 """The model: a trunk that all tasks share and a head for each task."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -72,7 +72,7 @@ class MultiTaskModel(nn.Module):
         """Returns the first module that `predict` calls, where the task-specific part of the forward pass begins."""
         return self.heads[task]
 
-    def _encode(self, trunk: nn.Module, inputs: Sequence[Any]) -> Any:
+    def _encode(self, trunk: Callable[..., Any], inputs: Sequence[Any]) -> Any:
         try:
             return trunk(*inputs)
         except UserError:
@@ -152,6 +152,16 @@ class MultiTaskModel(nn.Module):
             parameters[name].requires_grad = False  # an assignment, which lazy parameters support
         self._keep_in_eval_mode()
         return names
+
+    def begin_step(self, step: int) -> None:
+        """Prepares the model for an optimizer step. `mtl.Step` calls this before the forward passes of each step.
+
+        Unfreezes parameters, see `thaw`. Architectures that depend on the number of steps override it.
+
+        Args:
+            step: The number of optimizer steps taken so far.
+        """
+        self.thaw(step)
 
     def thaws(self, step: int) -> bool:
         """Returns whether `thaw` would unfreeze parameters after this number of optimizer steps."""

@@ -23,6 +23,22 @@ def count() -> int:
     return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in NEEDED) else 1
 
 
+def check_environment() -> None:
+    """Checks that the variables of torchrun are either all set or don't ask for several processes.
+
+    Raises:
+        UserError: If `WORLD_SIZE` is above 1 and other variables are missing.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    missing = [name for name in NEEDED if name not in os.environ]
+    if size != "1" and missing:
+        raise UserError(
+            f"the environment has WORLD_SIZE={size}, as for several processes that train together, but no "
+            f"{', '.join(missing)}. Start the processes with torchrun, which sets all of these variables, or remove "
+            "WORLD_SIZE to train in one process"
+        )
+
+
 def is_follower() -> bool:
     """Returns whether this process follows the one of rank 0."""
     return count() > 1 and os.environ["RANK"] != "0"
@@ -51,6 +67,7 @@ def leading(**message: Any) -> Iterator[None]:
     ended: Ended | None = None
     with process_group(message["config"]["trainer"].get("timeout")):
         send(message)
+        check_same_arguments()
         check_no_later_state(message["config"], Path(message["folder"]), is_resumed=message["state"] is not None)
         try:
             yield
@@ -97,6 +114,7 @@ def train_along(config: dict[str, Any], code: list[str], state: dict[str, Any] |
     from mtl.process.seeding import num_threads, seed_process
     from mtl.training.hooks import Hooks
 
+    check_same_arguments()
     check_no_later_state(config, Path(folder), is_resumed=state is not None)
     with num_threads(config["threads"]):
         trained_on = None if state is None else state.get("facts", {})
@@ -117,6 +135,27 @@ def train_along(config: dict[str, Any], code: list[str], state: dict[str, Any] |
                 return 128 + stopped.signal
             tested(problem, trainer, Path(folder))
     return 0
+
+
+def check_same_arguments() -> None:
+    """Checks that all processes were started with the same arguments, since the config is that of rank 0.
+
+    Raises:
+        UserError: In all processes, if two of them have different arguments.
+    """
+    from mtl.distributed.collectives import gather_objects
+
+    everyone = gather_objects(sys.orig_argv[1:])  # sys.argv of rank 0 is rewritten for Hydra
+    for rank, arguments in enumerate(everyone):
+        if arguments != everyone[0]:
+            ours, theirs = (
+                " ".join(word for word in these if word not in those) or "nothing"
+                for these, those in ((everyone[0], arguments), (arguments, everyone[0]))
+            )
+            raise UserError(
+                f"the processes of rank 0 and {rank} were started with different arguments: rank 0 has {ours}, rank "
+                f"{rank} has {theirs}. The config is that of rank 0; give all processes the same arguments"
+            )
 
 
 def check_same_data(problem: "Built") -> None:

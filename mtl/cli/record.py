@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from mtl import cli, quoting
-from mtl.cli import sweep
+from mtl.cli import processes, sweep
 from mtl.errors import UserError
 from mtl.files import Folder, LogFile, why, write_whole
 from mtl.process.signals import Ended
@@ -137,7 +137,8 @@ def announce(console: Any, problem: "Built", step: "Step", folder: Path) -> None
     for line in without_effect(config, step, problem.loaders["train"], problem.total_steps):
         report(console, f"warning  {line}")
     threads = f" with {config['threads']} thread{'s'[: config['threads'] > 1]}" if problem.device.type == "cpu" else ""
-    how = f"seed {config['seed']}, {problem.device}{threads}, {config['precision']}"
+    together = f", {processes.count()} processes" if processes.count() > 1 else ""
+    how = f"seed {config['seed']}, {problem.device}{threads}, {config['precision']}{together}"
     report(console, f"run      {folder_name(folder)}  ({how})")
 
 

@@ -11,6 +11,7 @@ from mtl.config.data import Config
 from mtl.config.scheduler import build_scheduler, interval_of
 from mtl.config.targets import find, make
 from mtl.data import Loader, Mix
+from mtl.distributed import world_size
 from mtl.errors import UserError, first_line
 from mtl.model import MultiTaskModel, match
 from mtl.step import Gradients, Step, Update
@@ -135,6 +136,8 @@ def without_effect(config: Config, step: Step, train: Loader | Mix, total_steps:
                 f"{name} has nothing to balance: with data.sampling={train.sampling} and a source for each task, every "
                 "step has one task; use data.sampling=all"
             )
+    if config.get("distributed") in ("fsdp", "hsdp") and world_size() == 1:
+        sentences.append(f"distributed={config['distributed']} has no effect in one process; start several by torchrun")
     if config["trainer"]["clip_shared_norm"] is not None and len(step.tasks) == 1:
         sentences.append("trainer.clip_shared_norm has no effect with one task, which shares no parameter")
     clips = [name for name in ("clip_norm", "clip_shared_norm") if config["trainer"][name] is not None]

@@ -78,8 +78,8 @@ class Loader:
         self.num_samples -= self.num_samples % batch_size if drop_last else 0
         if divided and batch_size < world_size():
             raise UserError(
-                f"data: batches of {batch_size} samples can't be divided over {world_size()} processes; set "
-                f"data.batch_size and data.eval_batch_size to {world_size()} at least"
+                f"data.batch_size and data.eval_batch_size are numbers of samples in all processes together, and "
+                f"{batch_size} can't be divided over {world_size()} processes; set both to {world_size()} at least"
             )
         self.batch_size = batch_size
         self.seed = seed

@@ -41,7 +41,7 @@ def answering(store: Store, rank: int) -> Iterator[None]:
 
 
 def reason(store: Store, rank: int, count: int, within: timedelta, *, late: bool, when: str) -> str:
-    """Returns why the processes can't go on, after this one has waited for another one in vain.
+    """Returns why the processes can't continue, after this one has waited for another one in vain.
 
     All processes that ask return the same text: the message of a process that failed or, if there is none, which
     processes haven't answered.

@@ -13,7 +13,7 @@ from mtl.errors import UserError
 
 
 def sync_batchnorm(model: nn.Module) -> nn.Module:
-    """Replaces each batch norm in a model by one that normalises with the mean and variance over all processes.
+    """Makes each batch norm in a model normalise with the mean and variance over all processes.
 
     Parameters, buffers and their names stay the same. `torch.nn.SyncBatchNorm` does the same on GPUs only.
 
@@ -21,21 +21,19 @@ def sync_batchnorm(model: nn.Module) -> nn.Module:
         model: The model, which is changed.
 
     Returns:
-        The model, or the replacement of a model that is itself a batch norm.
+        The model.
 
     Raises:
         UserError: If a batch norm is lazy, or has no running statistics: it would communicate in eval mode as well, and
             the processes don't validate equally many batches.
     """
-    replaced: dict[nn.Module, nn.Module] = {}
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, _LazyNormBase):
-                raise UserError(f"model.sync_batchnorm: '{name}' is a {type(child).__name__}; give it its num_features")
-            if isinstance(child, _BatchNorm) and not isinstance(child, BatchNorm):
-                module._modules[name] = replaced.setdefault(child, _replacement(child, name))
-    if isinstance(model, _BatchNorm) and not isinstance(model, BatchNorm):
-        return _replacement(model, "")
+    for name, module in model.named_modules():
+        if isinstance(module, _LazyNormBase):
+            raise UserError(f"model.sync_batchnorm: '{name}' is a {type(module).__name__}; give it its num_features")
+        if isinstance(module, _BatchNorm) and not isinstance(module, BatchNorm):
+            _check_statistics(module, name)
+            # In place, since a model may refer to a module from several places.
+            module.__class__ = BatchNorm
     return model
 
 
@@ -114,13 +112,10 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-def _replacement(norm: _BatchNorm, name: str) -> BatchNorm:
+def _check_statistics(norm: _BatchNorm, name: str) -> None:
     if norm.running_mean is None:
         raise UserError(
             f"model.sync_batchnorm: '{name}' is a {type(norm).__name__} with track_running_stats=False, which in eval "
             "mode normalises with the batch, and some processes validate fewer batches than others. Set "
             "track_running_stats=True, or model.sync_batchnorm=false"
         )
-    new = BatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    new._parameters, new._buffers, new.training = norm._parameters, norm._buffers, norm.training
-    return new

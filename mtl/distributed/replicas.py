@@ -1,10 +1,12 @@
 """Models with the same parameters and buffers in all processes."""
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -30,10 +32,11 @@ def prepare(model: nn.Module, how: str = "ddp") -> nn.Module:
 
     Raises:
         UserError: If the model contains a wrapper such as `DistributedDataParallel`, differs between the
-            processes, or can't be divided.
+            processes, or can't be divided, or if torchrun started several processes that have no process group.
     """
     if how not in WAYS:
         raise UserError(f"distributed: '{how}' is not one of {', '.join(WAYS)}")
+    check_joined()
     check_plain(model)
     kinds = [(name, parameter.dtype, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     if number := difference(kinds):
@@ -43,6 +46,21 @@ def prepare(model: nn.Module, how: str = "ddp") -> nn.Module:
     if how != "ddp" and world_size() > 1:
         shard(model, how)
     return model
+
+
+def check_joined() -> None:
+    """Checks that the processes that torchrun started are in a process group.
+
+    Raises:
+        UserError: If there are several, and this one isn't in a group, so that each would train a model of its own.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if count > 1 and not dist.is_initialized():
+        raise UserError(
+            f"torchrun started {count} processes, and there is no process group, so that each of them would train a "
+            "model of its own. Call torch.distributed.init_process_group() before mtl.distributed.prepare(model) and "
+            "the first step"
+        )
 
 
 def share_buffers(model: nn.Module) -> None:
@@ -148,8 +166,17 @@ def check_replicas(model: nn.Module, settings: Mapping[str, object] | None = Non
             values = [everyone[other][1][what], theirs.get(what)]
             if values[0] != values[1]:
                 message = _DIFFERENT.get(what, _DIFFERENT["setting"])
-                shown = [text if len(text) < 300 else f"{text[:297]}..." for text in map(str, values)]
-                raise UserError(message.format(ranks=f"{other} and {rank}", what=what, one=shown[0], two=shown[1]))
+                one, two = _where_they_differ(str(values[0]), str(values[1]))
+                raise UserError(message.format(ranks=f"{other} and {rank}", what=what, one=one, two=two))
+
+
+def _where_they_differ(one: str, two: str) -> tuple[str, str]:
+    """Returns two texts from the value on in which they differ, at most 100 characters of each."""
+    same = next((n for n, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    starts = [one.rfind(mark, 0, same) + len(mark) for mark in ("(", ", ") if mark in one[:same]]
+    start = max(starts, default=0) if max(len(one), len(two)) > 100 else 0
+    shown = [f"{'...' if start else ''}{text[start:]}" for text in (one, two)]
+    return tuple(text if len(text) <= 100 else f"{text[:97]}..." for text in shown)  # type: ignore[return-value]
 
 
 def difference(value: object) -> int:

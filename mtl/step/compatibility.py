@@ -133,7 +133,8 @@ def check_shards(model: MultiTaskModel, balancing: Balancing, descent: Descent, 
         held = [p for group in each.param_groups for p in group["params"]]
         if not any(is_sharded(parameter) for parameter in held):
             raise UserError(
-                f"{kind} has none of the sharded parameters; make the optimizer after the model was sharded"
+                f"{kind} has none of the sharded parameters; call mtl.distributed.prepare(model, 'fsdp') before the "
+                "optimizer is made"
             )
 
 

@@ -20,7 +20,7 @@ from mtl.balancers import Balancer, Equal
 from mtl.distributed import sharding
 from mtl.distributed.batch_norm import is_synchronised
 from mtl.distributed.collectives import world_size
-from mtl.distributed.replicas import share_buffers
+from mtl.distributed.replicas import check_joined, share_buffers
 from mtl.gradients.reach import Reach
 from mtl.model import MultiTaskModel
 from mtl.process.seeding import common_seed
@@ -164,10 +164,9 @@ class Step:
         scaled, so that `update` has to be called next. The arguments are those of `__call__`.
         """
         self.descent.moving = False
-        if self.model.frozen_until:
-            if self.model.thaws(self.num_taken):
-                self._check.again()
-            self.model.thaw(self.num_taken)
+        if self.model.thaws(self.num_taken):
+            self._check.again()
+        self.model.begin_step(self.num_taken)
         self._meet()
         micro_batches = self._cut(batch, measure=measure)
         self._searched = micro_batches if isinstance(self.optimizer, LBFGS) else None
@@ -181,6 +180,8 @@ class Step:
     def _meet(self) -> None:
         """Notes the number of processes, and compares the processes before they do anything together."""
         self._processes = world_size()
+        if self._processes == 1:
+            check_joined()
         if (self._processes > 1 or self._sharded) and not self._compared:
             settings = self._settings | described.current(self.tasks, self.balancing, self.descent)
             check_processes(self.model, self.tasks, self._sharded, settings)

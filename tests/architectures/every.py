@@ -8,15 +8,29 @@ import torch
 from torch import nn
 
 import mtl
-from mtl.architectures import AITM, CGC, ESMM, PLE, DSelectK, MMoE, SeparateModels
+from mtl.architectures import (
+    AITM,
+    CGC,
+    ESMM,
+    PLE,
+    Adapters,
+    CrossStitch,
+    DSelectK,
+    LearnedBranching,
+    MMoE,
+    SeparateModels,
+)
 from mtl.trunks import CNN, MLP
 
 # By the name of the config in configs/model, a function of trunk, tasks and inputs; options that are good for small tests.
 ARCHITECTURES: dict[str, Callable[..., mtl.MultiTaskModel]] = {
     "aitm": AITM,
+    "adapters": partial(Adapters, kind="adapter", width=5),
     "cgc": partial(CGC, shared_experts=2),
+    "cross_stitch": partial(CrossStitch, per_channel=True),
     "dselect_k": partial(DSelectK, experts=3, entropy=0.5, per_sample=True),
     "esmm": ESMM,
+    "learned_branching": LearnedBranching,
     "mmoe": partial(MMoE, experts=3),
     "ple": partial(PLE, shared_experts=2),
     "separate": SeparateModels,

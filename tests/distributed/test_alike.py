@@ -78,6 +78,9 @@ def with_other_settings(name: str) -> str:
 def test_other_settings_in_one_process_are_refused(name: str) -> None:
     for message in processes(3)(with_other_settings, name):
         assert message.startswith(f"{name}: the processes of rank 0 and 1 have different settings")
+        if name == "optimizer":  # from the value on in which they differ
+            assert "settings, ...lr=0.1, momentum=0" in message
+            assert " and ...lr=0.2, momentum=0" in message
 
 
 def measured_in_one(how: str, balancer: str, lonely: int) -> list[str]:

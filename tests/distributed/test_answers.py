@@ -1,4 +1,4 @@
-"""All processes that go on tell the same: which process hangs, fails or was killed."""
+"""All processes that continue tell the same: which process hangs, fails or was killed."""
 
 import json
 import os

@@ -111,7 +111,7 @@ def noisy(folder: Path, seed: int, epochs: int, resumed: bool) -> list[Any]:
 def test_a_balancer_draws_the_same_in_all_processes_and_in_a_resumed_run(tmp_path: Path) -> None:
     first, second = processes(2)(noisy, tmp_path / "calm", 100, 3, False)
     assert first[:2] == second[:2]
-    assert first[2] != second[2]  # the processes' own generators go on from where they were
+    assert first[2] != second[2]  # the processes' own generators continue from where they were
     assert len(set(first[0])) == len(first[0]) == 3 * (2 * 3 * 2 + 1)  # other numbers in each call
     processes(2)(noisy, tmp_path / "run", 100, 1, False)
     assert processes(2)(noisy, tmp_path / "run", 100, 3, True) == [first, second]

@@ -1,13 +1,10 @@
 """Whatever is not supported in several processes is an error, in the step itself."""
 
 import copy
-from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
-import torchmetrics
 from processes import processes
 from torch import nn
 from torch.distributed._composable import replicate, replicate_with_fsdp
@@ -18,8 +15,6 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from torch.nn.parallel import DistributedDataParallel
 
 import mtl
-from mtl.data import Fields
-from mtl.training.validation import Validation
 
 
 def model_of(trunk: nn.Module) -> tuple[mtl.MultiTaskModel, list[mtl.Task]]:
@@ -150,7 +145,10 @@ def step_of(kind: str) -> str:
         ("fsdp trunk", "'trunk.weight' of the model is sharded and 'heads.a.weight' is not"),
         ("fsdp model", "the model as a whole is sharded, and a step calls its trunk and heads one by one"),
         ("fsdp over a part", "is divided as"),
-        ("early optimizer", "SGD has none of the sharded parameters; make the optimizer after the model was sharded"),
+        (
+            "early optimizer",
+            "SGD has none of the sharded parameters; call mtl.distributed.prepare(model, 'fsdp') before",
+        ),
         ("line search", "LBFGS joins all parameters into one vector"),
         ("layerwise", "with sharded parameters, layerwise is not supported"),
         ("compiled", "compiled modules with sharded parameters or synchronised batch norm are not supported"),
@@ -207,108 +205,3 @@ def test_prepared_models_stay_alike_and_have_the_statistics_of_rank_0() -> None:
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert list(ours) == list(theirs)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-
-
-def drawn(count: int, size: int) -> list[list[int]]:
-    sampler = mtl.distributed.Sampler(count, size, seed=3)
-    sampler.set_epoch(2)
-    assert len(list(sampler)) == len(sampler)
-    return list(sampler)
-
-
-@pytest.mark.parametrize(("count", "size"), [(20, 8), (17, 8), (16, 8), (9, 4), (5, 3)])
-def test_the_sampler_divides_the_batches_of_one_process(count: int, size: int) -> None:
-    for world in (2, 3):
-        shares = processes(world)(drawn, count, size)
-        alone = drawn(count, size)
-        joined = [sorted(sum(batches, [])) for batches in zip(*shares, strict=True)]
-        assert sorted(sum(joined, [])) == list(range(count))  # each sample once
-        whole = sum(len(batch) == size for batch in alone)
-        assert joined[: whole - 1] == [sorted(batch) for batch in alone[: whole - 1]]
-
-
-class Unsynchronised(torchmetrics.Metric):
-    """A metric that adds up in a plain attribute."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0.0
-
-    def update(self, prediction: torch.Tensor, target: torch.Tensor) -> None:
-        self.total += float(target.sum())
-
-    def compute(self) -> torch.Tensor:
-        return torch.tensor(self.total)
-
-
-def validated(metric: Any, count: int, how: str = "ddp") -> Any:
-    """Validates with a metric, and returns the figures or the message."""
-    torch.manual_seed(0)
-    head = nn.Linear(4, 3)
-    loss = (
-        {"loss": _ordered, "whole_batch": True, "output": "logits"}
-        if how == "whole"
-        else {"loss": nn.CrossEntropyLoss()}
-    )
-    task = mtl.Task("a", head=head, target="a", metrics={"m": metric}, **loss)
-    model = mtl.MultiTaskModel(nn.Linear(3, 4), [task], inputs=["x"])
-    mtl.distributed.prepare(model, "fsdp" if how == "fsdp" else "ddp")
-    generator = torch.Generator().manual_seed(1)
-    fields = {"x": torch.randn(count, 3, generator=generator), "a": torch.randint(3, (count,), generator=generator)}
-    loader = mtl.data.Loader(Fields(fields), batch_size=4)
-    try:
-        return Validation(model, [task], nullcontext)(loader)["a"]
-    except mtl.UserError as error:
-        return str(error)
-
-
-def validated_twice(how: str) -> Any:
-    """Validates two tasks, one with a loss of the whole batch, on splits whose last batch has one sample."""
-    torch.manual_seed(0)
-    tasks = [
-        mtl.Task("a", head=nn.Linear(4, 3), loss=_ordered, target="a", whole_batch=True),
-        mtl.Task("b", head=nn.Linear(4, 3), loss=nn.CrossEntropyLoss(), target="a"),
-    ]
-    model = mtl.MultiTaskModel(nn.Linear(3, 4), tasks, inputs=["x"])
-    mtl.distributed.prepare(model, how)
-    generator = torch.Generator().manual_seed(1)
-    fields = {"x": torch.randn(9, 3, generator=generator), "a": torch.randint(3, (9,), generator=generator)}
-    figures = Validation(model, tasks, nullcontext)(mtl.data.Loader(Fields(fields), batch_size=4))
-    return [value for of_task in figures.values() for value in of_task.values()]
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_processes_without_samples_communicate_in_the_order_of_the_others(world: int) -> None:
-    alone = validated_twice("ddp")
-    for figures in processes(world)(validated_twice, "fsdp"):
-        assert figures == pytest.approx(alone, rel=1e-5)
-
-
-def _ordered(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """A loss that depends on the order of the samples and is no mean over them."""
-    return (nn.functional.cross_entropy(prediction, target) * prediction * prediction.roll(1, 0)).std()
-
-
-@pytest.mark.parametrize("how", ["fsdp", "whole"])
-@pytest.mark.parametrize("count", [9, 13])
-def test_validation_is_that_of_one_process(how: str, count: int) -> None:
-    metric = partial(torchmetrics.classification.MulticlassAccuracy, 3)
-    alone = validated(metric, count, how)
-    for world in (2, 3):
-        for figures in processes(world)(validated, metric, count, how):
-            assert figures == pytest.approx(alone, rel=1e-5)
-
-
-@pytest.mark.parametrize("count", [9, 12, 13])
-@pytest.mark.parametrize("name", ["MulticlassAUROC", "MulticlassAccuracy", "MulticlassCalibrationError"])
-def test_metrics_are_exact_over_uneven_shares(name: str, count: int) -> None:
-    """The last batch of 9 or 13 samples has one sample, which one process gets."""
-    metric = partial(getattr(torchmetrics.classification, name), num_classes=3)
-    expected = validated(metric, count)
-    for figures in processes(3)(validated, metric, count):
-        assert figures == pytest.approx(expected, rel=1e-6)
-
-
-def test_a_metric_that_is_not_synchronised_is_refused() -> None:
-    for message in processes(2)(validated, Unsynchronised, 9):
-        assert "task 'a': 'm' has different values in the processes" in message
