@@ -44,7 +44,7 @@ class GroupAUROC(Metric):
         order = scores.argsort()
         order = order[groups[order].argsort(stable=True)]  # by group, then by score
         scores, positive, groups = scores[order], targets[order] > 0.5, groups[order]
-        _, group, size = groups.unique(return_inverse=True, return_counts=True)
+        _, group, size = torch.unique(groups, return_inverse=True, return_counts=True)
         start = size.cumsum(0) - size
         rank = torch.arange(1, len(group) + 1, device=group.device) - start[group]
         new = torch.ones_like(positive)
