@@ -12,6 +12,7 @@ from mtl.architectures import (
     AITM,
     CGC,
     ESMM,
+    MTAN,
     PLE,
     Adapters,
     CrossStitch,
@@ -32,6 +33,7 @@ ARCHITECTURES: dict[str, Callable[..., mtl.MultiTaskModel]] = {
     "esmm": ESMM,
     "learned_branching": LearnedBranching,
     "mmoe": partial(MMoE, experts=3),
+    "mtan": partial(MTAN, batch_norm=False),
     "ple": partial(PLE, shared_experts=2),
     "separate": SeparateModels,
 }
