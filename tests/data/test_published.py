@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import command
+from test_dense import MADE
 from test_mnist import write_idx
 from test_public import ATTRIBUTES, write_celeba
 
@@ -72,3 +73,28 @@ def test_the_network_for_celeba() -> None:
     network = Network()
     assert sum(parameter.numel() for parameter in network.parameters()) == convolutions + 2 * 512 * 512 + norms
     assert network(torch.rand(2, 3, 32, 24)).shape == (2, 512)
+
+
+@pytest.mark.parametrize("kind", ["nyuv2", "cityscapes"])
+def test_mtan_on_segnet(here: Path, kind: str) -> None:
+    MADE.write(here / "data" / kind, kind, {"train": 4, "val": 2}, (32, 32), 0)
+    if kind == "cityscapes":
+        for part in ("train", "val"):
+            (here / "data" / kind / part / "label").rename(here / "data" / kind / part / "label_7")
+    small = ["data.batch_size=2", "trainer.max_epochs=1", "model.trunk.widths=[4,5,6,7,8]"]
+    ended = trained(f"experiment={kind}_mtan", *small)
+    assert ended.metrics["steps"] == 2
+    config = config_of(ended)
+    assert config["model"]["_target_"] == "mtl.architectures.MTAN"
+    assert config["balancer"]["_target_"] == f"mtl.balancers.{'NashMTL' if kind == 'nyuv2' else 'FAMO'}"
+    assert (config["optimizer"]["lr"], config["scheduler"]["step_size"], config["scheduler"]["gamma"]) == (
+        1e-4,
+        100,
+        0.5,
+    )
+    state = torch.load(ended.run / "checkpoints" / "last.pt", weights_only=True)["model"]
+    outputs = {"segmentation": 13, "depth": 1, "normals": 3} if kind == "nyuv2" else {"segmentation": 7, "depth": 1}
+    for task, number in outputs.items():
+        assert state[f"heads.{task}.0.weight"].shape == (4, 4, 3, 3)
+        assert state[f"heads.{task}.1.weight"].shape == (number, 4, 1, 1)
+    assert set(ended.metrics["val"]) == set(outputs)
