@@ -137,9 +137,9 @@ def select_for_metric(task: Task, prediction: Any, batch: Batch, *, ignored: int
 
     A metric that has an ignored value gets the whole target, with that value for missing labels.
     """
-    target = target_of(task, batch)
-    present = None if task.missing is False else label_mask(task, batch)
-    target = target.long() if isinstance(target, Tensor) and target.dtype == torch.bool else target
+    target, present = target_of(task, batch), None if task.missing is False else label_mask(task, batch)
+    if isinstance(target, Tensor) and not target.is_floating_point() and not target.is_complex():
+        target = target.long()
     if _by_position(task):
         return _positions(task, prediction, target, present)
     if present is None or present.all():

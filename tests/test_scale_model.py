@@ -43,7 +43,7 @@ def test_sharded_parameters_are_gathered_for_each_pass() -> None:
     ("case", "world", "numbers"),
     [
         ("joint", 1, 3e6 + 2e4),
-        ("joint", 2, 2 * 3e6 + 2e4),  # the gradients and the buckets
+        ("joint", 2, 3e6 + 2e4),  # gradients of 4 MB are summed without buckets
         ("representation", 2, 6e6 + 9e4),
         ("rows", 1, 24e6 + 8 * 2 * 2 * 16384),
         ("rows", 2, 24e6 + 2.5 * 2**23),
@@ -55,6 +55,11 @@ def test_sharded_parameters_are_gathered_for_each_pass() -> None:
 )
 def test_memory_of_wide_layers(case: str, world: int, numbers: float) -> None:
     assert model_formulas.memory(case, WIDE, world, gloo=False) == pytest.approx(4 * numbers)
+
+
+def test_small_gradients_are_copied_into_buckets() -> None:
+    shape = Shape(width=500, layers=3, tasks=8, samples=20)  # 1 MB a layer; a = 1e4, u = 2.5e5, P = 7.5e5
+    assert model_formulas.memory("joint", shape, 2, gloo=False) == pytest.approx(4 * (2 * 7.5e5 + 2 * 1e4))
 
 
 def test_memory_of_many_samples_is_that_of_activations() -> None:

@@ -30,6 +30,7 @@ _FUNCTIONS = {  # by module, the modules that define its own functions; its othe
 }
 _NAMES = {
     "mtl": ("MultiTaskModel", "Schedule"),
+    "mtl.data.augment": ("RandomScaleCrop",),
     "torch": ("relu", "sigmoid", "softmax", "tanh", "tensor"),
     "torchvision.transforms": ("Compose", "PILToTensor", "ToTensor"),
 }
@@ -37,7 +38,14 @@ OF_TENSORS = ("torch.nn.functional.", "torch.relu", "torch.sigmoid", "torch.soft
 _EXPORTED = tuple(  # everything that these modules export
     f"mtl.{name}" for name in ("architectures", "balancers", "data", "heads", "losses", "metrics", "trunks")
 )
-_DEFINED = ("mtl.model", "mtl.optimizers", "mtl.problems.burgers", "mtl.schedule", "mtl.schedulers")
+_DEFINED = (
+    "mtl.model",
+    "mtl.optimizers",
+    "mtl.problems.burgers",
+    "mtl.problems.celeba",
+    "mtl.schedule",
+    "mtl.schedulers",
+)
 _ALIASES = ("torchmetrics.image", "torchmetrics.text")  # modules with other names for exports of torchmetrics
 _LEFT_OUT = ("torchmetrics.SacreBLEUScore",)  # downloads a tokenizer
 
