@@ -12,7 +12,7 @@ from mtl.config.model import build_model
 from mtl.config.targets import add_code_folders
 from mtl.config.tasks import build_tasks
 from mtl.data import Loader, Mix, Sources, Splits
-from mtl.distributed import prepare
+from mtl.distributed import prepare, sync_batchnorm
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.process.seeding import seed_all, use_deterministic_algorithms
@@ -88,6 +88,8 @@ def build(
     model = build_model(config, tasks).to(device)
     if not loaded:
         materialise(model, tasks, loaders["train"])
+        if config["model"].get("sync_batchnorm"):
+            sync_batchnorm(model)  # of layers that were lazy
     if config["init_from"] is not None:
         for line in runs.start_from(model, config["init_from"]):
             report(f"init     {line}")

@@ -99,7 +99,7 @@ class AITM(Towers):
             return None
         later, before = (self.predict(name, features).sigmoid() for name in (task, earlier[-1]))
         excess: Tensor = self.calibration * (later - before).clamp(min=0)
-        return excess if excess.ndim == 1 else excess.flatten(1).sum(1)
+        return excess if excess.ndim == 1 else excess.flatten(1).mean(1)
 
     def _transferred(self, task: str, features: Any) -> Any:
         """Returns the input of a task's head; maps are averaged over positions if information is transferred."""

@@ -195,13 +195,18 @@ class Choice(nn.Module):
         """Returns the value that each child gets from the values of the parents.
 
         Args:
-            values: The output of each parent. Of tuples, the first tensors are chosen, and the rest is the first
-                parent's.
+            values: The output of each parent. Of tuples, the first tensors are weighted, and the rest is that of the
+                chosen parent.
             needed: The numbers of the children whose values are needed; None for all. The value of others is None.
         """
         if self.training:
             tensors = [tensor_of(value) for value in values]
-            return [replaced(values[0], weighted(row, tensors)) for row in self.weights()]
+            return [replaced(_chosen(row, values), weighted(row, tensors)) for row in self.weights()]
         children = [values[number] if needed is None or n in needed else None for n, number in enumerate(self.chosen())]
         # Each child gets a copy, which it may change in place.
         return [None if value is None else replaced(value, tensor_of(value).clone()) for value in children]
+
+
+def _chosen(weights: Tensor, values: Sequence[Any]) -> Any:
+    """Returns the value with weight one; the first one if all are single tensors, of which nothing else is used."""
+    return values[int(weights.argmax())] if isinstance(values[0], tuple) else values[0]

@@ -1,11 +1,14 @@
 """The base class of models whose tasks are a chain of events, each of which needs the one before it."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from mtl.batch import Batch
 from mtl.errors import UserError, suggest
+from mtl.labels import label_mask
 from mtl.model import MultiTaskModel
 from mtl.outputs import output_of
 from mtl.task import Task
@@ -59,6 +62,40 @@ class Towers(MultiTaskModel):
         )
         self.num_features: int | None = getattr(trunks[0], "num_features", None)
         self.chain = self._checked(chain, tasks)
+        by_name = {task.name: task for task in tasks}
+        # Pairs of which no batch has shown yet that the later one has labels where the earlier one did not happen
+        self._unchecked = list(pairwise(by_name[name] for name in self.chain))
+
+    def features(self, batch: Batch) -> Any:
+        """Computes the output of the shared stages; see `MultiTaskModel.features`.
+
+        Raises:
+            UserError: If, in a training batch, all labels of an event are missing where the event before it didn't
+                happen: they have to be 0 there.
+        """
+        if self.training and self._unchecked:
+            self._unchecked = [pair for pair in self._unchecked if not self._is_chain(*pair, batch)]
+        return super().features(batch)
+
+    def _is_chain(self, before: Task, after: Task, batch: Batch) -> bool:
+        """Returns whether the batch has labels of `after` where `before` is 0; raises an error if they are missing."""
+        earlier = batch.get(before.target)
+        if after.target not in batch or not isinstance(earlier, Tensor):
+            return False
+        present = label_mask(after, batch)
+        if present is None or present.shape != earlier.shape:
+            return True
+        not_before = earlier == 0
+        if (present & not_before).any() or not not_before.any():
+            return bool(not_before.any())
+        if present.any():
+            raise UserError(
+                f"model: {type(self).__name__} predicts '{after.name}' for all samples, and its label "
+                f"'{after.target}' is missing wherever '{before.target}' is 0. The label of an event has to be 0 if "
+                "the event before it did not happen, as in task=made_ctr_chain; with model.chain=[] each task only "
+                "has a tower of its own"
+            )
+        return False
 
     def own_part(self, task: str) -> nn.Module:
         """Returns the tower of a task."""

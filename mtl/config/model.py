@@ -12,6 +12,7 @@ from mtl.distributed import sync_batchnorm
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.recompute import recompute
+from mtl.step.lazy import lazy
 from mtl.task import Task
 
 # Keys that aren't arguments of the model's class.
@@ -27,7 +28,7 @@ def build_model(config: Config, tasks: list[Task]) -> MultiTaskModel:
     model = make(node, "model", trunk=trunk, tasks=tasks)
     if not isinstance(model, MultiTaskModel):
         raise UserError(f"model: {node['_target_']} is a {type(model).__name__}, not a mtl.MultiTaskModel")
-    if config["model"].get("sync_batchnorm"):
+    if config["model"].get("sync_batchnorm") and not lazy(model):
         sync_batchnorm(model)
     recompute(model, config["model"].get("checkpoint") or [])
     for pattern, until in (config["model"].get("freeze_until") or {}).items():

@@ -94,10 +94,17 @@ class Maps(Dataset[dict[str, Tensor]]):
     def _augmented(self, sample: dict[str, Any]) -> dict[str, Tensor]:
         from mtl.data.augment import KINDS as TYPES  # takes seconds
 
+        # Transforms fill what lies outside with 0. A channel of ones tells it from class 0, and from a value of 0.
+        marked = [name for name, kind in self.kinds.items() if kind in ("classes", "values")]
+        for name in marked:
+            sample[name] = torch.cat([sample[name], torch.ones_like(sample[name][:1])])
         sample = {name: TYPES[self.kinds[name]](value) for name, value in sample.items()}
         for transform in self.augment:
             sample = transform(sample)
-        return {name: value.as_subclass(Tensor) for name, value in sample.items()}
+        sample = {name: value.as_subclass(Tensor) for name, value in sample.items()}
+        for name in marked:
+            sample[name] = sample[name][:-1].masked_fill(sample[name][-1:] == 0, torch.nan)
+        return sample
 
 
 def _numbers(folder: Path) -> set[int]:
@@ -165,7 +172,9 @@ def dense(
     facts["names"] = [name for each in (names or {}).values() for name in each]
     where = f"{of} in {root}"
     if validation == 0:
-        return Splits(Maps(train, maps, None, augment), Maps(last, maps), name=where, facts=facts)
+        warning = "data.validation=0: best.pt is chosen on val, whose figures at best.pt are therefore too good"
+        splits = Maps(train, maps, None, augment), Maps(last, maps)
+        return Splits(*splits, name=where, facts=facts, warnings=[warning])
     rest, chosen = ([everything.numbers[i] for i in part] for part in held_out(len(everything), validation, seed))
     return Splits(
         Maps(train, maps, rest, augment), Maps(train, maps, chosen), Maps(last, maps), name=where, facts=facts
@@ -211,7 +220,7 @@ def cityscapes(
         classes: The number of classes, 7 or 19.
         label: The folder of the labels with this number of classes.
         inverse: Whether augmentation treats the maps as inverse depths, as they are, so that an enlargement multiplies
-            them. MTAN's own training divides them, as if they were depths.
+            them. The published code of CAGrad and FAMO divides them, as if they were depths.
 
     Raises:
         UserError: If the number of classes isn't 7 or 19, or for the reasons of `dense`.

@@ -13,8 +13,8 @@ class DepthErrors(Metric):
     The relative error is |prediction - target| / target. Pixels whose target isn't above zero, or is NaN, don't count.
 
     Args:
-        prediction: What the model predicts: the depth in the unit of the target, its inverse (`inverse`), or its
-            natural logarithm (`log`).
+        prediction: What the model predicts: the depth in the unit of the target, or its inverse (`inverse`). For models
+            that predict logarithms, set `output=log_values` of the task, which converts them.
 
     Attributes:
         figures: `absolute`, `relative` and `rmse`; smaller is better.
@@ -23,10 +23,10 @@ class DepthErrors(Metric):
     sums: Tensor
     count: Tensor
 
-    def __init__(self, *, prediction: Literal["depth", "inverse", "log"] = "depth") -> None:
+    def __init__(self, *, prediction: Literal["depth", "inverse"] = "depth") -> None:
         super().__init__()
-        if prediction not in ("depth", "inverse", "log"):
-            raise ValueError(f"prediction is {prediction!r}; it must be depth, inverse or log")
+        if prediction not in ("depth", "inverse"):
+            raise ValueError(f"prediction is {prediction!r}; it must be depth or inverse")
         self.prediction = prediction
         self.figures = dict.fromkeys(["absolute", "relative", "rmse"], "min")
         self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
@@ -36,8 +36,8 @@ class DepthErrors(Metric):
         """Adds the pixels of a batch; prediction and target have the same shape."""
         present = target > 0
         depth, target = prediction[present].double(), target[present].double()
-        if self.prediction != "depth":
-            depth = depth.exp() if self.prediction == "log" else 1 / depth.clamp(min=1e-6)
+        if self.prediction == "inverse":
+            depth = 1 / depth.clamp(min=1e-6)
         error = (depth - target).abs()
         self.sums += torch.stack([error.sum(), (error / target).sum(), error.square().sum()])
         self.count += present.sum()

@@ -34,6 +34,7 @@ from mtl.choices import OUTPUTS
 from mtl.distributed.collectives import any_process
 from mtl.errors import FOREIGN, UserError, describe_error, is_unrelated
 from mtl.labels import select_for_metric
+from mtl.metrics import GroupAUROC, NormalAngles
 from mtl.outputs import as_values, at_least_single, log_probabilities, output_of, probabilities, ranks
 from mtl.task import BY_CLASS, Task
 from mtl.training.figures import Kind, declared, kinds_of, numbers
@@ -45,6 +46,7 @@ OF_TWO = (  # metrics that apply the sigmoid to each element
     *(by_class.BinaryPrecisionRecallCurve, by_class.MultilabelPrecisionRecallCurve),
     *(by_class.BinaryCalibrationError, by_class.BinaryHingeLoss, by_class.MultilabelExactMatch),
     *(by_class.BinaryGroupStatRates, by_class.BinaryFairness),
+    GroupAUROC,
     *(by_class.MultilabelCoverageError, by_class.MultilabelRankingAveragePrecision, by_class.MultilabelRankingLoss),
 )
 GUESSING = (
@@ -58,6 +60,7 @@ RANKED = {  # exact classes: a subclass may use the values of the scores, not on
     *(by_class.BinaryLogAUC, by_class.MulticlassLogAUC, by_class.MultilabelLogAUC),
     *(by_class.MultilabelCoverageError, by_class.MultilabelRankingAveragePrecision, by_class.MultilabelRankingLoss),
 }
+HIDE_NAN = (NormalAngles, GroupAUROC)  # whose figures of NaN would be numbers
 BY_HIGHEST = (by_class.MulticlassStatScores, by_class.MulticlassConfusionMatrix, by_class.MulticlassExactMatch)
 _OF_CLASSES = ("logits", "probabilities")
 
@@ -174,7 +177,7 @@ class TaskMetric:
         modules = [module for module in self.metric.modules() if isinstance(module, Metric)]
         leaves = [module for module in modules if not any(isinstance(c, Metric) for c in module.children())]
         self._is_guessing = any(isinstance(module, GUESSING) for module in modules)
-        self._hides_nan = self._is_guessing or any(isinstance(module, BY_HIGHEST) for module in modules)
+        self._hides_nan = self._is_guessing or any(isinstance(module, (*BY_HIGHEST, *HIDE_NAN)) for module in modules)
         if not self._is_guessing:
             divergences = [m for m in leaves if isinstance(m, KLDivergence | JensenShannonDivergence)]
             if divergences:

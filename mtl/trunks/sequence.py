@@ -1,5 +1,7 @@
 """Divides a model of torchvision's into stages, and compares these with the model."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +44,21 @@ def sequence(trunk: nn.Module, model: nn.Module) -> list[nn.Module]:
     if len(groups) > 1 and not any(p.ndim > 1 for part in groups[-1] for p in part.parameters()):
         last = groups.pop()  # a pooling or a norm at the end isn't a stage of its own
         groups[-1] += last
+    if type(model).__name__ == "SwinTransformer":  # its maps are (N, H, W, C)
+        for before, after in pairwise(groups):
+            before.append(Applied(channels_first))
+            after.insert(0, Applied(channels_last))
     return [nn.Sequential(*group) for group in groups]
+
+
+def channels_first(maps: Tensor) -> Tensor:
+    """Returns maps (N, H, W, C) as (N, C, H, W)."""
+    return maps.permute(0, 3, 1, 2)
+
+
+def channels_last(maps: Tensor) -> Tensor:
+    """Returns maps (N, C, H, W) as (N, H, W, C)."""
+    return maps.permute(0, 2, 3, 1)
 
 
 def in_colours(image: Tensor) -> Tensor:

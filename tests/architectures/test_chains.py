@@ -253,3 +253,25 @@ def test_from_the_config(here: Any, kind: str) -> None:
     refused = command("train", "task=mnist_two_head", f"model={kind}")
     assert refused.code != 0
     assert "the output of task 'digit' is logits" in " ".join(refused.err.split())
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_labels_that_are_missing_where_the_event_before_did_not_happen_are_refused(kind: str) -> None:
+    """Otherwise the product would be fitted on the samples of the event before alone."""
+    _, step = step_of(kind)
+    batch = batch_of()
+    step(batch)
+    for later in (batch["cart"], batch["purchase"]):
+        masked = later.masked_fill(batch["click"] == 0, torch.nan)
+        changed = {**batch, "cart": masked} if later is batch["cart"] else {**batch, "purchase": masked}
+        step(changed)  # a batch before had labels there
+        _, fresh = step_of(kind)
+        if later is batch["cart"]:
+            with pytest.raises(mtl.UserError, match=r"'cart' is missing wherever 'click' is 0.*model\.chain=\[\]"):
+                fresh(changed)
+        else:
+            fresh(changed)  # some labels of purchase are there where cart is 0
+    model, tasks = made(kind, chain=[])
+    mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.3))(
+        {**batch, "cart": batch["cart"].masked_fill(batch["click"] == 0, torch.nan)}
+    )

@@ -242,3 +242,14 @@ def test_blocks_may_change_their_input_in_place() -> None:
 def test_errors(name: str) -> None:
     with pytest.raises(UserError, match=f"model.{name} is 0; it must be above 0"):
         LearnedBranching(lambda: MLP(4, widths=[6]), tasks_of(), inputs=["x"], **{name: 0})  # type: ignore[arg-type]
+
+
+def test_what_passes_by_a_stage_is_that_of_the_chosen_parent() -> None:
+    choice = Choice(1, 2).train()
+    choice.logits.data = torch.tensor([[0.0, 40.0]])
+    choice.noise.zero_()
+    values = [(torch.ones(2), "of the first"), (torch.zeros(2), "of the second")]
+    ((tensor, rest),) = choice(values)
+    assert (tensor.tolist(), rest) == ([0.0, 0.0], "of the second")
+    ((tensor, rest),) = choice.eval()(values)
+    assert (tensor.tolist(), rest) == ([0.0, 0.0], "of the second")

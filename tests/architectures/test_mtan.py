@@ -1,15 +1,20 @@
 """MTAN on trunks of several kinds: masks, parameters, passes, and the case that is hard parameter sharing."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from conftest import command
 from torch import Tensor, nn
 
 import mtl
 from mtl.architectures import MTAN
 from mtl.architectures.mtan import Attention, resized
+from mtl.build import build
+from mtl.distributed.batch_norm import BatchNorm
 from mtl.errors import UserError
 
 COLUMNS = {
@@ -246,3 +251,15 @@ def test_refused() -> None:
         MTAN(mtl.trunks.LeNet(), [residual], inputs=["x"])
     with pytest.raises(UserError, match="widths has 2 numbers and depths 5"):
         mtl.trunks.SegNet(widths=[4, 4])
+
+
+def test_lazy_batch_norm_is_synchronised_after_its_sizes_are_known(here: Path) -> None:
+    ended = command(
+        *("train", "task=multi_mnist", "model=mtan", "model.sync_batchnorm=true", "trainer.max_epochs=1"),
+        *("data.batch_size=2000", "logger=[]"),
+    )
+    assert ended.code == 0, ended.err
+    model = build(yaml.safe_load((ended.run / "config.yaml").read_text()), code_folders=[]).model
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(type(module) is BatchNorm for module in norms)

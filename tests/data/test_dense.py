@@ -142,6 +142,30 @@ def test_an_enlargement_divides_depths_and_multiplies_inverse_ones() -> None:
         RandomScaleCrop([0.5])
 
 
+def test_what_a_transform_fills_in_is_missing(rooms: Path) -> None:
+    maps = {"label": "classes", "depth": "values"}
+    crop = v2.RandomCrop((16, 24), padding=4)
+    splits = dense(root=str(rooms), maps=maps, augment=crop, validation=0)
+    assert splits.warnings == [
+        "data.validation=0: best.pt is chosen on val, whose figures at best.pt are therefore too good"
+    ]
+    plain = dense(root=str(rooms), maps=maps, validation=0.1)
+    assert plain.warnings == ()
+    wholes = Maps(rooms / "train", maps)
+    filled = 0
+    for index in range(len(splits.train)):
+        torch.manual_seed(index)
+        sample, whole = splits.train[index], wholes[index]
+        torch.manual_seed(index)
+        where = crop(torch.ones(1, 16, 24, dtype=torch.float32))[0] == 0  # what the same draw fills in
+        filled += int(where.sum())
+        assert (sample["label"][where] == -100).all()
+        assert sample["depth"][where].isnan().all()
+        assert (sample["label"][~where] == -100).sum() <= (whole["label"] == -100).sum()
+        assert not sample["depth"][~where].isnan().any()
+    assert filled > 100
+
+
 def test_one_draw_a_sample_by_seed_and_epoch_for_any_number_of_workers(rooms: Path) -> None:
     augment = [RandomScaleCrop([1.0, 1.2, 1.5]), v2.RandomHorizontalFlip()]
     data = Maps(rooms / "train", MAPS, augment=augment)

@@ -62,7 +62,7 @@ def test_celeba_of_famo_and_fairgrad(here: Path, monkeypatch: pytest.MonkeyPatch
     assert ended.metrics["steps"] == 2
     assert len(ended.metrics["test"]) == len(ATTRIBUTES) == 40
     config = config_of(ended)
-    assert config["balancer"].get("weight_decay") == (0.01 if balancer == "famo" else None)
+    assert config["balancer"].get("weight_decay") == (1e-3 if balancer == "famo" else None)
     assert config["optimizer"] == {"_target_": "torch.optim.Adam", "lr": 3e-4, "groups": None, "then": None}
     assert config["scheduler"] is None
 
@@ -87,6 +87,7 @@ def test_mtan_on_segnet(here: Path, kind: str) -> None:
     config = config_of(ended)
     assert config["model"]["_target_"] == "mtl.architectures.MTAN"
     assert config["balancer"]["_target_"] == f"mtl.balancers.{'NashMTL' if kind == 'nyuv2' else 'FAMO'}"
+    assert config["balancer"].get("weight_decay") == (None if kind == "nyuv2" else 0.01)
     assert (config["optimizer"]["lr"], config["scheduler"]["step_size"], config["scheduler"]["gamma"]) == (
         1e-4,
         100,

@@ -57,3 +57,14 @@ def test_in_a_task_with_missing_labels() -> None:
     assert metric.compute() == {"gauc": pytest.approx(0.5, abs=1e-12)}
     with pytest.raises(mtl.UserError, match="tasks.click.metrics.gauc.group: .*'user'"):
         metric.update(torch.zeros(5), {"click": click})
+
+
+def test_scores_near_one_are_not_tied_and_nan_is_nan() -> None:
+    task = mtl.Task("click", head=nn.Identity(), loss=nn.BCEWithLogitsLoss(), target="click")
+    task.metrics = {"gauc": partial(GroupAUROC, "user")}
+    metric = TaskMetric(task, "gauc", torch.device("cpu"))
+    batch = {"click": torch.tensor([0.0, 1.0, 0.0, 1.0]), "user": torch.ones(4, dtype=torch.long)}
+    metric.update(torch.tensor([18.0, 20.0, 25.0, 30.0]), batch)  # their probabilities are 1 in float32
+    assert metric.compute() == {"gauc": pytest.approx(0.75, abs=1e-12)}
+    metric.update(torch.tensor([1.0, torch.nan, 1.0, 2.0]), batch)
+    assert math.isnan(metric.compute()["gauc"])

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import problem
+from torch import nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from torchmetrics.wrappers import ClasswiseWrapper
@@ -16,6 +17,7 @@ from mtl import tags
 from mtl.data import Fields, Loader
 from mtl.metrics import DepthErrors, Named, NormalAngles
 from mtl.training.figures import Kind
+from mtl.training.metrics import TaskMetric
 from mtl.training.monitor import Monitor
 from mtl.training.validation import Validation
 
@@ -190,9 +192,18 @@ def test_angles_are_exact_near_zero_and_nan_without_normals() -> None:
     assert all(math.isnan(value) for value in metric.compute().values())
 
 
+def test_a_prediction_that_is_nan_is_no_angle_of_zero() -> None:
+    task = mtl.Task("normals", head=nn.Identity(), loss=mtl.losses.CosineDistance(), target="normal")
+    task.metrics, task.mean_over = {"angle": NormalAngles}, "positions"
+    metric = TaskMetric(task, "angle", torch.device("cpu"))
+    target = torch.randn(2, 3, 4, 4)
+    metric.update(torch.where(torch.arange(4) < 2, target, torch.nan), {"normal": target})
+    assert all(math.isnan(value) for value in metric.compute().values())
+
+
 @pytest.mark.parametrize(
     ("prediction", "values"),
-    [("depth", [3.0, 1.0, 5.0]), ("inverse", [1 / 3, 1.0, 1 / 5]), ("log", [math.log(3), 0.0, math.log(5)])],
+    [("depth", [3.0, 1.0, 5.0]), ("inverse", [1 / 3, 1.0, 1 / 5])],
 )
 def test_errors_of_depths_by_hand(prediction: str, values: list[float]) -> None:
     metric = DepthErrors(prediction=prediction)  # type: ignore[arg-type]
@@ -201,5 +212,5 @@ def test_errors_of_depths_by_hand(prediction: str, values: list[float]) -> None:
     figures = {name: float(value) for name, value in metric.compute().items()}
     wanted = {"absolute": (1 + 3 + 0) / 3, "relative": (1 / 2 + 3 / 4) / 3, "rmse": math.sqrt((1 + 9) / 3)}
     assert figures == pytest.approx(wanted, rel=1e-6)
-    with pytest.raises(ValueError, match="prediction is 'other'; it must be depth, inverse or log"):
+    with pytest.raises(ValueError, match="prediction is 'other'; it must be depth or inverse"):
         DepthErrors(prediction="other")  # type: ignore[arg-type]

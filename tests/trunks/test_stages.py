@@ -102,3 +102,12 @@ def test_trunks_without_stages() -> None:
         stages_of(transformer, least=2)
     with pytest.raises(mtl.UserError, match="isn't a sequence of its parts"):
         stages_of(mtl.trunks.Torchvision("vit_b_16", pooled=True))
+
+
+def test_maps_between_the_stages_of_swin_have_their_channels_first() -> None:
+    stages = stages_of(mtl.trunks.Torchvision("swin_t"))
+    value, channels = torch.randn(1, 3, 64, 64), []
+    for stage in stages[:-1]:
+        value = stage(value)
+        channels.append(value.shape[1])
+    assert channels == [96, 96, 192, 192, 384, 384, 768]
