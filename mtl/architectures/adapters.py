@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
-from mtl.architectures.mixing import by_channel, channels_of, replaced, tensor_of
+from mtl.architectures.mixing import by_channel, channels_of, replaced
 from mtl.batch import Batch
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.task import Task
-from mtl.trunks.stages import run_stages, stages_of
+from mtl.trunks.stages import run_stages, stages_of, tensor_of
 
 
 class Adapters(MultiTaskModel):

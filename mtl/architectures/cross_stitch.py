@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
-from mtl.architectures.mixing import channels_of, replaced, tensor_of, weighted
+from mtl.architectures.mixing import channels_of, replaced, weighted
 from mtl.model import MultiTaskModel
 from mtl.task import Task
-from mtl.trunks.stages import run_stages, stages_of
+from mtl.trunks.stages import run_stages, stages_of, tensor_of
 
 
 class CrossStitch(MultiTaskModel):

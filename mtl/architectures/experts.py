@@ -11,16 +11,8 @@ from mtl.batch import Batch, describe
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.task import Task
-from mtl.trunks.stages import run_stages, stages_of
+from mtl.trunks.stages import Stages, stages_of
 from mtl.trunks.table import Columns
-
-
-class Chain(nn.Sequential):
-    """Stages of a trunk, called one after the other; without stages, the inputs are returned."""
-
-    def forward(self, *inputs: Any) -> Any:
-        """Returns the output of the last stage."""
-        return run_stages(list(self), *inputs)
 
 
 class Experts(nn.ModuleList):
@@ -123,7 +115,7 @@ class Extraction(nn.Module):
     """
 
     def __init__(
-        self, stem: Chain, shared: Sequence[Experts], branches: Sequence[nn.ModuleDict], gates: Sequence[nn.Module]
+        self, stem: Stages, shared: Sequence[Experts], branches: Sequence[nn.ModuleDict], gates: Sequence[nn.Module]
     ) -> None:
         super().__init__()
         self.stem = stem
@@ -185,9 +177,9 @@ class ExpertModel(MultiTaskModel):
         first = trunk()
         start = first_stages(first, inputs) if shared_stages is None else shared_stages
 
-        def parts(each: nn.Module) -> list[Chain]:
+        def parts(each: nn.Module) -> list[Stages]:
             """Returns the part of a trunk that belongs to each layer."""
-            return [Chain(*stages) for stages in divided(stages_of(each, least=start + layers)[start:], layers)]
+            return [Stages(*stages) for stages in divided(stages_of(each, least=start + layers)[start:], layers)]
 
         names = [task.name for task in tasks]
         shared = [parts(first), *(parts(trunk()) for _ in range(shared_experts - 1))]
@@ -203,7 +195,7 @@ class ExpertModel(MultiTaskModel):
         ]
         total = own_experts * len(own) + shared_experts
         extraction = Extraction(
-            Chain(*stages_of(first)[:start]),
+            Stages(*stages_of(first)[:start]),
             [Experts(expert[layer] for expert in shared) for layer in range(layers)],
             branches[:-1],
             [gate(total) for _ in range(layers - 1)],

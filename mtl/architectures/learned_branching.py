@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mtl.architectures.mixing import replaced, tensor_of, weighted
+from mtl.architectures.mixing import replaced, weighted
 from mtl.batch import Batch
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.seeds import seed_of
 from mtl.task import Task
-from mtl.trunks.stages import run_stages, stages_of
+from mtl.trunks.stages import run_stages, stages_of, tensor_of
 
 
 class LearnedBranching(MultiTaskModel):

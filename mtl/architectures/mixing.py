@@ -7,12 +7,6 @@ import torch
 from torch import Tensor
 
 
-def tensor_of(value: Any) -> Tensor:
-    """Returns the tensor with which a value between two stages begins."""
-    tensor: Tensor = value[0] if isinstance(value, tuple) else value
-    return tensor
-
-
 def replaced(value: Any, tensor: Tensor) -> Any:
     """Returns the value between two stages with another tensor at its beginning."""
     return (tensor, *value[1:]) if isinstance(value, tuple) else tensor

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl.architectures._lazy import LazyBatchNorm, LazyLayer
+from mtl.architectures.mixing import channels_of
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.task import Task
 from mtl.trunks.parts import Stage, parted
-from mtl.trunks.stages import stages_of
+from mtl.trunks.stages import averaged, stages_of
 
 
 class MTAN(MultiTaskModel):
@@ -99,7 +100,7 @@ class MTAN(MultiTaskModel):
 
     def _carried(self, j: int, masked: Tensor, p: Tensor, before: Tensor) -> Tensor:
         """Returns the features that a task carries from stage j − 1 to stage j, of the size of p."""
-        channels = p.shape[_channels(p)]
+        channels = p.shape[channels_of(p)]
         if str(j - 1) in self.after:
             masked = self.after[str(j - 1)](masked, channels)
             pool = self._stages[j - 1].pool
@@ -143,9 +144,9 @@ class Attention(nn.Module):
 
     def forward(self, u: Tensor, r: Tensor | None, p: Tensor) -> Tensor:
         """Returns the mask, with values between 0 and 1, of the shape of p."""
-        channels = p.shape[_channels(p)]
+        channels = p.shape[channels_of(p)]
         x = resized(u, p)
-        x = _rows(x if r is None else torch.cat((x, r), _channels(p)))
+        x = _rows(x if r is None else torch.cat((x, r), channels_of(p)))
         hidden = F.relu(self.g_norm(self.g(x, channels)))
         mask: Tensor = self.h_norm(self.h(hidden, channels)).sigmoid()
         return mask.reshape(p.shape)
@@ -185,7 +186,7 @@ def resized(x: Tensor, like: Tensor) -> Tensor:
         return x
     if x.ndim == like.ndim and (x.ndim == 2 or x.shape[1] == like.shape[1]):
         return x
-    vectors = x if x.ndim == 2 else x.mean((2, 3)) if x.ndim == 4 else x.mean(1)
+    vectors = averaged(x)
     if like.ndim == 2:
         return vectors
     if like.ndim == 3:
@@ -193,11 +194,6 @@ def resized(x: Tensor, like: Tensor) -> Tensor:
     return vectors[:, :, None, None].expand(-1, -1, *like.shape[2:])
 
 
-def _channels(features: Tensor) -> int:
-    """Returns the dimension of the channels."""
-    return 2 if features.ndim == 3 else 1
-
-
 def _rows(features: Tensor) -> Tensor:
-    """Returns tokens as vectors (N·T, C), and other features as they are."""
+    """Returns tokens as vectors (N·T, C), and other features unchanged."""
     return features.flatten(0, 1) if features.ndim == 3 else features

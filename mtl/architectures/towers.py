@@ -12,15 +12,7 @@ from mtl.labels import label_mask
 from mtl.model import MultiTaskModel
 from mtl.outputs import output_of
 from mtl.task import Task
-from mtl.trunks.stages import run_stages, stages_of
-
-
-class Stages(nn.Sequential):
-    """Stages of a trunk as one module, which returns its input if there are none; see `mtl.trunks.stages`."""
-
-    def forward(self, *inputs: Any) -> Any:
-        """Returns the output of the last stage."""
-        return run_stages(list(self), *inputs)
+from mtl.trunks.stages import Stages, stages_of
 
 
 class Towers(MultiTaskModel):

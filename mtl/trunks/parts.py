@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtl.errors import UserError
-from mtl.trunks.stages import Applied, run_stages
+from mtl.trunks.stages import Applied, run_stages, tensor_of
 
 
 class Stage(nn.Module):
@@ -44,8 +43,8 @@ class Stage(nn.Module):
         inner: Any = inputs if self.first is None else self.first(*inputs)
         features = run_stages([self.rest], *(inner if isinstance(inner, tuple) else (inner,)))
         output = features if self.last is None else run_stages([self.last], features)
-        p = _tensor(features)
-        return (p if self.first is None else _tensor(inner)), p, output
+        p = tensor_of(features)
+        return (p if self.first is None else tensor_of(inner)), p, output
 
     def forward(self, *inputs: Any) -> Any:
         """Returns the output of the stage."""
@@ -88,7 +87,7 @@ def _divided(layers: list[nn.Module]) -> Stage:
 
 
 def _joined(layers: Sequence[nn.Module]) -> nn.Module:
-    """Returns the layers as one module; a layer with several inputs stays as it is."""
+    """Returns the layers as one module. A single layer is returned itself, since it may have several inputs."""
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
@@ -105,14 +104,3 @@ def _has_weights(module: nn.Module) -> bool:
 
 def _only_reshapes(module: nn.Module) -> bool:
     return isinstance(module, nn.Flatten | nn.Identity | Applied) or type(module).__module__ == nn.MaxPool2d.__module__
-
-
-def _tensor(value: Any) -> Tensor:
-    """Returns the value, or the first value of a tuple."""
-    first = value[0] if isinstance(value, tuple) and value else value
-    if not isinstance(first, Tensor):
-        raise UserError(
-            "model.trunk: this architecture needs stages whose outputs are tensors, or tuples that begin with a "
-            f"tensor, and the output of a stage is a {type(first).__name__}"
-        )
-    return first

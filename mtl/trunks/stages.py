@@ -64,6 +64,29 @@ def run_stages(stages: Sequence[nn.Module], *inputs: Any) -> Any:
     return value
 
 
+class Stages(nn.Sequential):
+    """Consecutive stages of a trunk as one module; without stages, it returns its inputs, see `run_stages`."""
+
+    def forward(self, *inputs: Any) -> Any:
+        """Returns the output of the last stage."""
+        return run_stages(list(self), *inputs)
+
+
+def tensor_of(value: Any) -> Tensor:
+    """Returns the tensor with which a value between two stages begins.
+
+    Raises:
+        UserError: If there is no tensor.
+    """
+    first = value[0] if isinstance(value, tuple) and value else value
+    if not isinstance(first, Tensor):
+        raise UserError(
+            "model.trunk: this architecture needs stages whose outputs are tensors, or tuples that begin with a "
+            f"tensor, and the output of a stage is a {type(first).__name__}"
+        )
+    return first
+
+
 def averaged(features: Tensor) -> Tensor:
     """Averages maps (N, C, H, W) and tokens (N, T, C) over their positions, to (N, C); vectors are returned as is."""
     if features.ndim == 2:
