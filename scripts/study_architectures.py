@@ -45,8 +45,8 @@ PROBLEMS: dict[str, tuple[tuple[str, ...], list[str], str]] = {  # architectures
 BALANCERS = ("equal", "upgrad")
 HEAD = """# Architectures, measured
 
-Written by `scripts/study_architectures.py`. The figures are those of the test split: the mean over {seeds} seeds, with its 95%
-confidence interval (Student's t). All architectures have the same settings, which were not tuned for any of them: the
+Written by `scripts/study_architectures.py`. The figures are those of the test split: the mean over {seeds} seeds,
+with its 95% confidence interval (Student's t). All architectures have the same settings, which were not tuned for any of them: the
 tables show that the architectures learn, and what they cost, not which one is better. The time is that of a step on one
 thread of a CPU, the best of several rounds in which all rows took turns, and beside it the time divided by that of hard
 sharing with equal weights.
@@ -83,7 +83,7 @@ def interval(values: list[float]) -> str:
 
 
 def measure(folders: list[Path], rounds: int, steps: int = 10) -> list[tuple[float, int]]:
-    """Returns the milliseconds per step, and the number of parameters, of the models of some runs, in interleaved rounds.
+    """Returns the milliseconds per step, and the number of parameters, of the models of runs, in interleaved rounds.
 
     The best of all rounds counts. Each model takes its steps on batches of its own data, which are in memory.
     """
@@ -93,7 +93,7 @@ def measure(folders: list[Path], rounds: int, steps: int = 10) -> list[tuple[flo
         config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
         built = build(config, code_folders=[])
         step = build_step(built.config, built.model, built.tasks, built.total_steps)
-        cases.append((step, list(itertools.islice(built.loaders["train"], steps)), built.model))
+        cases.append((step, list(itertools.islice(built.loaders["train"].batches(), steps)), built.model))
     best = [float("inf")] * len(cases)
     for _ in range(rounds):
         for case, (step, batches, _) in enumerate(cases):
