@@ -34,11 +34,11 @@ GENERAL = (
 )
 SETTINGS = ["log.every=1000", "log.pictures=null", "logger=[]", "checkpoint.keep=1"]
 PROBLEMS: dict[str, tuple[tuple[str, ...], list[str], str]] = {  # architectures, settings, metric
-    "multi_mnist": (GENERAL, ["trainer.max_epochs=5"], "accuracy"),
-    "made_ctr": (GENERAL, ["trainer.max_epochs=2", "data.num_samples=50000"], "auc"),
+    "multi_mnist": (GENERAL, ["trainer.max_epochs=3"], "accuracy"),
+    "made_ctr": (GENERAL, ["trainer.max_epochs=1", "data.num_samples=50000"], "auc"),
     "made_ctr_chain": (
         ("hard_sharing", "esmm", "aitm"),
-        ["trainer.max_epochs=2", "data.num_samples=50000"],
+        ["trainer.max_epochs=1", "data.num_samples=50000"],
         "auc",
     ),
 }
