@@ -23,6 +23,7 @@ def report(
     split: str | None = None,
     reference: str | None = None,
     pairs: Sequence[Sequence[str]] = (),
+    delta: Sequence[str] = (),
 ) -> None:
     """Reads all runs in the folders and their subfolders, prints the comparison, and writes report.md, .csv and .html.
 
@@ -32,6 +33,8 @@ def report(
         split: The split to compare, `test` or `val`. Default: test if a problem has a test split.
         reference: The label of the method that all others are tested against. Default: the method of equal weights.
         pairs: The pairs of tasks to plot against each other. Default: all pairs if there are few tasks.
+        delta: The figures of Δm and of the mean rank, `task/figure`, `task/metric` for all figures of a metric, or
+            `all`. Default: the main figure of each task.
 
     Raises:
         UserError: If there is nothing to compare, or if the report can't be written or printed.
@@ -50,8 +53,8 @@ def report(
         raise UserError(f"no run is finished, so there is nothing to compare:{states}")
 
     parts = sections(runs, split)
-    check_names(parts, reference, pairs)
-    comparisons = [Comparison(part, reference) for part in parts]
+    check_names(parts, reference, pairs, delta)
+    comparisons = [Comparison(part, reference, delta) for part in parts]
     blocks = pages.introduction(runs, [str(folder) for folder in folders])
     for number, comparison in enumerate(comparisons, 1):
         blocks += pages.page(comparison, pairs, number)
@@ -123,11 +126,19 @@ def main() -> None:
         metavar="TASK",
         help="two tasks to plot against each other; may be repeated (default: all pairs of up to 5 tasks)",
     )
+    parser.add_argument(
+        "--delta",
+        nargs="+",
+        default=[],
+        metavar="FIGURE",
+        help="figures of Δm and the mean rank: TASK/FIGURE, TASK/METRIC for all figures of a metric, or all "
+        "(default: the main figure of each task)",
+    )
     options = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # some terminals can't display ± and Δ
     try:
-        report(options.folders, out=options.out, split=options.split, reference=options.reference, pairs=options.pairs)
+        report(**vars(options))
     except UserError as error:
         try:
             sys.stdout.flush()

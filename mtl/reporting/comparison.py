@@ -73,9 +73,16 @@ class Comparison:
         section: A section with at least one method.
         reference: The label of the method that the others are tested against. Default: the method of equal weights; of
             several such methods the best one on validation, or the first by name.
+        delta: The figures of Δm and the ranks: `task/figure`; `task/metric` for all figures of a metric that has
+            several; or `all` for all figures whose better direction is known, without losses. Names that this section
+            doesn't have are left out. Default: the main figure of each task.
+
+    Attributes:
+        mains: The main figure of each task.
+        gained: The figures of Δm and the ranks, each of which counts once.
     """
 
-    def __init__(self, section: Section, reference: str | None = None) -> None:
+    def __init__(self, section: Section, reference: str | None = None, delta: Sequence[str] = ()) -> None:
         self.section = section
         self.split = section.split
         self.choice = _choose(section.methods)
@@ -87,16 +94,13 @@ class Comparison:
         self.reference = [*named, *self.equals, *section.methods][0]
         self.tasks = list(dict.fromkeys(task for method in section.methods for task in method.tasks))
         self.figures = _figures(section, self.tasks)
+        self.mains = [figure for figure in self.figures if figure.main]
+        self.gained = [f for f in self.figures if any(_means(name, f) for name in delta)] if delta else self.mains
 
     @property
     def everything(self) -> list[Method]:
         """Returns all methods and the single-task runs."""
         return [*self.methods, *(single for group in self.section.singles.values() for single in group)]
-
-    @cached_property
-    def mains(self) -> list[Figure]:
-        """Returns the main metric of each task."""
-        return [figure for figure in self.figures if figure.main]
 
     def estimate(self, method: Method, figure: Figure) -> Estimate | None:
         """Returns the mean of the metric over the method's seeds."""
@@ -107,9 +111,9 @@ class Comparison:
         singles = self.section.singles.get(figure.task, [])
         return self.estimate(singles[0], figure) if len(singles) == 1 else None
 
-    def delta(self, method: Method, figures: Sequence[Figure] | None = None) -> Delta:
-        """Returns Δm over the main metrics of all tasks, or over the given metrics."""
-        chosen = [f for f in self.mains if f.task in method.tasks] if figures is None else list(figures)
+    def delta(self, method: Method, task: str | None = None) -> Delta:
+        """Returns Δm over `gained`, or over those of one task."""
+        chosen = [f for f in self.gained if f.task in ([task] if task else method.tasks)]
         ours, alone, signs = {}, {}, {}
         for figure in chosen:
             if figure.mode is None:
@@ -119,9 +123,10 @@ class Comparison:
                 several = f"runs of {figure.task} alone have several settings, none of them this method's"
                 why = several if self.section.singles.get(figure.task) else f"no run of {figure.task} alone"
                 return Delta(None, "", why)
-            ours[figure.task] = method.values(self.split, figure.task, figure.name)
-            alone[figure.task] = single.values(self.split, figure.task, figure.name)
-            signs[figure.task] = 1 if figure.mode == "max" else -1
+            name = f"{figure.task}/{figure.name}"
+            ours[name] = method.values(self.split, figure.task, figure.name)
+            alone[name] = single.values(self.split, figure.task, figure.name)
+            signs[name] = 1 if figure.mode == "max" else -1
         return delta(ours, alone, signs) if chosen else Delta(None, "", "no figures")
 
     @cached_property
@@ -131,9 +136,9 @@ class Comparison:
 
     @cached_property
     def ranks(self) -> tuple[list[float], int] | None:
-        """Returns each method's mean rank and the number of ranked pairs of task and seed; None if there are none."""
+        """Returns each method's mean rank and the number of ranked pairs of figure and seed; None if there are none."""
         columns = []
-        for figure in self.mains:
+        for figure in self.gained:
             sign = {"max": -1, "min": 1}.get(figure.mode or "")
             values = [method.values(self.split, figure.task, figure.name) for method in self.methods]
             for seed in self.common_seeds if sign else []:
@@ -203,7 +208,9 @@ def side_by_side(comparison: Comparison) -> list[str]:
     return sorted({str(run.metrics.get("launcher") or "basic") for run in runs} - {"basic"})
 
 
-def check_names(sections: Sequence[Section], reference: str | None, pairs: Sequence[Sequence[str]]) -> None:
+def check_names(
+    sections: Sequence[Section], reference: str | None, pairs: Sequence[Sequence[str]], delta: Sequence[str] = ()
+) -> None:
     """Checks that each name from the command line is in at least one section.
 
     Raises:
@@ -222,6 +229,19 @@ def check_names(sections: Sequence[Section], reference: str | None, pairs: Seque
         for name in pair:
             if name not in tasks:
                 raise UserError(f"--pair: there is no task '{name}'{suggest(name, tasks)}")
+    figures = [figure for section in sections for figure in _figures(section, tasks)]
+    for name in delta:
+        if not any(_means(name, figure) for figure in figures):
+            known = list(dict.fromkeys(f"{figure.task}/{figure.name}" for figure in figures))
+            raise UserError(f"--delta: there is no figure '{name}'{suggest(name, known)}")
+
+
+def _means(name: str, figure: Figure) -> bool:
+    """Returns whether a name of the command line means the figure, see `Comparison`."""
+    if name == "all":
+        return figure.mode is not None and figure.name != "loss"
+    full = f"{figure.task}/{figure.name}"
+    return full == name or full.startswith(f"{name}.")
 
 
 def _is_equal(method: Method) -> bool:

@@ -23,13 +23,14 @@ METHOD = [
     "Figures are those of the best epoch on validation, or of the last epoch for runs without validation. ± and [ ] "
     "are 95 % confidence intervals by Student's t over seeds. They describe how much other seeds would change the mean "
     "on the same data, not how much other test samples would.",
-    "Δm is the mean over tasks of (method - alone) / alone in percent, for each task's main figure, the first that "
-    "isn't the loss. The sign is reversed if lower is better, so values above 0 mean that the method is better than "
-    "single-task runs (Maninis et al. 2019, arXiv 1904.08918). With at least two common seeds, Δm is computed for each "
-    "seed, and the interval is over the seeds; otherwise Δm is computed from the means, with an interval by the delta "
-    "method and Welch's and Satterthwaite's degrees of freedom. Both intervals include the spread of the single-task "
-    "runs.",
-    "The mean rank is over the tasks and seeds that all methods have; 1 is the best, and equal figures share a rank.",
+    "Δm is the mean of (method - alone) / alone in percent over the figures of --delta, each of which counts once; by "
+    "default over the main figures of the tasks, the first that isn't the loss. The sign is reversed if lower is "
+    "better, so values above 0 mean that the method is better than single-task runs (Maninis et al. 2019, arXiv "
+    "1904.08918; some papers have the opposite sign). With at least two common seeds, Δm is computed for each seed, "
+    "and the interval is over the seeds; otherwise Δm is computed from the means, with an interval by the delta method "
+    "and Welch's and Satterthwaite's degrees of freedom. Both intervals include the spread of the single-task runs.",
+    "The mean rank is over the figures of Δm and the seeds that all methods have; 1 is the best, and equal figures "
+    "share a rank.",
     "Tests are two-sided paired t-tests against the reference over common seeds. Holm's correction is for all tests of "
     "one table, without those of other tables. It changes p only: the intervals of differences aren't corrected, so an "
     "interval may exclude zero although the corrected p is above 0.05.",

@@ -62,6 +62,20 @@ def test_known_numbers_in_every_file(
     assert "Written to runs/report: report.html, report.md, report.csv" in out
 
 
+def test_delta_of_named_figures(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """b of both methods gains 20 %; the loss of b falls from 0.5 to 0.4, which is 20 % as well."""
+    two_methods(here / "runs")
+    assert report(monkeypatch, "runs", "--delta", "b/accuracy", "b/loss") == 0
+    assert "Over 2 figures, each of which counts once: b accuracy↑ and b loss↓." in capsys.readouterr().out
+    with (here / "runs/report/report.csv").open() as file:
+        gains = [float(line["mean"]) for line in csv.DictReader(file) if line["figure"] == "delta_m"]
+    assert gains == pytest.approx([20, 20])
+    assert report(monkeypatch, "runs", "--delta", "b/accurac") == 1
+    assert "--delta: there is no figure 'b/accurac' (did you mean 'b/accuracy'?)" in capsys.readouterr().err
+
+
 def test_runs_that_dont_count_are_listed(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
