@@ -30,7 +30,8 @@ def report(
     Args:
         folders: Folders of runs, of multiruns, or of several runs and multiruns.
         out: The folder to write to. Default: a folder `report` in the first folder.
-        split: The split to compare, `test` or `val`. Default: test if a problem has a test split.
+        split: The figures to compare: `test`, `val`, or `last` for means over the last epochs of the validation, see
+            `trainer.last_epochs`. Default: test if a problem has a test split.
         reference: The label of the method that all others are tested against. Default: the method of equal weights.
         pairs: The pairs of tasks to plot against each other. Default: all pairs if there are few tasks.
         delta: The figures of Δm and of the mean rank, `task/figure`, `task/metric` for all figures of a metric, or
@@ -52,6 +53,8 @@ def report(
         states = "".join(f"\n  {run.status + '  ':<12}{plain(str(run.folder))}  {run.error}" for run in runs)
         raise UserError(f"no run is finished, so there is nothing to compare:{states}")
 
+    if split == "last" and not any(run.metrics.get("last") for run in finished):
+        raise UserError("--split last: no run has means over its last epochs; train with trainer.last_epochs=10")
     parts = sections(runs, split)
     check_names(parts, reference, pairs, delta)
     comparisons = [Comparison(part, reference, delta) for part in parts]
@@ -115,7 +118,11 @@ def main() -> None:
         "folders", nargs="+", type=Path, metavar="FOLDER", help="folder of runs or multiruns, read with all subfolders"
     )
     parser.add_argument("--out", type=Path, help="folder of the report (default: FOLDER/report)")
-    parser.add_argument("--split", choices=["test", "val"], help="split of the figures (default: test, if any)")
+    parser.add_argument(
+        "--split",
+        choices=["test", "val", "last"],
+        help="split of the figures; last: means over the last epochs of validation (default: test, if any)",
+    )
     parser.add_argument("--reference", metavar="METHOD", help="method to test others against (default: equal)")
     parser.add_argument(
         "--pair",

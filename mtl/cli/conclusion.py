@@ -37,8 +37,9 @@ def measured(problem: "Built", trainer: "Trainer", folder: Path) -> "Run":
 
     validation, test = tested(problem, trainer, folder)
     monitored = {tags.BEST: trainer.selection.best} if trainer.selection.best is not None else {}
-    final = {**tags.by_tag(trainer.selection.figures, "best"), **tags.by_tag(test, "test"), **monitored}
-    trainer.loggers.log(trainer.global_step, trainer.epoch, final)
+    splits = {"best": trainer.selection.figures, "last": trainer.selection.mean(), "test": test}
+    final = {tag: value for split, each in splits.items() for tag, value in tags.by_tag(each, split).items()}
+    trainer.loggers.log(trainer.global_step, trainer.epoch, final | monitored)
     labelled = validation.labelled if test else {}
     kinds, name = validation.kinds(), folder_name(folder)
     return Run(trainer, problem.splits, test, labelled, kinds, name, cli.arguments(), problem.config)

@@ -53,6 +53,11 @@ def _choosing(comparison: Comparison) -> Iterator[str]:
             "These are figures of the validation split at the epoch that was chosen by validation, so they are too "
             "good. A test split would show by how much."
         )
+    elif comparison.split == "last":
+        yield (
+            "These are figures of the validation split, so that those of a method that is chosen by validation are too "
+            "good."
+        )
 
 
 def _confounded(comparison: Comparison) -> Iterator[str]:

@@ -92,14 +92,14 @@ METRICS: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(["status", "problem", "error", "launcher"], (or_none(is_text), "a text")),
     "arguments": (is_list_of(is_text), "a list of texts"),
     "choices": (of(or_none(is_text)), "names, each with a text"),
-    **dict.fromkeys(["steps", "epochs"], (is_count, "a whole number")),
+    **dict.fromkeys(["steps", "epochs", "last_epochs"], (is_count, "a whole number")),
     **dict.fromkeys(["seconds_per_step", "memory_per_step"], (is_finite, f"a finite number up to {LARGEST:g}")),
     "best": (
         with_keys(epoch=is_count, monitor=is_scalar, value=is_number, mode=is_mode),
         "a mapping with epoch, monitor, value and mode",
     ),
     **dict.fromkeys(
-        ["val", "test"],
+        ["val", "last", "test"],
         (are_figures, f"tasks, each with figures, numbers up to {LARGEST:g}; at most {MOST_FIGURES:,} figures in all"),
     ),
     "kinds": (of(is_mode), "figures, each with max, min or null"),

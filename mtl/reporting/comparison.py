@@ -98,6 +98,20 @@ class Comparison:
         self.gained = [f for f in self.figures if any(_means(name, f) for name in delta)] if delta else self.mains
 
     @property
+    def data(self) -> str:
+        """Returns the name of the split on whose data the figures are measured."""
+        return "val" if self.split == "last" else self.split
+
+    @property
+    def means(self) -> str:
+        """Describes the means over epochs, if the figures are such means; else empty."""
+        if self.split != "last":
+            return ""
+        runs = [run for method in self.methods for run in method.runs.values()]
+        counts = sorted({run.metrics.get("last_epochs") or 0 for run in runs} - {0})
+        return f", means over the last {'–'.join(map(str, dict.fromkeys([*counts[:1], *counts[-1:]])))} epochs"
+
+    @property
     def everything(self) -> list[Method]:
         """Returns all methods and the single-task runs."""
         return [*self.methods, *(single for group in self.section.singles.values() for single in group)]

@@ -20,9 +20,10 @@ METHOD = [
     "A method consists of the finished runs whose configs differ only in the seed, and in keys that don't affect the "
     f"figures ({listed(sorted(UNSEEN - {'seed', 'only'}), 20)}). Its name has the values that distinguish it from "
     "other methods.",
-    "Figures are those of the best epoch on validation, or of the last epoch for runs without validation. ± and [ ] "
-    "are 95 % confidence intervals by Student's t over seeds. They describe how much other seeds would change the mean "
-    "on the same data, not how much other test samples would.",
+    "Figures are those of the best epoch on validation, or of the last epoch for runs without validation; with --split "
+    "last, they are means over the last epochs of validation. ± and [ ] are 95 % confidence intervals by Student's t "
+    "over seeds. They describe how much other seeds would change the mean on the same data, not how much other test "
+    "samples would.",
     "Δm is the mean of (method - alone) / alone in percent over the figures of --delta, each of which counts once; by "
     "default over the main figures of the tasks, the first that isn't the loss. The sign is reversed if lower is "
     "better, so values above 0 mean that the method is better than single-task runs (Maninis et al. 2019, arXiv "
@@ -105,7 +106,7 @@ def _what(comparison: Comparison) -> str:
     methods, singles = comparison.methods, comparison.everything[len(comparison.methods) :]
     runs = [run for method in methods for run in method.runs.values()]
     seeds = sorted({run.seed for run in runs})
-    samples = {(run.metrics.get("samples") or {}).get(comparison.split) for run in runs} - {None}
+    samples = {(run.metrics.get("samples") or {}).get(comparison.data) for run in runs} - {None}
     size = f" of {samples.pop():,} samples" if len(samples) == 1 else ""
     alone = f", and {sum(len(single.runs) for single in singles)} of single tasks" if singles else ""
     placed = comparison.choice.order
@@ -115,8 +116,8 @@ def _what(comparison: Comparison) -> str:
     reference = f" {_reference(comparison)}" * (len(methods) > 1)
     return (
         f"{len(runs)} runs of {len(methods)} method{'s' * (len(methods) > 1)}{alone}. "
-        f"Seed{'s' * (len(seeds) > 1)} {listed([str(seed) for seed in seeds], 10)}. Figures of the {comparison.split} "
-        f"split{size}. Methods are ordered {order}.{reference}"
+        f"Seed{'s' * (len(seeds) > 1)} {listed([str(seed) for seed in seeds], 10)}. Figures of the {comparison.data} "
+        f"split{size}{comparison.means}. Methods are ordered {order}.{reference}"
     )
 
 
@@ -161,7 +162,7 @@ def _which(comparison: Comparison) -> str:
         )
         text += f", though these two are the first of {len(choice.order)}." if sure and len(choice.order) > 2 else "."
     figures = [f"{f} {plus_minus(comparison.estimate(first, f))}" for f in comparison.mains[:SHOWN]]
-    return f"{text} Its figures on {comparison.split}: {listed(figures)}."
+    return f"{text} Its figures on {comparison.data}{comparison.means}: {listed(figures)}."
 
 
 def _warnings(comparison: Comparison, curves: Curves) -> list[Block]:

@@ -28,10 +28,10 @@ def settings(comparison: Comparison) -> list[Block]:
 def figures(comparison: Comparison) -> list[Block]:
     """Returns a table of all figures, or a table for each task if there are many figures."""
     if len(comparison.figures) <= WIDE:
-        return [_table(comparison, f"Figures on {comparison.split}", comparison.figures)]
+        return [_table(comparison, f"Figures on {comparison.data}{comparison.means}", comparison.figures)]
     by_task = _by_task(comparison.figures)
     return [
-        _table(comparison, f"Figures on {comparison.split}: {task}", by_task[task])
+        _table(comparison, f"Figures on {comparison.data}{comparison.means}: {task}", by_task[task])
         for task in comparison.tasks
         if task in by_task
     ]

@@ -61,6 +61,11 @@ class Run:
         """The names of the tasks."""
         return [task.name for task in self.trainer.step.tasks]
 
+    @property
+    def last_epochs(self) -> int:
+        """The number of last epochs over which the figures of the validation were averaged; 0 if they weren't."""
+        return len(self.trainer.selection.recent)
+
     def mean(self, tag: str) -> float | None:
         """Returns the mean over the steps in which the tag was measured, without undefined values."""
         values = self.values(tag)
@@ -125,6 +130,7 @@ class Run:
             "fingerprints": fingerprints(self.splits.items()),
             "train": {task: {"loss": loss} for task, loss in trainer.readings.epoch_losses.items()},
             "val": trainer.selection.figures,
+            **({"last": trainer.selection.mean(), "last_epochs": self.last_epochs} if self.last_epochs else {}),
             "test": self.test,
             "grad_norm": {task: self.mean(tags.grad_norm(task)) for task in [*self.tasks, "total"]},
             "weight": {task: self.mean(tags.weight(task)) for task in self.tasks},
@@ -148,10 +154,12 @@ def summarise(console: Console, run: Run) -> None:
     decided = f", by the validation's {decision(trainer)}" if trainer.selection.best is not None else ""
     say(f"{best}{decided}.")
     measured = {f"{split}, best.pt": f for split, f in (("val", trainer.selection.figures), ("test", run.test)) if f}
+    last = f"val, epochs {trainer.epoch + 1 - run.last_epochs}–{trainer.epoch}"
     console.print(
         table_of(
             {f"train, epoch {trainer.epoch}": {t: {"loss": x} for t, x in trainer.readings.epoch_losses.items()}}
-            | measured,
+            | measured
+            | ({last: trainer.selection.mean()} if run.last_epochs else {}),
             {
                 "gradient norm": {task: run.mean(tags.grad_norm(task)) for task in run.tasks},
                 "weight, last": run.last_weights(),
@@ -160,6 +168,7 @@ def summarise(console: Console, run: Run) -> None:
     )
     names = " and ".join(split.split(",")[0] for split in measured)
     apart = f"; {names} are of best.pt" if " " in names else f"; {names} is of best.pt" if names else ""
+    apart += f"; the column {last} has the means of these validations" if run.last_epochs else ""
     say(
         f"The training losses are means over the steps of epoch {trainer.epoch}, while the parameters were "
         f"changing{apart}. Gradient norms are means over all measured steps.\n"
