@@ -68,7 +68,8 @@ def test_delta_of_named_figures(
     """b of both methods gains 20 %; the loss of b falls from 0.5 to 0.4, which is 20 % as well."""
     two_methods(here / "runs")
     assert report(monkeypatch, "runs", "--delta", "b/accuracy", "b/loss") == 0
-    assert "Over 2 figures, each of which counts once: b accuracy↑ and b loss↓." in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Over 2 figures, each of which counts once: b accuracy↑ and b loss↓." in out
     with (here / "runs/report/report.csv").open() as file:
         gains = [float(line["mean"]) for line in csv.DictReader(file) if line["figure"] == "delta_m"]
     assert gains == pytest.approx([20, 20])
@@ -88,7 +89,7 @@ def test_means_over_the_last_epochs(
         for task in "ab":
             run(here / f"means/{task}{seed}", seed=seed, tasks=[task], last=accuracies(**{task: 0.5}), last_epochs=10)
     assert report(monkeypatch, "means", "--split", "last") == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "Figures of the val split of 50 samples, means over the last 10 epochs." in out
     with (here / "means/report/report.csv").open() as file:
         lines = {(line["method"], line["figure"]): line for line in csv.DictReader(file) if line["task"] != "b"}
