@@ -74,7 +74,7 @@ def test_delta_of_named_figures(
         gains = [float(line["mean"]) for line in csv.DictReader(file) if line["figure"] == "delta_m"]
     assert gains == pytest.approx([20, 20])
     assert report(monkeypatch, "runs", "--delta", "b/accurac") == 1
-    assert "--delta: there is no figure 'b/accurac' (did you mean 'b/accuracy'?)" in capsys.readouterr().err
+    assert "--delta: there is no figure 'b/accurac'; did you mean 'b/accuracy'?" in capsys.readouterr().err
 
 
 def test_means_over_the_last_epochs(
