@@ -10,6 +10,7 @@ from mtl.reporting.curves import Curves
 from mtl.reporting.document import Block, Bullets, Heading, Picture, Table, Text
 from mtl.reporting.estimates import estimate, paired
 from mtl.reporting.grouping import Method
+from mtl.reporting.matrices import matrices
 from mtl.reporting.pareto import MOST_TASKS, pairs_to_show
 from mtl.reporting.plots import Plots
 from mtl.reporting.reading import UNSEEN, Run
@@ -94,6 +95,7 @@ def page(comparison: Comparison, pairs: Sequence[Sequence[str]], number: int) ->
         *tables.tests(comparison),
         *tables.costs(comparison),
         *_pareto(comparison, plots, pairs),
+        *matrices(comparison.methods, comparison.split, plots.name),
         *_plot(plots.training()),
         *_plot(plots.conflict()),
         *tables.conflicts(comparison, curves),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,16 @@ from mtl import tags
 from mtl.data.lanes import length_of
 from mtl.quoting import command, evaluating, viewing
 from mtl.runs.fingerprint import fingerprints
+from mtl.training.gallery import class_names
 
 if TYPE_CHECKING:
     from mtl.data import Sources, Splits
     from mtl.training.figures import Kind
     from mtl.training.trainer import Trainer
-    from mtl.training.validation import Figures
+    from mtl.training.validation import Figures, Matrices
 
 MOST_PAIRS = 5  # the most pairs of tasks that the summary describes
+MOST_CLASSES = 100  # the most classes of a matrix in metrics.json
 FEW = 8  # fewer measured steps don't allow a conclusion about a pair of tasks
 COSTS = {
     "joint": "one trunk forward and backward a step, all graphs alive at once",
@@ -45,6 +47,7 @@ class Run:
         folder: The folder of the run, as a user would type it.
         arguments: The command-line arguments.
         config: The whole config.
+        matrices: The matrices of the best parameters on the test split, such as confusion matrices, by task and metric.
     """
 
     trainer: "Trainer"
@@ -55,6 +58,7 @@ class Run:
     folder: str
     arguments: list[str]
     config: dict[str, Any]
+    matrices: "Matrices" = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
@@ -103,6 +107,21 @@ class Run:
                 counts[split] = counts.get(split, 0) + length
         return counts
 
+    def matrices_by_split(self) -> dict[str, Any]:
+        """Returns the matrices of up to a hundred classes as lists, and the names of the classes, if there are any."""
+        splits = {
+            split: {
+                task: {name: matrix.tolist() for name, matrix in named.items() if len(matrix) <= MOST_CLASSES}
+                for task, named in each.items()
+            }
+            for split, each in (("val", self.trainer.selection.best_matrices), ("test", self.matrices))
+            if each
+        }
+        named = {task.name: class_names(self.splits.facts, task.target) for task in self.trainer.step.tasks}
+        drawn = {task for each in splits.values() for task in each}
+        classes = {task: names for task, names in named.items() if task in drawn and names}
+        return {"matrices": splits, "classes": classes} if splits else {}
+
     def unreached(self) -> list[str]:
         """Returns the trainable parameters that no task's loss reached in any step."""
         parameters, without = self.trainer.step.parameters, self.trainer.readings.without_gradient
@@ -132,6 +151,7 @@ class Run:
             "val": trainer.selection.figures,
             **({"last": trainer.selection.mean(), "last_epochs": self.last_epochs} if self.last_epochs else {}),
             "test": self.test,
+            **self.matrices_by_split(),
             "grad_norm": {task: self.mean(tags.grad_norm(task)) for task in [*self.tasks, "total"]},
             "weight": {task: self.mean(tags.weight(task)) for task in self.tasks},
             "weight_last": self.last_weights(),

@@ -25,6 +25,7 @@ from mtl.training.predictions import SHOWN, show
 if TYPE_CHECKING:
     from mtl.model import MultiTaskModel
     from mtl.training.trainer import Trainer
+    from mtl.training.validation import Matrices
 
 COUNTED = 256  # the number of samples in a picture without input images
 
@@ -73,7 +74,7 @@ class Gallery:
                     trainer.loggers.show("histogram", tags.gradient(name), trainer.global_step, values)
 
     def pictures(self, trainer: "Trainer") -> dict[str, pictures.Picture]:
-        """Draws the pictures: `cosine/matrix`, the mean cosines since the last pictures, and `prediction/{task}`.
+        """Draws the mean cosines since the last pictures, `cosine/matrix`, the predictions, and confusion matrices.
 
         Returns:
             The pictures by tag.
@@ -90,6 +91,8 @@ class Gallery:
             picture = show(task, prediction, batch, image, class_names(self.facts, task.target))
             if picture is not None:
                 images[tags.prediction(task.name)] = picture
+        if rank() == 0:
+            images |= matrix_pictures(trainer.step.tasks, trainer.selection.matrices, "val", self.facts)
         return images
 
     def _predictions(self, trainer: "Trainer") -> list[tuple[Task, Any, Batch, Tensor | None]]:
@@ -113,6 +116,24 @@ def _shows(trainer: "Trainer", kind: str, every: int | None) -> bool:
     is_due = every is not None and (trainer.epoch % every == 0 or not trainer.goes_on)
     shows = is_due and trainer.loggers.takes(kind)
     return any_process([shows])[0] if is_sharded(next(trainer.step.model.parameters())) else shows
+
+
+def matrix_pictures(
+    tasks: Sequence[Task], matrices: "Matrices", split: str, facts: Mapping[str, Any]
+) -> dict[str, pictures.Picture]:
+    """Draws metrics whose values are matrices, by tag.
+
+    Args:
+        tasks: The tasks.
+        matrices: The matrices by task and metric.
+        split: The split on which they were computed.
+        facts: The facts about the data, such as the names of classes.
+    """
+    return {
+        tags.metric(task.name, name, split): pictures.matrix(values.numpy(), class_names(facts, task.target))
+        for task in tasks
+        for name, values in matrices.get(task.name, {}).items()
+    }
 
 
 def some_samples(loader: Loader, count: int) -> Batch:

@@ -13,7 +13,7 @@ from mtl.step import Step
 
 if TYPE_CHECKING:
     from mtl.training.monitor import Monitor
-    from mtl.training.validation import Figures, Validation
+    from mtl.training.validation import Figures, Matrices, Validation
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Selection:
         monitor: Computes the monitored value; None before `prepare`, and without validation data.
         best, best_epoch, figures: The best monitored value, and the epoch and the validation's figures of that value.
         value: The monitored value of the last validation.
+        matrices: The matrices of the last validation, such as confusion matrices.
+        best_matrices: Those of the best value.
         recent: The figures of the last `criterion.last_epochs` validations.
 
     Raises:
@@ -64,6 +66,8 @@ class Selection:
         self.figures: Figures = {}
         self.value: float | None = None
         self.recent: list[Figures] = []
+        self.matrices: Matrices = {}
+        self.best_matrices: Matrices = {}
         self._validation: Validation | None = None
 
     def prepare(self, step: Step) -> None:
@@ -123,12 +127,14 @@ class Selection:
             self.best_epoch = epoch
             return {}
         figures = self._validation(self.val)
+        self.matrices = self._validation.matrices
         if epoch == 1 and (line := self._validation.caveat()):
             report(line)
         value = self.value = self.monitor(figures)
         step.validated(value)
         if self.monitor.better(value, self.best) or not self.best_epoch:
             self.best, self.best_epoch, self.figures = value, epoch, figures
+            self.best_matrices = self.matrices
         if count := self.criterion.last_epochs:
             self.recent = [*self.recent, figures][-count:]
         nans = [f"{task}/{name}" for task, named in figures.items() for name, v in named.items() if math.isnan(v)]
@@ -153,14 +159,14 @@ class Selection:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the best value, its epoch and figures, and the figures of the last epochs, as plain data."""
+        """Returns the best value, its epoch, figures and matrices, and the figures of the last epochs."""
         state = {"best": self.best, "best_epoch": self.best_epoch, "figures": self.figures}
-        return {**state, "recent": self.recent}
+        return {**state, "recent": self.recent, "matrices": self.best_matrices}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a state from `state_dict`; other keys are ignored."""
         self.best, self.best_epoch, self.figures = state["best"], state["best_epoch"], state["figures"]
-        self.recent = state.get("recent", [])
+        self.recent, self.best_matrices = state.get("recent", []), state.get("matrices", {})
 
 
 def _check_plateau(step: Step, monitor: "Monitor") -> None:
