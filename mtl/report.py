@@ -42,7 +42,8 @@ def report(
     """
     from mtl.process.screen import Screen
     from mtl.reporting import pages, reading, terminal
-    from mtl.reporting.comparison import Comparison, check_names
+    from mtl.reporting.comparison import Comparison
+    from mtl.reporting.figures import check_names
     from mtl.reporting.grouping import sections
     from mtl.reporting.packages import check_packages
 

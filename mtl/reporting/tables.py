@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Sequence, Set
 
 from mtl import tags
-from mtl.reporting.comparison import Comparison, Figure, conflict, cost, hardest, pairs_of, side_by_side
+from mtl.reporting.comparison import Comparison, conflict, cost, hardest, pairs_of, side_by_side
 from mtl.reporting.curves import FEW, PARTS, Curves
 from mtl.reporting.delta import Delta
 from mtl.reporting.document import Block, Bullets, Table, Text
+from mtl.reporting.figures import Figure
 from mtl.reporting.grouping import Method
 from mtl.reporting.pareto import Pair
 from mtl.reporting.writing import listed, number, p_value, plus_minus, signed

@@ -15,7 +15,7 @@ from mtl import tags
 from mtl.data.lanes import length_of
 from mtl.quoting import command, evaluating, viewing
 from mtl.runs.fingerprint import fingerprints
-from mtl.training.gallery import class_names
+from mtl.training.gallery import as_lists
 
 if TYPE_CHECKING:
     from mtl.data import Sources, Splits
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mtl.training.validation import Figures, Matrices
 
 MOST_PAIRS = 5  # the most pairs of tasks that the summary describes
-MOST_CLASSES = 100  # the most classes of a matrix in metrics.json
 FEW = 8  # fewer measured steps don't allow a conclusion about a pair of tasks
 COSTS = {
     "joint": "one trunk forward and backward a step, all graphs alive at once",
@@ -65,11 +64,6 @@ class Run:
         """The names of the tasks."""
         return [task.name for task in self.trainer.step.tasks]
 
-    @property
-    def last_epochs(self) -> int:
-        """The number of last epochs over which the figures of the validation were averaged; 0 if they weren't."""
-        return len(self.trainer.selection.recent)
-
     def mean(self, tag: str) -> float | None:
         """Returns the mean over the steps in which the tag was measured, without undefined values."""
         values = self.values(tag)
@@ -107,21 +101,6 @@ class Run:
                 counts[split] = counts.get(split, 0) + length
         return counts
 
-    def matrices_by_split(self) -> dict[str, Any]:
-        """Returns the matrices of up to a hundred classes as lists, and the names of the classes, if there are any."""
-        splits = {
-            split: {
-                task: {name: matrix.tolist() for name, matrix in named.items() if len(matrix) <= MOST_CLASSES}
-                for task, named in each.items()
-            }
-            for split, each in (("val", self.trainer.selection.best_matrices), ("test", self.matrices))
-            if each
-        }
-        named = {task.name: class_names(self.splits.facts, task.target) for task in self.trainer.step.tasks}
-        drawn = {task for each in splits.values() for task in each}
-        classes = {task: names for task, names in named.items() if task in drawn and names}
-        return {"matrices": splits, "classes": classes} if splits else {}
-
     def unreached(self) -> list[str]:
         """Returns the trainable parameters that no task's loss reached in any step."""
         parameters, without = self.trainer.step.parameters, self.trainer.readings.without_gradient
@@ -129,7 +108,8 @@ class Run:
 
     def figures(self) -> dict[str, Any]:
         """Returns the run as plain data, for metrics.json."""
-        trainer = self.trainer
+        trainer, recent = self.trainer, len(self.trainer.selection.recent)
+        matrices = {"val": trainer.selection.best_matrices, "test": self.matrices}
         return {
             "data": self.splits.summary(),
             "steps": trainer.global_step,
@@ -149,9 +129,9 @@ class Run:
             "fingerprints": fingerprints(self.splits.items()),
             "train": {task: {"loss": loss} for task, loss in trainer.readings.epoch_losses.items()},
             "val": trainer.selection.figures,
-            **({"last": trainer.selection.mean(), "last_epochs": self.last_epochs} if self.last_epochs else {}),
+            **({"last": trainer.selection.mean(), "last_epochs": recent} if recent else {}),
             "test": self.test,
-            **self.matrices_by_split(),
+            **as_lists(trainer.step.tasks, matrices, self.splits.facts),
             "grad_norm": {task: self.mean(tags.grad_norm(task)) for task in [*self.tasks, "total"]},
             "weight": {task: self.mean(tags.weight(task)) for task in self.tasks},
             "weight_last": self.last_weights(),
@@ -174,12 +154,13 @@ def summarise(console: Console, run: Run) -> None:
     decided = f", by the validation's {decision(trainer)}" if trainer.selection.best is not None else ""
     say(f"{best}{decided}.")
     measured = {f"{split}, best.pt": f for split, f in (("val", trainer.selection.figures), ("test", run.test)) if f}
-    last = f"val, epochs {trainer.epoch + 1 - run.last_epochs}–{trainer.epoch}"
+    recent = len(trainer.selection.recent)
+    last = f"val, epochs {trainer.epoch + 1 - recent}–{trainer.epoch}"
     console.print(
         table_of(
             {f"train, epoch {trainer.epoch}": {t: {"loss": x} for t, x in trainer.readings.epoch_losses.items()}}
             | measured
-            | ({last: trainer.selection.mean()} if run.last_epochs else {}),
+            | ({last: trainer.selection.mean()} if recent else {}),
             {
                 "gradient norm": {task: run.mean(tags.grad_norm(task)) for task in run.tasks},
                 "weight, last": run.last_weights(),
@@ -188,7 +169,7 @@ def summarise(console: Console, run: Run) -> None:
     )
     names = " and ".join(split.split(",")[0] for split in measured)
     apart = f"; {names} are of best.pt" if " " in names else f"; {names} is of best.pt" if names else ""
-    apart += f"; the column {last} has the means of these validations" if run.last_epochs else ""
+    apart += f"; the column {last} has the means of these validations" if recent else ""
     say(
         f"The training losses are means over the steps of epoch {trainer.epoch}, while the parameters were "
         f"changing{apart}. Gradient norms are means over all measured steps.\n"

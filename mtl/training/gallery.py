@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mtl.training.trainer import Trainer
     from mtl.training.validation import Matrices
 
+MOST_CLASSES = 100  # the most classes of a matrix in metrics.json
 COUNTED = 256  # the number of samples in a picture without input images
 
 
@@ -134,6 +135,28 @@ def matrix_pictures(
         for task in tasks
         for name, values in matrices.get(task.name, {}).items()
     }
+
+
+def as_lists(tasks: Sequence[Task], splits: "Mapping[str, Matrices]", facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns matrices of up to a hundred classes as lists, for metrics.json, with the names of the classes.
+
+    Args:
+        tasks: The tasks.
+        splits: The matrices by split, task and metric.
+        facts: The facts about the data, such as the names of classes.
+    """
+    small = {
+        split: {
+            task: kept
+            for task, named in each.items()
+            if (kept := {name: matrix.tolist() for name, matrix in named.items() if len(matrix) <= MOST_CLASSES})
+        }
+        for split, each in splits.items()
+    }
+    drawn = {task for each in small.values() for task in each}
+    named = {task.name: class_names(facts, task.target) for task in tasks if task.name in drawn}
+    classes = {task: names for task, names in named.items() if names}
+    return {"matrices": {split: each for split, each in small.items() if each}, "classes": classes} if drawn else {}
 
 
 def some_samples(loader: Loader, count: int) -> Batch:

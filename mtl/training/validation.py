@@ -124,8 +124,7 @@ class Validation:
             }
             _check_equal(figures)
             matrices = {
-                task: {n: m.matrix for n, m in named.items() if m.matrix is not None}
-                for task, named in self.metrics.items()
+                task: {n: m.matrix for n, m in self.metrics[task].items() if m.matrix is not None} for task in figures
             }
             self.matrices = {task: named for task, named in matrices.items() if named}
             return figures
