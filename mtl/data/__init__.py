@@ -17,6 +17,7 @@ from mtl.data.pets import pets
 from mtl.data.qm9 import qm9
 from mtl.data.sources import Mix, Sources
 from mtl.data.table import table
+from mtl.data.taskonomy import taskonomy
 
 __all__ = [
     "Drawn",
@@ -42,4 +43,5 @@ __all__ = [
     "pets",
     "qm9",
     "table",
+    "taskonomy",
 ]
