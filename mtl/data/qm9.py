@@ -161,7 +161,7 @@ def _read(folder: Path, download: bool) -> Stored:
 
         download_and_extract_archive(PAGE, str(raw.parent), remove_finished=True)
     molecules = torch.load(raw, weights_only=True)
-    joined = {name: torch.cat([m[name] for m in molecules], name == "edge_index") for name in TENSORS}
+    joined = {name: torch.cat([m[name] for m in molecules], int(name == "edge_index")) for name in TENSORS}
     starts = [torch.tensor([0, *(len(m[name]) for m in molecules)]).cumsum(0) for name in ("x", "edge_attr")]
     return Stored(**joined, atoms=starts[0], bonds=starts[1])
 

@@ -174,7 +174,7 @@ def taskonomy(
             "targets": {"segment_semantic": {"kind": "class", "vocabulary": list(CLASSES)}},
             "names": list(CLASSES),
         },
-        warnings=[f"data.maps: {left_out} pictures are left out, since some of their maps are missing"]
+        warnings=[f"data.maps: pictures that are left out, since some of their maps are missing: {left_out}"]
         if left_out
         else [],
     )
@@ -188,8 +188,8 @@ def _buildings(path: Path) -> dict[str, set[str]]:
         named = {name: {row["id"].lower() for row in rows if row[name] == "1"} for name in NAMES}
     except (OSError, KeyError, AttributeError, ValueError) as error:
         raise UserError(
-            f"data.split: {path.resolve()} can't be read ({describe_error(error)}). It must have the columns id, train, "
-            "val and test; Taskonomy's own are in https://github.com/StanfordVL/taskonomy/raw/master/data/assets/"
+            f"data.split: {path.resolve()} can't be read ({describe_error(error)}). It must have the columns id, "
+            "train, val and test; Taskonomy's own are in https://github.com/StanfordVL/taskonomy/raw/master/data/assets/"
             "splits_taskonomy.zip"
         ) from error
     if not named["train"]:

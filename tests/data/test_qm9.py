@@ -228,24 +228,37 @@ def test_micro_batches_and_all_sources_of_gradients_move_alike(folder: Path) -> 
         torch.testing.assert_close(moved(source, micro), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_the_published_set_up_takes_two_steps_and_a_stopped_run_goes_on(here: Path) -> None:
-    (here / "data" / "qm9" / "raw").mkdir(parents=True)
-    torch.save(made_molecules(), here / "data" / "qm9" / "raw" / "qm9_v3.pt")
-    ended = command("train", "experiment=qm9_famo", *SMALL, "trainer.max_epochs=1")
+def test_the_published_set_up_takes_two_steps(here: Path) -> None:
+    write(here)
+    ended = command("train", "experiment=qm9_famo", *SMALL, "trainer.max_epochs=1", "logger=[]")
     assert ended.code == 0, ended.err
     assert ended.metrics["steps"] == 2
     assert list(ended.metrics["test"]) == list(PROPERTIES)
     config = yaml.safe_load((ended.run / "config.yaml").read_text())
     assert config["balancer"]["_target_"] == "mtl.balancers.FAMO"
     assert config["balancer"]["weight_decay"] == 1e-3
-    assert config["scheduler"]["factor"] == 0.7
+    assert (config["scheduler"]["factor"], config["scheduler"]["patience"]) == (0.7, 5)
     assert config["data"]["collate"]["_target_"] == "mtl.data.collate_graphs"
-    setting = ["experiment=qm9_famo", *SMALL, "trainer.max_epochs=2"]
+
+
+@pytest.mark.slow
+def test_stopped_runs_go_on_are_evaluated_and_drawn(here: Path) -> None:
+    write(here)
+    setting = ["experiment=qm9_famo", *SMALL, "trainer.max_epochs=2", "only=[mu,cv]", "trainer.micro_batch_size=3"]
     whole = command("train", *setting)
     stopped = command("train", *setting, *stopping(3))
     assert (whole.code, stopped.code) == (0, 143), whole.err + stopped.err
     again = command("train", *setting, f"resume={stopped.run}")
     assert again.code == 0, again.err
-    assert again.metrics["test"] == whole.metrics["test"]
-    loaded = mtl.load(whole.run)
-    assert type(loaded.trunk).__name__ == "Network"
+    assert stopped.metrics["test"] == whole.metrics["test"]
+    evaluated = command("evaluate", f"run={whole.run}")
+    assert evaluated.code == 0, evaluated.err
+    assert type(mtl.load(whole.run).trunk).__name__ == "Network"
+    drawn = command("graph", "experiment=qm9_famo", *SMALL, "only=[mu,cv]")
+    assert drawn.code == 0, drawn.err
+    assert "batch    8 samples, the first of epoch 1" in drawn.out
+
+
+def write(here: Path) -> None:
+    (here / "data" / "qm9" / "raw").mkdir(parents=True)
+    torch.save(made_molecules(), here / "data" / "qm9" / "raw" / "qm9_v3.pt")

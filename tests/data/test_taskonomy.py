@@ -120,7 +120,7 @@ def test_missing_pieces(houses: Path) -> None:
     lost = houses / "normal" / "hanson" / "point_7_view_1_domain_normal.png"
     lost.unlink()
     splits = read(houses)
-    assert splits.warnings == ["data.maps: 1 pictures are left out, since some of their maps are missing"]
+    assert splits.warnings == ["data.maps: pictures that are left out, since some of their maps are missing: 1"]
     assert len(splits.train) == 1
     lost.with_name("point_7_view_0_domain_normal.png").write_bytes(b"no picture")
     with pytest.raises(mtl.UserError, match=r"point_7_view_0_domain_normal.png can't be read"):
