@@ -139,8 +139,11 @@ def qm9(
     mean, std = values.mean(0), values.std(0)
     std[std == 0] = 1.0  # a property that is constant is only shifted
     each = list(zip(PROPERTIES, mean.tolist(), std.tolist(), strict=True))
+    train, val, of_test = (Molecules(stored, part, torch.from_numpy(mean), torch.from_numpy(std)) for part in parts)
     return Splits(
-        *(Molecules(stored, part, torch.from_numpy(mean), torch.from_numpy(std)) for part in parts),
+        train,
+        val,
+        of_test,
         name=f"QM9 in {root}, split at random (data.seed={seed})",
         facts={
             "targets": {name: {"kind": "number", "mean": m, "std": s} for name, m, s in each},

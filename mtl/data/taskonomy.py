@@ -150,10 +150,8 @@ def taskonomy(
     Raises:
         UserError: If a folder, a building or a file is missing or damaged, or if a map is unknown.
     """
-    for key, names, known in (("maps", list(maps), FOLDERS), ("mask", [mask] if mask else [], MASKS)):
-        for name in names:
-            if name not in known:
-                raise UserError(f"data.{key}: there is no map '{name}'" + suggest(str(name), known))
+    _check("maps", maps, FOLDERS)
+    _check("mask", [mask] if mask else [], MASKS)
     buildings = _buildings(Path(split))
     wanted = [name for names in buildings.values() for name in names]
     folders = dict.fromkeys(["rgb", *maps, *([mask] if mask else [])])
@@ -166,18 +164,20 @@ def taskonomy(
         for name, names in buildings.items()
         if names
     }
+    classes = {"segment_semantic": {"kind": "class", "vocabulary": list(CLASSES)}}
+    warning = f"data.maps: pictures that are left out, since some of their maps are missing: {left_out}"
     return Splits(
         **parts,
         name=f"Taskonomy in {root}, split by {split}",
-        facts={
-            "size": shape,
-            "targets": {"segment_semantic": {"kind": "class", "vocabulary": list(CLASSES)}},
-            "names": list(CLASSES),
-        },
-        warnings=[f"data.maps: pictures that are left out, since some of their maps are missing: {left_out}"]
-        if left_out
-        else [],
+        facts={"size": shape, "targets": classes, "names": list(CLASSES)},
+        warnings=[warning] if left_out else [],
     )
+
+
+def _check(key: str, names: Sequence[str], known: Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"data.{key}: there is no map '{name}'" + suggest(str(name), known))
 
 
 def _buildings(path: Path) -> dict[str, set[str]]:
