@@ -134,7 +134,7 @@ def qm9(
             "leave molecules for training"
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    parts = [part.sort().values for part in order.split([rest, validation, test])]
+    parts = [part.sort().values for part in torch.split(order, [rest, validation, test])]
     values = properties_of(stored.y)[parts[0]].numpy()
     mean, std = values.mean(0), values.std(0)
     std[std == 0] = 1.0  # a property that is constant is only shifted
