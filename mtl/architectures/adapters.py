@@ -45,6 +45,8 @@ class Adapters(MultiTaskModel):
     Rebuffi et al., "Learning multiple visual domains with residual adapters", NeurIPS 2017, for 1×1 convolutions.
     """
 
+    one_representation = False  # the later stages are shared and follow after the features
+
     def __init__(
         self,
         trunk: Callable[[], nn.Module],

@@ -34,6 +34,8 @@ class CrossStitch(MultiTaskModel):
     a learning rate 100 to 1000 times that of the trunks.
     """
 
+    one_representation = False  # each task has features of its own
+
     def __init__(
         self,
         trunk: Callable[[], nn.Module],

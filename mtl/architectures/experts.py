@@ -202,6 +202,7 @@ class ExpertModel(MultiTaskModel):
         )
         super().__init__(extraction, tasks, inputs=inputs)
         self.branches = branches[-1]
+        self.one_representation = layers == 1  # otherwise the tasks have inputs of their own in the last layer
 
     def predict(self, task: str, features: Any) -> Any:
         """Computes the prediction of a task from a mixture of the experts."""

@@ -51,6 +51,8 @@ class LearnedBranching(MultiTaskModel):
     Source: Guo et al., "Learning to branch for multi-task learning", ICML 2020.
     """
 
+    one_representation = False  # each task has features of its own
+
     def __init__(
         self,
         trunk: Callable[[], nn.Module],

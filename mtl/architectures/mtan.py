@@ -32,7 +32,8 @@ class MTAN(MultiTaskModel):
     Values of another size are resized: larger ones by max pooling, smaller ones by bilinear interpolation. In stages
     with vectors (N, C) or tokens (N, T, C), the convolutions are linear layers, and maps from the stage before are
     averaged. The number of channels of all layers follows from the first batch. With all masks 1, this is hard
-    parameter sharing.
+    parameter sharing. The batch norm of f runs once for each task; its running statistics are those of all tasks
+    together, as in the authors' code.
 
     Args:
         trunk: The trunk, or a function that creates it. It is divided into its stages, `model.trunk[j]`.
@@ -46,6 +47,8 @@ class MTAN(MultiTaskModel):
 
     Source: Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", arXiv 1803.10704.
     """
+
+    one_representation = False  # f is shared and follows after the features
 
     def __init__(
         self,

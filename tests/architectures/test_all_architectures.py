@@ -2,8 +2,10 @@
 
 import copy
 import csv
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,51 @@ def test_all_kinds_of_passes_leave_the_same_state(name: str, trunk: Callable[[],
         assert torch.equal(draws, kind_draws)
         for key, value in expected.items():
             torch.testing.assert_close(state[key], value, rtol=1e-10, atol=1e-12, msg=key)
+
+
+def noisy() -> nn.Module:
+    """Returns a trunk of three stages with batch norm and dropout."""
+    widths = [64, 7, 8, 6]
+    stages = [
+        nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU(), nn.Dropout(0.3)) for a, b in pairwise(widths)
+    ]
+    stages[0].insert(0, nn.Flatten())
+    trunk = nn.Sequential(*stages)
+    trunk.num_features = 6
+    return trunk
+
+
+@every_architecture
+def test_batch_norm_and_dropout_run_once_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each kind of passes, but for modules that are defined to run with an input of each task's own."""
+    options = {"aitm": {"transfer_dropout": 0.2}, "mtan": {"batch_norm": True}}.get(name, {})
+    architecture = ARCHITECTURES[name]
+    monkeypatch.setitem(ARCHITECTURES, name, lambda *args, **kw: architecture(*args, **kw, **options))
+    (batch,) = batches(1)
+    for kind in kinds(problem(name, noisy)[0]):
+        model, tasks = problem(name, noisy)
+        for head in model.heads.values():
+            head.register_forward_pre_hook(lambda head, inputs: (head.noise(inputs[0]),))
+            head.noise = nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(0.1)).double()
+        of_shared = set() if model.shared is None else set(model.shared.modules())
+        calls: Counter[str] = Counter()
+        expected: dict[str, int] = {}
+        for path, module in model.named_modules(remove_duplicate=True):
+            if isinstance(module, nn.Dropout | nn.modules.batchnorm._BatchNorm):
+                module.register_forward_hook(lambda *_, path=path, calls=calls: calls.update([path]))
+                of_each_task = path.startswith(("after", "before")) if name == "mtan" else False
+                if name == "adapters":
+                    of_each_task = path.startswith(("trunk.1", "trunk.2"))
+                repeated = kind == "sequential" and module in of_shared
+                expected[path] = 3 if of_each_task or repeated else 1
+        assert len(expected) > 6
+        statistics = {path: m.num_batches_tracked for path, m in model.named_modules() if hasattr(m, "running_mean")}
+        before = {path: int(number) for path, number in statistics.items()}
+        mtl.Step(model, tasks, passes=kind).backward(batch)
+        assert calls == expected, kind
+        for path, number in statistics.items():
+            moved = 3 if expected[path] == 3 and model.get_submodule(path) not in of_shared else 1
+            assert int(number) - before[path] == moved, (kind, path)
 
 
 @every_architecture
@@ -167,3 +214,14 @@ def test_burgers_is_refused(name: str, here: Path) -> None:
     done = command("train", "task=burgers", f"model={name}", "trainer.max_epochs=1")
     assert done.code == 1
     assert "take model=hard_sharing" in " ".join(done.err.split())
+
+
+@every_architecture
+def test_the_representation_is_refused_where_it_would_miss_conflicts(name: str) -> None:
+    model, tasks = problem(name)
+    of_features = mtl.Gradients(source="representation")
+    if name in ("cgc", "dselect_k", "mmoe"):
+        mtl.Step(model, tasks, gradients=of_features, balancer=mtl.balancers.MGDA()).backward(batches(1)[0])
+        return
+    with pytest.raises(UserError, match="'representation' needs"):
+        mtl.Step(model, tasks, gradients=of_features, balancer=mtl.balancers.MGDA())
