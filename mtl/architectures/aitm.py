@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtl.architectures.mixing import check_channels
 from mtl.architectures.towers import Towers
 from mtl.errors import UserError
 from mtl.task import Task
@@ -92,6 +93,7 @@ class AITM(Towers):
         z: Any = None
         for event in events:
             own = self.tower_of(event, bottom)
+            check_channels(self.towers[event], own)
             z = self.transfers[event](averaged(z), averaged(own)) if logits else own
             logits[event] = self.head_of(event, z)
         return logits

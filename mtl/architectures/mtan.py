@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl.architectures._lazy import LazyBatchNorm, LazyLayer
-from mtl.architectures.mixing import channels_of
+from mtl.architectures.mixing import channels_of, check_channels
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.task import Task
@@ -127,6 +127,7 @@ class _Trunk(nn.ModuleList):
             assert isinstance(stage, Stage)
             u, p, value = stage.parts(*(value if isinstance(value, tuple) else (value,)))
             if number >= self.skip:
+                check_channels(stage, p)
                 pairs.append((None if u is p else u, p))
         return pairs
 

@@ -36,7 +36,7 @@ class Towers(MultiTaskModel):
 
     Raises:
         UserError: If the chain has an unknown task, names a task twice or has a task whose prediction isn't a binary
-            logit, or if the trunk has fewer stages than `shared_stages`.
+            logit, or if the trunk has no stages with parameters after the shared ones.
     """
 
     def __init__(
@@ -51,12 +51,17 @@ class Towers(MultiTaskModel):
         if type(shared_stages) is not int or shared_stages < 1:
             raise UserError(f"model.shared_stages is {shared_stages!r}; it must be a whole number of at least 1")
         trunks = [trunk() for _ in tasks]
-        stages = [stages_of(each, least=shared_stages) for each in trunks]
+        stages = [stages_of(each, least=shared_stages + 1) for each in trunks]
         bottom = Stages(*stages[0][:shared_stages]) if stages else Stages()
         super().__init__(bottom, tasks, inputs=inputs)
         self.towers = nn.ModuleDict(
             {task.name: Stages(*each[shared_stages:]) for task, each in zip(tasks, stages, strict=True)}
         )
+        if not any(True for _ in self.towers.parameters()):
+            raise UserError(
+                f"model.shared_stages is {shared_stages}, and no later stage of the trunk has parameters, so that the "
+                "towers would compute the same; take fewer shared stages, or model=hard_sharing"
+            )
         self.num_features: int | None = getattr(trunks[0], "num_features", None)
         self.chain = self._checked(chain, tasks)
         self.one_representation = not self._events  # each event has features of its own

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, command
+from conftest import ROOT, command, stopping
 from every import ARCHITECTURES, NAMES, batches, cnn, mlp, problem
+from test_resume import same_runs
 from torch import nn
 
 import mtl
@@ -209,11 +210,21 @@ def test_the_graph_is_drawn_from_the_command_line(name: str, here: Path) -> None
     assert all((leaf["shared"] == "true") == (" " in leaf["tasks"]) for leaf in leaves)
 
 
-@pytest.mark.parametrize("name", ["mmoe", "separate"])
-def test_burgers_is_refused(name: str, here: Path) -> None:
-    done = command("train", "task=burgers", f"model={name}", "trainer.max_epochs=1")
-    assert done.code == 1
-    assert "take model=hard_sharing" in " ".join(done.err.split())
+@every_architecture
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(name: str, here: Path) -> None:
+    images = ["task=multi_mnist", "model/trunk=cnn", "model.trunk.in_channels=1", "model.trunk.widths=[4,5,6]"]
+    of_images = [*images, "model.trunk.batch_norm=true", "data.batch_size=800"]
+    of_chains = ["task=made_ctr_chain", "data.num_samples=4000", "model.trunk.dropout=0.2", "data.batch_size=500"]
+    options = [*(of_chains if name in ("aitm", "esmm") else of_images), f"model={name}", "balancer=famo"]
+    options += ["trainer.max_epochs=2", "log.every=2", "threads=1"]
+    whole = command("train", *options)
+    assert whole.code == 0, whole.err
+    stopped = command("train", *stopping(3), *options, "output_root=stopped")
+    assert stopped.code == 143, stopped.err
+    again = command("train", *options, "resume=auto", "output_root=stopped")
+    assert "resume   from step 3" in again.out, again.err
+    same_runs(max(Path("stopped").glob("*/*/")), whole.run)
 
 
 @every_architecture
@@ -225,3 +236,40 @@ def test_the_representation_is_refused_where_it_would_miss_conflicts(name: str) 
         return
     with pytest.raises(UserError, match="'representation' needs"):
         mtl.Step(model, tasks, gradients=of_features, balancer=mtl.balancers.MGDA())
+
+
+class Turned(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(1, 2)
+
+
+def sequential(kind: str) -> nn.Module:
+    """Returns a trunk of two stages for inputs (N, 1, 8, 8), taken as sequences of eight tokens with eight channels."""
+    if kind == "convolutions":
+        stages = [nn.Sequential(nn.Flatten(1, 2), nn.Conv1d(8, 6, 3, padding=1)), nn.Conv1d(6, 6, 3, padding=1)]
+    else:
+        stages = [
+            nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 6)),
+            nn.TransformerEncoderLayer(6, 2, 7, batch_first=True),
+        ]
+    return nn.Sequential(*stages, nn.Sequential(Turned() if kind == "tokens" else nn.Identity(), Positions()))
+
+
+class Positions(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(2)
+
+
+@pytest.mark.parametrize("name", ["adapters", "cross_stitch", "mtan"])
+def test_channels_of_sequences(name: str) -> None:
+    """Those of tokens are the last dimension; one-dimensional convolutions, where they aren't, are refused."""
+    with pytest.raises(UserError, match="one-dimensional convolution"):
+        problem(name, partial(sequential, "convolutions"))
+    model, tasks = problem(name, partial(sequential, "tokens"))
+    if name == "mtan":
+        assert model.attention["click"][0].g.weight.shape == (6, 6)
+    elif name == "adapters":
+        assert model.adapters["click"][0].down.shape == (5, 6)
+    else:
+        assert model.trunk.units[0].weight.shape == (3, 3, 6)
+    assert torch.isfinite(mtl.Step(model, tasks).backward(batches(1)[0]).losses["sale"])

@@ -172,14 +172,13 @@ def test_numbers_of_parameters(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["esmm", "aitm"])
-def test_without_a_chain_or_towers_it_is_hard_sharing(kind: str) -> None:
-    model, _ = made(kind, chain=[], shared_stages=3)
-    torch.manual_seed(0)
-    same = tasks_of(EVENTS)
-    hard = mtl.MultiTaskModel(trunk(), same, inputs=["user", "item"]).double()
+def test_without_a_chain_each_task_has_a_tower(kind: str) -> None:
+    model, _ = made(kind, chain=[], shared_stages=2)
     batch = batch_of()
-    assert all(torch.equal(model(batch)[task], hard(batch)[task]) for task in EVENTS)
-    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in hard.parameters())
+    bottom = model.trunk(batch["user"], batch["item"])
+    for task in EVENTS:
+        assert torch.equal(model(batch)[task], model.heads[task](model.towers[task](bottom)))
+        assert model.penalty(task, model.features(batch)) is None
 
 
 def step_of(kind: str, **options: Any) -> tuple[Any, Any]:
@@ -237,7 +236,11 @@ def test_shared_parameters(kind: str) -> None:
         (lambda: made("esmm", chain=["click", "buy"]), "model.chain: there is no task 'buy'"),
         (lambda: made("esmm", chain=["click", "click"]), "model.chain names 'click' twice"),
         (lambda: made("aitm", shared_stages=0), "model.shared_stages is 0; it must be a whole number of at least 1"),
-        (lambda: made("aitm", shared_stages=4), "needs a trunk of at least 4 stages, and Table has 3"),
+        (lambda: made("aitm", shared_stages=3), "needs a trunk of at least 4 stages, and Table has 3"),
+        (
+            lambda: ESMM(lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU()), tasks_of(EVENTS), inputs=["x"]),
+            r"model\.shared_stages is 1, and no later stage of the trunk has parameters",
+        ),
     ],
 )
 def test_refused(change: Callable[[], Any], message: str) -> None:
