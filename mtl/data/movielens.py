@@ -32,8 +32,9 @@ def movielens(
     The fields are `user` and `movie`, (N,), `genres`, (N, most genres of a movie), and `history`, (N, history): the
     last movies that the user gave at least `like` before, most recent last. If there is a file `users.dat`, `gender`,
     `age` and `occupation`, (N,), are fields too. All of them are int32 from 1 on; 0 stands for users and movies that
-    the training split doesn't have, and fills shorter lists. The targets are `rating`, in stars, and `like`, 1 for
-    ratings of at least `like` and otherwise 0, (N,) float32 each.
+    the training split doesn't have, and fills shorter lists. `user_id` is the user's number in the files, by which new
+    users can be told apart, as a metric within each user needs it. The targets are `rating`, in stars, and `like`, 1
+    for ratings of at least `like` and otherwise 0, (N,) float32 each.
 
     Only ratings of an earlier second are in the history of a rating, and so no rating of validation or test is in the
     history of a training rating. Ratings of one second are always in one split. The fact `columns` has the vocabulary
@@ -52,16 +53,7 @@ def movielens(
     """
     check_shares(split)
     _check(history, like, by)
-    folder = Path(root)
-    kind = _layout(folder)
-    ratings = _ratings(folder, kind)
-    order = np.lexsort((ratings["time"], ratings["user"]))
-    columns: dict[str, Any] = {}
-    fields: dict[str, Any] = {}
-    _add_genres(folder, kind, ratings["movie"], fields, columns)
-    if (folder / "users.dat").is_file():
-        _add_users(folder, ratings["user"], fields, columns)
-    ratings, fields = ({name: each[order] for name, each in some.items()} for some in (ratings, fields))
+    ratings, fields, columns = _read(Path(root))
     part = np.searchsorted(np.cumsum(split)[:-1].round(9), _positions(ratings, by), side="right")
     for name in ("user", "movie"):
         present = np.unique(ratings[name][part == 0])
@@ -70,6 +62,7 @@ def movielens(
     if history:
         fields["history"] = _history(ratings, fields["movie"], history, like)
         columns["history"] = {"kind": "ids", "vocabulary": columns["movie"]["vocabulary"]}
+    fields["user_id"] = ratings["user"]
     fields["rating"] = ratings["rating"]
     fields["like"] = (ratings["rating"] >= like).astype(np.float32)
     data: dict[str, Any] = {}
@@ -80,6 +73,20 @@ def movielens(
         if split[number]:
             data[name] = Fields({field: torch.from_numpy(values[rows]) for field, values in fields.items()})
     return Splits(**data, name=f"MovieLens in {root}, split by {by}", facts={"columns": columns})
+
+
+def _read(folder: Path) -> tuple[numeric.Arrays, numeric.Arrays, dict[str, Any]]:
+    """Returns the ratings, and genres and facts about users as fields, sorted by user and time; and the columns."""
+    kind = _layout(folder)
+    ratings = _ratings(folder, kind)
+    fields: numeric.Arrays = {}
+    columns: dict[str, Any] = {}
+    _add_genres(folder, kind, ratings["movie"], fields, columns)
+    if (folder / "users.dat").is_file():
+        _add_users(folder, ratings["user"], fields, columns)
+    order = np.lexsort((ratings["time"], ratings["user"]))
+    ratings, fields = ({name: values[order] for name, values in some.items()} for some in (ratings, fields))
+    return ratings, fields, columns
 
 
 def _check(history: Any, like: Any, by: Any) -> None:

@@ -80,7 +80,7 @@ def test_fields_by_hand(tmp_path: Path, write: Callable[..., str]) -> None:
     listed = raw(splits)
     assert [len(listed[split]) for split in ("train", "test")] == [8, 2]
     inputs = ["genres", *(["gender", "age", "occupation"] if write is dat else []), "user", "movie", "history"]
-    assert list(listed["train"][0]) == [*inputs, "rating", "like"]
+    assert list(listed["train"][0]) == [*inputs, "user_id", "rating", "like"]
     by_time = {(s["user"], s["movie"], s["rating"]): s for s in [*listed["train"], *listed["test"]]}
     last = by_time["1", "10", 4.0]
     assert last["history"] == ["2571", "300"]  # 10 was liked earlier than the two, and 30 was not liked
@@ -100,6 +100,7 @@ def test_fields_by_hand(tmp_path: Path, write: Callable[..., str]) -> None:
 def test_users_that_are_new_in_a_later_split(tmp_path: Path) -> None:
     listed = raw(movielens(root=dat(tmp_path), split=(0.6, 0.1, 0.3)))
     assert [(s["user"], s["movie"]) for s in listed["test"]] == [("1", "10"), (None, "2571"), (None, "10")]
+    assert [s["user_id"] for s in listed["test"]] == [1, 7, 7]
 
 
 def test_each_users_last_ratings(tmp_path: Path) -> None:
