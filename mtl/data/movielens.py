@@ -29,16 +29,16 @@ def movielens(
 ) -> Splits:
     """Returns the ratings of a MovieLens data set, from the files `*.dat` of ml-1m or ml-10m, or `*.csv` of newer ones.
 
-    The fields are `user` and `movie`, (N,), `genres`, (N, most genres of a movie), and `history`, (N, history): the
-    last movies that the user gave at least `like` before, most recent last. If there is a file `users.dat`, `gender`,
-    `age` and `occupation`, (N,), are fields too. All of them are int32 from 1 on; 0 stands for users and movies that
-    the training split doesn't have, and fills shorter lists. `user_id` is the user's number in the files, by which new
-    users can be told apart, as a metric within each user needs it. The targets are `rating`, in stars, and `like`, 1
-    for ratings of at least `like` and otherwise 0, (N,) float32 each.
+    The fields are `user` and `movie`, (N,), with the numbers in the files, `genres`, (N, most genres of a movie), and
+    `history`, (N, history): the last movies that the user gave at least `like` before, most recent last. If there is a
+    file `users.dat`, `gender`, `age` and `occupation`, (N,), are fields too. All of them are int32; 0 stands for users
+    and movies that the training split doesn't have, and fills shorter lists. `user_id` is the user's number even if
+    the user is new, as a metric within each user needs it. The targets are `rating`, in stars, and `like`, 1 for
+    ratings of at least `like` and otherwise 0, (N,) float32 each.
 
     Only ratings of an earlier second are in the history of a rating, and so no rating of validation or test is in the
-    history of a training rating. Ratings of one second are always in one split. The fact `columns` has the vocabulary
-    of each input.
+    history of a training rating. Ratings of one second are always in one split. The fact `columns` has the largest
+    number of a user and of a movie, and the vocabulary of each other input.
 
     Args:
         root: The folder of the files.
@@ -57,11 +57,11 @@ def movielens(
     part = np.searchsorted(np.cumsum(split)[:-1].round(9), _positions(ratings, by), side="right")
     for name in ("user", "movie"):
         present = np.unique(ratings[name][part == 0])
-        fields[name] = _codes(ratings[name], present)
-        columns[name] = {"kind": "category", "vocabulary": [str(each) for each in present]}
+        fields[name] = np.where(np.isin(ratings[name], present), ratings[name], 0)
+        columns[name] = {"kind": "category", "size": max(1, int(present[-1]))}
     if history:
         fields["history"] = _history(ratings, fields["movie"], history, like)
-        columns["history"] = {"kind": "ids", "vocabulary": columns["movie"]["vocabulary"]}
+        columns["history"] = {"kind": "ids", "size": columns["movie"]["size"]}
     fields["user_id"] = ratings["user"]
     fields["rating"] = ratings["rating"]
     fields["like"] = (ratings["rating"] >= like).astype(np.float32)
@@ -157,12 +157,6 @@ def _history(ratings: numeric.Arrays, movies: Any, length: int, like: float) -> 
     return np.stack(columns, 1)
 
 
-def _codes(values: Any, vocabulary: Any) -> Any:
-    """Returns the positions of the values in the sorted vocabulary, counted from 1; 0 for other values."""
-    place = np.minimum(np.searchsorted(vocabulary, values), len(vocabulary) - 1)
-    return np.where(vocabulary[place] == values, place + 1, 0).astype(np.int32)
-
-
 def _add_genres(folder: Path, kind: str, movies: Any, fields: dict[str, Any], columns: dict[str, Any]) -> None:
     """Adds the genres of the rated movies."""
     path = folder / f"movies.{kind}"
@@ -210,7 +204,7 @@ def _places(ids: Any, numbers: Any, path: Path, of: str, what: str) -> Any:
         UserError: If the file doesn't list an id.
     """
     order = np.argsort(numbers)
-    place = _codes(ids, numbers[order]) if len(numbers) else np.zeros(len(ids), np.int32)
+    place = numeric.codes(ids, numbers[order])
     if not place.all():
         row = int(np.flatnonzero(place == 0)[0])
         raise UserError(f"data: row {row + 1} of {path.parent / of}: the {what} {ids[row]} isn't in {path.name}")

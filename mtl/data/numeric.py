@@ -121,6 +121,14 @@ def rows_of(path: Path, separator: str) -> Any:
         yield from rows
 
 
+def codes(values: Any, vocabulary: Any) -> Any:
+    """Returns the positions of the values in a sorted vocabulary, counted from 1, as int32; 0 for other values."""
+    if not len(vocabulary):
+        return np.zeros(len(values), np.int32)
+    place = np.minimum(np.searchsorted(vocabulary, values), len(vocabulary) - 1)
+    return np.where(vocabulary[place] == values, place + 1, 0).astype(np.int32)
+
+
 def wrong_row(path: Path, number: int, cells: Sequence[str], names: Sequence[str]) -> UserError:
     """Returns the error for a row with a wrong number of cells."""
     return UserError(

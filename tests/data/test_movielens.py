@@ -54,7 +54,9 @@ def raw(splits: mtl.data.Splits) -> dict[str, list[dict[str, Any]]]:
     columns = splits.facts["columns"]
 
     def of_file(name: str, code: int) -> str | None:
-        return columns[name]["vocabulary"][code - 1] if code else None
+        if not code or "size" in columns[name]:
+            return str(code) if code else None
+        return columns[name]["vocabulary"][code - 1]
 
     listed: dict[str, list[dict[str, Any]]] = {}
     for split, data in splits.items():
@@ -73,8 +75,9 @@ def test_fields_by_hand(tmp_path: Path, write: Callable[..., str]) -> None:
     splits = movielens(root=write(tmp_path), history=2, split=(0.8, 0, 0.2))
     columns = splits.facts["columns"]
     assert columns["genres"] == {"kind": "ids", "vocabulary": ["Animation", "Children's", "Comedy", "Sci-Fi"]}
-    assert columns["movie"]["vocabulary"] == ["10", "30", "300", "2571"]  # in numeric order
-    assert columns["history"] == {"kind": "ids", "vocabulary": columns["movie"]["vocabulary"]}
+    assert columns["user"] == {"kind": "category", "size": 7}
+    assert columns["movie"] == {"kind": "category", "size": 2571}
+    assert columns["history"] == {"kind": "ids", "size": 2571}
     if write is dat:
         assert columns["age"] == {"kind": "category", "vocabulary": ["1", "25", "56"]}
     listed = raw(splits)
@@ -133,7 +136,7 @@ def test_no_future_in_any_history(tmp_path: Path, by: str, history: int) -> None
     listed = raw(splits)
     assert sum(map(len, listed.values())) == 500
     at = {(user, movie): time for user, movie, _, time in ratings}
-    known = {name: set(splits.facts["columns"][name]["vocabulary"]) for name in ("user", "movie")}
+    known = {name: {sample[name] for sample in listed["train"]} for name in ("user", "movie")}
     checked = 0
     for samples in listed.values():
         for sample in samples:
