@@ -1,15 +1,15 @@
 """Trains the same MMoE on a made table of clicks and purchases by mtl and by the trainer of Torch-RecHub, in one run.
 
     pip install torch-rechub scipy
-    python scripts/bench_recommender.py [--rows 1000000] [--seeds 3] [--epochs 1]
+    python scripts/bench_recommender.py [--rows 1000000] [--seeds 0 1 2] [--epochs 1] [--whole-batches]
 
 The table has the kinds of columns of a log of advertisements: 15 columns of ids, 8 of numbers, and two labels. Both
 networks have an embedding of 16 numbers for each id, 8 experts of 32 and 16 units, gates, and towers of 32 and 16
 units, all with batch norm. They begin with the same parameters, and the script checks that they then make the same
 predictions. Both are trained on one thread with Adam, the learning rate and weight decay that are Torch-RecHub's
 defaults, and batches of 1024 rows, as in its example for Ali-CCP. Data and trainer of Torch-RecHub are used as its
-README does: `DataGenerator` and `MTLTrainer`. A further case passes whole batches to it, which are indexed as those of
-mtl are, so that loading and training can be told apart. The trainer of mtl writes its CSV and TensorBoard logs and its
+README does: `DataGenerator` and `MTLTrainer`. With `--whole-batches`, a further case passes whole batches to it, which
+are indexed as those of mtl are, so that loading and training can be told apart. The trainer of mtl writes its CSV and TensorBoard logs and its
 checkpoints. Times are CPU times of the process, which other processes change less than the time of a clock.
 
 An epoch is the training on 80 % of the rows and the validation on 10 % of them. The AUC is that of the other 10 %,
@@ -254,18 +254,22 @@ def main() -> None:
     """Trains all cases for each seed in turn, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--whole-batches", action="store_true", help="also train Torch-RecHub on whole batches")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = made_rows(options.rows)
     cases: dict[str, Callable[[int], Outcome]] = {
         "Torch-RecHub": lambda seed: train_theirs(their_network(), rows, options.epochs, whole=False),
         "mtl": lambda seed: train_ours(their_network(), rows, options.epochs, seed),
-        "Torch-RecHub, whole batches": lambda seed: train_theirs(their_network(), rows, options.epochs, whole=True),
     }
+    if options.whole_batches:
+        cases["Torch-RecHub, whole batches"] = lambda seed: train_theirs(
+            their_network(), rows, options.epochs, whole=True
+        )
     outcomes: dict[str, list[Outcome]] = {name: [] for name in cases}
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for name, run in cases.items():
             torch.manual_seed(seed)  # the initial parameters are the same in all cases
             with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
