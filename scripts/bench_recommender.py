@@ -8,10 +8,10 @@ networks have an embedding of 16 numbers for each id, 8 experts of 32 and 16 uni
 units, all with batch norm. They begin with the same parameters, and the script checks that they then make the same
 predictions. Both are trained on one thread with Adam, the learning rate and weight decay that are Torch-RecHub's
 defaults, and batches of 1024 rows, as in its example for Ali-CCP. Data and trainer of Torch-RecHub are used as its
-README does: `DataGenerator` and `MTLTrainer`. With
-`--whole-batches`, a further case passes whole batches to it, which are indexed as those of mtl are, so that loading and
-training can be told apart. The trainer of mtl writes its CSV and TensorBoard logs and its checkpoints. Times are CPU
-times of the process, which other processes change less than the time of a clock.
+README does: `DataGenerator` and `MTLTrainer`. With `--whole-batches`, a further case passes whole batches to it, which
+are indexed as those of mtl are, so that loading and training can be told apart. The trainer of mtl writes its CSV and
+TensorBoard logs and its checkpoints. Times are CPU times of the process, which other processes change less than the
+time of a clock.
 
 An epoch is the training on 80 % of the rows and the validation on 10 % of them. The AUC is that of the other 10 %,
 computed by scikit-learn from the predictions of each.
