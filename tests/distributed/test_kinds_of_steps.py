@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import mtl
 from mtl.batch import take
 from mtl.data import Fields, Loader, Mix
+from mtl.distributed.sharding import whole
 from mtl.schedule import Schedule
 
 SOURCES = {"first": "one", "second": "two", "third": "one"}  # of each task
@@ -64,7 +65,7 @@ def numbers_of(step: mtl.Step, batches: Any) -> dict[str, Any]:
             for kind in (result.losses, result.weights, result.grad_norms or {}, result.cosines or {})
             for value in kind.values()
         ],
-        "parameters": [x for p in step.model.parameters() for x in p.detach().flatten().tolist()],
+        "parameters": [x for p in step.model.parameters() for x in whole(p.detach()).flatten().tolist()],
     }
 
 
