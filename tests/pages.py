@@ -107,7 +107,7 @@ def data_of_ones_own(folder: Path) -> None:
 
 def made_scenes(folder: Path) -> None:
     """Writes the data sets that docs/howto/dense.md makes with a script of the checkout."""
-    for kind in ("nyuv2", "cityscapes"):
+    for kind in ("nyuv2", "cityscapes", "taskonomy"):
         few = ["--train", "12", "--val", "4", "--kind", kind]
         script = [sys.executable, str(ROOT / "scripts/make_dense.py"), f"data/{kind}", *few]
         subprocess.run(script, cwd=folder, check=True)

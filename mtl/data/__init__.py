@@ -5,6 +5,7 @@ from mtl.data.cifar100 import cifar100
 from mtl.data.dense import cityscapes, dense, nyuv2
 from mtl.data.drawn import Drawn
 from mtl.data.fields import Fields, Splits
+from mtl.data.graphs import collate_graphs
 from mtl.data.image_table import image_table
 from mtl.data.loader import Loader
 from mtl.data.made_ctr import made_ctr
@@ -13,8 +14,10 @@ from mtl.data.multi_mnist import multi_mnist
 from mtl.data.named import Named, Stream, datasets
 from mtl.data.office import office_domain
 from mtl.data.pets import pets
+from mtl.data.qm9 import qm9
 from mtl.data.sources import Mix, Sources
 from mtl.data.table import table
+from mtl.data.taskonomy import taskonomy
 
 __all__ = [
     "Drawn",
@@ -28,6 +31,7 @@ __all__ = [
     "celeba",
     "cifar100",
     "cityscapes",
+    "collate_graphs",
     "datasets",
     "dense",
     "image_table",
@@ -37,5 +41,7 @@ __all__ = [
     "nyuv2",
     "office_domain",
     "pets",
+    "qm9",
     "table",
+    "taskonomy",
 ]
