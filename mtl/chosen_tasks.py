@@ -18,7 +18,11 @@ def narrowed(plain: dict[str, Any]) -> dict[str, Any]:
     trainer = dict(plain["trainer"])
     if isinstance(trainer.get("monitor"), Mapping):
         of_them = {name: term for name, term in trainer["monitor"].items() if str(name).split("/")[0] in names}
-        if len(of_them) == 1:  # a scale only matters relative to other terms
+        schedule = plain.get("scheduler")
+        follows = isinstance(schedule, Mapping) and str(schedule.get("_target_")).endswith("ReduceLROnPlateau")
+        if (
+            len(of_them) == 1 and not follows
+        ):  # a scale matters relative to other terms, and to the scheduler's threshold
             of_them = {n: term.get("mode") if isinstance(term, Mapping) else term for n, term in of_them.items()}
         trainer["monitor"] = of_them or None
     return {**plain, "trainer": trainer, "tasks": {name: plain["tasks"][name] for name in names}}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mtl.errors import UserError
-from mtl.safety.bounded import leaves
+from mtl.safety.bounded import MOST_IN_MATRICES, MOST_ROWS, leaves
 from mtl.text import plain
 
 LARGEST = 1e40  # the largest figure, more than float32 can hold; squares of figures and of their ratios are finite
@@ -13,8 +13,6 @@ LONGEST = 100_000  # the most characters of a text
 LONGEST_NAME = 200  # the most characters of a task's or a figure's name
 MOST_TASKS = 1_000  # a report of this number of tasks takes a quarter of a minute
 MOST_FIGURES = 5_000  # the most figures of a split
-MOST_CLASSES = 100  # the most rows of a matrix
-MOST_MATRICES = 200  # the most matrices of a run
 MOST_VALUES = 20_000  # the most values of a config
 Check = Callable[[Any], bool]
 
@@ -91,8 +89,8 @@ def are_figures(value: Any) -> bool:
 
 
 def is_matrix(value: Any) -> bool:
-    """Returns whether the value is a square matrix of up to `MOST_CLASSES` rows of numbers."""
-    rows = isinstance(value, list) and 0 < len(value) <= MOST_CLASSES
+    """Returns whether the value is a square matrix of up to `MOST_ROWS` rows of numbers."""
+    rows = isinstance(value, list) and 0 < len(value) <= MOST_ROWS
     return rows and all(
         isinstance(row, list) and len(row) == len(value) and all(each is not None and is_number(each) for each in row)
         for row in value
@@ -100,11 +98,11 @@ def is_matrix(value: Any) -> bool:
 
 
 def are_matrices(value: Any) -> bool:
-    """Returns whether the value consists of matrices by split, task and metric, at most `MOST_MATRICES`, or is None."""
-    tasks = (
-        [named for each in (value or {}).values() for named in each.values()] if of(of(of(is_matrix)))(value) else []
-    )
-    return value is None or 0 < sum(map(len, tasks)) <= MOST_MATRICES
+    """Returns whether the value is None, or matrices by split, task and metric with few enough values."""
+    if value is None or not of(of(of(is_matrix)))(value):
+        return value is None
+    matrices = [matrix for each in value.values() for named in each.values() for matrix in named.values()]
+    return 0 < sum(len(matrix) ** 2 for matrix in matrices) <= MOST_IN_MATRICES
 
 
 METRICS: dict[str, tuple[Check, str]] = {
@@ -124,7 +122,8 @@ METRICS: dict[str, tuple[Check, str]] = {
     "kinds": (of(is_mode), "figures, each with max, min or null"),
     "matrices": (
         are_matrices,
-        f"splits, each with tasks, each with square matrices; at most {MOST_MATRICES} of up to {MOST_CLASSES} rows",
+        f"splits, each with tasks, each with square matrices of up to {MOST_ROWS} rows, with at most "
+        f"{MOST_IN_MATRICES:,} numbers in all",
     ),
     "classes": (of(is_list_of(is_text)), "tasks, each with a list of texts"),
     "samples": (of(is_count), "splits, each with a whole number"),

@@ -70,6 +70,7 @@ class Comparison:
         self.figures = figures_of(section, self.tasks)
         self.mains = [figure for figure in self.figures if figure.main]
         self.gained = [f for f in self.figures if any(is_named(name, f) for name in delta)] if delta else self.mains
+        self.lacking = [name for name in delta or () if not any(is_named(name, f) for f in self.figures)]
 
     @property
     def data(self) -> str:

@@ -72,7 +72,8 @@ class Plots:
             for figure in mains
         ]
         if deltas:
-            panels.append(("Δm, %↑", deltas, 0.0))
+            of_others = f" over {len(comparison.gained)} figures" * (comparison.gained != comparison.mains)
+            panels.append((f"Δm{of_others}, %↑", deltas, 0.0))
         across = min(len(panels), 4)
         down = math.ceil(len(panels) / across)
         tall = 0.62 + 0.19 * len(comparison.methods)

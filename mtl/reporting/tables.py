@@ -82,9 +82,12 @@ def gains(comparison: Comparison) -> list[Block]:
         rows.append([method.label, *gain, *rank, *alone])
     how = {"paired": "Δm is computed for each seed", "unpaired": "Δm is computed from means"}
     notes = [f"{how[way]}." for way in dict.fromkeys(delta.how for delta in deltas) if way]
-    if len(comparison.gained) > len(tasks):
+    if comparison.gained != comparison.mains:
         names = listed([f"{figure}{figure.arrow}" for figure in comparison.gained], 12)
-        notes.insert(0, f"Over {len(comparison.gained)} figures, each of which counts once: {names}.")
+        several = len(comparison.gained) > 1
+        notes.insert(0, f"Over {names}{', each of which counts once' * several}.")
+    if comparison.lacking:
+        notes.insert(0, f"There are no figures {listed(comparison.lacking)} here.")
     notes += [f"Ranks are over the {ranks[1]} pairs of figure and seed that all methods have."] if ranks else []
     title = " and ".join(["gain over the tasks alone"] * defined + ["mean rank"] * (ranks is not None))
     table = [Table(title.capitalize(), columns, rows, note=" ".join(notes))] if len(columns) > 1 else []

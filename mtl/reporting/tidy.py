@@ -61,13 +61,15 @@ def _lines(comparison: Comparison) -> Iterator[Line]:
         for name in ("seconds_per_step", "memory_per_step"):
             if (mean := cost(method, name)) is not None:
                 yield line(method, name, mean)
+    others = comparison.gained != comparison.mains
+    of = f" of {', '.join(f'{figure.task}/{figure.name}' for figure in comparison.gained)}" if others else ""
     for method in comparison.methods:
         if (mean := comparison.delta(method).estimate) is not None:
-            yield line(method, "delta_m", mean, split=split)
+            yield line(method, f"delta_m{of}", mean, split=split)
     for index, method in enumerate(comparison.methods if comparison.ranks else []):
         assert comparison.ranks is not None
         ranks, count = comparison.ranks
-        yield line(method, "mean_rank", None, split=split) | {"mean": ranks[index], "n": count}
+        yield line(method, f"mean_rank{of}", None, split=split) | {"mean": ranks[index], "n": count}
     for test in comparison.tests:
         name = f"difference in {test.figure.name}"
         difference = line(test.method, name, test.difference.estimate, test.figure.task, split)

@@ -16,7 +16,14 @@ from mtl.text import log
 
 IRRELEVANT = {  # keys that may differ when a run is resumed
     *("resume", "resume_allow", "checkpoint", "output_root", "debug", "log", "logger", "callbacks"),
-    *("data.num_workers", "data.eval_batch_size", "trainer.timeout", "model.checkpoint", "distributed"),
+    *(
+        "data.num_workers",
+        "data.eval_batch_size",
+        "trainer.timeout",
+        "trainer.last_epochs",
+        "model.checkpoint",
+        "distributed",
+    ),
 }
 PATIENCE = 1.5  # seconds to wait for a lock: loader processes of a killed run keep its folder locked a little longer
 

@@ -17,6 +17,7 @@ from mtl.distributed.sharding import is_sharded, whole
 from mtl.errors import FOREIGN, describe_error
 from mtl.loggers import pictures
 from mtl.outputs import at_least_single
+from mtl.safety.bounded import MOST_IN_MATRICES, MOST_ROWS
 from mtl.step.forward import without_gradients
 from mtl.step.precision import Autocast
 from mtl.task import Task
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from mtl.training.trainer import Trainer
     from mtl.training.validation import Matrices
 
-MOST_CLASSES = 100  # the most classes of a matrix in metrics.json
 COUNTED = 256  # the number of samples in a picture without input images
 
 
@@ -140,23 +140,28 @@ def matrix_pictures(
 def as_lists(tasks: Sequence[Task], splits: "Mapping[str, Matrices]", facts: Mapping[str, Any]) -> dict[str, Any]:
     """Returns matrices of up to a hundred classes as lists, for metrics.json, with the names of the classes.
 
+    If all matrices together have too many values to be read again, the last ones are left out.
+
     Args:
         tasks: The tasks.
         splits: The matrices by split, task and metric.
         facts: The facts about the data, such as the names of classes.
     """
-    small = {
-        split: {
-            task: kept
-            for task, named in each.items()
-            if (kept := {name: matrix.tolist() for name, matrix in named.items() if len(matrix) <= MOST_CLASSES})
-        }
+    small: dict[str, dict[str, dict[str, Any]]] = {}
+    room = MOST_IN_MATRICES
+    for split, task, name, matrix in (
+        (split, task, name, matrix)
         for split, each in splits.items()
-    }
+        for task, named in each.items()
+        for name, matrix in named.items()
+    ):
+        if len(matrix) <= MOST_ROWS and matrix.numel() <= room:
+            small.setdefault(split, {}).setdefault(task, {})[name] = matrix.tolist()
+            room -= matrix.numel()
     drawn = {task for each in small.values() for task in each}
     named = {task.name: class_names(facts, task.target) for task in tasks if task.name in drawn}
     classes = {task: names for task, names in named.items() if names}
-    return {"matrices": {split: each for split, each in small.items() if each}, "classes": classes} if drawn else {}
+    return {"matrices": small, "classes": classes} if drawn else {}
 
 
 def some_samples(loader: Loader, count: int) -> Batch:

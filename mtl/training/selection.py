@@ -166,7 +166,9 @@ class Selection:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a state from `state_dict`; other keys are ignored."""
         self.best, self.best_epoch, self.figures = state["best"], state["best_epoch"], state["figures"]
-        self.recent, self.best_matrices = state.get("recent", []), state.get("matrices", {})
+        count = self.criterion.last_epochs  # which may differ from that of the earlier part
+        self.recent = state.get("recent", [])[-count:] if count else []
+        self.best_matrices = state.get("matrices", {})
 
 
 def _check_plateau(step: Step, monitor: "Monitor") -> None:

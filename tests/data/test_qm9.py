@@ -258,6 +258,16 @@ def test_stopped_runs_go_on_are_evaluated_and_drawn(here: Path) -> None:
     assert "batch    8 samples, the first of epoch 1" in drawn.out
 
 
+def test_a_single_task_follows_its_scaled_error(here: Path) -> None:
+    """The scheduler of the set-up has the mode max, and its threshold is a share of the papers' error."""
+    write(here)
+    ended = command("train", "experiment=qm9_famo", *SMALL, "trainer.max_epochs=1", "only=mu")
+    assert ended.code == 0, ended.err
+    best = ended.metrics["best"]
+    assert (best["mode"], best["monitor"]) == ("max", "-mu/mae / 0.0671 (max)")
+    assert best["value"] == pytest.approx(-ended.metrics["val"]["mu"]["mae"] / 0.0671)
+
+
 def write(here: Path) -> None:
     (here / "data" / "qm9" / "raw").mkdir(parents=True)
     torch.save(made_molecules(), here / "data" / "qm9" / "raw" / "qm9_v3.pt")

@@ -22,6 +22,7 @@ from mtl.loggers import pictures
 from mtl.report import main
 from mtl.reporting.checking import checked_metrics
 from mtl.reporting.matrices import matrices
+from mtl.training.gallery import as_lists
 from mtl.training.monitor import Monitor
 from mtl.training.validation import Validation
 
@@ -147,3 +148,12 @@ def test_what_is_no_matrix_is_refused(tmp_path: Path, value: object) -> None:
     content = {"matrices": {"test": {"a": {"confusion": value}}}}
     with pytest.raises(UserError, match=r"metrics\.json: matrices is"):
         checked_metrics(json.loads(json.dumps(content)))
+
+
+def test_all_matrices_of_a_run_can_be_read_again() -> None:
+    """With more values than a report reads, the last matrices are left out; large ones always."""
+    _, tasks = problem(1)
+    named = {f"m{number}": torch.zeros(100, 100, dtype=torch.long) for number in range(25)}
+    written = as_lists(tasks, {"val": {"t0": {"large": torch.zeros(101, 101), **named}}}, {})
+    assert list(written["matrices"]["val"]["t0"]) == [f"m{number}" for number in range(20)]  # 200,000 values
+    assert checked_metrics({"status": "finished", **written})

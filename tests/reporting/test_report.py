@@ -69,10 +69,14 @@ def test_delta_of_named_figures(
     two_methods(here / "runs")
     assert report(monkeypatch, "runs", "--delta", "b/accuracy", "b/loss") == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "Over 2 figures, each of which counts once: b accuracy↑ and b loss↓." in out
+    assert "Over b accuracy↑ and b loss↓, each of which counts once." in out
     with (here / "runs/report/report.csv").open() as file:
-        gains = [float(line["mean"]) for line in csv.DictReader(file) if line["figure"] == "delta_m"]
+        gains = [
+            float(line["mean"]) for line in csv.DictReader(file) if line["figure"] == "delta_m of b/accuracy, b/loss"
+        ]
     assert gains == pytest.approx([20, 20])
+    assert report(monkeypatch, "runs", "--delta", "b/loss") == 0
+    assert "Over b loss↓." in " ".join(capsys.readouterr().out.split())  # one figure, but not the default
     assert report(monkeypatch, "runs", "--delta", "b/accurac") == 1
     assert "--delta: there is no figure 'b/accurac'; did you mean 'b/accuracy'?" in capsys.readouterr().err
 

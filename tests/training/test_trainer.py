@@ -131,6 +131,16 @@ def test_without_validation_the_last_parameters_are_the_best(tmp_path: Path) -> 
             make(tmp_path, val=False, **option)
 
 
+def test_another_number_of_last_epochs_in_a_resumed_run(tmp_path: Path) -> None:
+    """Figures of epochs that are no longer the last ones are forgotten."""
+    first, _ = make(tmp_path, max_epochs=3, last_epochs=3)
+    first.fit()
+    for count in (None, 2):
+        selection = make(tmp_path, max_epochs=3, last_epochs=count)[0].selection
+        selection.load_state_dict(first.selection.state_dict())
+        assert selection.recent == (first.selection.recent[-count:] if count else [])
+
+
 def test_means_over_the_last_epochs(tmp_path: Path) -> None:
     trainer, logger = make(tmp_path / "whole", max_epochs=4, last_epochs=3)
     trainer.fit()
