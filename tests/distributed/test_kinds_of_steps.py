@@ -17,7 +17,7 @@ from mtl.schedule import Schedule
 
 SOURCES = {"first": "one", "second": "two", "third": "one"}  # of each task
 SIZES = {"one": (20, 6), "two": (9, 4)}  # samples and batch size; the last batches have two samples and one
-WORKS = ["Equal", "UW", "UPGrad", "FAMO", "GradDrop"]  # a balancer of each kind
+WORKS = ["Equal", "SI", "UPGrad", "FAMO", "GradDrop"]  # a balancer of each kind
 
 
 def fields(count: int, seed: int) -> dict[str, Tensor]:
@@ -148,7 +148,7 @@ def on_objectives(balancer: str, passes: str, how: dict[str, int]) -> dict[str, 
 
 @pytest.mark.parametrize("how", [{}, {"micro_batch_size": 2}], ids=str)
 @pytest.mark.parametrize(
-    ("balancer", "passes"), [("Equal", "joint"), ("UW", "auto"), ("UPGrad", "auto"), ("GradDrop", "sequential")]
+    ("balancer", "passes"), [("Equal", "joint"), ("SI", "auto"), ("UPGrad", "auto"), ("GradDrop", "sequential")]
 )
 @pytest.mark.parametrize("world", [2, 3])
 def test_objectives(world: int, balancer: str, passes: str, how: dict[str, int]) -> None:
