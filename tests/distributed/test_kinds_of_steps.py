@@ -201,8 +201,10 @@ def in_half(precision: str, balancer: str) -> dict[str, Any]:
     rank, world = mtl.distributed.rank(), mtl.distributed.world_size()
     if precision == "fp16" and rank == min(1, world - 1):
         batches[2]["first"][1 if world == 1 else 0] = 3e4  # the second sample of the batch
+    computed: set[str] = set()
+    model.trunk[0].register_forward_hook(lambda module, inputs, output: computed.add(str(output.dtype)))
     numbers = numbers_of(step, batches)
-    return {**numbers, "names": [numbers["names"], step.scaler.get_scale() if step.scaler else None]}
+    return {**numbers, "names": [numbers["names"], step.scaler.get_scale() if step.scaler else None, sorted(computed)]}
 
 
 # With UPGrad, whose rows are scaled one by one, which steps overflow in fp16 depends on how the batch is divided.
@@ -213,4 +215,5 @@ def in_half(precision: str, balancer: str) -> dict[str, Any]:
 def test_half_precision(world: int, precision: str, balancer: str, tolerance: float) -> None:
     alone = check(world, tolerance, in_half, precision, balancer)
     assert alone["taken"] == [True, True, precision == "bf16", True, True, True]
-    assert alone["names"][1] == (32_768.0 if precision == "fp16" else None)
+    half = "torch.float16" if precision == "fp16" else "torch.bfloat16"
+    assert alone["names"][1:] == [32_768.0 if precision == "fp16" else None, [half]]
