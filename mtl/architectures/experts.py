@@ -161,7 +161,8 @@ class ExpertModel(MultiTaskModel):
         inputs: The names of the batch's fields that are the inputs of the trunk.
         shared_experts, own_experts: The number of experts of all tasks, and of each task.
         layers: The number of layers of experts, among which the stages of an expert are divided.
-        shared_stages: The number of the trunk's first stages that all experts share; see `first_stages`.
+        shared_stages: The number of the trunk's first stages that all experts share. The default is 1 if the first
+            stage embeds the columns of a table or tokens, or has several inputs, otherwise 0.
         gate: A function from a number of experts to the gate of a task.
 
     Raises:
@@ -175,11 +176,13 @@ class ExpertModel(MultiTaskModel):
         *,
         inputs: Sequence[str],
         shared_experts: int,
-        own_experts: int,
-        layers: int,
-        shared_stages: int | None,
+        own_experts: int = 0,
+        layers: int = 1,
+        shared_stages: int | None = None,
         gate: Callable[[int], nn.Module] = Gate,
     ) -> None:
+        check_number("shared_experts", shared_experts, 1)
+        check_number("layers", layers, 1)
         check_number("shared_stages", 0 if shared_stages is None else shared_stages, 0)
         first = trunk()
         start = first_stages(first, inputs) if shared_stages is None else shared_stages
@@ -209,6 +212,7 @@ class ExpertModel(MultiTaskModel):
         )
         super().__init__(extraction, tasks, inputs=inputs)
         self.branches = branches[-1]
+        self.one_representation = layers == 1  # otherwise the tasks have inputs of their own in the last layer
 
     def predict(self, task: str, features: Any) -> Any:
         """Computes the prediction of a task from a mixture of the experts."""

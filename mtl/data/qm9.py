@@ -1,7 +1,9 @@
 """QM9, from the files of PyTorch Geometric: molecules with properties that quantum chemistry computed."""
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +14,9 @@ from mtl.data.public import files_of
 from mtl.errors import UserError
 
 PAGE = "https://data.pyg.org/datasets/qm9_v3.zip"
-FILES = "raw/qm9_v3.pt, or processed/data_v3.pt, which torch_geometric.datasets.QM9 makes of it"
+RAW, PROCESSED = "raw/qm9_v3.pt", "processed/data_v3.pt"
+FILES = f"{RAW}, or {PROCESSED}, which torch_geometric.datasets.QM9 makes of it"
 TENSORS = ("x", "pos", "edge_index", "edge_attr", "y")
-EXTRA = 'pip install "mtl-train[qm9]"'
 PROPERTIES = {  # by name: the column of the targets, and the factor from their unit to that of the papers
     "mu": (0, 1.0),
     "alpha": (1, 1.0),
@@ -115,13 +117,14 @@ def qm9(
 
     Args:
         root: The folder of `torch_geometric.datasets.QM9`. Its file `processed/data_v3.pt` is read or, if it doesn't
-            exist, `raw/qm9_v3.pt`, which takes longer. PyTorch Geometric is needed for the first one only.
-        download: Whether to download the second file if there is neither.
+            exist, `raw/qm9_v3.pt`, which takes minutes.
+        download: Whether to let PyTorch Geometric make the first file if it doesn't exist, and download what it needs.
         validation, test: The numbers of molecules in these splits; all others are for training.
         seed: The seed of the random split.
 
     Raises:
-        UserError: If files are missing or damaged, or if no molecule remains for training.
+        UserError: If files are missing or damaged, if no molecule remains for training, or if PyTorch Geometric isn't
+            installed, except where only the second file is read.
     """
     folder = Path(root)
     with files_of("QM9", folder, FILES, PAGE, download=download):
@@ -140,6 +143,7 @@ def qm9(
     std[std == 0] = 1.0  # a property that is constant is only shifted
     each = list(zip(PROPERTIES, mean.tolist(), std.tolist(), strict=True))
     train, val, of_test = (Molecules(stored, part, torch.from_numpy(mean), torch.from_numpy(std)) for part in parts)
+    slow = f"data.root: {folder / RAW} takes minutes to read; data.download=true makes {PROCESSED} of it, once"
     return Splits(
         train,
         val,
@@ -149,29 +153,27 @@ def qm9(
             "targets": {name: {"kind": "number", "mean": m, "std": s} for name, m, s in each},
             "scales": {name: s * PROPERTIES[name][1] for name, _, s in each},
         },
+        warnings=[] if (folder / PROCESSED).is_file() else [slow],
     )
 
 
 def _read(folder: Path, download: bool) -> Stored:
-    """Reads the molecules without running code from the files, which `torch_geometric.datasets.QM9` might do."""
-    processed, raw = folder / "processed" / "data_v3.pt", folder / "raw" / "qm9_v3.pt"
+    """Reads the molecules; runs no code from the files, as `torch_geometric.datasets.QM9` might do."""
+    processed, raw = folder / PROCESSED, folder / RAW
+    if download and not processed.is_file():
+        _import("datasets").QM9(str(folder))
     if processed.is_file():
-        _allow_classes()
+        _import("data")  # declares its classes as safe for torch.load
         values, slices, *_ = torch.load(processed, weights_only=True)
         return Stored(**{name: values[name] for name in TENSORS}, atoms=slices["x"], bonds=slices["edge_attr"])
-    if download and not raw.is_file():
-        from torchvision.datasets.utils import download_and_extract_archive
-
-        download_and_extract_archive(PAGE, str(raw.parent), remove_finished=True)
     molecules = torch.load(raw, weights_only=True)
     joined = {name: torch.cat([m[name] for m in molecules], int(name == "edge_index")) for name in TENSORS}
     starts = [torch.tensor([0, *(len(m[name]) for m in molecules)]).cumsum(0) for name in ("x", "edge_attr")]
     return Stored(**joined, atoms=starts[0], bonds=starts[1])
 
 
-def _allow_classes() -> None:
-    """Lets `torch.load` build the classes that PyTorch Geometric declares as safe, by importing it."""
+def _import(name: str) -> Any:
     try:
-        import torch_geometric.data  # noqa: F401
+        return import_module(f"torch_geometric.{name}")
     except ImportError as error:
-        raise UserError(f"data: {error.name} is needed to read processed/data_v3.pt: {EXTRA}") from error
+        raise UserError(f'data: {error.name} is needed for {PROCESSED}: pip install "mtl-train[qm9]"') from error

@@ -29,10 +29,10 @@ def _depth(values: Tensor) -> Tensor:
 
 
 def _normal(values: Tensor) -> Tensor:
-    """Converts bytes around 127.5 to unit vectors; a pixel without direction, of 127 or 128 only, is missing."""
+    """Converts bytes around 127.5 to unit vectors; a pixel without direction, of 128 or 0 only, is missing."""
     vectors = values[:3] / 127.5 - 1
     length = vectors.norm(dim=0, keepdim=True)
-    return torch.where(length < 0.01, 0.0, vectors / length.clamp(min=0.01))
+    return torch.where((length - 1).abs() > 0.5, 0.0, vectors / length.clamp(min=0.01))
 
 
 def _curvature(values: Tensor) -> Tensor:

@@ -193,7 +193,7 @@ def begin(model: nn.Module) -> bool:
     Raises:
         UserError: If only some parameters are sharded, or if they are divided in a way that a step doesn't support.
     """
-    units: list[Any] = [module for module in model.modules() if _gathers(module)]
+    units: list[Any] = [module for module in model.modules() if gathers(module)]
     for unit in units:
         unit.reshard()
     if not check_sharded(model):
@@ -237,9 +237,9 @@ def check_sharded(model: nn.Module) -> bool:
     plain = [name for name in named if name not in set(sharded)]
     if plain:
         raise UserError(f"'{sharded[0]}' of the model is sharded and '{plain[0]}' is not; {way}")
-    if _gathers(model):
+    if gathers(model):
         raise UserError(f"the model as a whole is sharded, and a step calls its trunk and heads one by one; {way}")
-    managed = {p for module in model.modules() if _gathers(module) for p in module.parameters()}
+    managed = {p for module in model.modules() if gathers(module) for p in module.parameters()}
     for name, parameter in named.items():
         tensor: Any = parameter
         *replicas, last = tensor.placements
@@ -252,6 +252,7 @@ def check_sharded(model: nn.Module) -> bool:
     return True
 
 
-def _gathers(module: nn.Module) -> bool:
+def gathers(module: nn.Module) -> bool:
+    """Returns whether a module is sharded and gathers its own parameters when it runs."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)

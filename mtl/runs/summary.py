@@ -19,6 +19,7 @@ from mtl.training.gallery import as_lists
 
 if TYPE_CHECKING:
     from mtl.data import Sources, Splits
+    from mtl.step import Step
     from mtl.training.figures import Kind
     from mtl.training.trainer import Trainer
     from mtl.training.validation import Figures, Matrices
@@ -186,12 +187,9 @@ def summarise(console: Console, run: Run) -> None:
             say("No step had two tasks whose gradients could be compared: the tasks alternate between steps.")
         else:
             say("No parameter is shared, so the tasks neither help nor hinder each other.")
-    cost = COSTS[trainer.step.passes.kind].format(trunks=len(run.tasks))
     seconds = trainer.seconds_per_step
     taken = f"; {1e3 * seconds:.2f} ms a step, logging included" if seconds is not None else ""
-    sources = {task.get("source") for task in run.config["tasks"].values()}
-    mixed = len(sources) > 1 or any(task.objective for task in trainer.step.tasks)
-    say(f"Passes: {OWN if mixed else f'{trainer.step.passes.kind}, {cost}'}{taken}.")
+    say(f"Passes: {passes_of(trainer.step, run.config)}{taken}.")
     balancing = trainer.step.balancing
     if balancing.collects:
         each = f"every {balancing.settings.every} steps" if balancing.settings.every > 1 else "each step"
@@ -203,6 +201,16 @@ def summarise(console: Console, run: Run) -> None:
     say("")
     for purpose, line in next_steps(run):
         console.print(f"{purpose:<22}{line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def passes_of(step: "Step", config: Mapping[str, Any]) -> str:
+    """Describes the kind of passes of a step and their cost."""
+    sources = {task.get("source") for task in config["tasks"].values()}
+    if len(sources) > 1 or any(task.objective for task in step.tasks):
+        return OWN
+    cost = COSTS[step.passes.kind].format(trunks=len(step.tasks))
+    reason = "" if step.model.shared is not None else "; the tasks share no module"
+    return f"{step.passes.kind}, {cost}{reason}"
 
 
 def decision(trainer: "Trainer") -> str:

@@ -32,7 +32,8 @@ def houses(tmp_path: Path) -> Path:
             put(tmp_path, "depth_zbuffer", building, view, [[512, 768, 65535]], WORD)
             put(tmp_path, "depth_euclidean", building, view, [[1024, 65535, 512]], WORD)
             put(tmp_path, "mask_valid", building, view, [[0, 255, 255]], BYTE)
-            put(tmp_path, "normal", building, view, [[[255, 128, 128], [128, 128, 127], [0, 128, 255]]], BYTE)
+            nowhere = [128, 128, 127] if view == 0 else [0, 0, 0]
+            put(tmp_path, "normal", building, view, [[[255, 128, 128], nowhere, [0, 128, 255]]], BYTE)
             put(tmp_path, "principal_curvature", building, view, [[[127, 255, 9], [63, 127, 9], [0, 0, 9]]], BYTE)
             put(tmp_path, "reshading", building, view, [[[51] * 3, [255] * 3, [0] * 3]], BYTE)
             put(tmp_path, "segment_semantic", building, view, [[0, 1, 17]], BYTE)
