@@ -17,7 +17,7 @@ from mtl.schedule import Schedule
 
 SOURCES = {"first": "one", "second": "two", "third": "one"}  # of each task
 SIZES = {"one": (20, 6), "two": (9, 4)}  # samples and batch size; the last batches have two samples and one
-WORKS = ["Equal", "UW", "UPGrad", "FAMO", "GradDrop"]  # a balancer of each kind
+WORKS = ["Equal", "SI", "UPGrad", "FAMO", "GradDrop"]  # a balancer of each kind
 
 
 def fields(count: int, seed: int) -> dict[str, Tensor]:
@@ -148,7 +148,7 @@ def on_objectives(balancer: str, passes: str, how: dict[str, int]) -> dict[str, 
 
 @pytest.mark.parametrize("how", [{}, {"micro_batch_size": 2}], ids=str)
 @pytest.mark.parametrize(
-    ("balancer", "passes"), [("Equal", "joint"), ("UW", "auto"), ("UPGrad", "auto"), ("GradDrop", "sequential")]
+    ("balancer", "passes"), [("Equal", "joint"), ("SI", "auto"), ("UPGrad", "auto"), ("GradDrop", "sequential")]
 )
 @pytest.mark.parametrize("world", [2, 3])
 def test_objectives(world: int, balancer: str, passes: str, how: dict[str, int]) -> None:
@@ -201,8 +201,10 @@ def in_half(precision: str, balancer: str) -> dict[str, Any]:
     rank, world = mtl.distributed.rank(), mtl.distributed.world_size()
     if precision == "fp16" and rank == min(1, world - 1):
         batches[2]["first"][1 if world == 1 else 0] = 3e4  # the second sample of the batch
+    computed: set[str] = set()
+    model.trunk[0].register_forward_hook(lambda module, inputs, output: computed.add(str(output.dtype)))
     numbers = numbers_of(step, batches)
-    return {**numbers, "names": [numbers["names"], step.scaler.get_scale() if step.scaler else None]}
+    return {**numbers, "names": [numbers["names"], step.scaler.get_scale() if step.scaler else None, sorted(computed)]}
 
 
 # With UPGrad, whose rows are scaled one by one, which steps overflow in fp16 depends on how the batch is divided.
@@ -213,4 +215,5 @@ def in_half(precision: str, balancer: str) -> dict[str, Any]:
 def test_half_precision(world: int, precision: str, balancer: str, tolerance: float) -> None:
     alone = check(world, tolerance, in_half, precision, balancer)
     assert alone["taken"] == [True, True, precision == "bf16", True, True, True]
-    assert alone["names"][1] == (32_768.0 if precision == "fp16" else None)
+    half = "torch.float16" if precision == "fp16" else "torch.bfloat16"
+    assert alone["names"][1:] == [32_768.0 if precision == "fp16" else None, [half]]
