@@ -23,6 +23,10 @@ class MultiTaskModel(nn.Module):
     the features to the prediction, such as gates, masks or a separate trunk. Passes, balancers and micro-batches use
     only these methods.
 
+    `features` also contains what several tasks need and what must run once a step, such as layers with dropout. The
+    class attribute `one_representation` says whether all tasks use the same features, and share no parameters but those
+    of `shared`; otherwise `gradients.source=representation` is refused, since it would miss conflicts.
+
     Args:
         trunk: The module that is called with the input fields in order, and returns the features: a tensor or nested
             tensors.
@@ -36,6 +40,8 @@ class MultiTaskModel(nn.Module):
     Raises:
         UserError: If there are no tasks or no inputs, or if two tasks have the same name.
     """
+
+    one_representation = True
 
     def __init__(self, trunk: nn.Module, tasks: Sequence[Task], *, inputs: Sequence[str]) -> None:
         super().__init__()

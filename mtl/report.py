@@ -23,22 +23,27 @@ def report(
     split: str | None = None,
     reference: str | None = None,
     pairs: Sequence[Sequence[str]] = (),
+    delta: Sequence[str] = (),
 ) -> None:
     """Reads all runs in the folders and their subfolders, prints the comparison, and writes report.md, .csv and .html.
 
     Args:
         folders: Folders of runs, of multiruns, or of several runs and multiruns.
         out: The folder to write to. Default: a folder `report` in the first folder.
-        split: The split to compare, `test` or `val`. Default: test if a problem has a test split.
+        split: The figures to compare: `test`, `val`, or `last` for means over the last epochs of the validation, see
+            `trainer.last_epochs`. Default: test if a problem has a test split.
         reference: The label of the method that all others are tested against. Default: the method of equal weights.
         pairs: The pairs of tasks to plot against each other. Default: all pairs if there are few tasks.
+        delta: The figures of Δm and of the mean rank, `task/figure`, `task/metric` for all figures of a metric, or
+            `all`. Default: the main figure of each task.
 
     Raises:
         UserError: If there is nothing to compare, or if the report can't be written or printed.
     """
     from mtl.process.screen import Screen
     from mtl.reporting import pages, reading, terminal
-    from mtl.reporting.comparison import Comparison, check_names
+    from mtl.reporting.comparison import Comparison
+    from mtl.reporting.figures import check_names
     from mtl.reporting.grouping import sections
     from mtl.reporting.packages import check_packages
 
@@ -49,9 +54,11 @@ def report(
         states = "".join(f"\n  {run.status + '  ':<12}{plain(str(run.folder))}  {run.error}" for run in runs)
         raise UserError(f"no run is finished, so there is nothing to compare:{states}")
 
+    if split == "last" and not any(run.metrics.get("last") for run in finished):
+        raise UserError("--split last: no run has means over its last epochs; train with trainer.last_epochs=10")
     parts = sections(runs, split)
-    check_names(parts, reference, pairs)
-    comparisons = [Comparison(part, reference) for part in parts]
+    check_names(parts, reference, pairs, delta)
+    comparisons = [Comparison(part, reference, delta) for part in parts]
     blocks = pages.introduction(runs, [str(folder) for folder in folders])
     for number, comparison in enumerate(comparisons, 1):
         blocks += pages.page(comparison, pairs, number)
@@ -112,7 +119,11 @@ def main() -> None:
         "folders", nargs="+", type=Path, metavar="FOLDER", help="folder of runs or multiruns, read with all subfolders"
     )
     parser.add_argument("--out", type=Path, help="folder of the report (default: FOLDER/report)")
-    parser.add_argument("--split", choices=["test", "val"], help="split of the figures (default: test, if any)")
+    parser.add_argument(
+        "--split",
+        choices=["test", "val", "last"],
+        help="split of the figures; last: means over the last epochs of validation (default: test, if any)",
+    )
     parser.add_argument("--reference", metavar="METHOD", help="method to test others against (default: equal)")
     parser.add_argument(
         "--pair",
@@ -123,11 +134,19 @@ def main() -> None:
         metavar="TASK",
         help="two tasks to plot against each other; may be repeated (default: all pairs of up to 5 tasks)",
     )
+    parser.add_argument(
+        "--delta",
+        nargs="+",
+        default=[],
+        metavar="FIGURE",
+        help="figures of Δm and the mean rank: TASK/FIGURE, TASK/METRIC for all figures of a metric, or all "
+        "(default: the main figure of each task)",
+    )
     options = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # some terminals can't display ± and Δ
     try:
-        report(options.folders, out=options.out, split=options.split, reference=options.reference, pairs=options.pairs)
+        report(**vars(options))
     except UserError as error:
         try:
             sys.stdout.flush()

@@ -129,7 +129,7 @@ SCHEMA: dict[str, Check] = {
     ),
     **dict.fromkeys(("trainer.micro_batch_size", "trainer.num_micro_batches"), _or_null(_whole(1))),
     "trainer.tail": _one_of(*TAILS),
-    "trainer.patience": _or_null(_whole(1)),
+    **dict.fromkeys(("trainer.patience", "trainer.last_epochs"), _or_null(_whole(1))),
     "trainer.monitor": _or_null(_MAPPING),
     "logger": _NODES,
 }
@@ -153,7 +153,7 @@ OPTIONAL = {
     "distributed",
     *("optimizer.lr", "optimizer.groups", "optimizer.then", "scheduler.interval"),
     *("model.checkpoint", "model.compile", "model.freeze", "model.freeze_until", "model.sync_batchnorm"),
-    *("data.collate", "trainer.timeout"),
+    *("data.collate", "trainer.timeout", "trainer.last_epochs"),
 }
 OPTIONAL_IN_TASK = {
     *("num_outputs", "metrics", "count", "mask", "source", "missing", "whole_batch", "weight", "objective"),

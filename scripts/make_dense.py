@@ -1,20 +1,24 @@
-"""Writes small made data sets in the layouts of NYUv2 and Cityscapes that MTAN and LibMTL use.
+"""Writes small made data sets in the layouts of NYUv2 and Cityscapes that MTAN and LibMTL use, and of Taskonomy.
 
 Each picture is the view of a wall, a floor and some balls and boxes, rendered with a light at the camera, so that
 picture, classes, depths and normals fit each other:
 
     python scripts/make_dense.py data/nyuv2
     python scripts/make_dense.py data/cityscapes --kind cityscapes
+    python scripts/make_dense.py data/taskonomy --kind taskonomy
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 WALL, FLOOR, BALL, BOX = 11, 4, 6, 5  # classes of NYUv2: wall, floor, objects, furniture
 COLOURS = {WALL: (0.8, 0.8, 0.7), FLOOR: (0.5, 0.4, 0.3), BALL: (0.8, 0.2, 0.2), BOX: (0.2, 0.3, 0.8)}
 OF_CITYSCAPES = {WALL: 1, FLOOR: 0, BALL: 5, BOX: 6, -1: -1}  # construction, flat, human, vehicle
+
+OF_TASKONOMY = {WALL: 1, FLOOR: 1, BALL: 17, BOX: 4, -1: 0}  # background, vase, couch, uncertain
 
 
 def scene(height: int, width: int, draws: np.random.Generator) -> dict[str, np.ndarray]:
@@ -72,17 +76,63 @@ def write(root: Path, kind: str, counts: dict[str, int], size: tuple[int, int], 
                 np.save(path, values.astype(np.float32))
 
 
+def as_taskonomy(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Converts the maps of a scene to the integers of Taskonomy's files, by folder."""
+    height, width = maps["label"].shape
+    v, u = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    depth, image = maps["depth"][..., 0], maps["image"]
+    missing = depth == 0
+    down, right = np.gradient(image.mean(-1))
+
+    def metres(values: np.ndarray) -> np.ndarray:
+        return np.where(missing, 65535, np.round(values * 512)).astype(np.uint16)
+
+    def share(values: np.ndarray) -> np.ndarray:
+        return np.round(np.clip(values, 0, 1) * 65535).astype(np.uint16)
+
+    return {
+        "rgb": np.round(image * 255).astype(np.uint8),
+        "depth_zbuffer": metres(depth),
+        "depth_euclidean": metres(depth * np.sqrt(u**2 + v**2 + 1)),
+        "normal": np.floor((maps["normal"] + 1) * 127.5 + 0.5).astype(np.uint8),  # 128 where missing
+        "segment_semantic": np.vectorize(OF_TASKONOMY.get)(maps["label"]).astype(np.uint8),
+        "edge_texture": share(np.hypot(down, right)),
+        "edge_occlusion": share(np.hypot(*np.gradient(depth))),
+        "keypoints2d": share(np.abs(down * right) * 10),
+    }
+
+
+def write_taskonomy(root: Path, counts: dict[str, int], size: tuple[int, int], seed: int) -> None:
+    """Writes the samples as `{root}/{folder}/{building}/{view}.png`, one building a split, and the splits' CSV file."""
+    draws = np.random.default_rng(seed)
+    rows = ["id,train,val,test"]
+    for split, count in counts.items():
+        rows.append(",".join([f"made{split}", *("1" if split == each else "0" for each in ("train", "val", "test"))]))
+        for number in range(count):
+            for folder, values in as_taskonomy(scene(*size, draws)).items():
+                domain = folder.replace("segment_semantic", "segmentsemantic")
+                path = root / folder / f"made{split}" / f"point_{number}_view_0_domain_{domain}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values).save(path)
+    (root / "train_val_test_tiny.csv").write_text("\n".join(rows) + "\n")
+
+
 def main() -> None:
     """Reads the command line and writes the files."""
     parser = argparse.ArgumentParser(description="Write a small made data set of rendered shapes.")
     parser.add_argument("root", type=Path, help="the folder to write, which gets the folders train and val")
-    parser.add_argument("--kind", choices=["nyuv2", "cityscapes"], default="nyuv2")
+    parser.add_argument("--kind", choices=["nyuv2", "cityscapes", "taskonomy"], default="nyuv2")
     parser.add_argument("--train", type=int, default=32, help="number of samples for training")
     parser.add_argument("--val", type=int, default=8, help="number of samples in val")
     parser.add_argument("--size", type=int, nargs=2, default=[32, 48], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    write(options.root, options.kind, {"train": options.train, "val": options.val}, tuple(options.size), options.seed)
+    counts = {"train": options.train, "val": options.val}
+    if options.kind == "taskonomy":
+        counts["test"] = options.val
+        write_taskonomy(options.root, counts, tuple(options.size), options.seed)
+    else:
+        write(options.root, options.kind, counts, tuple(options.size), options.seed)
 
 
 if __name__ == "__main__":

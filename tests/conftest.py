@@ -71,6 +71,7 @@ NOT_FAST = {
     *("test_gramian.py", "test_mlflow.py", "test_mnist.py", "test_nonfinite.py", "test_objectives.py"),
     *("test_page.py", "test_presence.py", "test_process.py", "test_resume.py", "test_schema.py", "test_sparse.py"),
     *("test_loader.py", "test_own_loop.py", "test_refused.py", "test_same_numbers.py", "test_torchrun.py"),
+    "test_same_numbers_sharded.py",
     *("test_sweep.py", "test_tensorboard_page.py", "test_torchvision.py", "test_toy.py", "test_trust.py"),
 }
 COMMAND_LINE = {"here", "trained", "wheel"}
@@ -78,12 +79,13 @@ COMMAND_LINE = {"here", "trained", "wheel"}
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the slow tests and the fast ones."""
-    seen: Counter[str] = Counter()
-    for item in items:
-        name = f"{item.path.stem}::{getattr(item, 'originalname', item.name)}"
-        seen[name] += 1
-        if seen[name] > DEFAULT.get(name, seen[name]):
+    names = [f"{item.path.stem}::{getattr(item, 'originalname', item.name)}" for item in items]
+    total, seen = Counter(names), Counter[str]()
+    for item, name in zip(items, names, strict=True):
+        by_default = DEFAULT.get(name, total[name])
+        if seen[name] * by_default % total[name] >= by_default:  # spreads them evenly, from the first one on
             item.add_marker(pytest.mark.slow)
+        seen[name] += 1
         uses = set(getattr(item, "fixturenames", ()))
         if not (item.get_closest_marker("slow") or COMMAND_LINE & uses or item.path.name in NOT_FAST):
             item.add_marker(pytest.mark.fast)

@@ -8,6 +8,7 @@ from conftest import ROOT
 
 sys.path.append(str(ROOT / "scripts"))
 import model_formulas
+import model_gpus
 import model_scale
 import page_scale
 from model_formulas import Shape
@@ -84,9 +85,9 @@ def test_communication_is_hidden_as_far_as_the_pass_lasts(monkeypatch: pytest.Mo
 
 def test_seconds_and_bytes_on_gpus() -> None:
     # 320 calls; 9·P·7/8 numbers between 8 GPUs, and 4·3 messages; on 16 GPUs half of 9·P·15/16 cross the network
-    assert page_scale.gpu_seconds("rows", WIDE, 8) == pytest.approx(320 * 5e-6 + 94.5e6 / 450e9 + 12 * 5e-6)
-    assert page_scale.gpu_seconds("rows", WIDE, 16) == pytest.approx(320 * 5e-6 + 50.625e6 / 50e9 + 16 * 5e-6)
-    assert page_scale.gpu_bytes("joint fsdp", WIDE, 4) == pytest.approx(12 * 0.75e6 + 4 * 3.77e6)
+    assert model_gpus.seconds("rows", WIDE, 8) == pytest.approx(320 * 5e-6 + 94.5e6 / 450e9 + 12 * 5e-6)
+    assert model_gpus.seconds("rows", WIDE, 16) == pytest.approx(320 * 5e-6 + 50.625e6 / 50e9 + 16 * 5e-6)
+    assert model_gpus.num_bytes("joint fsdp", WIDE, 4) == pytest.approx(12 * 0.75e6 + 4 * 3.77e6)
 
 
 def test_the_fit_finds_the_constants_that_made_the_times() -> None:
@@ -100,3 +101,14 @@ def test_the_fit_finds_the_constants_that_made_the_times() -> None:
     found = model_scale.fit({key: true.seconds(key[1], model_scale.shape_of(key), key[0]) for key in keys})
     assert found.hidden == pytest.approx(true.hidden)
     assert found.constants == pytest.approx(true.constants, rel=0.02)
+
+
+def test_the_page_is_what_the_script_writes() -> None:
+    """Except for what was measured."""
+    page = (ROOT / "docs/scale.md").read_text()
+    tables = [page_scale._of_shape(name, shape) for name, shape in page_scale.SHAPES.items()]
+    for text in (page_scale.MEMORY_TEXT, page_scale.ASSUMPTIONS.strip(), *tables, page_scale._choice()):
+        assert text in page
+    before, after = page_scale.INTRODUCTION.split(f"{model_scale.CORES} cores")
+    assert page.startswith(before)
+    assert after in page

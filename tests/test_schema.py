@@ -103,7 +103,7 @@ def test_documented_forms() -> None:
         ("trainer.max_epochs", 1.5, "trainer.max_epochs is 1.5"),
         ("trainer", 3, "trainer is 3; it must be a mapping"),
         ("data.batch_size", 0, "data.batch_size is 0; it must be a whole number of at least 1"),
-        ("data", None, "data: the task names none"),
+        ("data", None, "data: the task has none"),
         ("model.inputs", "image", "model.inputs is 'image'; it must be a list of texts"),
         ("tasks", {}, "tasks: the config has none; a problem needs at least one"),
         ("tasks", None, "tasks is None; it must be a mapping"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
-from mtl.architectures.mixing import by_channel, channels_of, replaced
+from mtl.architectures.mixing import by_channel, channels_of, check_channels, replaced
 from mtl.batch import Batch
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
@@ -45,6 +45,8 @@ class Adapters(MultiTaskModel):
     Rebuffi et al., "Learning multiple visual domains with residual adapters", NeurIPS 2017, for 1×1 convolutions.
     """
 
+    one_representation = False  # the later stages are shared and follow after the features
+
     def __init__(
         self,
         trunk: Callable[[], nn.Module],
@@ -78,10 +80,11 @@ class Adapters(MultiTaskModel):
 
     def predict(self, task: str, features: Any) -> Any:
         """Computes the prediction of a task with the task's adapters, the later stages and the head of the task."""
-        adapters = self._adapters(task)
-        value = adapters[0](features)
-        for stage, adapter in zip(self._stages[1:], adapters[1:], strict=True):
-            value = adapter(run_stages([stage], value))
+        value = features
+        for number, (stage, adapter) in enumerate(zip(self._stages, self._adapters(task), strict=True)):
+            value = run_stages([stage], value) if number else features
+            check_channels(stage, value)
+            value = adapter(value)
         return super().predict(task, value)
 
     def own_part(self, task: str) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtl.architectures.mixing import check_channels
 from mtl.architectures.towers import Towers
 from mtl.errors import UserError
 from mtl.task import Task
@@ -56,9 +57,6 @@ class AITM(Towers):
     the label: a purchase is 0 without a click. The model is that of Xi et al., Modeling the Sequential Dependence among
     Audience Multi-step Conversions with Multi-task Learning, KDD 2021, arXiv 2105.08489.
 
-    The prediction of event k calls the towers of all events up to k. A batch norm in a tower therefore updates its
-    running statistics once for each event from its own on.
-
     Args:
         trunk, tasks, inputs, chain, shared_stages: See `Towers`, also for the errors raised. The trunk needs an
             attribute `num_features`, the width of its features.
@@ -84,9 +82,21 @@ class AITM(Towers):
             raise UserError("model.trunk: AITM needs a trunk with an attribute num_features, the width of its features")
         self.transfers = nn.ModuleDict({task: Transfer(width or 0, dropout=transfer_dropout) for task in later})
 
-    def predict(self, task: str, features: Any) -> Any:
-        """Computes the logit of a task, from the tower's output and the information of the events before it."""
-        return super().predict(task, self._transferred(task, features))
+    def parts_of(self, task: str) -> list[nn.Module]:
+        """Returns the modules of an event that `features` calls."""
+        transfers = [self.transfers[task]] if task in self.transfers else []
+        return [*super().parts_of(task), *transfers]
+
+    def logits(self, events: Sequence[str], bottom: Any) -> dict[str, Any]:
+        """Computes the logit of each event; maps are averaged over positions where information is transferred."""
+        logits: dict[str, Any] = {}
+        z: Any = None
+        for event in events:
+            own = self.tower_of(event, bottom)
+            check_channels(self.towers[event], own)
+            z = self.transfers[event](averaged(z), averaged(own)) if logits else own
+            logits[event] = self.head_of(event, z)
+        return logits
 
     def penalty(self, task: str, features: Any) -> Tensor | None:
         """Computes the paper's calibrator, calibration · max(p_k − p_{k−1}, 0), of each sample: (N,).
@@ -100,11 +110,3 @@ class AITM(Towers):
         later, before = (self.predict(name, features).sigmoid() for name in (task, earlier[-1]))
         excess: Tensor = self.calibration * (later - before).clamp(min=0)
         return excess if excess.ndim == 1 else excess.flatten(1).mean(1)
-
-    def _transferred(self, task: str, features: Any) -> Any:
-        """Returns the input of a task's head; maps are averaged over positions if information is transferred."""
-        own = self._encode(self.own_part(task), (features,))
-        earlier = self.before(task)
-        if not earlier:
-            return own
-        return self.transfers[task](averaged(self._transferred(earlier[-1], features)), averaged(own))

@@ -15,16 +15,9 @@ class CGC(PLE):
     task's own and the shared experts f_i, with the gate g_k(x) = softmax(W_k x), where x is the input of the experts.
 
     Args:
-        trunk: A function that creates a new trunk at each call.
-        tasks: The tasks, at least one, with distinct names.
-        inputs: The names of the batch's fields that are the inputs of the trunk.
+        trunk, tasks, inputs, shared_stages: See `mtl.architectures.experts.ExpertModel`, also for the errors raised.
         shared_experts: The number of experts that all tasks share.
         own_experts: The number of experts of each task.
-        shared_stages: The number of the trunk's first stages that all experts share. The default is 1 if the first
-            stage embeds the columns of a table or tokens, or has several inputs, otherwise 0.
-
-    Raises:
-        UserError: If the trunk has too few stages, or if a number is too small.
 
     Source: Tang et al., "Progressive layered extraction (PLE): a novel multi-task learning (MTL) model for personalized
     recommendations", RecSys 2020.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
-from mtl.architectures.mixing import channels_of, replaced, weighted
+from mtl.architectures.mixing import channels_of, check_channels, replaced, weighted
 from mtl.model import MultiTaskModel
 from mtl.task import Task
 from mtl.trunks.stages import run_stages, stages_of, tensor_of
@@ -33,6 +33,8 @@ class CrossStitch(MultiTaskModel):
     Source: Misra et al., "Cross-stitch networks for multi-task learning", CVPR 2016. The authors train the units with
     a learning rate 100 to 1000 times that of the trunks.
     """
+
+    one_representation = False  # each task has features of its own
 
     def __init__(
         self,
@@ -70,7 +72,10 @@ class StitchedTrunks(nn.Module):
         """Returns the features of each task, by task name."""
         values: list[Any] = [inputs if len(inputs) > 1 else inputs[0]] * len(self.trunks)
         for unit, *stages in zip(self.units, *self._stages(), strict=True):
-            values = unit([run_stages([stage], value) for stage, value in zip(stages, values, strict=True)])
+            values = [run_stages([stage], value) for stage, value in zip(stages, values, strict=True)]
+            if isinstance(unit, ChannelUnit):
+                check_channels(stages[0], values[0])
+            values = unit(values)
         return dict(zip(self.trunks, values, strict=True))
 
     def _stages(self) -> list[list[nn.Module]]:

@@ -31,19 +31,15 @@ class DSelectK(ExpertModel):
     always sum to one. In the paper, they stand for no expert, and a penalty keeps the weights away from them.
 
     Args:
-        trunk: A function that creates a new trunk at each call.
-        tasks: The tasks, at least one, with distinct names.
-        inputs: The names of the batch's fields that are the inputs of the trunk.
+        trunk, tasks, inputs, shared_stages: See `mtl.architectures.experts.ExpertModel`, also for the errors raised.
         experts: The number of experts, at least 2.
         k: The largest number of experts that a task selects.
         gamma: The width γ of the smooth-step function.
         entropy: The factor of the entropy.
         per_sample: Whether the gates depend on the sample, by linear functions; otherwise they depend on the task only.
-        shared_stages: The number of the trunk's first stages that all experts share. The default is 1 if the first
-            stage embeds the columns of a table or tokens, or has several inputs, otherwise 0.
 
     Raises:
-        UserError: If the trunk has too few stages, or if a number isn't valid.
+        UserError: If a number isn't valid.
 
     Source: Hazimeh et al., "DSelect-k: differentiable selection in the mixture of experts with applications to
     multi-task learning", NeurIPS 2021, arXiv 2106.03760.
@@ -73,8 +69,6 @@ class DSelectK(ExpertModel):
             tasks,
             inputs=inputs,
             shared_experts=experts,
-            own_experts=0,
-            layers=1,
             shared_stages=shared_stages,
             gate=partial(SampleGate if per_sample else StaticGate, k=k, gamma=gamma),
         )
@@ -85,7 +79,7 @@ class DSelectK(ExpertModel):
         if not self.entropy:
             return None
         x, shared = features
-        r, _ = self.branches[task].gate.selectors(x)  # type: ignore[union-attr, operator]
+        r, _ = self.branches[task].selectors(x)  # type: ignore[operator]
         value: Tensor = -self.entropy * (r * (r + _TINY).log()).sum((-2, -1))
         return value.expand(len(shared))
 

@@ -1,5 +1,6 @@
 """The entire-space multi-task model, for chains of events such as click and purchase."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,12 +23,13 @@ class ESMM(Towers):
     happened: a purchase is 0 without a click. With the events click and purchase, this is the model of Ma et al.,
     Entire Space Multi-Task Model, SIGIR 2018, arXiv 1804.07931, with p_1 = CTR and p_2 = CTCVR.
 
-    The prediction of event k calls the towers of all events up to k. A batch norm in a tower therefore updates its
-    running statistics once for each event from its own on.
-
     Args:
         trunk, tasks, inputs, chain, shared_stages: See `Towers`, also for the errors raised.
     """
+
+    def logits(self, events: Sequence[str], bottom: Any) -> dict[str, Any]:
+        """Computes the logit of each event, given that the events before it have happened."""
+        return {event: self.head_of(event, self.tower_of(event, bottom)) for event in events}
 
     def predict(self, task: str, features: Any) -> Any:
         """Computes the logit of the probability that all events of the chain up to this task's happen."""
@@ -43,8 +45,8 @@ class ESMM(Towers):
         return logit
 
     def conditional(self, task: str, features: Any) -> Any:
-        """Computes the logit of a task's own event, given that the events before it have happened."""
-        return super().predict(task, self._encode(self.own_part(task), (features,)))
+        """Returns the logit of a task's own event, given that the events before it have happened."""
+        return super().predict(task, features)
 
 
 def logit_of_product(first: Tensor, second: Tensor) -> Tensor:

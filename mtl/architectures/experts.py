@@ -89,6 +89,8 @@ class Branch(nn.Module):
         experts: The task's experts, possibly none.
     """
 
+    forward_methods = ("selectors",)  # see `mtl.distributed.sharding.shard`
+
     def __init__(self, gate: nn.Module, experts: Experts) -> None:
         super().__init__()
         self.gate = gate
@@ -98,6 +100,11 @@ class Branch(nn.Module):
         """Returns the mixture for the task, from the task's input and the outputs of the shared experts."""
         weights: Tensor = self.gate(x)
         return mix(weights, torch.cat([*self.outputs(x), shared], 1))
+
+    def selectors(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Returns the selectors of a gate that has them, see `mtl.architectures.dselect_k.StaticGate`."""
+        values: tuple[Tensor, Tensor] = self.gate.selectors(x)  # type: ignore[operator]
+        return values
 
     def outputs(self, x: Any) -> list[Tensor]:
         """Returns the outputs (N, experts, …) of the task's own experts in a list, which is empty if it has none."""
@@ -154,7 +161,8 @@ class ExpertModel(MultiTaskModel):
         inputs: The names of the batch's fields that are the inputs of the trunk.
         shared_experts, own_experts: The number of experts of all tasks, and of each task.
         layers: The number of layers of experts, among which the stages of an expert are divided.
-        shared_stages: The number of the trunk's first stages that all experts share; see `first_stages`.
+        shared_stages: The number of the trunk's first stages that all experts share. The default is 1 if the first
+            stage embeds the columns of a table or tokens, or has several inputs, otherwise 0.
         gate: A function from a number of experts to the gate of a task.
 
     Raises:
@@ -168,11 +176,13 @@ class ExpertModel(MultiTaskModel):
         *,
         inputs: Sequence[str],
         shared_experts: int,
-        own_experts: int,
-        layers: int,
-        shared_stages: int | None,
+        own_experts: int = 0,
+        layers: int = 1,
+        shared_stages: int | None = None,
         gate: Callable[[int], nn.Module] = Gate,
     ) -> None:
+        check_number("shared_experts", shared_experts, 1)
+        check_number("layers", layers, 1)
         check_number("shared_stages", 0 if shared_stages is None else shared_stages, 0)
         first = trunk()
         start = first_stages(first, inputs) if shared_stages is None else shared_stages
@@ -202,6 +212,7 @@ class ExpertModel(MultiTaskModel):
         )
         super().__init__(extraction, tasks, inputs=inputs)
         self.branches = branches[-1]
+        self.one_representation = layers == 1  # otherwise the tasks have inputs of their own in the last layer
 
     def predict(self, task: str, features: Any) -> Any:
         """Computes the prediction of a task from a mixture of the experts."""

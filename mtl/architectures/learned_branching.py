@@ -48,8 +48,11 @@ class LearnedBranching(MultiTaskModel):
     Raises:
         UserError: If an argument isn't positive.
 
-    Source: Guo et al., "Learning to branch for multi-task learning", ICML 2020.
+    Source: Guo et al., "Learning to branch for multi-task learning", ICML 2020, arXiv 2006.01895. The temperature's
+    defaults and schedule were chosen for `mtl`, and not taken from the paper; `temperature_at` may be overridden.
     """
+
+    one_representation = False  # each task has features of its own
 
     def __init__(
         self,

@@ -4,12 +4,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from mtl.errors import UserError
+from mtl.trunks.stages import tensor_of
 
 
 def replaced(value: Any, tensor: Tensor) -> Any:
     """Returns the value between two stages with another tensor at its beginning."""
     return (tensor, *value[1:]) if isinstance(value, tuple) else tensor
+
+
+def check_channels(stage: nn.Module, value: Any) -> None:
+    """Checks that three dimensions of a stage's output are (N, L, C), as `channels_of` takes them.
+
+    Raises:
+        UserError: If the stage has a one-dimensional convolution, whose output is (N, C, L).
+    """
+    convolutions = (nn.Conv1d, nn.ConvTranspose1d)
+    if tensor_of(value).ndim == 3 and any(isinstance(module, convolutions) for module in stage.modules()):
+        raise UserError(
+            "model.trunk: a stage with a one-dimensional convolution has an output with three dimensions, and this "
+            "architecture takes the last one as channels, as in tokens (N, L, C). Use torch.nn.Conv2d with a kernel of "
+            "height 1 on inputs (N, C, 1, L), or pool over the positions at the end of the stage"
+        )
 
 
 def channels_of(tensor: Tensor) -> int:

@@ -15,15 +15,8 @@ class MMoE(ExpertModel):
     the input of the experts. With one expert, this is hard parameter sharing.
 
     Args:
-        trunk: A function that creates a new trunk at each call.
-        tasks: The tasks, at least one, with distinct names.
-        inputs: The names of the batch's fields that are the inputs of the trunk.
+        trunk, tasks, inputs, shared_stages: See `mtl.architectures.experts.ExpertModel`, also for the errors raised.
         experts: The number of experts.
-        shared_stages: The number of the trunk's first stages that all experts share. The default is 1 if the first
-            stage embeds the columns of a table or tokens, or has several inputs, otherwise 0.
-
-    Raises:
-        UserError: If the trunk has too few stages, or if a number is too small.
 
     Source: Ma et al., "Modeling task relationships in multi-task learning with multi-gate mixture-of-experts", KDD
     2018.
@@ -39,12 +32,4 @@ class MMoE(ExpertModel):
         shared_stages: int | None = None,
     ) -> None:
         check_number("experts", experts, 1)
-        super().__init__(
-            trunk,
-            tasks,
-            inputs=inputs,
-            shared_experts=experts,
-            own_experts=0,
-            layers=1,
-            shared_stages=shared_stages,
-        )
+        super().__init__(trunk, tasks, inputs=inputs, shared_experts=experts, shared_stages=shared_stages)

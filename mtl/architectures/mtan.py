@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl.architectures._lazy import LazyBatchNorm, LazyLayer
-from mtl.architectures.mixing import channels_of
+from mtl.architectures.mixing import channels_of, check_channels
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.task import Task
@@ -32,7 +32,8 @@ class MTAN(MultiTaskModel):
     Values of another size are resized: larger ones by max pooling, smaller ones by bilinear interpolation. In stages
     with vectors (N, C) or tokens (N, T, C), the convolutions are linear layers, and maps from the stage before are
     averaged. The number of channels of all layers follows from the first batch. With all masks 1, this is hard
-    parameter sharing.
+    parameter sharing. The batch norm of f runs once for each task; its running statistics are those of all tasks
+    together, as in the authors' code.
 
     Args:
         trunk: The trunk, or a function that creates it. It is divided into its stages, `model.trunk[j]`.
@@ -46,6 +47,8 @@ class MTAN(MultiTaskModel):
 
     Source: Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", arXiv 1803.10704.
     """
+
+    one_representation = False  # f is shared and follows after the features
 
     def __init__(
         self,
@@ -124,6 +127,7 @@ class _Trunk(nn.ModuleList):
             assert isinstance(stage, Stage)
             u, p, value = stage.parts(*(value if isinstance(value, tuple) else (value,)))
             if number >= self.skip:
+                check_channels(stage, p)
                 pairs.append((None if u is p else u, p))
         return pairs
 

@@ -17,17 +17,10 @@ class PLE(ExpertModel):
     stages of an expert are divided among the layers.
 
     Args:
-        trunk: A function that creates a new trunk at each call, with at least `shared_stages + layers` stages.
-        tasks: The tasks, at least one, with distinct names.
-        inputs: The names of the batch's fields that are the inputs of the trunk.
+        trunk, tasks, inputs, shared_stages: See `mtl.architectures.experts.ExpertModel`, also for the errors raised.
         shared_experts: The number of experts that all tasks share.
         own_experts: The number of experts of each task.
         layers: The number of layers. One layer is CGC, see `mtl.architectures.CGC`.
-        shared_stages: The number of the trunk's first stages that all experts share. The default is 1 if the first
-            stage embeds the columns of a table or tokens, or has several inputs, otherwise 0.
-
-    Raises:
-        UserError: If the trunk has too few stages, or if a number is too small.
 
     Source: Tang et al., "Progressive layered extraction (PLE): a novel multi-task learning (MTL) model for personalized
     recommendations", RecSys 2020.
@@ -44,9 +37,7 @@ class PLE(ExpertModel):
         layers: int = 2,
         shared_stages: int | None = None,
     ) -> None:
-        check_number("shared_experts", shared_experts, 1)
         check_number("own_experts", own_experts, 1)
-        check_number("layers", layers, 1)
         super().__init__(
             trunk,
             tasks,

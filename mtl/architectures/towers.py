@@ -1,5 +1,6 @@
 """The base class of models whose tasks are a chain of events, each of which needs the one before it."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -21,6 +22,10 @@ class Towers(MultiTaskModel):
     The bottom is `model.trunk`, and the towers are `model.towers[task.name]`. The tasks of the chain are the events
     of one sequence in their order, such as click and purchase, and their predictions are logits.
 
+    Each event needs the towers of the events before it. `features` therefore contains the towers and the heads of the
+    whole chain, so that each of them is called once, with one dropout mask and one update of batch norm's statistics.
+    Tasks outside of the chain have their towers and heads in `predict`.
+
     Args:
         trunk: A function that creates a new trunk at each call. It is called once for each task. The bottom consists
             of the first stages of the first trunk.
@@ -31,7 +36,7 @@ class Towers(MultiTaskModel):
 
     Raises:
         UserError: If the chain has an unknown task, names a task twice or has a task whose prediction isn't a binary
-            logit, or if the trunk has fewer stages than `shared_stages`.
+            logit, or if the trunk has no stages with parameters after the shared ones.
     """
 
     def __init__(
@@ -46,20 +51,36 @@ class Towers(MultiTaskModel):
         if type(shared_stages) is not int or shared_stages < 1:
             raise UserError(f"model.shared_stages is {shared_stages!r}; it must be a whole number of at least 1")
         trunks = [trunk() for _ in tasks]
-        stages = [stages_of(each, least=shared_stages) for each in trunks]
+        stages = [stages_of(each, least=shared_stages + 1) for each in trunks]
         bottom = Stages(*stages[0][:shared_stages]) if stages else Stages()
         super().__init__(bottom, tasks, inputs=inputs)
         self.towers = nn.ModuleDict(
             {task.name: Stages(*each[shared_stages:]) for task, each in zip(tasks, stages, strict=True)}
         )
+        if not any(True for _ in self.towers.parameters()):
+            raise UserError(
+                f"model.shared_stages is {shared_stages}, and no later stage of the trunk has parameters, so that the "
+                "towers would compute the same; take fewer shared stages, or model=hard_sharing"
+            )
         self.num_features: int | None = getattr(trunks[0], "num_features", None)
         self.chain = self._checked(chain, tasks)
+        self.one_representation = not self._events  # each event has features of its own
         by_name = {task.name: task for task in tasks}
         # Pairs of which no batch has shown yet that the later one has labels where the earlier one did not happen
         self._unchecked = list(pairwise(by_name[name] for name in self.chain))
 
-    def features(self, batch: Batch) -> Any:
-        """Computes the output of the shared stages; see `MultiTaskModel.features`.
+    @property
+    def shared(self) -> nn.Module:
+        """The bottom, and the towers and heads of the chain."""
+        parts = [part for task in self._events for part in self.parts_of(task)]
+        return nn.ModuleList([self.trunk, *parts])
+
+    def parts_of(self, task: str) -> list[nn.Module]:
+        """Returns the modules of an event that `features` calls."""
+        return [self.towers[task], self.heads[task]]
+
+    def features(self, batch: Batch) -> tuple[Any, dict[str, Any]]:
+        """Computes the output of the bottom, and the logits of the events of the chain, by task name.
 
         Raises:
             UserError: If, in a training batch, all labels of an event are missing where the event before it didn't
@@ -67,7 +88,29 @@ class Towers(MultiTaskModel):
         """
         if self.training and self._unchecked:
             self._unchecked = [pair for pair in self._unchecked if not self._is_chain(*pair, batch)]
-        return super().features(batch)
+        bottom = super().features(batch)
+        return bottom, self.logits(self._events, bottom) if self._events else {}
+
+    @abstractmethod
+    def logits(self, events: Sequence[str], bottom: Any) -> dict[str, Any]:
+        """Computes the logits of events, in the order of the chain, from the output of the bottom."""
+
+    def predict(self, task: str, features: Any) -> Any:
+        """Returns the logit of an event, which the features contain; outside of the chain, computes the prediction."""
+        bottom, logits = features
+        return logits[task] if task in logits else self.head_of(task, self.tower_of(task, bottom))
+
+    def tower_of(self, task: str, bottom: Any) -> Any:
+        """Computes the output of a task's tower."""
+        return self._encode(self.own_part(task), (bottom,))
+
+    def head_of(self, task: str, output: Any) -> Any:
+        """Computes the output of a task's head."""
+        return super().predict(task, output)
+
+    @property
+    def _events(self) -> tuple[str, ...]:
+        return self.chain if len(self.chain) > 1 else ()
 
     def _is_chain(self, before: Task, after: Task, batch: Batch) -> bool:
         """Returns whether the batch has labels of `after` where `before` is 0; raises an error if they are missing."""

@@ -33,15 +33,22 @@ def tested(problem: "Built", trainer: "Trainer", folder: Path) -> "tuple[Validat
 
 def measured(problem: "Built", trainer: "Trainer", folder: Path) -> "Run":
     """Evaluates the best parameters on the test split, and passes the final metrics to the loggers."""
+    from mtl.distributed import rank
     from mtl.runs.summary import Run
+    from mtl.training.gallery import matrix_pictures
 
     validation, test = tested(problem, trainer, folder)
+    matrices = validation.matrices if test else {}
     monitored = {tags.BEST: trainer.selection.best} if trainer.selection.best is not None else {}
-    final = {**tags.by_tag(trainer.selection.figures, "best"), **tags.by_tag(test, "test"), **monitored}
-    trainer.loggers.log(trainer.global_step, trainer.epoch, final)
+    splits = {"best": trainer.selection.figures, "last": trainer.selection.mean(), "test": test}
+    final = {tag: value for split, each in splits.items() for tag, value in tags.by_tag(each, split).items()}
+    trainer.loggers.log(trainer.global_step, trainer.epoch, final | monitored)
+    if problem.config["log"]["pictures"] is not None and rank() == 0:
+        for tag, picture in matrix_pictures(problem.tasks, matrices, "test", problem.splits.facts).items():
+            trainer.loggers.show("picture", tag, trainer.global_step, picture)
     labelled = validation.labelled if test else {}
     kinds, name = validation.kinds(), folder_name(folder)
-    return Run(trainer, problem.splits, test, labelled, kinds, name, cli.arguments(), problem.config)
+    return Run(trainer, problem.splits, test, labelled, kinds, name, cli.arguments(), problem.config, matrices)
 
 
 def conclude(console: Any, finished: "Run", home: Folder, began: list[Folder]) -> None:

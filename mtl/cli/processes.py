@@ -1,4 +1,8 @@
-"""Training in the processes of torchrun or submitit: rank 0 runs the command line, and the others follow it."""
+"""Training in the processes of torchrun or submitit: rank 0 runs the command line, and the others follow it.
+
+A process that *follows* composes no config and writes no run folder. It waits for the message of rank 0, which contains
+the checked config, and trains with that.
+"""
 
 import os
 import sys
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from mtl.build import Built
 
 _met = False  # whether this process has joined the others
+# The variables that torchrun sets, and mtl.cli.submitted for submitit, from which a process group is made
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # By the variable of the number of processes that were started together, who started them. SLURM_NTASKS and SLURM_PROCID
 # won't do: a batch script and the shell of salloc, one process each, have the number of tasks of the whole job. The
@@ -56,21 +61,30 @@ def check_environment() -> None:
 
 
 def is_follower() -> bool:
-    """Returns whether this process follows the one of rank 0."""
+    """Returns whether this process has a rank of 1 or higher, so that it follows the one of rank 0."""
     return count() > 1 and os.environ["RANK"] != "0"
 
 
 def have_met() -> bool:
-    """Returns whether this process of rank 0 has joined the others, or tried to."""
+    """Returns whether this process, of rank 0, has joined the others, or tried to.
+
+    If it has not, the others still wait for it, and have to be dismissed if it ends.
+    """
     return _met
 
 
 @contextmanager
 def leading(**message: Any) -> Iterator[None]:
-    """Within the block, the process of rank 0 trains together with the others.
+    """Joins the process of rank 0 to the others, which train together with it within the block.
+
+    The others receive `message`, check with rank 0 that all can train together, and call `train_along`. With one
+    process, this does nothing.
 
     Args:
         message: The arguments of `train_along` in the other processes.
+
+    Raises:
+        UserError: If a process has other arguments or a later state of the run, or if it failed or doesn't answer.
     """
     if count() == 1:
         yield
@@ -94,7 +108,7 @@ def leading(**message: Any) -> Iterator[None]:
 
 
 def follow() -> int:
-    """Trains together with the process of rank 0; returns the exit code."""
+    """Waits for the message of rank 0, and trains together with that process; returns the exit code."""
     with held():
         from mtl.distributed.processes import Lost, process_group, receive
     try:
@@ -193,4 +207,4 @@ def check_same_data(problem: "Built") -> None:
 
 
 def _nothing(line: str) -> None:
-    pass
+    """Ignores a line, which the process of rank 0 reports."""

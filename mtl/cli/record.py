@@ -122,6 +122,7 @@ def versions() -> dict[str, Any]:
 def announce(console: Any, problem: "Built", step: "Step", folder: Path) -> None:
     """Reports what is about to be trained, and which options of the config have no effect."""
     from mtl.config.training import without_effect
+    from mtl.runs.summary import passes_of
 
     config, model = problem.config, problem.model
     count = sum(p.numel() for p in model.parameters())
@@ -136,6 +137,7 @@ def announce(console: Any, problem: "Built", step: "Step", folder: Path) -> None
     report(console, f"model    {count:,} parameters{frozen}; tasks: {', '.join(t.name for t in problem.tasks)}")
     for line in without_effect(config, step, problem.loaders["train"], problem.total_steps):
         report(console, f"warning  {line}")
+    report(console, f"passes   {passes_of(step, config)}")
     threads = f" with {config['threads']} thread{'s'[: config['threads'] > 1]}" if problem.device.type == "cpu" else ""
     together = f", {processes.count()} processes" if processes.count() > 1 else ""
     how = f"seed {config['seed']}, {problem.device}{threads}, {config['precision']}{together}"

@@ -74,7 +74,9 @@ def build_trainer(
             more=more,
             timeout=config["trainer"].get("timeout"),
         ),
-        criterion=Criterion(config["trainer"]["monitor"], config["trainer"]["patience"]),
+        criterion=Criterion(
+            config["trainer"]["monitor"], config["trainer"]["patience"], config["trainer"].get("last_epochs")
+        ),
         hooks=replace(hooks, after_epoch=[*hooks.after_epoch, gallery]),
         logs=Logs(
             loggers,

@@ -15,7 +15,8 @@ from mtl.errors import UserError
 def sync_batchnorm(model: nn.Module) -> nn.Module:
     """Makes each batch norm in a model normalise with the mean and variance over all processes.
 
-    Parameters, buffers and their names stay the same. `torch.nn.SyncBatchNorm` does the same on GPUs only.
+    Call it before `prepare` and before the `mtl.Step` is made. An optimizer may exist already, since parameters,
+    buffers and their names stay the same. `torch.nn.SyncBatchNorm` works on GPUs only, and `mtl.Step` refuses it.
 
     Args:
         model: The model, which is changed.
@@ -24,8 +25,8 @@ def sync_batchnorm(model: nn.Module) -> nn.Module:
         The model.
 
     Raises:
-        UserError: If a batch norm is lazy, or has no running statistics: it would communicate in eval mode as well, and
-            the processes don't validate equally many batches.
+        UserError: If a batch norm is lazy, or has no running statistics. Without them, it normalises with the batch in
+            eval mode as well, and would wait for processes that have fewer batches to validate.
     """
     for name, module in model.named_modules():
         if isinstance(module, _LazyNormBase):

@@ -20,19 +20,25 @@ from mtl.snapshots import distinct
 def prepare(model: nn.Module, how: str = "ddp") -> nn.Module:
     """Gives a model the parameters and buffers of the process of rank 0, and divides it over the processes if asked to.
 
+    All processes have to call it, after `torch.distributed.init_process_group` and `sync_batchnorm`, and before the
+    optimizer and the `mtl.Step` are made. With one process, the model stays as it is. Batch norm normalises each
+    process's share of a batch by itself unless `sync_batchnorm` has changed it, and the running statistics are those of
+    rank 0.
+
     Args:
-        model: The model, on the device of this process. It is changed. Batch norm normalises each process's share of a
-            batch by itself, and the running statistics are those of rank 0.
-        how: `ddp`: each process has all parameters. `fsdp`: the parameters are divided over all processes, see
-            `mtl.distributed.sharding.shard`, and an optimizer has to be made afterwards. `hsdp`: they are divided over
-            the processes of each machine.
+        model: The model, on the device of this process. It is changed.
+        how: `ddp`: each process has all parameters. `fsdp`: the parameters are divided over all processes by
+            `torch.distributed.fsdp.fully_shard`: trunk and heads, and the members of their outermost `nn.Sequential`
+            or `nn.ModuleList`, gather their parameters before they run. `hsdp`: each machine has all parameters,
+            divided in the same way over its processes, which torchrun has to start.
 
     Returns:
         The model.
 
     Raises:
-        UserError: If the model contains a wrapper such as `DistributedDataParallel`, differs between the
-            processes, or can't be divided, or if torchrun started several processes that have no process group.
+        UserError: If the model contains a wrapper such as `DistributedDataParallel`, differs between the processes, or
+            can't be divided; if torchrun started several processes, and there is no process group; or if `how` is
+            `hsdp`, and the machines don't have equally many processes.
     """
     if how not in WAYS:
         raise UserError(f"distributed: '{how}' is not one of {', '.join(WAYS)}")

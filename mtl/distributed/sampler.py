@@ -38,7 +38,10 @@ class Sampler:
         self.sampler = self  # Lightning sets the epoch of the sampler that a batch sampler has
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the number of the epoch, on which the order depends."""
+        """Sets the number of the epoch, on which the order depends.
+
+        Call it before each epoch; otherwise, all epochs have the same order.
+        """
         self.epoch = epoch
 
     def __len__(self) -> int:

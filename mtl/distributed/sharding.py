@@ -24,7 +24,8 @@ def shard(model: nn.Module, how: str) -> None:
     """Divides the parameters of a model over the processes.
 
     The trunk, the heads and the other children of the model are sharded, and in each of these the members of its
-    outermost `nn.Sequential` or `nn.ModuleList`, such as the layers of a transformer. Each gathers its own parameters.
+    outermost `nn.Sequential` or `nn.ModuleList`, such as the layers of a transformer. Each gathers its own parameters
+    before `forward`, and before the methods that its attribute `forward_methods` names, if it has one.
 
     Args:
         model: The model, on the device of this process. It is changed; an optimizer has to be made afterwards.
@@ -36,7 +37,7 @@ def shard(model: nn.Module, how: str) -> None:
             if `fully_shard` doesn't support one, such as a scalar.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     device = next(model.parameters()).device.type
     if how == "fsdp":
@@ -58,6 +59,8 @@ def shard(model: nn.Module, how: str) -> None:
             fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         except (ValueError, NotImplementedError) as error:
             raise UserError(f"distributed: '{name}' can't be sharded: {describe_error(error)}. Or take ddp") from error
+        for method in getattr(unit, "forward_methods", ()):
+            register_fsdp_forward_method(unit, method)
 
 
 def _copy_timeout(group: Any) -> None:

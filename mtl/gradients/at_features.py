@@ -167,11 +167,12 @@ class AtFeatures(Rows):
         behind, at = self._behind(), self._at
         parameters = set(self._parameters.values())
         layers: list[Layer] = []
-        if self._source == "layerwise" and all(reached == behind[0] for reached in behind):
+        common = set.intersection(*behind) & parameters if behind else set()
+        if self._source == "layerwise" and common:
             used = [f for f, *gradients in zip(self._features, *at.values(), strict=True) if _any(gradients)]
             of_heads = {parameter for row in self._gradients.values() for parameter in row}
             found = find(used, None if self._gathers else len(at))
-            layers = [layer for layer in found if parameters - of_heads >= set(layer.parameters)]
+            layers = [layer for layer in found if common - of_heads >= set(layer.parameters)]
         if self._gathers:
             everything = list(self._parameters.values())
             chosen = choose(layers, everything, len(self._gradients), is_empty=not at)

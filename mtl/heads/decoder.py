@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mtl.heads.linear import averaged
+from mtl.heads.linear import averaged_maps
 
 
 class Decoder(nn.Module):
@@ -34,5 +34,5 @@ class Decoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Computes the images, whose pixels are unbounded."""
-        image: Tensor = self.layers(averaged(features))
+        image: Tensor = self.layers(averaged_maps(features))
         return image[:, :, : self.height, : self.width]

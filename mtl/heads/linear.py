@@ -21,10 +21,10 @@ class Linear(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         """Computes the prediction, (N, out_features) or (N,)."""
-        prediction = super().forward(averaged(features))
+        prediction = super().forward(averaged_maps(features))
         return prediction.squeeze(-1) if self.squeeze else prediction
 
 
-def averaged(features: Tensor) -> Tensor:
+def averaged_maps(features: Tensor) -> Tensor:
     """Averages maps (N, C, H, W) over their positions, to (N, C); other features are returned unchanged."""
     return features.mean((2, 3)) if features.ndim == 4 else features

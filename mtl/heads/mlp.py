@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mtl.heads.linear import Linear, averaged
+from mtl.heads.linear import Linear, averaged_maps
 
 
 class MLP(nn.Sequential):
@@ -35,5 +35,5 @@ class MLP(nn.Sequential):
 
     def forward(self, features: Tensor) -> Tensor:
         """Computes the prediction, (N, out_features) or (N,)."""
-        prediction: Tensor = super().forward(averaged(features))  # type: ignore[no-untyped-call]
+        prediction: Tensor = super().forward(averaged_maps(features))  # type: ignore[no-untyped-call]
         return prediction

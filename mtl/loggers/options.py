@@ -53,8 +53,9 @@ def options(
 
 
 def final_tags(config: Mapping[str, Any], val: bool, test: bool) -> list[str]:
-    """Returns the tags of a run's results: the monitor, and each task's metrics on validation (best) and test."""
-    splits = [split for split, exists in (("best", val), ("test", test)) if exists]
+    """Returns the tags of a run's results: the monitor, and each task's metrics on validation (best, last) and test."""
+    last = val and config["trainer"].get("last_epochs") is not None
+    splits = [split for split, exists in (("best", val), ("last", last), ("test", test)) if exists]
     finals = [tags.BEST] if val else []
     for split in splits:
         for name, task in config["tasks"].items():

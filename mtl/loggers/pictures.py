@@ -19,6 +19,9 @@ TILE = 96  # the minimal height and width of a tile in pixels
 LETTER, LETTERS = 6, 24  # pixels per letter, and letters per line that fit into a tile
 MOST = 256  # the maximal side of a tile in pixels; larger images are subsampled
 MOST_CLASSES = 12  # the most classes in a confusion matrix
+MOST_NUMBERS = 15  # the most classes in a matrix with numbers in its cells
+MOST_NAMES = 40  # the most classes in a matrix with their names
+LARGEST_MATRIX = 10.0  # the largest side of a matrix in inches
 MOST_PANELS = 4  # the most panels in a row
 GREY = 0.5  # the colour of undefined values
 
@@ -61,6 +64,46 @@ def confusion(predicted: Array, truth: Array, classes: Sequence[str]) -> Picture
     axes.set_xlabel("predicted")
     axes.set_ylabel("truth")
     return _drawn(figure)
+
+
+def matrix(values: Array, classes: Sequence[str] | None = None) -> Picture:
+    """Draws a square matrix, such as a confusion matrix whose rows are the true classes, (C, C).
+
+    Counts are shown as percentages of their row, other numbers as they are. Matrices of more than 15
+    classes have no numbers, and of more than 40 no names.
+
+    Args:
+        values: The matrix.
+        classes: The names of the classes; None for their numbers.
+    """
+    count = len(values)
+    known = classes is not None and len(classes) == count
+    names = [_short(str(name)) for name in (classes if classes is not None and known else range(count))]
+    names = names if count <= MOST_NAMES else []
+    shown, unit = shares(values)
+    side = 1.6 + min(0.45 * count, LARGEST_MATRIX)
+    figure, axes = _figure(side + 0.6, side)
+    finite = shown[np.isfinite(shown)]
+    low, high = min(0.0, finite.min(initial=0.0)), max(finite.max(initial=0.0), 1e-9)
+    form = "" if count > MOST_NUMBERS else "{:.0f}" if unit else "{:.2g}"
+    _matrix(axes, shown, names, names, "Blues", low, 100.0 if unit else high, form)
+    if count > MOST_NUMBERS:
+        axes.tick_params(labelsize=7)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("truth")
+    axes.set_title(unit, fontsize=9)
+    return _drawn(figure)
+
+
+def shares(values: Array) -> tuple[Array, str]:
+    """Returns a matrix of counts as percentages of their row, or another matrix as it is, and the unit.
+
+    Rows without any count are NaN.
+    """
+    if not np.isfinite(values).all() or (values < 0).any() or (values % 1).any() or values.max() <= 1:
+        return values, ""
+    sums = values.sum(1, keepdims=True)
+    return np.where(sums > 0, 100 * values / np.maximum(sums, 1), np.nan), "% of each true class"
 
 
 def yes_and_no(predicted: Array, truth: Array, labels: Sequence[str]) -> Picture:
@@ -203,10 +246,11 @@ def _matrix(
     form: str,
 ) -> None:
     axes.imshow(matrix, cmap=colours, vmin=low, vmax=high)
-    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
-    axes.set_yticks(range(len(rows)), rows)
+    if rows:
+        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+        axes.set_yticks(range(len(rows)), rows)
     for (i, j), value in np.ndenumerate(matrix):
-        if np.isfinite(value):
+        if form and np.isfinite(value):
             dark = (value - low) / (high - low) > 0.8 or (low < 0 and value < 0.6 * low)
             axes.text(
                 j, i, form.format(value), ha="center", va="center", fontsize=8, color="white" if dark else "black"

@@ -53,6 +53,11 @@ def _choosing(comparison: Comparison) -> Iterator[str]:
             "These are figures of the validation split at the epoch that was chosen by validation, so they are too "
             "good. A test split would show by how much."
         )
+    elif comparison.split == "last":
+        yield (
+            "These are figures of the validation split, so that those of a method that is chosen by validation are too "
+            "good."
+        )
 
 
 def _confounded(comparison: Comparison) -> Iterator[str]:
@@ -218,7 +223,7 @@ def _figures(comparison: Comparison) -> Iterator[str]:
             f"There are no figures of {listed(silent)} on {comparison.split}, so this section shows nothing about "
             "these tasks."
         )
-    unknown = [str(figure) for figure in comparison.mains if figure.mode is None]
+    unknown = [str(f) for f in dict.fromkeys([*comparison.mains, *comparison.gained]) if f.mode is None]
     if unknown:
         yield (
             f"Whether higher or lower is better isn't known for {listed(unknown)}, so there is no Δm, rank or front "
@@ -257,7 +262,7 @@ def _baselines(comparison: Comparison) -> Iterator[str]:
 
 def _unsteady(comparison: Comparison) -> Iterator[str]:
     """Yields a caveat if single-task metrics differ much between seeds, because Δm divides by them."""
-    for figure in comparison.mains:
+    for figure in comparison.gained:
         for single in comparison.section.singles.get(figure.task, []):
             values = single.values(comparison.split, figure.task, figure.name).values()
             low, high = min(map(abs, values), default=1.0), max(map(abs, values), default=1.0)

@@ -13,6 +13,8 @@ LONGEST = 100_000  # the most characters of a text
 LONGEST_NAME = 200  # the most characters of a task's or a figure's name
 MOST_TASKS = 1_000  # a report of this number of tasks takes a quarter of a minute
 MOST_FIGURES = 5_000  # the most figures of a split
+MOST_CLASSES = 100  # the most rows of a matrix
+MOST_MATRICES = 200  # the most matrices of a run
 MOST_VALUES = 20_000  # the most values of a config
 Check = Callable[[Any], bool]
 
@@ -88,21 +90,43 @@ def are_figures(value: Any) -> bool:
     return of(mapping(is_number))(value) and sum(map(len, (value or {}).values())) <= MOST_FIGURES
 
 
+def is_matrix(value: Any) -> bool:
+    """Returns whether the value is a square matrix of up to `MOST_CLASSES` rows of numbers."""
+    rows = isinstance(value, list) and 0 < len(value) <= MOST_CLASSES
+    return rows and all(
+        isinstance(row, list) and len(row) == len(value) and all(each is not None and is_number(each) for each in row)
+        for row in value
+    )
+
+
+def are_matrices(value: Any) -> bool:
+    """Returns whether the value consists of matrices by split, task and metric, at most `MOST_MATRICES`, or is None."""
+    tasks = (
+        [named for each in (value or {}).values() for named in each.values()] if of(of(of(is_matrix)))(value) else []
+    )
+    return value is None or 0 < sum(map(len, tasks)) <= MOST_MATRICES
+
+
 METRICS: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(["status", "problem", "error", "launcher"], (or_none(is_text), "a text")),
     "arguments": (is_list_of(is_text), "a list of texts"),
     "choices": (of(or_none(is_text)), "names, each with a text"),
-    **dict.fromkeys(["steps", "epochs"], (is_count, "a whole number")),
+    **dict.fromkeys(["steps", "epochs", "last_epochs"], (is_count, "a whole number")),
     **dict.fromkeys(["seconds_per_step", "memory_per_step"], (is_finite, f"a finite number up to {LARGEST:g}")),
     "best": (
         with_keys(epoch=is_count, monitor=is_scalar, value=is_number, mode=is_mode),
         "a mapping with epoch, monitor, value and mode",
     ),
     **dict.fromkeys(
-        ["val", "test"],
+        ["val", "last", "test"],
         (are_figures, f"tasks, each with figures, numbers up to {LARGEST:g}; at most {MOST_FIGURES:,} figures in all"),
     ),
     "kinds": (of(is_mode), "figures, each with max, min or null"),
+    "matrices": (
+        are_matrices,
+        f"splits, each with tasks, each with square matrices; at most {MOST_MATRICES} of up to {MOST_CLASSES} rows",
+    ),
+    "classes": (of(is_list_of(is_text)), "tasks, each with a list of texts"),
     "samples": (of(is_count), "splits, each with a whole number"),
     "fingerprints": (of(or_none(is_text)), "splits, each with a text"),
     "versions": (of(is_scalar), "names, each with a version"),

@@ -7,36 +7,10 @@ from functools import cached_property
 from math import isfinite
 from statistics import fmean
 
-from mtl.errors import UserError, suggest
 from mtl.reporting.delta import Delta, delta
 from mtl.reporting.estimates import Difference, Estimate, estimate, holm, mean_ranks, paired
+from mtl.reporting.figures import Figure, figures_of, is_named
 from mtl.reporting.grouping import Method, Section
-from mtl.reporting.naming import natural
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A metric or loss of a task.
-
-    Args:
-        task: The name of the task.
-        name: The name of the metric, or `loss`.
-        mode: Whether higher (`max`) or lower (`min`) is better; None if neither or unknown.
-        main: Whether this is the main metric of the task.
-    """
-
-    task: str
-    name: str
-    mode: str | None
-    main: bool
-
-    def __str__(self) -> str:
-        return f"{self.task} {self.name}"
-
-    @property
-    def arrow(self) -> str:
-        """An arrow in the better direction, for table headings."""
-        return {"max": "↑", "min": "↓"}.get(self.mode or "", "")
 
 
 @dataclass(frozen=True)
@@ -73,9 +47,16 @@ class Comparison:
         section: A section with at least one method.
         reference: The label of the method that the others are tested against. Default: the method of equal weights; of
             several such methods the best one on validation, or the first by name.
+        delta: The figures of Δm and the ranks: `task/figure`; `task/metric` for all figures of a metric that has
+            several; or `all` for all figures whose better direction is known, without losses. Names that this section
+            doesn't have are left out. Default: the main figure of each task.
+
+    Attributes:
+        mains: The main figure of each task.
+        gained: The figures of Δm and the ranks, each of which counts once.
     """
 
-    def __init__(self, section: Section, reference: str | None = None) -> None:
+    def __init__(self, section: Section, reference: str | None = None, delta: Sequence[str] = ()) -> None:
         self.section = section
         self.split = section.split
         self.choice = _choose(section.methods)
@@ -86,17 +67,28 @@ class Comparison:
         self.equals = [method for method in self.methods if _is_equal(method)]
         self.reference = [*named, *self.equals, *section.methods][0]
         self.tasks = list(dict.fromkeys(task for method in section.methods for task in method.tasks))
-        self.figures = _figures(section, self.tasks)
+        self.figures = figures_of(section, self.tasks)
+        self.mains = [figure for figure in self.figures if figure.main]
+        self.gained = [f for f in self.figures if any(is_named(name, f) for name in delta)] if delta else self.mains
+
+    @property
+    def data(self) -> str:
+        """Returns the name of the split on whose data the figures are measured."""
+        return "val" if self.split == "last" else self.split
+
+    @property
+    def means(self) -> str:
+        """Describes the means over epochs, if the figures are such means; else empty."""
+        if self.split != "last":
+            return ""
+        runs = [run for method in self.methods for run in method.runs.values()]
+        counts = sorted({run.metrics.get("last_epochs") or 0 for run in runs} - {0})
+        return f", means over the last {'–'.join(map(str, dict.fromkeys([*counts[:1], *counts[-1:]])))} epochs"
 
     @property
     def everything(self) -> list[Method]:
         """Returns all methods and the single-task runs."""
         return [*self.methods, *(single for group in self.section.singles.values() for single in group)]
-
-    @cached_property
-    def mains(self) -> list[Figure]:
-        """Returns the main metric of each task."""
-        return [figure for figure in self.figures if figure.main]
 
     def estimate(self, method: Method, figure: Figure) -> Estimate | None:
         """Returns the mean of the metric over the method's seeds."""
@@ -107,9 +99,9 @@ class Comparison:
         singles = self.section.singles.get(figure.task, [])
         return self.estimate(singles[0], figure) if len(singles) == 1 else None
 
-    def delta(self, method: Method, figures: Sequence[Figure] | None = None) -> Delta:
-        """Returns Δm over the main metrics of all tasks, or over the given metrics."""
-        chosen = [f for f in self.mains if f.task in method.tasks] if figures is None else list(figures)
+    def delta(self, method: Method, task: str | None = None) -> Delta:
+        """Returns Δm over `gained`, or over those of one task."""
+        chosen = [f for f in self.gained if f.task in ([task] if task else method.tasks)]
         ours, alone, signs = {}, {}, {}
         for figure in chosen:
             if figure.mode is None:
@@ -119,9 +111,10 @@ class Comparison:
                 several = f"runs of {figure.task} alone have several settings, none of them this method's"
                 why = several if self.section.singles.get(figure.task) else f"no run of {figure.task} alone"
                 return Delta(None, "", why)
-            ours[figure.task] = method.values(self.split, figure.task, figure.name)
-            alone[figure.task] = single.values(self.split, figure.task, figure.name)
-            signs[figure.task] = 1 if figure.mode == "max" else -1
+            name = f"{figure.task}/{figure.name}"
+            ours[name] = method.values(self.split, figure.task, figure.name)
+            alone[name] = single.values(self.split, figure.task, figure.name)
+            signs[name] = 1 if figure.mode == "max" else -1
         return delta(ours, alone, signs) if chosen else Delta(None, "", "no figures")
 
     @cached_property
@@ -131,9 +124,9 @@ class Comparison:
 
     @cached_property
     def ranks(self) -> tuple[list[float], int] | None:
-        """Returns each method's mean rank and the number of ranked pairs of task and seed; None if there are none."""
+        """Returns each method's mean rank and the number of ranked pairs of figure and seed; None if there are none."""
         columns = []
-        for figure in self.mains:
+        for figure in self.gained:
             sign = {"max": -1, "min": 1}.get(figure.mode or "")
             values = [method.values(self.split, figure.task, figure.name) for method in self.methods]
             for seed in self.common_seeds if sign else []:
@@ -203,48 +196,11 @@ def side_by_side(comparison: Comparison) -> list[str]:
     return sorted({str(run.metrics.get("launcher") or "basic") for run in runs} - {"basic"})
 
 
-def check_names(sections: Sequence[Section], reference: str | None, pairs: Sequence[Sequence[str]]) -> None:
-    """Checks that each name from the command line is in at least one section.
-
-    Raises:
-        UserError: If a name is in no section.
-    """
-    methods = [method for section in sections for method in section.methods]
-    labels = sorted({method.label for method in methods}, key=natural)
-    tasks = sorted({task for method in methods for task in method.tasks}, key=natural)
-    if reference is not None and reference not in labels:
-        near, _, _ = suggest(reference, labels).partition(" (")
-        possible = "; ".join(labels)  # labels may contain commas
-        raise UserError(f"--reference: there is no method '{reference}'{near} (possible: {possible})")
-    for pair in pairs:
-        if len(set(pair)) < 2:
-            raise UserError(f"--pair: '{pair[0]}' twice; name two tasks of {', '.join(tasks)}")
-        for name in pair:
-            if name not in tasks:
-                raise UserError(f"--pair: there is no task '{name}'{suggest(name, tasks)}")
-
-
 def _is_equal(method: Method) -> bool:
     """Returns whether the method is the plain sum of the losses."""
     weights = [task.get("weight", 1.0) for task in method.settings["tasks"].values()]
     alike = all(weight == weights[0] for weight in weights)
     return alike and str((method.settings.get("balancer") or {}).get("_target_")) == "mtl.balancers.Equal"
-
-
-def _figures(section: Section, tasks: Sequence[str]) -> list[Figure]:
-    """Returns all metrics of the split, by task; a task's main metric is its first one that isn't the loss."""
-    runs = [run for method in section.methods for run in method.runs.values()]
-    kinds: dict[str, str | None] = {}
-    for run in runs:
-        kinds |= run.metrics.get("kinds") or {}
-    figures = []
-    for task in tasks:
-        named = dict.fromkeys(name for run in runs for name in (run.metrics.get(section.split) or {}).get(task) or {})
-        names = [name for name in named if name != "loss"] + ["loss"] * ("loss" in named)
-        for name in names:
-            mode = kinds.get(f"{task}/{name}", "min" if name == "loss" else None)
-            figures.append(Figure(task, name, mode, main=name == names[0]))
-    return figures
 
 
 def _monitor(method: Method) -> str | None:

@@ -1,6 +1,6 @@
 """Δm: the mean improvement of a method over single-task models (Maninis et al. 2019, arXiv 1904.08918)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -25,42 +25,71 @@ class Delta:
 
 
 def delta(ours: Mapping[str, Values], alone: Mapping[str, Values], signs: Mapping[str, int]) -> Delta:
-    """Computes the mean over tasks of the signed relative difference (ours - alone) / alone, in percent.
+    """Computes the mean over figures of the signed relative difference (ours - alone) / alone, in percent.
 
     With at least two common seeds, Δm is computed for each seed, and the interval is over the seeds. Otherwise it is
-    computed from the means, with an interval by the delta method: the seeds of the method, each of which has all tasks,
-    and the seeds of each task's single-task runs are independent, so that their variances add up.
+    computed from the means, with an interval by the delta method: the seeds of the method, each of which has all
+    figures, and the seeds of each task's single-task runs are independent, so that their variances add up. The figures
+    of one task are measured in the same single-task runs, so that they are summed for each seed first.
 
     Args:
-        ours: The method's values, by task.
-        alone: The values of the single-task runs, by task; the interval includes the spread of these values.
-        signs: By task, 1 if higher is better and -1 if lower is better.
+        ours: The method's values, by figure: `task/name`, or `task` if there is one figure for each task.
+        alone: The values of the single-task runs, by figure; the interval includes the spread of these values.
+        signs: By figure, 1 if higher is better and -1 if lower is better.
     """
-    tasks = list(signs)
-    for task in tasks:
-        if not ours.get(task) or not alone.get(task):
-            return Delta(None, "", f"no figures of {task}" + (" alone" if ours.get(task) else ""))
-        if min(alone[task].values()) <= 0:
-            lowest = min(alone[task].values())
-            return Delta(None, "", f"{task} alone is {lowest:.3g}, so relative differences have no meaning")
-    seeds = set.intersection(*(set(ours[task]) for task in tasks))
-    common = [seed for seed in sorted(seeds) if all(seed in alone[task] for task in tasks)]
-    if len(common) > 1:
+    figures = list(signs)
+    for figure in figures:
+        if not ours.get(figure) or not alone.get(figure):
+            return Delta(None, "", f"no value of {figure}" + (" alone" if ours.get(figure) else ""))
+        if min(alone[figure].values()) <= 0:
+            lowest = min(alone[figure].values())
+            return Delta(None, "", f"{figure} alone is {lowest:.3g}, so relative differences have no meaning")
+    seeds = _common(ours, figures)
+    paired = [seed for seed in seeds if all(seed in alone[figure] for figure in figures)]
+    if len(paired) > 1:
         gains = [
-            100 * fmean(signs[t] * (ours[t][seed] - alone[t][seed]) / alone[t][seed] for t in tasks) for seed in common
+            100 * fmean(signs[f] * (ours[f][seed] - alone[f][seed]) / alone[f][seed] for f in figures)
+            for seed in paired
         ]
         return Delta(estimate(gains), "paired", "")
     if not seeds:
-        return Delta(None, "", "no seed has all tasks")
-    base = {task: fmean(alone[task].values()) for task in tasks}
-    scale = {task: 100 * signs[task] / (len(tasks) * base[task]) for task in tasks}
-    sums = [sum(scale[t] * (ours[t][seed] - base[t]) for t in tasks) for seed in sorted(seeds)]
-    if len(seeds) < 2 or any(len(alone[task]) < 2 for task in tasks):
-        return Delta(
-            Estimate(fmean(sums), None, min(len(seeds), *(len(alone[t]) for t in tasks))), "unpaired", "one seed"
-        )
+        return Delta(None, "", f"no seed has all {'figures' if any('/' in f for f in figures) else 'tasks'}")
+    by_task: dict[str, list[str]] = {}
+    for figure in figures:
+        by_task.setdefault(figure.split("/")[0], []).append(figure)
+    single = {task: _common(alone, named) for task, named in by_task.items()}
+    if lacking := [task for task, of_task in single.items() if not of_task]:
+        return Delta(None, "", f"no seed of {lacking[0]} alone has all figures")
+    return _of_means(ours, alone, signs, seeds, {task: (named, single[task]) for task, named in by_task.items()})
+
+
+def _common(values: Mapping[str, Values], figures: Sequence[str]) -> list[int]:
+    """Returns the seeds that have all figures."""
+    return sorted(set.intersection(*(set(values[figure]) for figure in figures)))
+
+
+def _of_means(
+    ours: Mapping[str, Values],
+    alone: Mapping[str, Values],
+    signs: Mapping[str, int],
+    seeds: Sequence[int],
+    tasks: Mapping[str, tuple[Sequence[str], Sequence[int]]],
+) -> Delta:
+    """Computes Δm from means over seeds, with an interval by the delta method if there are several seeds.
+
+    Args:
+        ours, alone, signs: See `delta`.
+        seeds: The seeds of the method.
+        tasks: By task, the names of its figures and the seeds of its single-task runs.
+    """
+    base = {f: fmean(alone[f][seed] for seed in singles) for figures, singles in tasks.values() for f in figures}
+    scale = {figure: 100 * signs[figure] / (len(signs) * base[figure]) for figure in signs}
+    sums = [sum(scale[f] * (ours[f][seed] - base[f]) for f in signs) for seed in seeds]
+    fewest = min(len(seeds), *(len(singles) for _, singles in tasks.values()))
+    if fewest < 2:
+        return Delta(Estimate(fmean(sums), None, fewest), "unpaired", "one seed")
     parts: list[tuple[float, list[float]]] = [(1.0, sums)]
-    for task in tasks:
-        mean = fmean(ours[task][seed] for seed in seeds)
-        parts.append((-scale[task] * mean / base[task], list(alone[task].values())))
+    for figures, singles in tasks.values():
+        slopes = {f: -scale[f] * fmean(ours[f][seed] for seed in seeds) / base[f] for f in figures}
+        parts.append((1.0, [sum(slopes[f] * alone[f][seed] for f in figures) for seed in singles]))
     return Delta(welch([fmean(sums)], parts), "unpaired", "")

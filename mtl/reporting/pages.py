@@ -10,6 +10,7 @@ from mtl.reporting.curves import Curves
 from mtl.reporting.document import Block, Bullets, Heading, Picture, Table, Text
 from mtl.reporting.estimates import estimate, paired
 from mtl.reporting.grouping import Method
+from mtl.reporting.matrices import matrices
 from mtl.reporting.pareto import MOST_TASKS, pairs_to_show
 from mtl.reporting.plots import Plots
 from mtl.reporting.reading import UNSEEN, Run
@@ -20,16 +21,18 @@ METHOD = [
     "A method consists of the finished runs whose configs differ only in the seed, and in keys that don't affect the "
     f"figures ({listed(sorted(UNSEEN - {'seed', 'only'}), 20)}). Its name has the values that distinguish it from "
     "other methods.",
-    "Figures are those of the best epoch on validation, or of the last epoch for runs without validation. ± and [ ] "
-    "are 95 % confidence intervals by Student's t over seeds. They describe how much other seeds would change the mean "
-    "on the same data, not how much other test samples would.",
-    "Δm is the mean over tasks of (method - alone) / alone in percent, for each task's main figure, the first that "
-    "isn't the loss. The sign is reversed if lower is better, so values above 0 mean that the method is better than "
-    "single-task runs (Maninis et al. 2019, arXiv 1904.08918). With at least two common seeds, Δm is computed for each "
-    "seed, and the interval is over the seeds; otherwise Δm is computed from the means, with an interval by the delta "
-    "method and Welch's and Satterthwaite's degrees of freedom. Both intervals include the spread of the single-task "
-    "runs.",
-    "The mean rank is over the tasks and seeds that all methods have; 1 is the best, and equal figures share a rank.",
+    "Figures are those of the best epoch on validation, or of the last epoch for runs without validation; with --split "
+    "last, they are means over the last epochs of validation. ± and [ ] are 95 % confidence intervals by Student's t "
+    "over seeds. They describe how much other seeds would change the mean on the same data, not how much other test "
+    "samples would.",
+    "Δm is the mean of (method - alone) / alone in percent over the figures of --delta, each of which counts once; by "
+    "default over the main figures of the tasks, the first that isn't the loss. The sign is reversed if lower is "
+    "better, so values above 0 mean that the method is better than single-task runs (Maninis et al. 2019, arXiv "
+    "1904.08918; some papers have the opposite sign). With at least two common seeds, Δm is computed for each seed, "
+    "and the interval is over the seeds; otherwise Δm is computed from the means, with an interval by the delta method "
+    "and Welch's and Satterthwaite's degrees of freedom. Both intervals include the spread of the single-task runs.",
+    "The mean rank is over the figures of Δm and the seeds that all methods have; 1 is the best, and equal figures "
+    "share a rank.",
     "Tests are two-sided paired t-tests against the reference over common seeds. Holm's correction is for all tests of "
     "one table, without those of other tables. It changes p only: the intervals of differences aren't corrected, so an "
     "interval may exclude zero although the corrected p is above 0.05.",
@@ -92,6 +95,7 @@ def page(comparison: Comparison, pairs: Sequence[Sequence[str]], number: int) ->
         *tables.tests(comparison),
         *tables.costs(comparison),
         *_pareto(comparison, plots, pairs),
+        *matrices(comparison.methods, comparison.split, plots.name),
         *_plot(plots.training()),
         *_plot(plots.conflict()),
         *tables.conflicts(comparison, curves),
@@ -104,7 +108,7 @@ def _what(comparison: Comparison) -> str:
     methods, singles = comparison.methods, comparison.everything[len(comparison.methods) :]
     runs = [run for method in methods for run in method.runs.values()]
     seeds = sorted({run.seed for run in runs})
-    samples = {(run.metrics.get("samples") or {}).get(comparison.split) for run in runs} - {None}
+    samples = {(run.metrics.get("samples") or {}).get(comparison.data) for run in runs} - {None}
     size = f" of {samples.pop():,} samples" if len(samples) == 1 else ""
     alone = f", and {sum(len(single.runs) for single in singles)} of single tasks" if singles else ""
     placed = comparison.choice.order
@@ -114,8 +118,8 @@ def _what(comparison: Comparison) -> str:
     reference = f" {_reference(comparison)}" * (len(methods) > 1)
     return (
         f"{len(runs)} runs of {len(methods)} method{'s' * (len(methods) > 1)}{alone}. "
-        f"Seed{'s' * (len(seeds) > 1)} {listed([str(seed) for seed in seeds], 10)}. Figures of the {comparison.split} "
-        f"split{size}. Methods are ordered {order}.{reference}"
+        f"Seed{'s' * (len(seeds) > 1)} {listed([str(seed) for seed in seeds], 10)}. Figures of the {comparison.data} "
+        f"split{size}{comparison.means}. Methods are ordered {order}.{reference}"
     )
 
 
@@ -160,7 +164,7 @@ def _which(comparison: Comparison) -> str:
         )
         text += f", though these two are the first of {len(choice.order)}." if sure and len(choice.order) > 2 else "."
     figures = [f"{f} {plus_minus(comparison.estimate(first, f))}" for f in comparison.mains[:SHOWN]]
-    return f"{text} Its figures on {comparison.split}: {listed(figures)}."
+    return f"{text} Its figures on {comparison.data}{comparison.means}: {listed(figures)}."
 
 
 def _warnings(comparison: Comparison, curves: Curves) -> list[Block]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 
-from mtl.reporting.comparison import Comparison, Figure
+from mtl.reporting.comparison import Comparison
 from mtl.reporting.estimates import Estimate, estimate
+from mtl.reporting.figures import Figure
 from mtl.reporting.grouping import Method
 
 MOST_TASKS = 5  # the most tasks for which all pairs are shown by default

@@ -84,8 +84,7 @@ class Plots:
             axes[0].set_ylim(len(labels) - 0.4, -0.6)
             for tick, method in zip(axes[0].get_yticklabels(), comparison.methods, strict=True):
                 tick.set_color(self._colours.get(method.label, MUTED))
-            split = comparison.split
-            title = f"Figures of the methods, {split} split"
+            title = f"Figures of the methods, {comparison.data} split{comparison.means}"
             few = f" The first {len(mains)} of {len(comparison.mains)} tasks." * (len(mains) < len(comparison.mains))
             alone = any(single is not None for *_, single in panels)
             dashed = " Dashed: the task alone, with a shaded interval; for Δm, zero." * alone

@@ -76,7 +76,7 @@ class Run:
 
     def fingerprint(self, split: str) -> str | None:
         """Returns the fingerprint of a split's data; None if unknown."""
-        return (self.metrics.get("fingerprints") or {}).get(split)
+        return (self.metrics.get("fingerprints") or {}).get("val" if split == "last" else split)
 
     @property
     def chosen_on_test(self) -> bool:

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Sequence, Set
 
 from mtl import tags
-from mtl.reporting.comparison import Comparison, Figure, conflict, cost, hardest, pairs_of, side_by_side
+from mtl.reporting.comparison import Comparison, conflict, cost, hardest, pairs_of, side_by_side
 from mtl.reporting.curves import FEW, PARTS, Curves
 from mtl.reporting.delta import Delta
 from mtl.reporting.document import Block, Bullets, Table, Text
+from mtl.reporting.figures import Figure
 from mtl.reporting.grouping import Method
 from mtl.reporting.pareto import Pair
 from mtl.reporting.writing import listed, number, p_value, plus_minus, signed
@@ -28,10 +29,10 @@ def settings(comparison: Comparison) -> list[Block]:
 def figures(comparison: Comparison) -> list[Block]:
     """Returns a table of all figures, or a table for each task if there are many figures."""
     if len(comparison.figures) <= WIDE:
-        return [_table(comparison, f"Figures on {comparison.split}", comparison.figures)]
+        return [_table(comparison, f"Figures on {comparison.data}{comparison.means}", comparison.figures)]
     by_task = _by_task(comparison.figures)
     return [
-        _table(comparison, f"Figures on {comparison.split}: {task}", by_task[task])
+        _table(comparison, f"Figures on {comparison.data}{comparison.means}: {task}", by_task[task])
         for task in comparison.tasks
         if task in by_task
     ]
@@ -67,20 +68,24 @@ def gains(comparison: Comparison) -> list[Block]:
     deltas = [comparison.delta(method) for method in comparison.methods]
     defined = any(delta.estimate for delta in deltas)
     ranks = comparison.ranks
-    each = comparison.mains if defined and 1 < len(comparison.mains) <= WIDE else []
+    tasks = list(dict.fromkeys(figure.task for figure in comparison.gained))
+    each = tasks if defined and 1 < len(tasks) <= WIDE else []
     columns = [
         *(["method"] + ["seeds", "Δm, %↑"] * defined),
-        *(["mean rank↓"] * (ranks is not None) + [f"Δ {figure.task}, %" for figure in each]),
+        *(["mean rank↓"] * (ranks is not None) + [f"Δ {task}, %" for task in each]),
     ]
     rows = []
     for index, (method, delta) in enumerate(zip(comparison.methods, deltas, strict=True)):
         gain = [str(delta.estimate.n) if delta.estimate else "–", signed(delta.estimate)] if defined else []
         rank = [f"{ranks[0][index]:.2f}"] if ranks else []
-        alone = [signed(comparison.delta(method, [f]).estimate) if f.task in method.tasks else "" for f in each]
+        alone = [signed(comparison.delta(method, task).estimate) if task in method.tasks else "" for task in each]
         rows.append([method.label, *gain, *rank, *alone])
     how = {"paired": "Δm is computed for each seed", "unpaired": "Δm is computed from means"}
     notes = [f"{how[way]}." for way in dict.fromkeys(delta.how for delta in deltas) if way]
-    notes += [f"Ranks are over the {ranks[1]} pairs of task and seed that all methods have."] if ranks else []
+    if len(comparison.gained) > len(tasks):
+        names = listed([f"{figure}{figure.arrow}" for figure in comparison.gained], 12)
+        notes.insert(0, f"Over {len(comparison.gained)} figures, each of which counts once: {names}.")
+    notes += [f"Ranks are over the {ranks[1]} pairs of figure and seed that all methods have."] if ranks else []
     title = " and ".join(["gain over the tasks alone"] * defined + ["mean rank"] * (ranks is not None))
     table = [Table(title.capitalize(), columns, rows, note=" ".join(notes))] if len(columns) > 1 else []
     return [*table, *(_no_gain(comparison, deltas) if len(comparison.tasks) > 1 else [])]

@@ -43,6 +43,7 @@ _DEFINED = (
     "mtl.optimizers",
     "mtl.problems.burgers",
     "mtl.problems.celeba",
+    "mtl.problems.qm9",
     "mtl.schedule",
     "mtl.schedulers",
 )

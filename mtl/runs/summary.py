@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,14 @@ from mtl import tags
 from mtl.data.lanes import length_of
 from mtl.quoting import command, evaluating, viewing
 from mtl.runs.fingerprint import fingerprints
+from mtl.training.gallery import as_lists
 
 if TYPE_CHECKING:
     from mtl.data import Sources, Splits
+    from mtl.step import Step
     from mtl.training.figures import Kind
     from mtl.training.trainer import Trainer
-    from mtl.training.validation import Figures
+    from mtl.training.validation import Figures, Matrices
 
 MOST_PAIRS = 5  # the most pairs of tasks that the summary describes
 FEW = 8  # fewer measured steps don't allow a conclusion about a pair of tasks
@@ -45,6 +47,7 @@ class Run:
         folder: The folder of the run, as a user would type it.
         arguments: The command-line arguments.
         config: The whole config.
+        matrices: The matrices of the best parameters on the test split, such as confusion matrices, by task and metric.
     """
 
     trainer: "Trainer"
@@ -55,6 +58,7 @@ class Run:
     folder: str
     arguments: list[str]
     config: dict[str, Any]
+    matrices: "Matrices" = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
@@ -105,7 +109,8 @@ class Run:
 
     def figures(self) -> dict[str, Any]:
         """Returns the run as plain data, for metrics.json."""
-        trainer = self.trainer
+        trainer, recent = self.trainer, len(self.trainer.selection.recent)
+        matrices = {"val": trainer.selection.best_matrices, "test": self.matrices}
         return {
             "data": self.splits.summary(),
             "steps": trainer.global_step,
@@ -125,7 +130,9 @@ class Run:
             "fingerprints": fingerprints(self.splits.items()),
             "train": {task: {"loss": loss} for task, loss in trainer.readings.epoch_losses.items()},
             "val": trainer.selection.figures,
+            **({"last": trainer.selection.mean(), "last_epochs": recent} if recent else {}),
             "test": self.test,
+            **as_lists(trainer.step.tasks, matrices, self.splits.facts),
             "grad_norm": {task: self.mean(tags.grad_norm(task)) for task in [*self.tasks, "total"]},
             "weight": {task: self.mean(tags.weight(task)) for task in self.tasks},
             "weight_last": self.last_weights(),
@@ -148,10 +155,13 @@ def summarise(console: Console, run: Run) -> None:
     decided = f", by the validation's {decision(trainer)}" if trainer.selection.best is not None else ""
     say(f"{best}{decided}.")
     measured = {f"{split}, best.pt": f for split, f in (("val", trainer.selection.figures), ("test", run.test)) if f}
+    recent = len(trainer.selection.recent)
+    last = f"val, epochs {trainer.epoch + 1 - recent}–{trainer.epoch}"
     console.print(
         table_of(
             {f"train, epoch {trainer.epoch}": {t: {"loss": x} for t, x in trainer.readings.epoch_losses.items()}}
-            | measured,
+            | measured
+            | ({last: trainer.selection.mean()} if recent else {}),
             {
                 "gradient norm": {task: run.mean(tags.grad_norm(task)) for task in run.tasks},
                 "weight, last": run.last_weights(),
@@ -160,6 +170,7 @@ def summarise(console: Console, run: Run) -> None:
     )
     names = " and ".join(split.split(",")[0] for split in measured)
     apart = f"; {names} are of best.pt" if " " in names else f"; {names} is of best.pt" if names else ""
+    apart += f"; the column {last} has the means of these validations" if recent else ""
     say(
         f"The training losses are means over the steps of epoch {trainer.epoch}, while the parameters were "
         f"changing{apart}. Gradient norms are means over all measured steps.\n"
@@ -176,12 +187,9 @@ def summarise(console: Console, run: Run) -> None:
             say("No step had two tasks whose gradients could be compared: the tasks alternate between steps.")
         else:
             say("No parameter is shared, so the tasks neither help nor hinder each other.")
-    cost = COSTS[trainer.step.passes.kind].format(trunks=len(run.tasks))
     seconds = trainer.seconds_per_step
     taken = f"; {1e3 * seconds:.2f} ms a step, logging included" if seconds is not None else ""
-    sources = {task.get("source") for task in run.config["tasks"].values()}
-    mixed = len(sources) > 1 or any(task.objective for task in trainer.step.tasks)
-    say(f"Passes: {OWN if mixed else f'{trainer.step.passes.kind}, {cost}'}{taken}.")
+    say(f"Passes: {passes_of(trainer.step, run.config)}{taken}.")
     balancing = trainer.step.balancing
     if balancing.collects:
         each = f"every {balancing.settings.every} steps" if balancing.settings.every > 1 else "each step"
@@ -193,6 +201,16 @@ def summarise(console: Console, run: Run) -> None:
     say("")
     for purpose, line in next_steps(run):
         console.print(f"{purpose:<22}{line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def passes_of(step: "Step", config: Mapping[str, Any]) -> str:
+    """Describes the kind of passes of a step and their cost."""
+    sources = {task.get("source") for task in config["tasks"].values()}
+    if len(sources) > 1 or any(task.objective for task in step.tasks):
+        return OWN
+    cost = COSTS[step.passes.kind].format(trunks=len(step.tasks))
+    reason = "" if step.model.shared is not None else "; the tasks share no module"
+    return f"{step.passes.kind}, {cost}{reason}"
 
 
 def decision(trainer: "Trainer") -> str:

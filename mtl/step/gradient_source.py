@@ -2,6 +2,7 @@
 
 from mtl.balancers import Balancer
 from mtl.errors import UserError
+from mtl.model import MultiTaskModel
 from mtl.step.settings import Gradients
 
 NEEDS = ("nothing", "past", "losses", "gramian", "rows")
@@ -52,6 +53,19 @@ def choose_source(balancer: Balancer, needs: str, gradients: Gradients, passes: 
             f"'{passes}' here; take rows or auto"
         )
     return source
+
+
+def check_representation(model: MultiTaskModel, source: str) -> None:
+    """Checks that the gradients at the model's features show the conflicts between the tasks.
+
+    Raises:
+        UserError: If the source is `representation`, and tasks have features of their own or share other parameters.
+    """
+    if source == "representation" and not model.one_representation:
+        raise UserError(
+            "gradients.source: 'representation' needs features that all tasks use, behind which they share nothing; in "
+            f"{type(model).__name__} it would miss conflicts between the tasks. Take auto, layerwise or rows"
+        )
 
 
 def source_in_micro_batches(gradients: Gradients) -> str:

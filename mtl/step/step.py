@@ -33,6 +33,7 @@ from mtl.step.compiled_check import CompiledCheck
 from mtl.step.compiling import Compiled, runs_compiled
 from mtl.step.computation import Computation
 from mtl.step.descent import Descent
+from mtl.step.gradient_source import check_representation
 from mtl.step.micro_batches import MicroBatches, StepBatch
 from mtl.step.passes import Passes
 from mtl.step.result import StepResult
@@ -99,6 +100,8 @@ class Step:
         self.parameters = dict(model.named_parameters())
         at_once = micro_batch_size is None and num_micro_batches in (None, 1)
         self.balancing = Balancing(balancer or Equal(), self.tasks, gradients, passes=self.passes.kind, at_once=at_once)
+        if self.balancing.collects:
+            check_representation(model, self.balancing.source)
         self.descent = Descent(self.parameters, optimizer, update)
         self._reach = None if update.clip_shared_norm is None else Reach(self.parameters, [t.name for t in tasks])
         self.computation = Computation(model, self.parameters, self.passes, self.balancing, self._reach)

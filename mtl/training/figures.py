@@ -1,4 +1,4 @@
-"""The figures of a metric: one number, or several numbers with names."""
+"""The figures of a metric: one number, several numbers with names, or a square matrix, which is shown as a picture."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,10 +6,13 @@ from typing import Any
 
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.classification import BinaryConfusionMatrix, MulticlassConfusionMatrix
 
 from mtl.batch import describe
 from mtl.errors import UserError
 from mtl.task import Task
+
+MATRICES = (BinaryConfusionMatrix, MulticlassConfusionMatrix)  # exact classes: subclasses compute numbers
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,13 @@ def declared(metric: Metric, where: str) -> dict[str, str | None] | None:
     if not isinstance(figures, Mapping) or not figures or not {"max", "min", None}.issuperset(figures.values()):
         raise UserError(f"{where}: its attribute figures is {figures!r}; it must map names to 'max', 'min' or None")
     return {_checked(key, where): mode for key, mode in figures.items()}
+
+
+def matrix_of(value: Any) -> Tensor | None:
+    """Returns the value of a metric on the CPU if it is a square matrix of several rows, such as a confusion matrix."""
+    if not isinstance(value, Tensor) or value.ndim != 2 or not 1 < len(value) == value.shape[1]:
+        return None
+    return value.detach().double().cpu()
 
 
 def numbers(value: Any, names: Mapping[str, Any] | None, name: str, where: str) -> dict[str, float]:

@@ -25,7 +25,9 @@ from mtl.training.predictions import SHOWN, show
 if TYPE_CHECKING:
     from mtl.model import MultiTaskModel
     from mtl.training.trainer import Trainer
+    from mtl.training.validation import Matrices
 
+MOST_CLASSES = 100  # the most classes of a matrix in metrics.json
 COUNTED = 256  # the number of samples in a picture without input images
 
 
@@ -73,7 +75,7 @@ class Gallery:
                     trainer.loggers.show("histogram", tags.gradient(name), trainer.global_step, values)
 
     def pictures(self, trainer: "Trainer") -> dict[str, pictures.Picture]:
-        """Draws the pictures: `cosine/matrix`, the mean cosines since the last pictures, and `prediction/{task}`.
+        """Draws the mean cosines since the last pictures, `cosine/matrix`, the predictions, and confusion matrices.
 
         Returns:
             The pictures by tag.
@@ -90,6 +92,8 @@ class Gallery:
             picture = show(task, prediction, batch, image, class_names(self.facts, task.target))
             if picture is not None:
                 images[tags.prediction(task.name)] = picture
+        if rank() == 0:
+            images |= matrix_pictures(trainer.step.tasks, trainer.selection.matrices, "val", self.facts)
         return images
 
     def _predictions(self, trainer: "Trainer") -> list[tuple[Task, Any, Batch, Tensor | None]]:
@@ -113,6 +117,46 @@ def _shows(trainer: "Trainer", kind: str, every: int | None) -> bool:
     is_due = every is not None and (trainer.epoch % every == 0 or not trainer.goes_on)
     shows = is_due and trainer.loggers.takes(kind)
     return any_process([shows])[0] if is_sharded(next(trainer.step.model.parameters())) else shows
+
+
+def matrix_pictures(
+    tasks: Sequence[Task], matrices: "Matrices", split: str, facts: Mapping[str, Any]
+) -> dict[str, pictures.Picture]:
+    """Draws metrics whose values are matrices, by tag.
+
+    Args:
+        tasks: The tasks.
+        matrices: The matrices by task and metric.
+        split: The split on which they were computed.
+        facts: The facts about the data, such as the names of classes.
+    """
+    return {
+        tags.metric(task.name, name, split): pictures.matrix(values.numpy(), class_names(facts, task.target))
+        for task in tasks
+        for name, values in matrices.get(task.name, {}).items()
+    }
+
+
+def as_lists(tasks: Sequence[Task], splits: "Mapping[str, Matrices]", facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns matrices of up to a hundred classes as lists, for metrics.json, with the names of the classes.
+
+    Args:
+        tasks: The tasks.
+        splits: The matrices by split, task and metric.
+        facts: The facts about the data, such as the names of classes.
+    """
+    small = {
+        split: {
+            task: kept
+            for task, named in each.items()
+            if (kept := {name: matrix.tolist() for name, matrix in named.items() if len(matrix) <= MOST_CLASSES})
+        }
+        for split, each in splits.items()
+    }
+    drawn = {task for each in small.values() for task in each}
+    named = {task.name: class_names(facts, task.target) for task in tasks if task.name in drawn}
+    classes = {task: names for task, names in named.items() if names}
+    return {"matrices": {split: each for split, each in small.items() if each}, "classes": classes} if drawn else {}
 
 
 def some_samples(loader: Loader, count: int) -> Batch:

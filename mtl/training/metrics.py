@@ -37,8 +37,8 @@ from mtl.labels import select_for_metric
 from mtl.metrics import GroupAUROC, NormalAngles
 from mtl.outputs import as_values, at_least_single, log_probabilities, output_of, probabilities, ranks
 from mtl.task import BY_CLASS, Task
-from mtl.training.figures import Kind, declared, kinds_of, numbers
-from mtl.training.metric_states import fill_empty_states
+from mtl.training.figures import MATRICES, Kind, declared, kinds_of, matrix_of, numbers
+from mtl.training.metric_states import fill_empty_states, no_warning_of_empty_states
 
 OF_TWO = (  # metrics that apply the sigmoid to each element
     *(by_class.BinaryStatScores, by_class.MultilabelStatScores),
@@ -75,7 +75,9 @@ class TaskMetric:
 
     Attributes:
         names: The names of the metric's figures. A metric with several figures has the names `metric.figure`, which are
-            known from the start if it declares them, see `mtl.training.figures.declared`, else once it was computed.
+            known from the start if it declares them, see `mtl.training.figures.declared`, else once it was computed. A
+            metric whose value is a square matrix has no figures.
+        matrix: The last value, if it is a square matrix, such as a confusion matrix; float64, on the CPU.
 
     Raises:
         UserError: If the metric can't be created, or doesn't suit the task's predictions.
@@ -91,8 +93,10 @@ class TaskMetric:
         self.metric: Metric = metric.to(device)
         self._where = f"task '{task.name}': metric '{name}'"
         self._declared = declared(metric, self._where)
-        self._is_final = self._declared is not None
-        self.names = [name] if self._declared is None else [f"{name}.{each}" for each in self._declared]
+        self.matrix: Tensor | None = None
+        self._is_final = self._declared is not None or type(metric) in MATRICES
+        known = [] if type(metric) in MATRICES else [name]
+        self.names = known if self._declared is None else [f"{name}.{each}" for each in self._declared]
         self._convert = self._conversion()
         self._has_nan = torch.zeros((), dtype=torch.bool, device=device)
 
@@ -130,7 +134,7 @@ class TaskMetric:
             ) from error
 
     def compute(self, *, cut: bool = False) -> dict[str, float]:
-        """Computes the figures of the metric by name; NaN if there were no labels, or if a prediction was NaN.
+        """Computes the figures of the metric by name, or its matrix; NaN without labels, or if a prediction was NaN.
 
         Args:
             cut: Whether the metric has seen only a part of the split, so that the value is NaN if the metric fails.
@@ -138,12 +142,14 @@ class TaskMetric:
         Raises:
             UserError: If the metric fails, returns something else than numbers, or has other figures than before.
         """
+        self.matrix = None
         updated, has_nan = any_process([self.metric.update_called, bool(self._has_nan)])
         if not updated or has_nan:
             return dict.fromkeys(self.names, math.nan)
         fill_empty_states(self.metric)
         try:
-            value = self.metric.compute()
+            with no_warning_of_empty_states():
+                value = self.metric.compute()
         except Exception as error:
             if is_unrelated(error):
                 raise
@@ -154,7 +160,8 @@ class TaskMetric:
                 f"task '{name}': its metric '{self.name}' failed on the whole split: {describe_error(error)}. Check "
                 f"tasks.{name}.metrics.{self.name}"
             ) from error
-        figures = numbers(value, self._declared, self.name, self._where)
+        self.matrix = matrix_of(value) if self._declared is None else None
+        figures = numbers(value, self._declared, self.name, self._where) if self.matrix is None else {}
         if self._is_final and list(figures) != self.names:
             raise UserError(
                 f"{self._where} gives the figures {', '.join(figures)}, and gave {', '.join(self.names)} before; it "

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from mtl import tags
@@ -12,7 +13,7 @@ from mtl.step import Step
 
 if TYPE_CHECKING:
     from mtl.training.monitor import Monitor
-    from mtl.training.validation import Figures, Validation
+    from mtl.training.validation import Figures, Matrices, Validation
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,12 @@ class Criterion:
         monitor: The monitored figures, see `mtl.training.monitor.Monitor`; None for the first figure of each task.
         patience: The number of successive validations without a better value after which the training stops; None for
             no early stopping.
+        last_epochs: The number of last epochs over which the figures of the validation are averaged; None for no mean.
     """
 
     monitor: Mapping[str, Any] | None = None
     patience: int | None = None
+    last_epochs: int | None = None
 
 
 class Selection:
@@ -41,6 +44,9 @@ class Selection:
         monitor: Computes the monitored value; None before `prepare`, and without validation data.
         best, best_epoch, figures: The best monitored value, and the epoch and the validation's figures of that value.
         value: The monitored value of the last validation.
+        matrices: The matrices of the last validation, such as confusion matrices.
+        best_matrices: Those of the best value.
+        recent: The figures of the last `criterion.last_epochs` validations.
 
     Raises:
         UserError: If the criterion needs validation data and there are none.
@@ -48,7 +54,9 @@ class Selection:
 
     def __init__(self, val: Loader | Mix | None, test: Loader | Mix | None, criterion: Criterion) -> None:
         if val is None and criterion != Criterion():
-            raise UserError("trainer.monitor and trainer.patience need validation data, and data.val is null")
+            raise UserError(
+                "trainer.monitor, trainer.patience and trainer.last_epochs need validation data, and data.val is null"
+            )
         self.val = val
         self.test = test
         self.criterion = criterion
@@ -57,6 +65,9 @@ class Selection:
         self.best_epoch = 0
         self.figures: Figures = {}
         self.value: float | None = None
+        self.recent: list[Figures] = []
+        self.matrices: Matrices = {}
+        self.best_matrices: Matrices = {}
         self._validation: Validation | None = None
 
     def prepare(self, step: Step) -> None:
@@ -116,12 +127,16 @@ class Selection:
             self.best_epoch = epoch
             return {}
         figures = self._validation(self.val)
+        self.matrices = self._validation.matrices
         if epoch == 1 and (line := self._validation.caveat()):
             report(line)
         value = self.value = self.monitor(figures)
         step.validated(value)
         if self.monitor.better(value, self.best) or not self.best_epoch:
             self.best, self.best_epoch, self.figures = value, epoch, figures
+            self.best_matrices = self.matrices
+        if count := self.criterion.last_epochs:
+            self.recent = [*self.recent, figures][-count:]
         nans = [f"{task}/{name}" for task, named in figures.items() for name, v in named.items() if math.isnan(v)]
         if nans:
             report(f"warning  on validation {', '.join(nans)} is nan: a prediction is nan, or there are no labels")
@@ -136,13 +151,22 @@ class Selection:
         patience = self.criterion.patience
         return patience is None or not epoch or epoch - self.best_epoch < patience
 
+    def mean(self) -> "Figures":
+        """Returns the mean of each figure over `recent`; empty without any. NaN if the figure is NaN in an epoch."""
+        return {
+            task: {name: fmean(each.get(task, {}).get(name, math.nan) for each in self.recent) for name in named}
+            for task, named in (self.recent[-1] if self.recent else {}).items()
+        }
+
     def state_dict(self) -> dict[str, Any]:
-        """Returns the best value, its epoch and figures, as plain data."""
-        return {"best": self.best, "best_epoch": self.best_epoch, "figures": self.figures}
+        """Returns the best value, its epoch, figures and matrices, and the figures of the last epochs."""
+        state = {"best": self.best, "best_epoch": self.best_epoch, "figures": self.figures}
+        return {**state, "recent": self.recent, "matrices": self.best_matrices}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a state from `state_dict`; other keys are ignored."""
         self.best, self.best_epoch, self.figures = state["best"], state["best_epoch"], state["figures"]
+        self.recent, self.best_matrices = state.get("recent", []), state.get("matrices", {})
 
 
 def _check_plateau(step: Step, monitor: "Monitor") -> None:

@@ -25,6 +25,7 @@ from mtl.training.figures import Kind
 from mtl.training.metrics import TaskMetric
 
 NATS = (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
+Matrices = dict[str, dict[str, Tensor]]  # by task, then by metric
 Figures = dict[str, dict[str, float]]  # by task, then by metric; `loss` is one of them
 
 
@@ -40,6 +41,7 @@ class Validation:
 
     Attributes:
         labelled: By task, the number of samples in the last split that had at least a part of the labels.
+        matrices: By task and metric, the values of the last split that are square matrices, such as confusion matrices.
         batchwise: The tasks whose loss over the last split depends on the batch size, since the loss is neither a mean
             over samples nor over what `count` counts.
 
@@ -52,6 +54,7 @@ class Validation:
         self.tasks = tasks
         self.autocast = autocast
         self.labelled: dict[str, int] = {}
+        self.matrices: Matrices = {}
         self.batchwise: set[str] = set()
         self._checks = LossChecks(model)
         device = next(model.parameters()).device
@@ -120,6 +123,10 @@ class Validation:
                 if task.name in seen
             }
             _check_equal(figures)
+            matrices = {
+                task: {n: m.matrix for n, m in self.metrics[task].items() if m.matrix is not None} for task in figures
+            }
+            self.matrices = {task: named for task, named in matrices.items() if named}
             return figures
         finally:
             for metrics in self.metrics.values():

@@ -1,6 +1,7 @@
 """A multilayer perceptron."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -30,9 +31,7 @@ class MLP(nn.Sequential):
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise UserError(f"model.trunk.activation: torch.nn has no '{activation}'; use ReLU, GELU, SiLU or Tanh")
         self.num_features = widths[-1]
-        for width in widths:
-            self.extend([nn.Linear(in_features, width), kind(), nn.Dropout(dropout)])
-            in_features = width
+        self.extend(perceptron([in_features, *widths], activation=kind, dropout=dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes features (N, num_features) from inputs (N, …)."""
@@ -45,3 +44,13 @@ class MLP(nn.Sequential):
         stages = [nn.Sequential(*layers[start : start + 3]) for start in range(0, len(layers), 3)]
         stages[0].insert(0, nn.Flatten())
         return list(stages)
+
+
+def perceptron(
+    widths: Sequence[int], *, activation: Callable[[], nn.Module] = nn.ReLU, dropout: float = 0.0
+) -> nn.Sequential:
+    """Returns linear layers, each with an activation and dropout, from widths[0] values to widths[-1] values."""
+    layers = nn.Sequential()
+    for before, width in pairwise(widths):
+        layers.extend([nn.Linear(before, width), activation(), nn.Dropout(dropout)])
+    return layers

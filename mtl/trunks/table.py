@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mtl.data.columns import codes, numbers
 from mtl.errors import UserError, suggest
+from mtl.trunks.mlp import perceptron
 from mtl.trunks.pooling import Attention
 
 
@@ -171,12 +172,7 @@ class Table(Columns):
     ) -> None:
         super().__init__(columns, inputs, dimensions=dimensions, sparse=sparse, attention=attention)
         self.num_features = num_features
-        width = self.width
-        layers: list[nn.Module] = []
-        for wider in (*hidden, num_features):
-            layers += [nn.Linear(width, wider), nn.ReLU(), nn.Dropout(dropout)]
-            width = wider
-        self.layers = nn.Sequential(*layers)
+        self.layers = perceptron([self.width, *hidden, num_features], dropout=dropout)
 
     def forward(self, *columns: Any) -> Tensor:
         """Computes features (N, num_features), all at least 0; arguments and errors are those of `Columns.forward`."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl.errors import UserError, first_line, suggest
-from mtl.trunks.sequence import in_colours, sequence
+from mtl.trunks.sequence import channels_first, in_colours, sequence
 from mtl.trunks.stages import averaged
 from mtl.trunks.weights import load_weights
 
@@ -66,18 +66,26 @@ class Torchvision(nn.Module):
         self.node = features
         if features is None and not pooled:
             self.node = _last_maps(model, size)
+        # The maps of a Swin transformer are (N, h, w, C), but for the first convolution and what follows its blocks.
+        first = (None, "features.0.0", "permute", "avgpool")
+        self._channels_last = type(model).__name__ == "SwinTransformer" and self.node not in first
         self.model = model if self.node is None else _up_to(model, self.node, name)
         if self.node is not None:
             with torch.no_grad():
-                output = self.model.eval()(torch.zeros(1, 3, size, size))[self.node]
+                output: Any = self.eval()._output(torch.zeros(1, 3, size, size))
             self.num_features = output.shape[2 if output.ndim == 3 else 1]
-            self.model.train()
+            self.train()
 
     def forward(self, image: Tensor) -> Tensor:
         """Computes features (N, num_features), or maps or tokens with this number of channels."""
+        features = self._output(image)
+        return averaged(features) if self.pooled else features
+
+    def _output(self, image: Tensor) -> Tensor:
+        """Returns the output of the model or its node; maps have their channels first."""
         output = self.model(in_colours(image))
         features: Tensor = output if self.node is None else output[self.node]
-        return averaged(features) if self.pooled else features
+        return channels_first(features) if self._channels_last and features.ndim == 4 else features
 
     def stages(self) -> list[nn.Module]:
         """Returns the trunk's stages, see `mtl.trunks.stages`: each ends after a block of layers or a pooling.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl.errors import UserError, suggest
+from mtl.trunks.mlp import perceptron
 from mtl.trunks.table import Columns
 
 
@@ -59,8 +60,12 @@ class TwoTower(nn.Module):
         self.inputs, self.combine = tuple(inputs), combine
         self.user_columns = Columns(columns, user, dimensions=dimensions, sparse=sparse)
         self.item_columns = Columns(columns, item, dimensions=dimensions, sparse=sparse)
-        self.user = _perceptron(self.user_columns.width, hidden, width, dropout)
-        self.item = _perceptron(self.item_columns.width, hidden, width, dropout)
+
+        def tower(width_in: int) -> nn.Sequential:
+            layers = perceptron([width_in, *hidden], dropout=dropout)
+            return layers.append(nn.Linear([width_in, *hidden][-1], width))
+
+        self.user, self.item = tower(self.user_columns.width), tower(self.item_columns.width)
         self.num_features = width if combine == "product" else 2 * width
 
     def forward(self, *columns: Any) -> Tensor:
@@ -71,11 +76,3 @@ class TwoTower(nn.Module):
         user: Tensor = self.user(self.user_columns(*(by_name[name] for name in self.user_columns.inputs)))
         item: Tensor = self.item(self.item_columns(*(by_name[name] for name in self.item_columns.inputs)))
         return user * item if self.combine == "product" else torch.cat([user, item], 1)
-
-
-def _perceptron(width: int, hidden: Sequence[int], out: int, dropout: float) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for wider in hidden:
-        layers += [nn.Linear(width, wider), nn.ReLU(), nn.Dropout(dropout)]
-        width = wider
-    return nn.Sequential(*layers, nn.Linear(width, out))

@@ -2,15 +2,18 @@
 
 import copy
 import csv
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, command
+from conftest import ROOT, command, stopping
 from every import ARCHITECTURES, NAMES, batches, cnn, mlp, problem
+from test_resume import same_runs
 from torch import nn
 
 import mtl
@@ -52,6 +55,51 @@ def test_all_kinds_of_passes_leave_the_same_state(name: str, trunk: Callable[[],
         assert torch.equal(draws, kind_draws)
         for key, value in expected.items():
             torch.testing.assert_close(state[key], value, rtol=1e-10, atol=1e-12, msg=key)
+
+
+def noisy() -> nn.Module:
+    """Returns a trunk of three stages with batch norm and dropout."""
+    widths = [64, 7, 8, 6]
+    stages = [
+        nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU(), nn.Dropout(0.3)) for a, b in pairwise(widths)
+    ]
+    stages[0].insert(0, nn.Flatten())
+    trunk = nn.Sequential(*stages)
+    trunk.num_features = 6
+    return trunk
+
+
+@every_architecture
+def test_batch_norm_and_dropout_run_once_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each kind of passes, but for modules that are defined to run with an input of each task's own."""
+    options = {"aitm": {"transfer_dropout": 0.2}, "mtan": {"batch_norm": True}}.get(name, {})
+    architecture = ARCHITECTURES[name]
+    monkeypatch.setitem(ARCHITECTURES, name, lambda *args, **kw: architecture(*args, **kw, **options))
+    (batch,) = batches(1)
+    for kind in kinds(problem(name, noisy)[0]):
+        model, tasks = problem(name, noisy)
+        for head in model.heads.values():
+            head.register_forward_pre_hook(lambda head, inputs: (head.noise(inputs[0]),))
+            head.noise = nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(0.1)).double()
+        of_shared = set() if model.shared is None else set(model.shared.modules())
+        calls: Counter[str] = Counter()
+        expected: dict[str, int] = {}
+        for path, module in model.named_modules(remove_duplicate=True):
+            if isinstance(module, nn.Dropout | nn.modules.batchnorm._BatchNorm):
+                module.register_forward_hook(lambda *_, path=path, calls=calls: calls.update([path]))
+                of_each_task = path.startswith(("after", "before")) if name == "mtan" else False
+                if name == "adapters":
+                    of_each_task = path.startswith(("trunk.1", "trunk.2"))
+                repeated = kind == "sequential" and module in of_shared
+                expected[path] = 3 if of_each_task or repeated else 1
+        assert len(expected) > 6
+        statistics = {path: m.num_batches_tracked for path, m in model.named_modules() if hasattr(m, "running_mean")}
+        before = {path: int(number) for path, number in statistics.items()}
+        mtl.Step(model, tasks, passes=kind).backward(batch)
+        assert calls == expected, kind
+        for path, number in statistics.items():
+            moved = 3 if expected[path] == 3 and model.get_submodule(path) not in of_shared else 1
+            assert int(number) - before[path] == moved, (kind, path)
 
 
 @every_architecture
@@ -162,8 +210,66 @@ def test_the_graph_is_drawn_from_the_command_line(name: str, here: Path) -> None
     assert all((leaf["shared"] == "true") == (" " in leaf["tasks"]) for leaf in leaves)
 
 
-@pytest.mark.parametrize("name", ["mmoe", "separate"])
-def test_burgers_is_refused(name: str, here: Path) -> None:
-    done = command("train", "task=burgers", f"model={name}", "trainer.max_epochs=1")
-    assert done.code == 1
-    assert "take model=hard_sharing" in " ".join(done.err.split())
+@every_architecture
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(name: str, here: Path) -> None:
+    images = ["task=multi_mnist", "model/trunk=cnn", "model.trunk.in_channels=1", "model.trunk.widths=[4,5,6]"]
+    of_images = [*images, "model.trunk.batch_norm=true", "data.batch_size=800"]
+    of_chains = ["task=made_ctr_chain", "data.num_samples=4000", "model.trunk.dropout=0.2", "data.batch_size=500"]
+    options = [*(of_chains if name in ("aitm", "esmm") else of_images), f"model={name}", "balancer=famo"]
+    options += ["trainer.max_epochs=2", "log.every=2", "threads=1"]
+    whole = command("train", *options)
+    assert whole.code == 0, whole.err
+    stopped = command("train", *stopping(3), *options, "output_root=stopped")
+    assert stopped.code == 143, stopped.err
+    again = command("train", *options, "resume=auto", "output_root=stopped")
+    assert "resume   from step 3" in again.out, again.err
+    same_runs(max(Path("stopped").glob("*/*/")), whole.run)
+
+
+@every_architecture
+def test_the_representation_is_refused_where_it_would_miss_conflicts(name: str) -> None:
+    model, tasks = problem(name)
+    of_features = mtl.Gradients(source="representation")
+    if name in ("cgc", "dselect_k", "mmoe"):
+        mtl.Step(model, tasks, gradients=of_features, balancer=mtl.balancers.MGDA()).backward(batches(1)[0])
+        return
+    with pytest.raises(UserError, match="'representation' needs"):
+        mtl.Step(model, tasks, gradients=of_features, balancer=mtl.balancers.MGDA())
+
+
+class Turned(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(1, 2)
+
+
+def sequential(kind: str) -> nn.Module:
+    """Returns a trunk of two stages for inputs (N, 1, 8, 8), taken as sequences of eight tokens with eight channels."""
+    if kind == "convolutions":
+        stages = [nn.Sequential(nn.Flatten(1, 2), nn.Conv1d(8, 6, 3, padding=1)), nn.Conv1d(6, 6, 3, padding=1)]
+    else:
+        stages = [
+            nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 6)),
+            nn.TransformerEncoderLayer(6, 2, 7, batch_first=True),
+        ]
+    return nn.Sequential(*stages, nn.Sequential(Turned() if kind == "tokens" else nn.Identity(), Positions()))
+
+
+class Positions(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(2)
+
+
+@pytest.mark.parametrize("name", ["adapters", "cross_stitch", "mtan"])
+def test_channels_of_sequences(name: str) -> None:
+    """Those of tokens are the last dimension; one-dimensional convolutions, where they aren't, are refused."""
+    with pytest.raises(UserError, match="one-dimensional convolution"):
+        problem(name, partial(sequential, "convolutions"))
+    model, tasks = problem(name, partial(sequential, "tokens"))
+    if name == "mtan":
+        assert model.attention["click"][0].g.weight.shape == (6, 6)
+    elif name == "adapters":
+        assert model.adapters["click"][0].down.shape == (5, 6)
+    else:
+        assert model.trunk.units[0].weight.shape == (3, 3, 6)
+    assert torch.isfinite(mtl.Step(model, tasks).backward(batches(1)[0]).losses["sale"])

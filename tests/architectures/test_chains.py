@@ -13,6 +13,7 @@ from torch.nn import functional
 import mtl
 from mtl.architectures import AITM, ESMM
 from mtl.architectures.esmm import logit_of_product
+from mtl.gradients.at_features import AtFeatures
 from mtl.trunks import Table
 
 EVENTS = ["click", "cart", "purchase"]
@@ -73,7 +74,7 @@ def test_probabilities_multiply() -> None:
     predictions = model(batch)
     product = torch.ones(32, dtype=torch.float64)
     for name in EVENTS:
-        product = product * model.heads[name](model.towers[name](features)).sigmoid()
+        product = product * model.heads[name](model.towers[name](model.trunk(batch["user"], batch["item"]))).sigmoid()
         torch.testing.assert_close(predictions[name].sigmoid(), product, rtol=1e-12, atol=0)
     reordered, _ = made("esmm", chain=["purchase", "click"])
     assert reordered.before("click") == ["purchase"]
@@ -129,9 +130,9 @@ def test_information_is_transferred_by_attention() -> None:
     """The forward pass of three events, written out sample by sample and vector by vector."""
     model, _ = made("aitm")
     batch = batch_of(5)
-    features, predictions = model.features(batch), model(batch)
+    bottom, predictions = model.trunk(batch["user"], batch["item"]), model(batch)
     for sample in range(5):
-        own = [model.towers[name](features)[sample] for name in EVENTS]
+        own = [model.towers[name](bottom)[sample] for name in EVENTS]
         z = own[0]
         for name, q in zip(EVENTS[1:], own[1:], strict=True):
             transfer = model.transfers[name]
@@ -171,14 +172,13 @@ def test_numbers_of_parameters(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["esmm", "aitm"])
-def test_without_a_chain_or_towers_it_is_hard_sharing(kind: str) -> None:
-    model, _ = made(kind, chain=[], shared_stages=3)
-    torch.manual_seed(0)
-    same = tasks_of(EVENTS)
-    hard = mtl.MultiTaskModel(trunk(), same, inputs=["user", "item"]).double()
+def test_without_a_chain_each_task_has_a_tower(kind: str) -> None:
+    model, _ = made(kind, chain=[], shared_stages=2)
     batch = batch_of()
-    assert all(torch.equal(model(batch)[task], hard(batch)[task]) for task in EVENTS)
-    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in hard.parameters())
+    bottom = model.trunk(batch["user"], batch["item"])
+    for task in EVENTS:
+        assert torch.equal(model(batch)[task], model.heads[task](model.towers[task](bottom)))
+        assert model.penalty(task, model.features(batch)) is None
 
 
 def step_of(kind: str, **options: Any) -> tuple[Any, Any]:
@@ -236,7 +236,11 @@ def test_shared_parameters(kind: str) -> None:
         (lambda: made("esmm", chain=["click", "buy"]), "model.chain: there is no task 'buy'"),
         (lambda: made("esmm", chain=["click", "click"]), "model.chain names 'click' twice"),
         (lambda: made("aitm", shared_stages=0), "model.shared_stages is 0; it must be a whole number of at least 1"),
-        (lambda: made("aitm", shared_stages=4), "needs a trunk of at least 4 stages, and Table has 3"),
+        (lambda: made("aitm", shared_stages=3), "needs a trunk of at least 4 stages, and Table has 3"),
+        (
+            lambda: ESMM(lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU()), tasks_of(EVENTS), inputs=["x"]),
+            r"model\.shared_stages is 1, and no later stage of the trunk has parameters",
+        ),
     ],
 )
 def test_refused(change: Callable[[], Any], message: str) -> None:
@@ -275,3 +279,23 @@ def test_labels_that_are_missing_where_the_event_before_did_not_happen_are_refus
     mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.3))(
         {**batch, "cart": batch["cart"].masked_fill(batch["click"] == 0, torch.nan)}
     )
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_embeddings_that_all_events_use_have_no_rows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The events reach different towers, but all of them reach the embeddings and the first tower."""
+    gradients: list[list[Tensor]] = []
+    seen: list[Tensor] = []
+    note = AtFeatures._note
+    monkeypatch.setattr(
+        AtFeatures, "_note", lambda self, layer, deltas: (seen.extend(layer.parameters), note(self, layer, deltas))
+    )
+    for source in ("rows", "layerwise"):
+        model, step = step_of(kind, balancer=mtl.balancers.MGDA(), gradients=mtl.Gradients(source=source))
+        step.backward(batch_of(8))
+        gradients.append([p.grad for p in model.parameters()])
+        names = {name for name, p in model.named_parameters() if any(p is each for each in seen)}
+    assert {name for name in names if "embeddings" in name} == {f"trunk.0.embeddings.{n}.weight" for n in (0, 1)}
+    assert not any("purchase" in name or "cart" in name for name in names)
+    for mine, its in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-9, atol=1e-14)

@@ -99,3 +99,12 @@ def test_mtan_on_segnet(here: Path, kind: str) -> None:
         assert state[f"heads.{task}.0.weight"].shape == (4, 4, 3, 3)
         assert state[f"heads.{task}.1.weight"].shape == (number, 4, 1, 1)
     assert set(ended.metrics["val"]) == set(outputs)
+    assert config["trainer"]["last_epochs"] == 10
+    assert (ended.metrics["last_epochs"], ended.metrics["last"]["depth"]) == (1, ended.metrics["val"]["depth"])
+    better = {  # the figures of the papers' Δm
+        **{f"segmentation/{name}": "max" for name in ("iou", "accuracy")},
+        **{f"depth/error.{name}": "min" for name in ("absolute", "relative")},
+        **({f"normals/angle.{name}": "min" for name in ("mean", "median")} if kind == "nyuv2" else {}),
+        **({f"normals/angle.within_{n:g}": "max" for n in (11.25, 22.5, 30)} if kind == "nyuv2" else {}),
+    }
+    assert {name: ended.metrics["kinds"][name] for name in better} == better

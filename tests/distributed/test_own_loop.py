@@ -82,7 +82,7 @@ def run(folder: Path, *command: str) -> None:
 
 def test_the_loop_of_the_documentation(tmp_path: Path) -> None:
     page = (ROOT / "docs/howto/processes.md").read_text()
-    (script,) = [block for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "init_process_group" in block]
+    (script,) = [block for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "destroy_process" in block]
     script = script.replace("dist.destroy", "RANK = dist.get_rank()\ndist.destroy").replace("range(2)", "range(1)")
     assert script.count("        step(batch)\n") == 1
     few = "        step(batch)\n        if step.num_taken == 8:  # before the rounding of sums has grown\n            break\n"
@@ -99,7 +99,30 @@ def test_the_loop_of_the_documentation(tmp_path: Path) -> None:
     torch.testing.assert_close(first, alone, rtol=0, atol=1e-5)  # a step of AdamW moves a parameter by up to 1e-3
 
 
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_the_lightning_module_of_the_documentation(tmp_path: Path) -> None:
+    """With nothing changed but the trainer's arguments, the sampler, and dropout, which would draw other numbers."""
+    page = (ROOT / "docs/howto/own_loop.md").read_text()
+    (script,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Digits" in block]
+    for old, new in (
+        ("import lightning\n", "import sys\n\nimport lightning\n"),
+        ("tasks = [", "torch.manual_seed(0)\ntasks = ["),
+        ("LeNet(", "LeNet(dropout=0.0, "),
+        ("batch_size=64, shuffle=True", "batch_sampler=mtl.distributed.Sampler(4000, batch_size=64)"),
+        ('accelerator="cpu"', 'accelerator="cpu", devices=int(sys.argv[1]), strategy=sys.argv[2], **ARGUMENTS'),
+    ):
+        assert script.count(old) == 1, old
+        script = script.replace(old, new)
+    arguments = "ARGUMENTS = dict(use_distributed_sampler=False, limit_train_batches=8, enable_progress_bar=False)\n"
+    save = '\ntorch.save(model.state_dict(), f"{sys.argv[1]}-{mtl.distributed.rank()}.pt")\n'
+    (tmp_path / "script.py").write_text(arguments + script + save)
+    run(tmp_path, "script.py", "1", "auto")
+    run(tmp_path, "script.py", "2", "ddp")
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    torch.testing.assert_close(first, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_lightning_trains_like_one_process(tmp_path: Path, how: str) -> None:
     (tmp_path / "script.py").write_text(LIGHTNING)
     run(tmp_path, "script.py", "1", "one", how)

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtl
+from mtl import tags
 from mtl.loggers import Loggers, MLflowLogger
 from mtl.loggers.mlflow import LONGEST_NAME, clean
 from mtl.loggers.names import Names
@@ -117,6 +118,24 @@ def test_a_run_that_goes_on_is_one_run(here: Path, empty: Path) -> None:
 
 def logger_of(folder: Path) -> MLflowLogger:
     return MLflowLogger(folder, ["a"], tracking_uri=f"sqlite:///{folder / 'runs.db'}")
+
+
+def test_every_figure_of_a_metric_has_a_name_of_its_own(folder: Path) -> None:
+    """MLflow refuses <, >, ° and quotes; figures whose names are the same without these are numbered."""
+    figures = ["within_11.25", "< 30°", "> 30°", "Straße", 'bed & "sofa"', "a.b", "."]
+    scalars = {tags.metric("normals", f"angle.{name}", "val"): float(i) for i, name in enumerate(figures)}
+    logger = logger_of(folder)
+    logger.log(1, 1, scalars)
+    logger.picture("metric/s/confusion.°/val", 1, np.zeros((8, 8, 3), dtype=np.uint8))
+    logger.close()
+    found = history(folder / "runs.db")
+    assert sorted(value for key in found if key != "epoch" for _, value in found[key]) == list(scalars.values())
+    assert found["metric/normals/angle.within_11.25/val"] == [(1, 0.0)]
+    assert found["metric/normals/angle.- 30-/val"] == [(1, 1.0)]
+    assert found["metric/normals/angle.- 30-/val-2"] == [(1, 2.0)]
+    run = only_run(folder / "runs.db").info.run_id
+    (picture,) = client(folder / "runs.db").list_artifacts(run, "metric/s/confusion.-/val")
+    assert picture.path.endswith(".png")
 
 
 def test_what_was_logged_after_the_last_state_of_a_killed_process_is_there_once(folder: Path) -> None:

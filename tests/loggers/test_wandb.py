@@ -20,6 +20,7 @@ from conftest import ROOT, command, stopping
 from test_readme import HANGS
 
 import mtl
+from mtl import tags
 from mtl.loggers import Loggers, WandbLogger
 
 wandb = pytest.importorskip("wandb", reason="the package wandb isn't there")
@@ -97,6 +98,19 @@ def figures(run: Path) -> list[tuple[int, int, str, float]]:
 def in_csv(run: Path) -> list[tuple[int, int, str, float]]:
     with (run / "metrics.csv").open(encoding="utf-8") as file:
         return [(int(r["step"]), int(r["epoch"]), r["tag"], float(r["value"])) for r in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+def test_every_figure_of_a_metric_has_a_name_of_its_own(tmp_path: Path) -> None:
+    """A dot in a name makes no group."""
+    figures = ["within_11.25", "< 30°", "> 30°", 'bed & "sofa"', "a.b", "."]
+    scalars = {tags.metric("normals", f"angle.{name}", "val"): float(i) for i, name in enumerate(figures)}
+    logger = WandbLogger(tmp_path, ["normals"])
+    logger.log(1, 1, scalars)
+    logger.end()
+    logger.close()
+    (row,) = rows(tmp_path)
+    assert {name: value for name, value in row.items() if name.startswith("metric/")} == scalars
 
 
 def test_all_figures_of_a_run_exactly(here: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 from made_runs import accuracies, comparison, run
 
 from mtl.errors import UserError
-from mtl.reporting.comparison import check_names, conflict, cost, hardest, pairs_of
+from mtl.reporting.comparison import conflict, cost, hardest, pairs_of
+from mtl.reporting.figures import check_names
 from mtl.reporting.grouping import sections
 from mtl.reporting.reading import find
 

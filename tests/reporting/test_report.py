@@ -62,6 +62,41 @@ def test_known_numbers_in_every_file(
     assert "Written to runs/report: report.html, report.md, report.csv" in out
 
 
+def test_delta_of_named_figures(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """b of both methods gains 20 %; the loss of b falls from 0.5 to 0.4, which is 20 % as well."""
+    two_methods(here / "runs")
+    assert report(monkeypatch, "runs", "--delta", "b/accuracy", "b/loss") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Over 2 figures, each of which counts once: b accuracy↑ and b loss↓." in out
+    with (here / "runs/report/report.csv").open() as file:
+        gains = [float(line["mean"]) for line in csv.DictReader(file) if line["figure"] == "delta_m"]
+    assert gains == pytest.approx([20, 20])
+    assert report(monkeypatch, "runs", "--delta", "b/accurac") == 1
+    assert "--delta: there is no figure 'b/accurac'; did you mean 'b/accuracy'?" in capsys.readouterr().err
+
+
+def test_means_over_the_last_epochs(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two_methods(here / "runs")
+    assert report(monkeypatch, "runs", "--split", "last") == 1
+    assert "--split last: no run has means over its last epochs" in capsys.readouterr().err
+    for seed, value in enumerate((0.6, 0.7)):
+        more = {"last": accuracies(a=value, b=0.6), "last_epochs": 10}
+        run(here / f"means/e{seed}", seed=seed, test=accuracies(a=0.9, b=0.9), **more)
+        for task in "ab":
+            run(here / f"means/{task}{seed}", seed=seed, tasks=[task], last=accuracies(**{task: 0.5}), last_epochs=10)
+    assert report(monkeypatch, "means", "--split", "last") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Figures of the val split of 50 samples, means over the last 10 epochs." in out
+    with (here / "means/report/report.csv").open() as file:
+        lines = {(line["method"], line["figure"]): line for line in csv.DictReader(file) if line["task"] != "b"}
+    assert float(lines["equal", "accuracy"]["mean"]) == pytest.approx(0.65)
+    assert float(lines["equal", "delta_m"]["mean"]) == pytest.approx(25)  # of 30 % and 20 %
+
+
 def test_runs_that_dont_count_are_listed(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,9 +126,26 @@ def test_without_validation_the_last_parameters_are_the_best(tmp_path: Path) -> 
     assert trainer.selection.best is None
     assert trainer.epoch == 3
     assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 3
-    for option in ({"patience": 1}, {"monitor": {"a/accuracy": "max"}}):
+    for option in ({"patience": 1}, {"last_epochs": 1}, {"monitor": {"a/accuracy": "max"}}):
         with pytest.raises(mtl.UserError, match="need validation data, and data.val is null"):
             make(tmp_path, val=False, **option)
+
+
+def test_means_over_the_last_epochs(tmp_path: Path) -> None:
+    trainer, logger = make(tmp_path / "whole", max_epochs=4, last_epochs=3)
+    trainer.fit()
+    logged = [value for _, value in logger.of("loss/a/val")]
+    assert trainer.selection.mean()["a"]["loss"] == pytest.approx(sum(logged[1:]) / 3, rel=1e-12)
+    first, _ = make(tmp_path / "parts", max_epochs=2, last_epochs=3)
+    first.fit()
+    assert first.selection.mean()["a"]["loss"] == pytest.approx(sum(logged[:2]) / 2, rel=1e-12)
+    second, _ = make(tmp_path / "parts", max_epochs=4, last_epochs=3)
+    second.load_state_dict(checkpoint.load(tmp_path / "parts/last.pt"))
+    second.fit()
+    assert second.selection.mean() == trainer.selection.mean()
+    plain, _ = make(tmp_path / "plain")
+    plain.fit()
+    assert plain.selection.mean() == {}
 
 
 def test_patience(tmp_path: Path) -> None:

@@ -69,6 +69,20 @@ def test_other_families(name: str, width: int, maps: tuple[int, ...]) -> None:
         assert unpooled.num_features == maps[0]
 
 
+@pytest.mark.parametrize(("node", "dims"), [("features.1", (1, 2)), ("features.0.0", (2, 3)), ("norm", (1, 2))])
+def test_maps_of_swin_are_averaged_over_height_and_width(node: str, dims: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    pooled = Torchvision("swin_t", features=node).eval()
+    torch.manual_seed(0)
+    maps = Torchvision("swin_t", features=node, pooled=False).eval()
+    image = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        output = pooled.model(image)[node]
+        torch.testing.assert_close(pooled(image), output.mean(dims))
+        assert pooled.num_features == maps.num_features == (768 if node == "norm" else 96)
+        assert maps(image).shape == ((2, 768, 2, 3) if node == "norm" else (2, 96, 16, 24))
+
+
 def test_tokens() -> None:
     trunk = Torchvision("vit_b_16", features="encoder.layers.encoder_layer_0", pooled=False).eval()
     image = torch.randn(1, 3, 224, 224)
