@@ -132,6 +132,19 @@ def test_processes_share_each_batch_and_continue_in_another_number(kind: str, pa
     assert rest == whole[13:]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["stateful", "hugging face"])
+def test_processes_with_several_workers_each_share_each_batch(kind: str, paths: list[str]) -> None:
+    """Each worker imports torch first, which takes most of the time."""
+    whole, _ = taken(kind, paths, steps=16)
+    state: Any = None
+    for count, start, end in ((2, 0, 7), (3, 7, 16)):
+        settings = {"steps": 16, "start": start, "state": state, "count": end - start, "num_workers": 2}
+        answers = processes(count)(call, kind, paths, settings)
+        assert joined(answers) == ordered(whole[start:end])
+        state = answers[0][1]
+
+
 def call(kind: str, paths: list[str], settings: dict[str, Any]) -> Any:
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # may start workers
     return taken(kind, paths, **settings)

@@ -44,3 +44,18 @@ def test_a_sharded_run_goes_on_in_any_layout_and_is_evaluated_in_one_process(
     report = run(tmp_path, 1, str(folder.parent), module="report")
     assert report.returncode == 0, report.stderr
     assert "1 finished of 1 runs" in report.stdout
+
+
+@pytest.mark.slow
+def test_hsdp_and_synchronised_batch_norm_have_the_numbers_of_one_process(tmp_path: Path) -> None:
+    norm = ("model/trunk=cnn", "model.trunk.in_channels=1", "model.trunk.batch_norm=true", "trainer.max_epochs=1")
+    plain = [setting for setting in PROBLEM if "dropout" not in setting]
+    for count in (1, 2):
+        settings = (*plain, *norm, "model.sync_batchnorm=true", f"output_root={count}")
+        done = run(tmp_path, count, *settings, *(["distributed=hsdp"] if count > 1 else []))
+        assert done.returncode == 0, done.stderr
+    one, two = (only_run(tmp_path, root) for root in ("1", "2"))
+    assert list(two.glob("checkpoints/*.shards/*.distcp"))
+    ours, theirs = (checkpoint.load(each / "checkpoints" / "last.pt")["model"] for each in (two, one))
+    assert any("running_var" in name for name in theirs)
+    assert_same(ours, theirs, 1e-4)

@@ -138,7 +138,7 @@ def train_with(arguments: tuple[Any, ...], settings: dict[str, Any]) -> Numbers:
     ("world", "balancer", "settings"),
     [
         (2, "Equal", {"passes": "joint"}),
-        (2, "UPGrad", {"on_nonfinite": "skip_task", "spoilt": "gradient"}),
+        (2, "Equal", {"on_nonfinite": "skip_task", "spoilt": "gradient"}),
         (2, "UW", {"ragged": True}),
         (3, "UPGrad", {"ragged": True}),
         (2, "UPGrad", {"how": "fsdp", "sizes": (12, 7, 4)}),
