@@ -71,6 +71,7 @@ NOT_FAST = {
     *("test_gramian.py", "test_mlflow.py", "test_mnist.py", "test_nonfinite.py", "test_objectives.py"),
     *("test_page.py", "test_presence.py", "test_process.py", "test_resume.py", "test_schema.py", "test_sparse.py"),
     *("test_loader.py", "test_own_loop.py", "test_refused.py", "test_same_numbers.py", "test_torchrun.py"),
+    "test_same_numbers_sharded.py",
     *("test_sweep.py", "test_tensorboard_page.py", "test_torchvision.py", "test_toy.py", "test_trust.py"),
 }
 COMMAND_LINE = {"here", "trained", "wheel"}

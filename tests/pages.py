@@ -113,10 +113,19 @@ def made_scenes(folder: Path) -> None:
         subprocess.run(script, cwd=folder, check=True)
 
 
+def made_logs(folder: Path) -> None:
+    """Writes the data sets that docs/howto/recommenders.md makes with a script of the checkout."""
+    for name, kind in (("ml-1m", "movielens"), ("ali-ccp", "aliccp")):
+        few = ["--rows", "1000", "--kind", kind]
+        script = [sys.executable, str(ROOT / "scripts/make_recommender.py"), f"data/{name}", *few]
+        subprocess.run(script, cwd=folder, check=True)
+
+
 def write_files(folder: Path) -> None:
     """Writes the data and the files that any page shows, since how-to pages build on each other."""
     data_of_ones_own(folder)
     made_scenes(folder)
+    made_logs(folder)
     for page in PAGES:
         for name, text in page.files.items():
             path = folder / name

@@ -79,7 +79,7 @@ class DSelectK(ExpertModel):
         if not self.entropy:
             return None
         x, shared = features
-        r, _ = self.branches[task].gate.selectors(x)  # type: ignore[union-attr, operator]
+        r, _ = self.branches[task].selectors(x)  # type: ignore[operator]
         value: Tensor = -self.entropy * (r * (r + _TINY).log()).sum((-2, -1))
         return value.expand(len(shared))
 

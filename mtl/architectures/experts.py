@@ -89,6 +89,8 @@ class Branch(nn.Module):
         experts: The task's experts, possibly none.
     """
 
+    forward_methods = ("selectors",)  # see `mtl.distributed.sharding.shard`
+
     def __init__(self, gate: nn.Module, experts: Experts) -> None:
         super().__init__()
         self.gate = gate
@@ -98,6 +100,11 @@ class Branch(nn.Module):
         """Returns the mixture for the task, from the task's input and the outputs of the shared experts."""
         weights: Tensor = self.gate(x)
         return mix(weights, torch.cat([*self.outputs(x), shared], 1))
+
+    def selectors(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Returns the selectors of a gate that has them, see `mtl.architectures.dselect_k.StaticGate`."""
+        values: tuple[Tensor, Tensor] = self.gate.selectors(x)  # type: ignore[operator]
+        return values
 
     def outputs(self, x: Any) -> list[Tensor]:
         """Returns the outputs (N, experts, …) of the task's own experts in a list, which is empty if it has none."""

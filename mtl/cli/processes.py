@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 _met = False  # whether this process has joined the others
 # The variables that torchrun sets, and mtl.cli.submitted for submitit, from which a process group is made
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# By the variable of the number of processes that were started together, who started them. SLURM_NTASKS and SLURM_PROCID
+# won't do: a batch script and the shell of salloc, one process each, have the number of tasks of the whole job. The
+# number for a step belongs to what srun starts, and is 1 in the interactive step of salloc.
+SIZES = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun"}
 
 
 def count() -> int:
@@ -29,19 +33,31 @@ def count() -> int:
 
 
 def check_environment() -> None:
-    """Checks that the variables of torchrun are either all set or don't ask for several processes.
+    """Checks that this process trains alone, or that all variables of torchrun are set.
 
     Raises:
-        UserError: If `WORLD_SIZE` is above 1 and other variables are missing.
+        UserError: If `WORLD_SIZE` is above 1 and other variables are missing, or if srun or mpirun started several
+            processes, each of which would run the command by itself.
     """
-    size = os.environ.get("WORLD_SIZE", "1")
     missing = [name for name in NEEDED if name not in os.environ]
-    if size != "1" and missing:
+    if not missing:
+        return
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1":
         raise UserError(
             f"the environment has WORLD_SIZE={size}, as for several processes that train together, but no "
             f"{', '.join(missing)}. Start the processes with torchrun, which sets all of these variables, or remove "
             "WORLD_SIZE to train in one process"
         )
+    for name, launcher in SIZES.items():
+        size = os.environ.get(name, "1")
+        if size.isdecimal() and int(size) > 1:
+            raise UserError(
+                f"{launcher} started {size} processes ({name}={size}), and each of them would run this command by "
+                f"itself. To train in all of them together, start torchrun: torchrun --nproc-per-node={size} -m "
+                "mtl.train …, or scripts/train.sbatch with SLURM. To train in one process, start one, or remove "
+                f"{name} from the environment"
+            )
 
 
 def is_follower() -> bool:

@@ -1,5 +1,6 @@
 """Data sets, splits and batches."""
 
+from mtl.data.aliccp import aliccp
 from mtl.data.celeba import celeba
 from mtl.data.cifar100 import cifar100
 from mtl.data.dense import cityscapes, dense, nyuv2
@@ -10,6 +11,7 @@ from mtl.data.image_table import image_table
 from mtl.data.loader import Loader
 from mtl.data.made_ctr import made_ctr
 from mtl.data.mnist import mnist
+from mtl.data.movielens import movielens
 from mtl.data.multi_mnist import multi_mnist
 from mtl.data.named import Named, Stream, datasets
 from mtl.data.office import office_domain
@@ -28,6 +30,7 @@ __all__ = [
     "Sources",
     "Splits",
     "Stream",
+    "aliccp",
     "celeba",
     "cifar100",
     "cityscapes",
@@ -37,6 +40,7 @@ __all__ = [
     "image_table",
     "made_ctr",
     "mnist",
+    "movielens",
     "multi_mnist",
     "nyuv2",
     "office_domain",

@@ -21,12 +21,7 @@ def random_parts(count: int, split: Sequence[float], seed: int) -> dict[str, Ten
     Raises:
         UserError: If the shares are invalid, or so small that a split would have no samples.
     """
-    right = isinstance(split, list | tuple) and len(split) == len(NAMES) and all(type(s) in (int, float) for s in split)
-    if not right or min(split) < 0 or split[0] == 0 or abs(sum(split) - 1) > 1e-6:
-        raise UserError(
-            f"data.split is {split!r}; it must be three shares that sum to 1, of training (above 0), validation and "
-            "test, such as [0.8, 0.1, 0.1]"
-        )
+    check_shares(split)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     ends = [round(count * sum(split[: index + 1])) for index in range(len(NAMES))]
     parts = {}
@@ -36,6 +31,16 @@ def random_parts(count: int, split: Sequence[float], seed: int) -> dict[str, Ten
         if share:
             parts[name] = order[start:end].sort().values
     return parts
+
+
+def check_shares(split: Sequence[float]) -> None:
+    """Raises a UserError unless `split` has three shares that sum to 1, the first of them above 0."""
+    right = isinstance(split, list | tuple) and len(split) == len(NAMES) and all(type(s) in (int, float) for s in split)
+    if not right or min(split) < 0 or split[0] == 0 or abs(sum(split) - 1) > 1e-6:
+        raise UserError(
+            f"data.split is {split!r}; it must be three shares that sum to 1, of training (above 0), validation and "
+            "test, such as [0.8, 0.1, 0.1]"
+        )
 
 
 def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,8 @@ def shard(model: nn.Module, how: str) -> None:
     """Divides the parameters of a model over the processes.
 
     The trunk, the heads and the other children of the model are sharded, and in each of these the members of its
-    outermost `nn.Sequential` or `nn.ModuleList`, such as the layers of a transformer. Each gathers its own parameters.
+    outermost `nn.Sequential` or `nn.ModuleList`, such as the layers of a transformer. Each gathers its own parameters
+    before `forward`, and before the methods that its attribute `forward_methods` names, if it has one.
 
     Args:
         model: The model, on the device of this process. It is changed; an optimizer has to be made afterwards.
@@ -36,7 +37,7 @@ def shard(model: nn.Module, how: str) -> None:
             if `fully_shard` doesn't support one, such as a scalar.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     device = next(model.parameters()).device.type
     if how == "fsdp":
@@ -58,6 +59,8 @@ def shard(model: nn.Module, how: str) -> None:
             fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         except (ValueError, NotImplementedError) as error:
             raise UserError(f"distributed: '{name}' can't be sharded: {describe_error(error)}. Or take ddp") from error
+        for method in getattr(unit, "forward_methods", ()):
+            register_fsdp_forward_method(unit, method)
 
 
 def _copy_timeout(group: Any) -> None:
@@ -190,7 +193,7 @@ def begin(model: nn.Module) -> bool:
     Raises:
         UserError: If only some parameters are sharded, or if they are divided in a way that a step doesn't support.
     """
-    units: list[Any] = [module for module in model.modules() if _gathers(module)]
+    units: list[Any] = [module for module in model.modules() if gathers(module)]
     for unit in units:
         unit.reshard()
     if not check_sharded(model):
@@ -234,9 +237,9 @@ def check_sharded(model: nn.Module) -> bool:
     plain = [name for name in named if name not in set(sharded)]
     if plain:
         raise UserError(f"'{sharded[0]}' of the model is sharded and '{plain[0]}' is not; {way}")
-    if _gathers(model):
+    if gathers(model):
         raise UserError(f"the model as a whole is sharded, and a step calls its trunk and heads one by one; {way}")
-    managed = {p for module in model.modules() if _gathers(module) for p in module.parameters()}
+    managed = {p for module in model.modules() if gathers(module) for p in module.parameters()}
     for name, parameter in named.items():
         tensor: Any = parameter
         *replicas, last = tensor.placements
@@ -249,6 +252,7 @@ def check_sharded(model: nn.Module) -> bool:
     return True
 
 
-def _gathers(module: nn.Module) -> bool:
+def gathers(module: nn.Module) -> bool:
+    """Returns whether a module is sharded and gathers its own parameters when it runs."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)

@@ -9,6 +9,7 @@ backward passes of one micro-batch, and accumulation.py loops over several micro
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from mtl.distributed import sharding
 from mtl.distributed.batch_norm import is_synchronised
 from mtl.distributed.collectives import world_size
 from mtl.distributed.replicas import check_joined, share_buffers
+from mtl.distributed.same_modules import SameModules
 from mtl.gradients.reach import Reach
 from mtl.model import MultiTaskModel
 from mtl.process.seeding import common_seed
@@ -89,6 +91,7 @@ class Step:
         self.model = model
         self.tasks = list(tasks)
         self._sharded = sharding.begin(model)  # whether the parameters are divided over the processes
+        self._same_modules = SameModules(model)
         self._synchronised = is_synchronised(model)  # whether batch norm normalises over all processes
         self.passes = Passes(model, passes, precision)
         self.micro_batch_size = micro_batch_size
@@ -173,9 +176,10 @@ class Step:
         self._meet()
         micro_batches = self._cut(batch, measure=measure)
         self._searched = micro_batches if isinstance(self.optimizer, LBFGS) else None
-        result = self.computation(
-            micro_batches, self.num_taken, measure=measure, on_nonfinite=self.on_nonfinite, check=self._check
-        )
+        with self._same_modules.compared() if self._sharded else nullcontext():
+            result = self.computation(
+                micro_batches, self.num_taken, measure=measure, on_nonfinite=self.on_nonfinite, check=self._check
+            )
         if self._processes > 1:
             share_buffers(self.model)
         return result

@@ -1,5 +1,8 @@
 """The states of metrics in several processes."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,6 +50,15 @@ def fill_empty_states(metric: Metric) -> None:
             if value == [] and kinds:
                 dtype, shape = kinds[0]
                 setattr(module, name, [torch.empty((0, *shape), dtype=dtype, device=module.device)])
+
+
+@contextmanager
+def no_warning_of_empty_states() -> Iterator[None]:
+    """Suppresses torchmetrics' warning about a metric without samples in this process, since others have some."""
+    with warnings.catch_warnings():
+        if world_size() > 1:
+            warnings.filterwarnings("ignore", ".* was called before the ``update`` method")
+        yield
 
 
 def _join_moments(metric: Any) -> None:

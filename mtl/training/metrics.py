@@ -38,7 +38,7 @@ from mtl.metrics import GroupAUROC, NormalAngles
 from mtl.outputs import as_values, at_least_single, log_probabilities, output_of, probabilities, ranks
 from mtl.task import BY_CLASS, Task
 from mtl.training.figures import MATRICES, Kind, declared, kinds_of, matrix_of, numbers
-from mtl.training.metric_states import fill_empty_states
+from mtl.training.metric_states import fill_empty_states, no_warning_of_empty_states
 
 OF_TWO = (  # metrics that apply the sigmoid to each element
     *(by_class.BinaryStatScores, by_class.MultilabelStatScores),
@@ -148,7 +148,8 @@ class TaskMetric:
             return dict.fromkeys(self.names, math.nan)
         fill_empty_states(self.metric)
         try:
-            value = self.metric.compute()
+            with no_warning_of_empty_states():
+                value = self.metric.compute()
         except Exception as error:
             if is_unrelated(error):
                 raise

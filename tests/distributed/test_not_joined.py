@@ -1,5 +1,6 @@
 """Processes that were started together and don't train together are errors."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from test_refused import batch, model_of
 from torch import nn
 
 import mtl
-from mtl.cli.processes import check_same_arguments
+from mtl.cli.processes import NEEDED, check_environment, check_same_arguments
 
 
 def test_a_loop_under_torchrun_without_a_process_group_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,3 +64,41 @@ def test_half_of_the_variables_of_torchrun_is_refused(
     )
     assert ended.code == 0
     assert "warning  distributed=fsdp has no effect in one process" in ended.out
+
+
+SALLOC = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "4", "SLURM_NPROCS": "4", "SLURM_PROCID": "0"}  # and batch scripts
+STEP = {**SALLOC, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "launcher"),
+    [
+        (STEP, "srun started 4 processes (SLURM_STEP_NUM_TASKS=4)"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "mpirun started 2 processes"),
+        ({"PMI_SIZE": "3", "PMI_RANK": "0"}, "mpirun started 3 processes (PMI_SIZE=3)"),
+        (SALLOC, None),
+        ({**STEP, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}, None),  # the interactive step of salloc
+        ({"OMPI_COMM_WORLD_SIZE": "1", "PMI_SIZE": "1"}, None),
+        ({**STEP, **dict.fromkeys(NEEDED, "1")}, None),  # srun starts torchrun
+    ],
+    ids=str,
+)
+def test_processes_that_srun_or_mpirun_started_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], launcher: str | None
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if launcher is None:
+        check_environment()
+        return
+    with pytest.raises(mtl.UserError, match=rf"^{re.escape(launcher)}.* torchrun --nproc-per-node="):
+        check_environment()
+
+
+def test_a_command_that_srun_started_several_times_trains_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    ended = command("train", "task=mnist_two_head")
+    assert ended.code == 1
+    assert ended.err.startswith("error: srun started 4 processes")
+    assert not list(here.glob("outputs/**/metrics.json"))

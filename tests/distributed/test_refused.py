@@ -9,10 +9,10 @@ from processes import processes
 from torch import nn
 from torch.distributed._composable import replicate, replicate_with_fsdp
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 import mtl
 
@@ -81,12 +81,34 @@ def sharded_step_of(kind: str, model: mtl.MultiTaskModel, tasks: list[mtl.Task])
     return "nothing"
 
 
+def synchronised_step_of(kind: str) -> str:
+    """Takes a step with synchronised batch norm that is refused, and returns the message."""
+    model, tasks = model_of(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+    mtl.distributed.sync_batchnorm(model)
+    mtl.distributed.prepare(model)
+    if kind == "norm and objective":
+        tasks[1] = mtl.Task("b", objective=lambda model, batch: model.features(batch).mean(), count=len)
+    data = {} if kind == "norm and no samples" and mtl.distributed.rank() else batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    try:
+        mtl.Step(model, tasks, optimizer, compile=kind == "norm and compiled")(data)
+    except mtl.UserError as error:
+        return str(error)
+    return "nothing"
+
+
 def step_of(kind: str) -> str:
     """Takes a step that is refused, and returns the message."""
+    if kind.startswith("norm and "):
+        return synchronised_step_of(kind)
     torch.manual_seed(mtl.distributed.rank() if kind == "other values" else 0)
     trunk: nn.Module = nn.Linear(3, 4)
     if kind == "ddp trunk":
         trunk = DistributedDataParallel(trunk)
+    if kind == "data parallel trunk":
+        trunk = DataParallel(trunk)
+    if kind == "fsdp 1 trunk":
+        trunk = FullyShardedDataParallel(trunk, device_id=torch.device("cpu"))
     if kind == "composable ddp":
         replicate(trunk)
     if kind == "composable ddp by fsdp":
@@ -139,6 +161,8 @@ def step_of(kind: str) -> str:
     [
         ("ddp trunk", "'trunk' of the model is wrapped in DistributedDataParallel"),
         ("ddp model", "the model is wrapped in DistributedDataParallel"),
+        ("data parallel trunk", "'trunk' of the model is wrapped in DataParallel"),
+        ("fsdp 1 trunk", "'trunk' of the model is wrapped in FullyShardedDataParallel"),
         ("composable ddp", "'trunk' of the model was given to replicate"),
         ("composable ddp by fsdp", "'trunk' of the model was given to replicate"),
         ("tensor parallel", "'trunk.weight' of the model is sharded and 'heads.a.weight' is not"),
@@ -169,6 +193,9 @@ def step_of(kind: str) -> str:
         ("unknown loss", "Set tasks.b.count or tasks.b.mean_over"),
         ("objective", "Set tasks.b.count"),
         ("sharded later", "the model was sharded after the step was made"),
+        ("norm and objective", "task 'b' has an objective, and a process without labels of the task can't run"),
+        ("norm and compiled", "compiled modules with sharded parameters or synchronised batch norm are not supported"),
+        ("norm and no samples", "synchronised batch norm each process needs samples of each source in each step"),
         ("synchronised norm", "'trunk.1' of the model is a SyncBatchNorm"),
     ],
 )

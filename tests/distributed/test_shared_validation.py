@@ -1,5 +1,6 @@
 """Samples are divided over the processes, and validated, as in one process."""
 
+import warnings
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 import mtl
 from mtl.data import Fields
+from mtl.metrics import DepthErrors, GroupAUROC, Named, NormalAngles
 from mtl.training.validation import Validation
 
 
@@ -118,3 +120,65 @@ def test_metrics_are_exact_over_uneven_shares(name: str, count: int) -> None:
 def test_a_metric_that_is_not_synchronised_is_refused() -> None:
     for message in processes(2)(validated, Unsynchronised, 9):
         assert "task 'a': 'm' has different values in the processes" in message
+
+
+def several_figures(labelled: list[int], count: int) -> tuple[dict[str, float], list[str]]:
+    """Validates metrics with several figures, and one of groups, on `count` samples; only some of them have labels.
+
+    Returns the figures and the warnings.
+    """
+    torch.manual_seed(0)
+    per_class = torchmetrics.classification.MulticlassJaccardIndex
+    maps = {"mean_over": "positions", "output": "values"}
+    heads = {size: nn.Sequential(nn.Linear(4, 4 * size), nn.Unflatten(1, (size, 2, 2))) for size in (1, 3)}
+    angle, depth = {"angle": NormalAngles}, {"depth": DepthErrors}
+    gauc, iou = {"gauc": partial(GroupAUROC, "user")}, {"iou": lambda: Named(per_class(3, average="none"), "pqr")}
+    tasks = [
+        mtl.Task("a", head=heads[3], loss=mtl.losses.CosineDistance(), target="normal", metrics=angle, **maps),
+        mtl.Task("b", head=heads[1], loss=nn.L1Loss(), target="depth", metrics=depth, output="values"),
+        mtl.Task(
+            "c", head=mtl.heads.Linear(4, 1, squeeze=True), loss=nn.BCEWithLogitsLoss(), target="click", metrics=gauc
+        ),
+        mtl.Task("d", head=nn.Linear(4, 3), loss=nn.CrossEntropyLoss(), target="kind", metrics=iou),
+    ]
+    model = mtl.MultiTaskModel(nn.Linear(3, 4), tasks, inputs=["x"])
+    mtl.distributed.prepare(model)
+    generator = torch.Generator().manual_seed(1)
+    fields = {
+        "x": torch.randn(count, 3, generator=generator),
+        "normal": torch.randn(count, 3, 2, 2, generator=generator),
+        "depth": torch.rand(count, 1, 2, 2, generator=generator),
+        "click": torch.randint(2, (count,), generator=generator).float(),
+        "kind": torch.randint(3, (count,), generator=generator),
+        "user": torch.randint(3, (count,), generator=generator),
+    }
+    fields["normal"][:, :, 0, 1], fields["depth"][:, :, 0, 1] = torch.nan, torch.nan
+    without = [number for number in range(count) if number not in labelled]
+    fields["kind"][without] = -100
+    for name in ("normal", "depth", "click"):
+        fields[name][without] = torch.nan
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        figures = Validation(model, tasks, nullcontext)(mtl.data.Loader(Fields(fields), batch_size=4))
+    named = {f"{task}/{name}": value for task, of_task in figures.items() for name, value in of_task.items()}
+    return named, [str(each.message) for each in warned]
+
+
+@pytest.mark.parametrize(
+    ("labelled", "count"),
+    [
+        ([*range(13)], 13),  # the last of the batches has one sample, which rank 0 gets
+        ([0, 3, 4, 7, 8, 11, 12], 13),
+        ([0, 2, 4, 6, 8, 10, 12], 13),  # those of rank 0 of two processes
+        ([1, 3, 5, 7, 9, 11], 13),  # those of rank 1
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("world", [2, 3])
+def test_metrics_with_several_figures_are_exact(world: int, labelled: list[int], count: int) -> None:
+    alone, _ = several_figures(labelled, count)
+    names = {"a/angle.mean", "a/angle.median", "b/depth.rmse", "c/gauc", "d/iou.p", "d/iou.q", "d/iou.r"}
+    assert names <= {name for name, value in alone.items() if value == value}  # none of these is NaN
+    for figures, warned in processes(world)(several_figures, labelled, count):
+        assert figures == pytest.approx(alone, rel=1e-6)
+        assert not warned

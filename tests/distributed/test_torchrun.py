@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from test_resume import assert_same as assert_identical
 
 from mtl.training import checkpoint
 
@@ -26,6 +27,8 @@ import mtl
 class Fails:
     def __init__(self, at, how):
         self.at, self.how = at, how
+        if at == 0 and mtl.distributed.rank() == 1:
+            raise ValueError("the cat sat on it")
 
     def __call__(self, trainer, result):
         if mtl.distributed.rank() == 1 and trainer.global_step == self.at and not os.path.exists("failed"):
@@ -40,9 +43,10 @@ def run(folder: Path, count: int, *arguments: str, options: tuple[str, ...] = ()
     """Runs a command in so many processes, and returns how it ended."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={count}", "--master-port=0", *options]
+    launches = count > 1 or bool(options)
     if count > 1:
         launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    command = [sys.executable, *(launcher if count > 1 else []), "-m", f"mtl.{module}", *arguments]
+    command = [sys.executable, *(launcher if launches else []), "-m", f"mtl.{module}", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -80,14 +84,38 @@ def test_three_processes_train_like_one(tmp_path: Path) -> None:
     assert tags[0] == tags[1]  # each figure once
 
 
-def test_the_message_of_a_failing_process_is_the_first_and_appears_once(tmp_path: Path) -> None:
-    (tmp_path / "parts.py").write_text(FAILING)
-    failing = "callbacks={a: {_target_: parts.Fails, at: 3, how: raise}}"
-    done = run(tmp_path, 2, *PROBLEM, "output_root=out", failing)
+@pytest.mark.parametrize("how", ["auto", "ddp"])
+def test_torchrun_with_one_process_changes_nothing(tmp_path: Path, how: str) -> None:
+    short = (*PROBLEM, "model.trunk.dropout=0.2", "data.batch_size=1000", "trainer.max_epochs=1")
+    for name, options in (("plain", ()), ("torchrun", ("--max-restarts=0",))):
+        done = run(tmp_path, 1, *short, f"distributed={how}", f"output_root={name}", options=options)
+        assert done.returncode == 0, done.stderr
+    plain, ours = (state(only_run(tmp_path, name)) for name in ("plain", "torchrun"))
+    assert ours["global_step"] == plain["global_step"] > 3
+    for part in ("model", "step", "random", "data", "readings"):
+        assert_identical(ours[part], plain[part])
+
+
+@pytest.mark.parametrize(
+    ("at", "how", "rank", "beginning"),
+    [
+        (3, "ddp", 1, "error: rank 1: callback Fails failed at step 3"),
+        (3, "ddp", 0, "error: callback Fails failed at step 3"),
+        (3, "fsdp", 1, "error: rank 1: callback Fails failed at step 3"),
+        (0, "ddp", 1, "error: rank 1: callbacks.a"),
+    ],
+)
+def test_the_message_of_a_failing_process_is_the_first_and_appears_once(
+    tmp_path: Path, at: int, how: str, rank: int, beginning: str
+) -> None:
+    (tmp_path / "parts.py").write_text(FAILING.replace("rank() == 1", f"rank() == {rank}"))
+    failing = f"callbacks={{a: {{_target_: parts.Fails, at: {at}, how: raise}}}}"
+    done = run(tmp_path, 2, *PROBLEM, "output_root=out", failing, f"distributed={how}")
     assert done.returncode != 0
-    ours = [line for line in done.stderr.splitlines() if "the cat sat on it" in line]
-    assert len(ours) == 1, done.stderr
-    assert ours[0].startswith("error: rank 1: callback Fails failed at step 3")
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(beginning), done.stderr
+    assert "the cat sat on it" in lines[0]
+    assert done.stderr.count("the cat sat on it") == 1, done.stderr
     about = json.loads((only_run(tmp_path, "out") / "metrics.json").read_text())
     assert about["status"] == "failed"
     assert "the cat sat on it" in about["error"]

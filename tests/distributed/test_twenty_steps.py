@@ -1,11 +1,12 @@
 """After 20 steps, several processes have the numbers of one process, up to the rounding of sums."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from processes import processes
-from test_same_numbers import BALANCERS, problem
+from test_same_numbers import BALANCERS, problem, spoil
 from torch import Tensor, nn
 
 import mtl
@@ -36,6 +37,14 @@ def with_bags(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name != "bags"} | flat
 
 
+class Rooted(nn.Module):
+    """A squared error whose gradient is infinite where a label is above 10, while the loss is finite."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        zero = prediction - prediction.detach()
+        return ((prediction - target).square() + torch.where(target > 10, zero, 1.0).sqrt()).mean()
+
+
 def train(
     balancer: str,
     dtype_name: str,
@@ -44,12 +53,23 @@ def train(
     sizes: tuple[int, ...] = (12, 7, 2, 1),
     ragged: bool = False,
     how: str = "ddp",
+    spoilt: str = "loss",
+    source: str = "auto",
     **settings: Any,
 ) -> Numbers:
-    """Takes 20 steps with this process's share of each batch, and returns all numbers of each step."""
+    """Takes 20 steps with this process's share of each batch, and returns all numbers of each step.
+
+    With another `on_nonfinite` than `error`, a loss, or the gradient of a finite loss, is not finite in each third step,
+    in one process.
+    """
     dtype = getattr(torch, dtype_name)
     made = BALANCERS[balancer]()
     model, tasks, batches = problem(4, STEPS, list(sizes), made.preference != "none", width=16)
+    spoil(batches, settings.get("on_nonfinite", "error"))
+    if spoilt == "gradient":
+        tasks[1] = replace(tasks[1], loss=Rooted(), mean_over="elements")
+        for batch in batches:
+            batch["y1"].clamp_(max=20)
     if ragged:
         bags = Bags(model.trunk)
         model = mtl.MultiTaskModel(bags, tasks, inputs=["ids", "offsets"])
@@ -61,23 +81,23 @@ def train(
     torch.manual_seed(100 + mtl.distributed.rank())  # nothing may depend on the random state of a process
     options = {"SGD": {"lr": 0.05, "momentum": 0.9}, "AdamW": {"lr": 0.02}}[optimizer_name]
     optimizer = getattr(torch.optim, optimizer_name)(model.parameters(), **options)
-    step = mtl.Step(model, tasks, optimizer, balancer=made, gradients=mtl.Gradients("auto", 1), **settings)
+    step = mtl.Step(model, tasks, optimizer, balancer=made, gradients=mtl.Gradients(source, 1), **settings)
     rank, world = mtl.distributed.rank(), mtl.distributed.world_size()
-    numbers: Numbers = {kind: [] for kind in ("losses", "weights", "norms", "cosines", "total norm", "parameters")}
+    kinds = ("losses", "weights", "norms", "cosines", "total norm", "parameters", "left out")
+    numbers: Numbers = {kind: [] for kind in kinds}
     for batch in batches:
         n = len(batch["x"])
         cast = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
         share: dict[str, Any] = take(cast, n, list(range(n))[rank::world]) if n > rank else {}
         result = step(with_bags(share) if ragged and share else share, measure=True)
-        assert result.grad_norms is not None
-        assert result.cosines is not None
-        assert result.total_norm is not None
+        assert result.nonfinite or None not in (result.grad_norms, result.cosines, result.total_norm)
         for kind, values in (
             ("losses", result.losses.values()),
             ("weights", result.weights.values()),
-            ("norms", result.grad_norms.values()),
-            ("cosines", result.cosines.values()),
-            ("total norm", [result.total_norm]),
+            ("norms", (result.grad_norms or {}).values()),
+            ("cosines", (result.cosines or {}).values()),
+            ("total norm", [] if result.total_norm is None else [result.total_norm]),
+            ("left out", [task.name in result.nonfinite for task in tasks]),
         ):
             numbers[kind].append([float(value) for value in values])
         numbers["parameters"].append([x for p in model.parameters() for x in whole(p.detach()).flatten().tolist()])
@@ -96,8 +116,8 @@ def drift(ours: Numbers, theirs: Numbers) -> dict[str, float]:
             assert torch.equal(mine.isnan(), reference.isnan()), kind
             assert kind == "cosines" or not reference.isnan().any(), kind
             mine, reference = mine.nan_to_num(), reference.nan_to_num()
-            largest = 1.0 if kind == "cosines" else float(reference.abs().max())
-            drifts[kind] = max(drifts[kind], float((mine - reference).abs().max()) / largest)
+            largest = 1.0 if kind in ("cosines", "left out") else float(reference.abs().max()) if one else 0.0
+            drifts[kind] = max(drifts[kind], float((mine - reference).abs().max()) / largest if one else 0.0)
     return drifts
 
 
@@ -118,16 +138,30 @@ def train_with(arguments: tuple[Any, ...], settings: dict[str, Any]) -> Numbers:
     ("world", "balancer", "settings"),
     [
         (2, "Equal", {"passes": "joint"}),
+        (2, "UPGrad", {"on_nonfinite": "skip_task", "spoilt": "gradient"}),
         (2, "UW", {"ragged": True}),
         (3, "UPGrad", {"ragged": True}),
         (2, "UPGrad", {"how": "fsdp", "sizes": (12, 7, 4)}),
         (3, "UW", {"how": "fsdp", "sizes": (12, 7, 4), "passes": "joint"}),
         (4, "PCGrad", {"update": mtl.Update(clip_norm=0.1)}),
+        (3, "FAMO", {"on_nonfinite": "skip_step"}),
+        (3, "UPGrad", {"source": "representation", "passes": "shared"}),
+        (4, "MGDA", {"source": "representation", "passes": "shared", "how": "fsdp", "sizes": (12, 7, 4)}),
+        (2, "UPGrad", {"ragged": True, "how": "fsdp", "sizes": (12, 7, 4)}),
+        (4, "UW", {"ragged": True, "how": "fsdp", "sizes": (12, 7, 4)}),
     ],
 )
 def test_twenty_steps(world: int, balancer: str, settings: dict[str, Any], dtype: str) -> None:
-    drifts = drift(together(world, balancer, dtype, **settings), train(balancer, dtype, **settings))
+    alone = train(balancer, dtype, **settings)
+    drifts = drift(together(world, balancer, dtype, **settings), alone)
     assert max(drifts.values()) <= TOLERANCE[dtype], drifts
+    check_left_out(alone, settings)
+
+
+def check_left_out(numbers: Numbers, settings: dict[str, Any]) -> None:
+    """Checks that a task was left out in each third step if a loss or gradient was made not finite, and in no other."""
+    steps = [number for number, tasks in enumerate(numbers["left out"]) if any(tasks)]
+    assert steps == (list(range(1, STEPS, 3)) if "on_nonfinite" in settings else [])
 
 
 @pytest.mark.slow
@@ -162,7 +196,11 @@ def test_twenty_steps_of_each_balancer(balancer: str, optimizer: str) -> None:
         {"num_micro_batches": 2},
         {"update": mtl.Update(clip_norm=0.1, clip_shared_norm=0.05)},
         {"on_nonfinite": "skip_task"},
+        {"on_nonfinite": "skip_step"},
+        {"on_nonfinite": "skip_task", "spoilt": "gradient"},
+        {"how": "fsdp", "sizes": (12, 7, 4), "on_nonfinite": "skip_task", "spoilt": "gradient"},
         {"ragged": True},
+        {"how": "fsdp", "sizes": (12, 7, 4), "ragged": True},
         {"sizes": (40, 23, 4, 1)},
         {"how": "fsdp", "sizes": (12, 7, 4)},
         {"how": "fsdp", "sizes": (12, 7, 4), "passes": "sequential"},
@@ -172,5 +210,7 @@ def test_twenty_steps_of_each_balancer(balancer: str, optimizer: str) -> None:
     ids=str,
 )
 def test_twenty_steps_with_each_setting(balancer: str, settings: dict[str, Any], world: int) -> None:
-    drifts = drift(together(world, balancer, "float64", **settings), train(balancer, "float64", **settings))
+    alone = train(balancer, "float64", **settings)
+    drifts = drift(together(world, balancer, "float64", **settings), alone)
     assert max(drifts.values()) <= TOLERANCE["float64"], drifts
+    check_left_out(alone, settings)

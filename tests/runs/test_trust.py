@@ -96,6 +96,7 @@ def changed(where: str, value: Any) -> dict[str, Any]:
 
 FUNCTIONS_OF_MTL = {
     *(f"mtl.data.{name}" for name in ("celeba", "cifar100", "datasets", "image_table", "made_ctr", "mnist", "table")),
+    *("mtl.data.aliccp", "mtl.data.movielens"),
     *(f"mtl.data.{name}" for name in ("cityscapes", "dense", "multi_mnist", "nyuv2", "office_domain", "pets")),
     *("mtl.data.collate_graphs", "mtl.data.qm9", "mtl.data.taskonomy"),
     *(f"mtl.problems.burgers.{name}" for name in ("boundary", "exact", "initial", "residual")),

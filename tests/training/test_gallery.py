@@ -78,7 +78,8 @@ def test_the_mean_is_over_what_was_measured_since(
     found: dict[tuple[str, str], float] = {}
     monkeypatch.setattr(pictures, "cosine_matrix", lambda names, cosines: found.update(cosines))
     shows = gallery.Gallery(None, pictures_every=every, histograms_every=None, facts={})
-    shows.pictures(SimpleNamespace(epoch=epoch, step=step, readings=readings))
+    selection = SimpleNamespace(matrices={})
+    shows.pictures(SimpleNamespace(epoch=epoch, step=step, readings=readings, selection=selection))
     assert found == {("a", "b"): pytest.approx(fmean(range(since, epoch + 1)) / 100)}
 
 
@@ -138,7 +139,9 @@ def trainer_of(model: nn.Module, tasks: list[mtl.Task], **more: Any) -> Any:
         model=model, tasks=tasks, passes=SimpleNamespace(autocast=nullcontext), parameters=parameters
     )
     readings = Readings([], Faults(None, None, print))  # type: ignore[arg-type]
-    return SimpleNamespace(step=step, readings=readings, epoch=1, global_step=1, goes_on=False, **more)
+    selection = SimpleNamespace(matrices={})
+    shown = {"step": step, "readings": readings, "selection": selection}
+    return SimpleNamespace(**shown, epoch=1, global_step=1, goes_on=False, **more)
 
 
 def test_predictions_are_those_of_evaluation_and_leave_no_trace() -> None:
