@@ -122,7 +122,7 @@ def versions() -> dict[str, Any]:
 def announce(console: Any, problem: "Built", step: "Step", folder: Path) -> None:
     """Reports what is about to be trained, and which options of the config have no effect."""
     from mtl.config.training import without_effect
-    from mtl.runs.summary import passes_of
+    from mtl.runs.passes import passes_of
 
     config, model = problem.config, problem.model
     count = sum(p.numel() for p in model.parameters())

@@ -15,23 +15,17 @@ from mtl import tags
 from mtl.data.lanes import length_of
 from mtl.quoting import command, evaluating, viewing
 from mtl.runs.fingerprint import fingerprints
+from mtl.runs.passes import passes_of
 from mtl.training.gallery import as_lists
 
 if TYPE_CHECKING:
     from mtl.data import Sources, Splits
-    from mtl.step import Step
     from mtl.training.figures import Kind
     from mtl.training.trainer import Trainer
     from mtl.training.validation import Figures, Matrices
 
 MOST_PAIRS = 5  # the most pairs of tasks that the summary describes
 FEW = 8  # fewer measured steps don't allow a conclusion about a pair of tasks
-COSTS = {
-    "joint": "one trunk forward and backward a step, all graphs alive at once",
-    "sequential": "{trunks} trunk forwards and backwards a step, one task's graph alive at a time",
-    "shared": "one trunk forward and backward a step, one head's graph alive at a time",
-}
-OWN = "one for each objective and each source of data, one graph alive at a time"
 
 
 @dataclass
@@ -201,16 +195,6 @@ def summarise(console: Console, run: Run) -> None:
     say("")
     for purpose, line in next_steps(run):
         console.print(f"{purpose:<22}{line}", highlight=False, markup=False, soft_wrap=True)
-
-
-def passes_of(step: "Step", config: Mapping[str, Any]) -> str:
-    """Describes the kind of passes of a step and their cost."""
-    sources = {task.get("source") for task in config["tasks"].values()}
-    if len(sources) > 1 or any(task.objective for task in step.tasks):
-        return OWN
-    cost = COSTS[step.passes.kind].format(trunks=len(step.tasks))
-    reason = "" if step.model.shared is not None else "; the tasks share no module"
-    return f"{step.passes.kind}, {cost}{reason}"
 
 
 def decision(trainer: "Trainer") -> str:

@@ -224,6 +224,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(name: str, here: Path) 
     assert stopped.code == 143, stopped.err
     again = command("train", *options, "resume=auto", "output_root=stopped")
     assert "resume   from step 3" in again.out, again.err
+    assert again.code == 0, again.err
     same_runs(max(Path("stopped").glob("*/*/")), whole.run)
 
 
