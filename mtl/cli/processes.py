@@ -55,8 +55,8 @@ def check_environment() -> None:
             raise UserError(
                 f"{launcher} started {size} processes ({name}={size}), and each of them would train by itself. To "
                 f"train in all of them together, start torchrun: torchrun --nproc-per-node={size} -m mtl.train … on "
-                "one node, with --nnodes on several, or scripts/train.sbatch with SLURM. To train in one process, start "
-                f"one, or remove {name} from the environment"
+                "one node, with --nnodes on several, or scripts/train.sbatch with SLURM. To train in one, start one, "
+                f"or remove {name} from the environment"
             )
 
 
