@@ -43,6 +43,7 @@ PROBLEMS: dict[str, tuple[tuple[str, ...], list[str], str]] = {  # architectures
     ),
 }
 BALANCERS = ("equal", "upgrad")
+TITLES = {"accuracy": "accuracy", "auc": "AUC"}
 HEAD = """# Architectures, measured
 
 Written by `scripts/study_architectures.py`. The figures are those of the test split: the mean over {seeds} seeds,
@@ -139,7 +140,7 @@ def main() -> None:
             list(pool.map(lambda case: train(*case, options.seeds, runs / case[0] / case[1]), cases))
         text = HEAD.format(seeds=options.seeds)
         for problem, (_, settings, metric) in PROBLEMS.items():
-            text += f"\n## `task={problem}`\n\nThe {metric} of each task, with `{' '.join(settings)}`.\n\n"
+            text += f"\n## `task={problem}`\n\nThe {TITLES[metric]} of each task, with `{' '.join(settings)}`.\n\n"
             text += "\n".join(rows(runs / problem, problem, metric, options.rounds)) + "\n"
     page = ROOT / "docs" / "howto" / "architectures_measured.md"
     page.write_text(text, encoding="utf-8")

@@ -56,7 +56,6 @@ DEFAULT = {
     "test_exchanged::test_such_a_run_goes_on_is_loaded_and_shown": 0,
     "test_exchanged::test_torch_is_imported_only_where_a_class_was_exchanged": 0,
     "test_exchanged::test_what_fits_stays_and_the_rest_goes": 1,
-    "test_experts::test_made_ctr_trains": 0,
     "test_extras::test_nobody_is_called": 1,
     "test_factors::test_the_commands_in_the_docs": 0,
     "test_faults::test_a_file_on_a_disk_that_is_really_full": 0,

@@ -213,9 +213,3 @@ class Tokens(nn.Module):
 def test_mistakes(make: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
-
-
-@pytest.mark.parametrize("model", ["mmoe", "cgc", "ple", "dselect_k"])
-def test_made_ctr_trains(here: Any, model: str) -> None:
-    done = command("train", "task=made_ctr", f"model={model}", "trainer.max_epochs=1", "balancer=mgda", "threads=1")
-    assert done.code == 0, done.err
