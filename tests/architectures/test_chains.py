@@ -13,6 +13,7 @@ from torch.nn import functional
 import mtl
 from mtl.architectures import AITM, ESMM, events
 from mtl.architectures.esmm import logit_of_product
+from mtl.architectures.towers import Towers
 from mtl.gradients.at_features import AtFeatures
 from mtl.trunks import Table
 
@@ -320,6 +321,15 @@ def test_events_in_the_wrong_order_are_refused(kind: str, names: list[str]) -> N
     wrong = {"cart": "'click' as an event after 'cart'", "click": "'cart' as an event after 'purchase'"}[names[0]]
     with pytest.raises(mtl.UserError, match=rf"{wrong}.* is 1 in \d+ of \d+ samples .*model\.chain lists the tasks"):
         mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.3))(batch_of())
+
+
+def test_a_subclass_without_logits_says_so() -> None:
+    class Chain(Towers):
+        pass
+
+    model = Chain(trunk, tasks_of(EVENTS), inputs=["user", "item"])
+    with pytest.raises(NotImplementedError, match=r"Chain needs a method logits\(events, bottom\)"):
+        model(batch_of(2))
 
 
 def test_an_event_without_the_one_before_is_counted() -> None:
