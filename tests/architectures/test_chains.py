@@ -82,6 +82,7 @@ def test_probabilities_multiply() -> None:
         product = product * model.heads[name](model.towers[name](model.trunk(batch["user"], batch["item"]))).sigmoid()
         torch.testing.assert_close(predictions[name].sigmoid(), product, rtol=1e-12, atol=0)
     reordered, _ = made("esmm", chain=["purchase", "click"])
+    reordered.eval()  # since training refuses this order
     assert reordered.before("click") == ["purchase"]
     assert reordered.before("cart") == []
     both = [reordered.conditional(name, features).sigmoid() for name in ("purchase", "click")]
