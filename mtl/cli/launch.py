@@ -94,7 +94,8 @@ def _launch(job: Callable[[DictConfig], float | None], config_name: str) -> int 
 
 def _check_typed(typed: list[str], config_name: str) -> None:
     """Raises a UserError for commands that have no multirun, and for output folders in which jobs wouldn't be found."""
-    processes.check_environment()
+    if config_name == "train":
+        processes.check_environment()
     check_name(os.getcwd(), "the current folder")
     for folder in config_folders(typed):
         check_name(folder, "--config-dir")

@@ -33,30 +33,30 @@ def count() -> int:
 
 
 def check_environment() -> None:
-    """Checks that this process trains alone, or that all variables of torchrun are set.
+    """Checks that this process trains alone, or together with all that were started with it.
 
     Raises:
-        UserError: If `WORLD_SIZE` is above 1 and other variables are missing, or if srun or mpirun started several
-            processes, each of which would run the command by itself.
+        UserError: If `WORLD_SIZE` is above 1 and other variables of torchrun are missing, or if srun or mpirun started
+            several processes, each of which would train by itself. A shell that srun started is no such process.
     """
     missing = [name for name in NEEDED if name not in os.environ]
-    if not missing:
-        return
     size = os.environ.get("WORLD_SIZE", "1")
-    if size != "1":
+    if missing and size != "1":
         raise UserError(
             f"the environment has WORLD_SIZE={size}, as for several processes that train together, but no "
             f"{', '.join(missing)}. Start the processes with torchrun, which sets all of these variables, or remove "
             "WORLD_SIZE to train in one process"
         )
+    if count() > 1 or (sys.stdin and sys.stdin.isatty()):
+        return
     for name, launcher in SIZES.items():
         size = os.environ.get(name, "1")
         if size.isdecimal() and int(size) > 1:
             raise UserError(
-                f"{launcher} started {size} processes ({name}={size}), and each of them would run this command by "
-                f"itself. To train in all of them together, start torchrun: torchrun --nproc-per-node={size} -m "
-                "mtl.train …, or scripts/train.sbatch with SLURM. To train in one process, start one, or remove "
-                f"{name} from the environment"
+                f"{launcher} started {size} processes ({name}={size}), and each of them would train by itself. To "
+                f"train in all of them together, start torchrun: torchrun --nproc-per-node={size} -m mtl.train … on "
+                "one node, with --nnodes on several, or scripts/train.sbatch with SLURM. To train in one, start one, "
+                f"or remove {name} from the environment"
             )
 
 

@@ -13,6 +13,7 @@ from mtl.data.fields import Fields, Splits
 from mtl.data.splitting import NAMES, check_shares
 from mtl.errors import UserError
 
+FROM_ONE = numeric.Kind("int32", "a whole number of at least 1", lambda x: (x >= 1) & (x < 2**31))
 RATING = numeric.Kind("float32", "a rating above 0, of at most 5", lambda x: (x > 0) & (x <= 5))
 NO_GENRES = "(no genres listed)"
 OF_USERS = ("gender", "age", "occupation")
@@ -117,7 +118,7 @@ def _layout(folder: Path) -> str:
 def _ratings(folder: Path, kind: str) -> numeric.Arrays:
     """Returns user, movie, rating and time of each rating."""
     path = folder / f"ratings.{kind}"
-    kinds = {"userId": numeric.ID, "movieId": numeric.ID, "rating": RATING, "timestamp": numeric.TIME}
+    kinds = {"userId": FROM_ONE, "movieId": FROM_ONE, "rating": RATING, "timestamp": numeric.TIME}
     if kind == "csv" and (names := numeric.header(path)) != list(kinds):
         raise UserError(f"data: the first line of {path} is {','.join(names)}; it must be {','.join(kinds)}")
     read = numeric.columns_of(path, kinds, separator="::" if kind == "dat" else ",")
@@ -150,11 +151,11 @@ def _history(ratings: numeric.Arrays, movies: Any, length: int, like: float) -> 
     end = number[_before(ratings["user"], ratings["time"])]
     start = np.maximum(number[np.searchsorted(ratings["user"], ratings["user"])], end - length)
     of_liked = np.append(movies[liked], 0)  # so that there is a last one
-    columns = []
+    lists = np.zeros((len(liked), length), np.int32)
     for place in range(length):
         index = start + place
-        columns.append(np.where(index < end, of_liked[np.minimum(index, len(of_liked) - 1)], 0).astype(np.int32))
-    return np.stack(columns, 1)
+        lists[:, place] = np.where(index < end, of_liked[np.minimum(index, len(of_liked) - 1)], 0)
+    return lists
 
 
 def _add_genres(folder: Path, kind: str, movies: Any, fields: dict[str, Any], columns: dict[str, Any]) -> None:
@@ -192,8 +193,8 @@ def _listed(path: Path, names: Sequence[str]) -> tuple[Any, list[list[str]]]:
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
             raise numeric.wrong_row(path, number, row, names)
-        if not numeric.ID.reads(row[0]):
-            raise numeric.wrong_cell(path, number, row[0], names[0], numeric.ID.what)
+        if not FROM_ONE.reads(row[0]):
+            raise numeric.wrong_cell(path, number, row[0], names[0], FROM_ONE.what)
     return np.array([int(row[0]) for row in rows], np.int64), rows
 
 

@@ -49,12 +49,12 @@ class SameModules:
         self._names.clear()
         try:
             yield
+            marks = gather_numbers([mark(self._names)])
         except RuntimeError as error:
             if not UNEQUAL.search(text_of(error)):
                 raise
             last = f", when '{self._names[-1]}' ran in this one" if self._names else ""
-            raise UserError(f"the processes ran different modules{last}. {WAY_OUT}") from None
-        marks = gather_numbers([mark(self._names)])
+            raise UserError(f"the processes ran different modules{last}. {WAY_OUT}") from error
         if all(each == marks[0] for each in marks):
             return
         everyone = gather_objects(self._names)

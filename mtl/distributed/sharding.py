@@ -60,6 +60,10 @@ def shard(model: nn.Module, how: str) -> None:
         except (ValueError, NotImplementedError) as error:
             raise UserError(f"distributed: '{name}' can't be sharded: {describe_error(error)}. Or take ddp") from error
         for method in getattr(unit, "forward_methods", ()):
+            if not callable(getattr(unit, method, None)):
+                raise UserError(
+                    f"{type(unit).__name__}.forward_methods names '{method}', which is no method of '{name}'"
+                )
             register_fsdp_forward_method(unit, method)
 
 

@@ -220,8 +220,8 @@ def _figures(comparison: Comparison) -> Iterator[str]:
     silent = [task for task in comparison.tasks if not any(figure.task == task for figure in comparison.figures)]
     if silent:
         yield (
-            f"There are no figures of {listed(silent)} on {comparison.data}{comparison.means}, so this section shows nothing about "
-            "these tasks."
+            f"There are no figures of {listed(silent)} on {comparison.data}{comparison.means}, so this section shows "
+            "nothing about these tasks."
         )
     unknown = [str(f) for f in dict.fromkeys([*comparison.mains, *comparison.gained]) if f.mode is None]
     if unknown:

@@ -124,11 +124,11 @@ def test_no_future_in_any_history(tmp_path: Path, by: str, history: int) -> None
     draws = np.random.default_rng(history)
     pairs = draws.permutation(40 * 30)[:500]  # a user rates a movie once, so that a sample is known by both
     ratings = [
-        (int(pair // 30) + 1, int(pair % 30) * 7, int(stars), int(time))
+        (int(pair // 30) + 1, int(pair % 30 + 1) * 7, int(stars), int(time))
         for pair, stars, time in zip(pairs, draws.integers(1, 6, 500), draws.integers(0, 90, 500), strict=True)
     ]
     global MOVIES
-    genres, MOVIES = MOVIES, {7 * number: "Drama" for number in range(30)}
+    genres, MOVIES = MOVIES, {7 * number: "Drama" for number in range(1, 31)}
     try:
         splits = movielens(root=newer(tmp_path, ratings), history=history, split=(0.6, 0.2, 0.2), by=by)
     finally:

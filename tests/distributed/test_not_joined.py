@@ -79,7 +79,8 @@ STEP = {**SALLOC, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROC
         (SALLOC, None),
         ({**STEP, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}, None),  # the interactive step of salloc
         ({"OMPI_COMM_WORLD_SIZE": "1", "PMI_SIZE": "1"}, None),
-        ({**STEP, **dict.fromkeys(NEEDED, "1")}, None),  # srun starts torchrun
+        ({**STEP, **dict.fromkeys(NEEDED, "1"), "WORLD_SIZE": "4"}, None),  # srun starts torchrun
+        ({**STEP, **dict.fromkeys(NEEDED, "1")}, "srun started 4 processes"),  # torchrun without --nnodes, on each node
     ],
     ids=str,
 )
