@@ -23,7 +23,7 @@ class MultiTaskModel(nn.Module):
     the features to the prediction, such as gates, masks or a separate trunk. Passes, balancers and micro-batches use
     only these methods.
 
-    `features` also contains what several tasks need and what must run once a step, such as layers with dropout. The
+    `features` also contains what several tasks need and must compute equally, such as layers with dropout. The
     class attribute `one_representation` says whether all tasks use the same features, and share no parameters but those
     of `shared`; otherwise `gradients.source=representation` is refused, since it would miss conflicts.
 

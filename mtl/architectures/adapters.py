@@ -83,7 +83,7 @@ class Adapters(MultiTaskModel):
         value = features
         for number, (stage, adapter) in enumerate(zip(self._stages, self._adapters(task), strict=True)):
             value = run_stages([stage], value) if number else features
-            check_channels(stage, value)
+            check_channels(value, stage)
             value = adapter(value)
         return super().predict(task, value)
 

@@ -93,7 +93,7 @@ class AITM(Towers):
         z: Any = None
         for event in events:
             own = self.tower_of(event, bottom)
-            check_channels(self.towers[event], own)
+            check_channels(own, self.trunk, self.towers[event])
             z = self.transfers[event](averaged(z), averaged(own)) if logits else own
             logits[event] = self.head_of(event, z)
         return logits

@@ -74,7 +74,7 @@ class StitchedTrunks(nn.Module):
         for unit, *stages in zip(self.units, *self._stages(), strict=True):
             values = [run_stages([stage], value) for stage, value in zip(stages, values, strict=True)]
             if isinstance(unit, ChannelUnit):
-                check_channels(stages[0], values[0])
+                check_channels(values[0], stages[0])
             values = unit(values)
         return dict(zip(self.trunks, values, strict=True))
 

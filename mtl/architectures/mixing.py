@@ -9,24 +9,39 @@ from torch import Tensor, nn
 from mtl.errors import UserError
 from mtl.trunks.stages import tensor_of
 
+_CONVOLUTIONS = (nn.Conv1d, nn.ConvTranspose1d)
+_LAYERS = (*_CONVOLUTIONS, nn.Linear, nn.RNNBase)  # layers that decide about the number of channels
+
 
 def replaced(value: Any, tensor: Tensor) -> Any:
     """Returns the value between two stages with another tensor at its beginning."""
     return (tensor, *value[1:]) if isinstance(value, tuple) else tensor
 
 
-def check_channels(stage: nn.Module, value: Any) -> None:
-    """Checks that three dimensions of a stage's output are (N, L, C), as `channels_of` takes them.
+def check_channels(value: Any, *stages: nn.Module) -> None:
+    """Checks that three dimensions of the output of stages are (N, L, C), as `channels_of` takes them.
+
+    Stages with one-dimensional convolutions may have outputs (N, C, L). Their last layer tells the number of channels;
+    if none or both of the dimensions are of this size, an output of a convolution is (N, C, L).
+
+    Args:
+        value: The output.
+        stages: The stages that computed it.
 
     Raises:
-        UserError: If the stage has a one-dimensional convolution, whose output is (N, C, L).
+        UserError: If the output is (N, C, L).
     """
-    convolutions = (nn.Conv1d, nn.ConvTranspose1d)
-    if tensor_of(value).ndim == 3 and any(isinstance(module, convolutions) for module in stage.modules()):
+    shape = tensor_of(value).shape
+    layers = [module for stage in stages for module in stage.modules() if isinstance(module, _LAYERS)]
+    if len(shape) != 3 or not any(isinstance(layer, _CONVOLUTIONS) for layer in layers):
+        return
+    channels = getattr(layers[-1], "out_channels", None) or getattr(layers[-1], "out_features", None)
+    second, third = shape[1] == channels, shape[2] == channels
+    if isinstance(layers[-1], _CONVOLUTIONS) if second == third else second:
         raise UserError(
-            "model.trunk: a stage with a one-dimensional convolution has an output with three dimensions, and this "
-            "architecture takes the last one as channels, as in tokens (N, L, C). Use torch.nn.Conv2d with a kernel of "
-            "height 1 on inputs (N, C, 1, L), or pool over the positions at the end of the stage"
+            "model.trunk: the output of a stage with a one-dimensional convolution has the dimensions (N, C, L), and "
+            "this architecture takes the last one as channels, as in tokens (N, L, C). Transpose it at the end of the "
+            "stage, use torch.nn.Conv2d with a kernel of height 1 on inputs (N, C, 1, L), or pool over the positions"
         )
 
 

@@ -123,11 +123,12 @@ class _Trunk(nn.ModuleList):
         """Returns the pairs (u, p); u is None where it is p."""
         pairs: list[tuple[Tensor | None, Tensor]] = []
         value: Any = inputs
-        for number, stage in enumerate(self):
+        stages = list(self)
+        for number, stage in enumerate(stages):
             assert isinstance(stage, Stage)
             u, p, value = stage.parts(*(value if isinstance(value, tuple) else (value,)))
             if number >= self.skip:
-                check_channels(stage, p)
+                check_channels(p, *stages[: number + 1])
                 pairs.append((None if u is p else u, p))
         return pairs
 

@@ -1,15 +1,13 @@
 """The base class of models whose tasks are a chain of events, each of which needs the one before it."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from mtl.architectures.events import Events
 from mtl.batch import Batch
 from mtl.errors import UserError, suggest
-from mtl.labels import label_mask
 from mtl.model import MultiTaskModel
 from mtl.outputs import output_of
 from mtl.task import Task
@@ -66,8 +64,7 @@ class Towers(MultiTaskModel):
         self.chain = self._checked(chain, tasks)
         self.one_representation = not self._events  # each event has features of its own
         by_name = {task.name: task for task in tasks}
-        # Pairs of which no batch has shown yet that the later one has labels where the earlier one did not happen
-        self._unchecked = list(pairwise(by_name[name] for name in self.chain))
+        self._checks = Events(type(self).__name__, [by_name[name] for name in self.chain], len(tasks))
 
     @property
     def shared(self) -> nn.Module:
@@ -83,17 +80,16 @@ class Towers(MultiTaskModel):
         """Computes the output of the bottom, and the logits of the events of the chain, by task name.
 
         Raises:
-            UserError: If, in a training batch, all labels of an event are missing where the event before it didn't
-                happen: they have to be 0 there.
+            UserError: If training batches have labels that aren't those of a chain, see `Events`.
         """
-        if self.training and self._unchecked:
-            self._unchecked = [pair for pair in self._unchecked if not self._is_chain(*pair, batch)]
+        if self.training:
+            self._checks.check(batch)
         bottom = super().features(batch)
         return bottom, self.logits(self._events, bottom) if self._events else {}
 
-    @abstractmethod
     def logits(self, events: Sequence[str], bottom: Any) -> dict[str, Any]:
         """Computes the logits of events, in the order of the chain, from the output of the bottom."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method logits(events, bottom), see Towers.logits")
 
     def predict(self, task: str, features: Any) -> Any:
         """Returns the logit of an event, which the features contain; outside of the chain, computes the prediction."""
@@ -111,26 +107,6 @@ class Towers(MultiTaskModel):
     @property
     def _events(self) -> tuple[str, ...]:
         return self.chain if len(self.chain) > 1 else ()
-
-    def _is_chain(self, before: Task, after: Task, batch: Batch) -> bool:
-        """Returns whether the batch has labels of `after` where `before` is 0; raises an error if they are missing."""
-        earlier = batch.get(before.target)
-        if after.target not in batch or not isinstance(earlier, Tensor):
-            return False
-        present = label_mask(after, batch)
-        if present is None or present.shape != earlier.shape:
-            return True
-        not_before = earlier == 0
-        if (present & not_before).any() or not not_before.any():
-            return bool(not_before.any())
-        if present.any():
-            raise UserError(
-                f"model: {type(self).__name__} predicts '{after.name}' for all samples, and its label "
-                f"'{after.target}' is missing wherever '{before.target}' is 0. The label of an event has to be 0 if "
-                "the event before it did not happen, as in task=made_ctr_chain; with model.chain=[] each task only "
-                "has a tower of its own"
-            )
-        return False
 
     def own_part(self, task: str) -> nn.Module:
         """Returns the tower of a task."""

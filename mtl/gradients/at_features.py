@@ -70,9 +70,10 @@ class AtFeatures(Rows):
     def gramian(self) -> Tensor:
         """Computes the Gramian as `Rows.gramian` does; with `representation`, of the gradients at the features.
 
-        The gradient norm of a task is at most the norm of the trunk's Jacobian times the norm at the features.
+        The gradient norm of a task is at most the norm of the trunk's Jacobian times the norm at the features. Since
+        gradients at different tensors can't conflict, rows are used if the tasks don't all use the same ones.
         """
-        if self._source == "representation" and self._one_trunk():
+        if self._source == "representation" and self._one_trunk(alike=True):
             local = self._at_features()
             return (local if self._processes == 1 else sum_over_processes(local)) / self._scale**2
         self._through()
@@ -136,19 +137,28 @@ class AtFeatures(Rows):
             for parameter, gradient in zip(layer.parameters, layer.gradients(total), strict=True):
                 parameter.grad = _laid_out(gradient, parameter)
 
+    def _used(self) -> list[tuple[bool, ...]]:
+        """Returns, for each task, whether it uses each tensor of the features."""
+        return [tuple(gradient is not None for gradient in at) for at in self._at.values()]
+
     def _behind(self) -> list[set[Tensor]]:
         """Returns, for each task, the parameters that the task reaches through the features."""
         reached: dict[tuple[bool, ...], set[Tensor]] = {}
-        used = [tuple(gradient is not None for gradient in at) for at in self._at.values()]
+        used = self._used()
         for flags in used:
             if flags not in reached:
                 reached[flags] = set(leaves([f for f, is_used in zip(self._features, flags, strict=True) if is_used]))
         return [reached[flags] for flags in used]
 
-    def _one_trunk(self) -> bool:
-        """Returns whether all tasks reach the same parameters through the features, and no head reaches any of them."""
+    def _one_trunk(self, *, alike: bool = False) -> bool:
+        """Returns whether all tasks reach the same parameters through the features, and no head reaches any of them.
+
+        Args:
+            alike: Whether they have to use the same tensors of the features as well.
+        """
         behind = self._behind()
-        one = bool(behind and behind[0]) and all(
+        one = bool(behind and behind[0]) and not (alike and len(set(self._used())) > 1)
+        one = one and all(
             reached == behind[0] and reached.isdisjoint(row)
             for reached, row in zip(behind, (self._gradients[task] for task in self._at), strict=True)
         )

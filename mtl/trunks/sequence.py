@@ -86,7 +86,16 @@ def _parts(trunk: nn.Module, model: nn.Module) -> list[nn.Module]:
             break
         else:
             break
-        for tail in ([], [nn.Flatten()], [Applied(averaged)], [nn.ReLU(), Applied(averaged)], [nn.ReLU()]):
+        tails: list[list[nn.Module]] = [
+            [],
+            [nn.Flatten()],
+            [Applied(averaged)],
+            [nn.ReLU(), Applied(averaged)],
+            [nn.ReLU()],
+        ]
+        if value.ndim == 4:  # the trunk may turn maps (N, H, W, C)
+            tails += [[Applied(channels_first)], [Applied(channels_first), Applied(averaged)]]
+        for tail in tails:
             output = run_stages(tail, value)
             if output.shape == wanted.shape and torch.allclose(output, wanted, rtol=1e-4, atol=1e-5):
                 found = [*parts, *tail]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -66,11 +67,13 @@ def problem(
 
 
 def batches(count: int, size: int = 8, *, seed: int = 1, missing: bool = False) -> list[mtl.batch.Batch]:
-    """Returns batches of images and labels; with `missing`, some labels of the second and third task are missing."""
+    """Returns batches of images and labels of a chain; with `missing`, some of the second and third task are missing."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(count):
         labels = {each: torch.randint(2, (size,), generator=generator).double() for each in NAMES}
+        for earlier, later in pairwise(NAMES):
+            labels[later] = labels[earlier] * labels[later]
         if missing:
             labels["cart"][1] = labels["sale"][: size // 2 + 1] = torch.nan
         made.append({"image": torch.randn(size, 1, 8, 8, generator=generator, dtype=torch.float64), **labels})

@@ -4,6 +4,7 @@ import copy
 import csv
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from test_resume import same_runs
 from torch import nn
 
 import mtl
+from mtl.architectures.mixing import check_channels
 from mtl.batch import take
 from mtl.errors import UserError
 from mtl.gradients.reach import Reach
@@ -245,15 +247,21 @@ class Turned(nn.Module):
 
 
 def sequential(kind: str) -> nn.Module:
-    """Returns a trunk of two stages for inputs (N, 1, 8, 8), taken as sequences of eight tokens with eight channels."""
+    """Returns a trunk of two stages for inputs (N, 1, 8, 8), taken as sequences of eight tokens with eight channels.
+
+    In "patches", a convolution makes four tokens of these, as trunks of words and images do before a transformer.
+    """
     if kind == "convolutions":
         stages = [nn.Sequential(nn.Flatten(1, 2), nn.Conv1d(8, 6, 3, padding=1)), nn.Conv1d(6, 6, 3, padding=1)]
+    elif kind == "patches":
+        layer = nn.TransformerEncoderLayer(6, 2, 7, batch_first=True)
+        stages = [nn.Sequential(nn.Flatten(1, 2), nn.Conv1d(8, 6, 2, stride=2), Turned(), layer), nn.Linear(6, 6)]
     else:
         stages = [
             nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 6)),
             nn.TransformerEncoderLayer(6, 2, 7, batch_first=True),
         ]
-    return nn.Sequential(*stages, nn.Sequential(Turned() if kind == "tokens" else nn.Identity(), Positions()))
+    return nn.Sequential(*stages, nn.Sequential(nn.Identity() if kind == "convolutions" else Turned(), Positions()))
 
 
 class Positions(nn.Module):
@@ -261,12 +269,13 @@ class Positions(nn.Module):
         return x.mean(2)
 
 
+@pytest.mark.parametrize("kind", ["tokens", "patches"])
 @pytest.mark.parametrize("name", ["adapters", "cross_stitch", "mtan"])
-def test_channels_of_sequences(name: str) -> None:
+def test_channels_of_sequences(name: str, kind: str) -> None:
     """Those of tokens are the last dimension; one-dimensional convolutions, where they aren't, are refused."""
     with pytest.raises(UserError, match="one-dimensional convolution"):
         problem(name, partial(sequential, "convolutions"))
-    model, tasks = problem(name, partial(sequential, "tokens"))
+    model, tasks = problem(name, partial(sequential, kind))
     if name == "mtan":
         assert model.attention["click"][0].g.weight.shape == (6, 6)
     elif name == "adapters":
@@ -274,3 +283,38 @@ def test_channels_of_sequences(name: str) -> None:
     else:
         assert model.trunk.units[0].weight.shape == (3, 3, 6)
     assert torch.isfinite(mtl.Step(model, tasks).backward(batches(1)[0]).losses["sale"])
+
+
+@pytest.mark.parametrize(
+    ("stages", "shape", "is_refused"),
+    [
+        ([nn.Conv1d(8, 6, 3), nn.BatchNorm1d(6), nn.ReLU()], (2, 6, 9), True),
+        ([nn.Linear(8, 6), Turned(), nn.Conv1d(6, 6, 1)], (2, 6, 6), True),
+        ([nn.Conv1d(8, 6, 3), Turned()], (2, 9, 6), False),
+        ([nn.Conv1d(8, 6, 3), Turned(), nn.Linear(6, 6)], (2, 6, 6), False),
+        ([nn.Conv1d(8, 6, 3), Turned(), nn.Linear(6, 12), nn.Linear(12, 6), Turned()], (2, 6, 9), True),
+        ([nn.Conv1d(8, 12, 3), nn.GLU(1)], (2, 6, 9), True),
+        ([nn.Conv1d(8, 6, 3), Turned(), nn.LSTM(6, 5, bidirectional=True)], (2, 9, 10), False),
+        ([nn.Conv1d(8, 6, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten()], (2, 6), False),
+        ([nn.Linear(8, 6), Turned()], (2, 6, 9), False),
+    ],
+)
+def test_outputs_of_one_dimensional_convolutions(
+    stages: list[nn.Module], shape: tuple[int, ...], is_refused: bool
+) -> None:
+    refused = pytest.raises(UserError, match=r"has the dimensions \(N, C, L\)")
+    with refused if is_refused else nullcontext():
+        check_channels(torch.zeros(shape), *stages)
+
+
+@pytest.mark.parametrize("where", ["bottom", "tower"])
+def test_information_of_one_dimensional_convolutions_is_not_transferred(where: str) -> None:
+    """The mean over positions would be one over channels, even if their numbers are equal."""
+
+    class Convolutions(nn.Sequential):
+        num_features = 8
+
+    first = nn.Sequential(nn.Flatten(1, 2), nn.Conv1d(8, 8, 3, padding=1) if where == "bottom" else nn.Identity())
+    tower = nn.BatchNorm1d(8) if where == "bottom" else nn.Conv1d(8, 8, 3, padding=1)
+    with pytest.raises(UserError, match="one-dimensional convolution"):
+        problem("aitm", lambda: Convolutions(copy.deepcopy(first), copy.deepcopy(tower)))

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import mtl
-from mtl.architectures import AITM, ESMM
+from mtl.architectures import AITM, ESMM, events
 from mtl.architectures.esmm import logit_of_product
+from mtl.architectures.towers import Towers
 from mtl.gradients.at_features import AtFeatures
 from mtl.trunks import Table
 
@@ -28,6 +29,10 @@ def tasks_of(names: list[str], width: int = 6) -> list[mtl.Task]:
 
 def trunk() -> Table:
     return Table(COLUMNS, ["user", "item"], num_features=6, hidden=[8], dimensions=4)
+
+
+def tensor(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def made(kind: str, names: list[str] = EVENTS, **options: Any) -> tuple[Any, list[mtl.Task]]:
@@ -77,6 +82,7 @@ def test_probabilities_multiply() -> None:
         product = product * model.heads[name](model.towers[name](model.trunk(batch["user"], batch["item"]))).sigmoid()
         torch.testing.assert_close(predictions[name].sigmoid(), product, rtol=1e-12, atol=0)
     reordered, _ = made("esmm", chain=["purchase", "click"])
+    reordered.eval()  # since training refuses this order
     assert reordered.before("click") == ["purchase"]
     assert reordered.before("cart") == []
     both = [reordered.conditional(name, features).sigmoid() for name in ("purchase", "click")]
@@ -263,7 +269,7 @@ def test_from_the_config(here: Any, kind: str) -> None:
 def test_labels_that_are_missing_where_the_event_before_did_not_happen_are_refused(kind: str) -> None:
     """Otherwise the product would be fitted on the samples of the event before alone."""
     _, step = step_of(kind)
-    batch = batch_of()
+    batch = batch_of(320)
     step(batch)
     for later in (batch["cart"], batch["purchase"]):
         masked = later.masked_fill(batch["click"] == 0, torch.nan)
@@ -279,6 +285,71 @@ def test_labels_that_are_missing_where_the_event_before_did_not_happen_are_refus
     mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.3))(
         {**batch, "cart": batch["cart"].masked_fill(batch["click"] == 0, torch.nan)}
     )
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("passes", ["shared", "sequential"])
+def test_labels_that_a_few_samples_miss_by_chance_are_accepted(kind: str, passes: str) -> None:
+    """In a small micro-batch, the only sample without a click may be one whose next label isn't known."""
+    _, step = step_of(kind, passes=passes)
+    step(
+        [
+            {**batch_of(2), "click": tensor([0, 1]), "cart": tensor([torch.nan, 1]), "purchase": tensor([0, 0])},
+            batch_of(),
+        ]
+    )
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_labels_that_small_batches_always_miss_are_refused(kind: str) -> None:
+    """Each batch alone could be a chance, and all together can't."""
+    _, step = step_of(kind)
+
+    def train(steps: int) -> None:
+        for seed in range(steps):
+            batch = batch_of(4, seed)
+            step({**batch, "cart": batch["cart"].masked_fill(batch["click"] == 0, torch.nan)})
+
+    train(5)
+    with pytest.raises(mtl.UserError, match="'cart' is missing wherever 'click' is 0"):
+        train(60)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("names", [["cart", "click", "purchase"], ["click", "purchase", "cart"]])
+def test_events_in_the_wrong_order_are_refused(kind: str, names: list[str]) -> None:
+    model, tasks = made(kind, names)
+    wrong = {"cart": "'click' as an event after 'cart'", "click": "'cart' as an event after 'purchase'"}[names[0]]
+    with pytest.raises(mtl.UserError, match=rf"{wrong}.* is 1 in \d+ of \d+ samples .*model\.chain lists the tasks"):
+        mtl.Step(model, tasks, torch.optim.SGD(model.parameters(), lr=0.3))(batch_of())
+
+
+def test_a_subclass_without_logits_says_so() -> None:
+    class Chain(Towers):
+        pass
+
+    model = Chain(trunk, tasks_of(EVENTS), inputs=["user", "item"])
+    with pytest.raises(NotImplementedError, match=r"Chain needs a method logits\(events, bottom\)"):
+        model(batch_of(2))
+
+
+def test_an_event_without_the_one_before_is_counted() -> None:
+    model, tasks = made("esmm", ["click", "cart"])
+    batch = {**batch_of(5), "click": tensor([0, 0, 0, 1, torch.nan]), "cart": tensor([1, 0, torch.nan, 1, 1])}
+    with pytest.raises(mtl.UserError, match="the label 'cart' is 1 in 1 of 3 samples in which 'click' is 0"):
+        model.features(batch)
+    model.eval().features(batch)  # a prediction needs no labels
+
+
+def test_the_labels_are_looked_at_in_ever_fewer_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look is a synchronisation with the device."""
+    model, _ = made("esmm")
+    looked: list[int] = []
+    counts = events._counts
+    monkeypatch.setattr(events, "_counts", lambda *given: (looked.append(number), counts(*given))[1])
+    for number in range(1, 65):
+        model.features(batch_of(seed=number))
+    assert looked == [each for each in (1, 2, 4, 8, 16, 32, 64) for _ in range(2)]
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

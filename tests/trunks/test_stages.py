@@ -59,6 +59,8 @@ def test_stages_compute_what_the_trunk_computes(case: str) -> None:
         ("densenet121", {}, 8),
         ("convnext_tiny", {}, 8),
         ("swin_t", {}, 8),
+        ("swin_t", {"features": "features.3"}, 4),
+        pytest.param("swin_t", {"features": "features.3", "pooled": False}, 4, marks=pytest.mark.slow),
         ("regnet_y_400mf", {}, 2),
         ("shufflenet_v2_x0_5", {}, 6),
     ],
