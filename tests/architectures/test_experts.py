@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import command
 from every import NAMES, batches, cnn, mlp
 from torch import Tensor, nn
 

@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT, command
 
 SPEC = importlib.util.spec_from_file_location("study_architectures", ROOT / "scripts" / "study_architectures.py")
-assert SPEC is not None and SPEC.loader is not None
+assert SPEC is not None
+assert SPEC.loader is not None
 STUDY: Any = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(STUDY)
 # Below the 95 % intervals that docs/howto/architectures_measured.md has, and far above a model that has learned nothing:
