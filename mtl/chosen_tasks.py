@@ -7,7 +7,7 @@ from mtl.errors import UserError, suggest
 
 
 def narrowed(plain: dict[str, Any]) -> dict[str, Any]:
-    """Reduces the config to the tasks that its key `only` names, including the terms of `trainer.monitor`.
+    """Reduces the config to the tasks that its key `only` names, also in `trainer.monitor` and `model.chain`.
 
     Raises:
         UserError: If a task doesn't exist.
@@ -20,11 +20,13 @@ def narrowed(plain: dict[str, Any]) -> dict[str, Any]:
         of_them = {name: term for name, term in trainer["monitor"].items() if str(name).split("/")[0] in names}
         schedule = plain.get("scheduler")
         follows = isinstance(schedule, Mapping) and str(schedule.get("_target_")).endswith("ReduceLROnPlateau")
-        if (
-            len(of_them) == 1 and not follows
-        ):  # a scale matters relative to other terms, and to the scheduler's threshold
+        if len(of_them) == 1 and not follows:  # a scale only matters beside other terms, or beside a threshold
             of_them = {n: term.get("mode") if isinstance(term, Mapping) else term for n, term in of_them.items()}
         trainer["monitor"] = of_them or None
+    model = plain.get("model")
+    if isinstance(model, Mapping) and isinstance(model.get("chain"), list):
+        chain = [name for name in model["chain"] if name in names or name not in plain["tasks"]]
+        plain = {**plain, "model": {**model, "chain": chain}}
     return {**plain, "trainer": trainer, "tasks": {name: plain["tasks"][name] for name in names}}
 
 

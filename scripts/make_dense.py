@@ -69,6 +69,7 @@ def write(root: Path, kind: str, counts: dict[str, int], size: tuple[int, int], 
             if kind == "cityscapes":
                 del maps["normal"]
                 maps["label"] = np.vectorize(OF_CITYSCAPES.get)(maps["label"])
+                maps["label_7"] = maps["label"]  # the name in MTAN's files; LibMTL's have the other one
                 maps["depth"] = np.where(maps["depth"] > 0, 1 / np.maximum(maps["depth"], 1e-6), 0)
             for name, values in maps.items():
                 path = root / split / name / f"{number}.npy"

@@ -48,8 +48,9 @@ HEAD = """# Architectures, measured
 
 Written by `scripts/study_architectures.py`. The figures are those of the test split: the mean over {seeds} seeds,
 with its 95% confidence interval (Student's t). All architectures have the same settings, which were not tuned for any
-of them: the tables show that the architectures learn, and what they cost, not which one is better. The time is that of
-a step on one thread of a CPU, the best of several rounds in which all rows took turns, and beside it the time divided
+of them: the tables show that the architectures learn, and what they cost, not which one is better. Learned branching
+begins with a mixture of all branches, and has learned less than the others after so few epochs. The time is that of a
+step on one thread of a CPU, the best of several rounds in which all rows took turns, and beside it the time divided
 by that of hard sharing with equal weights.
 """
 

@@ -15,7 +15,7 @@ from mtl.batch import Batch
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.task import Task
-from mtl.trunks.stages import run_stages, stages_of, tensor_of
+from mtl.trunks.stages import new_trunk, run_stages, stages_of, tensor_of
 
 
 class Adapters(MultiTaskModel):
@@ -60,7 +60,7 @@ class Adapters(MultiTaskModel):
             raise UserError(f"model.kind: '{kind}' is not one of film, adapter")
         if width < 1:
             raise UserError(f"model.width is {width}; an adapter needs at least one channel")
-        super().__init__(trunk(), tasks, inputs=inputs)
+        super().__init__(new_trunk(trunk), tasks, inputs=inputs)
         # In a tuple, since the modules are already members of the trunk, under the names of a trunk without adapters.
         self._stages = tuple(stages_of(self.trunk))
 

@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 from mtl.architectures.mixing import channels_of, check_channels, replaced, weighted
 from mtl.model import MultiTaskModel
 from mtl.task import Task
-from mtl.trunks.stages import run_stages, stages_of, tensor_of
+from mtl.trunks.stages import new_trunk, run_stages, stages_of, tensor_of
 
 
 class CrossStitch(MultiTaskModel):
@@ -45,7 +45,7 @@ class CrossStitch(MultiTaskModel):
         initial: float = 0.9,
         per_channel: bool = False,
     ) -> None:
-        stages = {task.name: stages_of(trunk()) for task in tasks}
+        stages = {task.name: stages_of(new_trunk(trunk)) for task in tasks}
         super().__init__(StitchedTrunks(stages, initial=initial, per_channel=per_channel), tasks, inputs=inputs)
 
     def predict(self, task: str, features: Any) -> Any:

@@ -11,7 +11,7 @@ from mtl.batch import Batch, describe
 from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.task import Task
-from mtl.trunks.stages import Stages, stages_of
+from mtl.trunks.stages import Stages, new_trunk, stages_of
 from mtl.trunks.table import Columns
 
 
@@ -184,7 +184,7 @@ class ExpertModel(MultiTaskModel):
         check_number("shared_experts", shared_experts, 1)
         check_number("layers", layers, 1)
         check_number("shared_stages", 0 if shared_stages is None else shared_stages, 0)
-        first = trunk()
+        first = new_trunk(trunk)
         start = first_stages(first, inputs) if shared_stages is None else shared_stages
 
         def parts(each: nn.Module) -> list[Stages]:
@@ -192,8 +192,8 @@ class ExpertModel(MultiTaskModel):
             return [Stages(*stages) for stages in divided(stages_of(each, least=start + layers)[start:], layers)]
 
         names = [task.name for task in tasks]
-        shared = [parts(first), *(parts(trunk()) for _ in range(shared_experts - 1))]
-        own = {name: [parts(trunk()) for _ in range(own_experts)] for name in names}
+        shared = [parts(first), *(parts(new_trunk(trunk)) for _ in range(shared_experts - 1))]
+        own = {name: [parts(new_trunk(trunk)) for _ in range(own_experts)] for name in names}
         branches = [
             nn.ModuleDict(
                 {

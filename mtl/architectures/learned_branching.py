@@ -16,7 +16,7 @@ from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.seeds import seed_of
 from mtl.task import Task
-from mtl.trunks.stages import run_stages, stages_of, tensor_of
+from mtl.trunks.stages import new_trunk, run_stages, stages_of, tensor_of
 
 
 class LearnedBranching(MultiTaskModel):
@@ -70,7 +70,7 @@ class LearnedBranching(MultiTaskModel):
         for name, number in numbers.items():
             if tasks and not number > 0:
                 raise UserError(f"model.{name} is {number}; it must be above 0")
-        super().__init__(Branches([stages_of(trunk()) for _ in range(count)]), tasks, inputs=inputs)
+        super().__init__(Branches([stages_of(new_trunk(trunk)) for _ in range(count)]), tasks, inputs=inputs)
         self.branches = nn.ModuleDict({task.name: Choice(1, count) for task in tasks})
         self.temperature = temperature
         self.min_temperature = min_temperature

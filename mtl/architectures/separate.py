@@ -8,6 +8,7 @@ from torch import nn
 from mtl.batch import Batch
 from mtl.model import MultiTaskModel
 from mtl.task import Task
+from mtl.trunks.stages import new_trunk
 
 
 class SeparateModels(MultiTaskModel):
@@ -22,7 +23,7 @@ class SeparateModels(MultiTaskModel):
     shared = None
 
     def __init__(self, trunk: Callable[[], nn.Module], tasks: Sequence[Task], *, inputs: Sequence[str]) -> None:
-        super().__init__(nn.ModuleDict({task.name: trunk() for task in tasks}), tasks, inputs=inputs)
+        super().__init__(nn.ModuleDict({task.name: new_trunk(trunk) for task in tasks}), tasks, inputs=inputs)
 
     def features(self, batch: Batch) -> Any:
         """Returns the input fields, since the tasks share no computation."""

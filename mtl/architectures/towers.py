@@ -11,7 +11,7 @@ from mtl.errors import UserError, suggest
 from mtl.model import MultiTaskModel
 from mtl.outputs import output_of
 from mtl.task import Task
-from mtl.trunks.stages import Stages, stages_of
+from mtl.trunks.stages import Stages, new_trunk, stages_of
 
 
 class Towers(MultiTaskModel):
@@ -48,7 +48,7 @@ class Towers(MultiTaskModel):
     ) -> None:
         if type(shared_stages) is not int or shared_stages < 1:
             raise UserError(f"model.shared_stages is {shared_stages!r}; it must be a whole number of at least 1")
-        trunks = [trunk() for _ in tasks]
+        trunks = [new_trunk(trunk) for _ in tasks]
         stages = [stages_of(each, least=shared_stages + 1) for each in trunks]
         bottom = Stages(*stages[0][:shared_stages]) if stages else Stages()
         super().__init__(bottom, tasks, inputs=inputs)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mtl.batch import describe
 from mtl.errors import UserError
 
 
@@ -54,6 +55,21 @@ def stages_of(trunk: nn.Module, *, least: int = 1) -> list[nn.Module]:
             "that returns a list of modules, such as those of mtl.trunks.CNN, MLP, LeNet and Torchvision"
         )
     return stages
+
+
+def new_trunk(trunk: Callable[[], nn.Module]) -> nn.Module:
+    """Returns a new trunk from a function that makes one.
+
+    Raises:
+        UserError: If `trunk` is a module, of which there would be only one, or if the function gives no module.
+    """
+    if isinstance(trunk, nn.Module):
+        name = type(trunk).__name__
+        raise UserError(f"trunk is a {name}; this architecture needs a function that makes one: lambda: {name}(…)")
+    made = trunk()
+    if not isinstance(made, nn.Module):
+        raise UserError(f"the function that makes a trunk returned {describe(made)}, not a torch.nn.Module")
+    return made
 
 
 def run_stages(stages: Sequence[nn.Module], *inputs: Any) -> Any:

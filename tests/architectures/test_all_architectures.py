@@ -318,3 +318,10 @@ def test_information_of_one_dimensional_convolutions_is_not_transferred(where: s
     tower = nn.BatchNorm1d(8) if where == "bottom" else nn.Conv1d(8, 8, 3, padding=1)
     with pytest.raises(UserError, match="one-dimensional convolution"):
         problem("aitm", lambda: Convolutions(copy.deepcopy(first), copy.deepcopy(tower)))
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "mtan"])
+def test_a_module_in_place_of_a_function_that_makes_trunks_is_refused(name: str) -> None:
+    _, tasks = problem(name, mlp)
+    with pytest.raises(UserError, match="trunk is a MLP; this architecture needs a function that makes one"):
+        ARCHITECTURES[name](mlp(), tasks, inputs=["image"])

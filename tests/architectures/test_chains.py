@@ -370,3 +370,14 @@ def test_embeddings_that_all_events_use_have_no_rows(kind: str, monkeypatch: pyt
     assert not any("purchase" in name or "cart" in name for name in names)
     for mine, its in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("only", ["click", "purchase"])
+def test_a_chain_that_is_named_is_reduced_to_the_tasks_that_are_trained(here: Any, only: str) -> None:
+    small = ["task=made_ctr_chain", "model.chain=[click,purchase]", "data.num_samples=2000", "trainer.max_epochs=1"]
+    ended = command("train", *small, f"only={only}")
+    assert ended.code == 0, ended.err
+    assert list(mtl.load(ended.run).towers) == [only]
+    unknown = command("train", *small, f"only={only}", "model.chain=[click,purchased]")
+    assert unknown.code == 1
+    assert "model.chain: there is no task 'purchased'" in unknown.err
