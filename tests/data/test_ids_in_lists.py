@@ -147,7 +147,7 @@ SMALL = ["data.num_samples=4_000", "data.num_users=50", "data.num_items=20", "tr
         ["model.inputs=[user,item,history]", "model.trunk.attention={history: item}", "balancer=upgrad"],
         [
             *("model/trunk=two_tower", "model.inputs=[user,item,history]", "model.trunk.item=[item]"),
-            "model.trunk.user=[user,history]",
+            *("model.trunk.user=[user,history]", "model=hard_sharing"),
         ],
     ],
 )

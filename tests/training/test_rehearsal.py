@@ -11,7 +11,7 @@ from conftest import command
 from test_trainer import make
 from torch import nn
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 from torchmetrics.regression import R2Score
 
 import mtl
@@ -161,7 +161,11 @@ def test_it_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coun
         ({"a": None}, None, "task 'a': target 'a' not in batch"),
         ({"a": torch.full((20,), 7)}, None, "task 'a': its loss failed"),
         ({}, {"accuracy": partial(MulticlassAccuracy, num_classes=5, average="micro")}, "its metric 'accuracy' failed"),
-        ({}, {"matrix": partial(MulticlassConfusionMatrix, num_classes=2)}, "metric 'matrix' gives of shape (2, 2)"),
+        (
+            {},
+            {"counts": partial(MulticlassStatScores, num_classes=2, average="none")},
+            "metric 'counts' gives of shape (2, 5)",
+        ),
     ],
 )
 def test_each_split_is_tried(tmp_path: Path, split: str, fields: Any, metric: Any, message: str) -> None:

@@ -9,7 +9,7 @@ from conftest import problem
 from torch import nn
 from torch.utils.data import Dataset
 from torchmetrics import MeanAbsoluteError
-from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MulticlassF1Score
 
 import mtl
 from mtl.data import Fields, Loader
@@ -99,11 +99,21 @@ def test_kinds() -> None:
     }
 
 
+class Pairs(MeanAbsoluteError):
+    """A metric with a value that is neither a number nor a square matrix."""
+
+    def update(self, prediction: torch.Tensor, target: torch.Tensor) -> None:
+        super().update(prediction[:, 0], target.float())
+
+    def compute(self) -> torch.Tensor:
+        return super().compute().expand(2, 3)
+
+
 def test_metrics_that_do_not_fit() -> None:
     model, tasks = problem(1)
     loader = Loader(data(), batch_size=8)
-    tasks[0].metrics = {"matrix": partial(MulticlassConfusionMatrix, num_classes=5)}
-    with pytest.raises(mtl.UserError, match=r"task 't0': metric 'matrix' gives of shape \(5, 5\), not one number"):
+    tasks[0].metrics = {"pairs": Pairs}
+    with pytest.raises(mtl.UserError, match=r"task 't0': metric 'pairs' gives of shape \(2, 3\), not one number"):
         Validation(model, tasks, nullcontext)(loader)
     tasks[0].metrics = {"accuracy": partial(MulticlassAccuracy, num_classes=3)}
     with pytest.raises(
