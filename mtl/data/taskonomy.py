@@ -83,6 +83,7 @@ class Views(Maps):
         self.kinds = {"image": "image", **{name: FOLDERS[name][0] for name in files if name in FOLDERS}}
         self.root, self.numbers = Path(), list(range(len(self.views)))
         self.augment = [augment] if callable(augment) else list(augment or ())
+        self._of_mask: tuple[int, Tensor] | None = None  # the last sample's number and values in the folder of the mask
 
     def _read(self, name: str, number: int) -> Tensor:
         if name == "image":
@@ -95,7 +96,15 @@ class Views(Maps):
         return values
 
     def _values(self, folder: str, number: int) -> Tensor:
-        """Reads a file, (channels, H, W), in the size of the data; maps take the nearest value."""
+        """Returns the values of a file, (channels, H, W). That of the mask is read once for all maps of a sample."""
+        if folder != self.mask:
+            return self._decoded(folder, number)
+        if self._of_mask is None or self._of_mask[0] != number:
+            self._of_mask = number, self._decoded(folder, number)
+        return self._of_mask[1]
+
+    def _decoded(self, folder: str, number: int) -> Tensor:
+        """Reads a file in the size of the data; maps take the nearest value."""
         from PIL import Image
 
         path = self.files[folder][self.views[number]]

@@ -99,6 +99,17 @@ def test_maps_take_the_nearest_value_in_another_size_and_move_together(houses: P
     torch.testing.assert_close(flipped["normal"], turned, equal_nan=True)
 
 
+def test_each_file_is_read_once_for_a_sample(houses: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+    original = Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or original(path))
+    data = read(houses).train
+    for index in (1, 0, 1):  # sample 0 may have been read at the start
+        opened.clear()
+        assert set(data[index]) == {"image", *FOLDERS}
+        assert len(opened) == len(set(opened)) == 1 + len(FOLDERS)
+
+
 def test_the_layout_of_the_download_tool(houses: Path) -> None:
     for folder in [path for path in houses.iterdir() if path.is_dir()]:
         inner = folder / "taskonomy"
