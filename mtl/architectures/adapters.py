@@ -82,7 +82,8 @@ class Adapters(MultiTaskModel):
         """Computes the prediction of a task with the task's adapters, the later stages and the head of the task."""
         value = features
         for number, (stage, adapter) in enumerate(zip(self._stages, self._adapters(task), strict=True)):
-            value = run_stages([stage], value) if number else features
+            if number:  # the features are the output of the first stage
+                value = run_stages([stage], value)
             check_channels(value, stage)
             value = adapter(value)
         return super().predict(task, value)

@@ -12,14 +12,14 @@ from mtl.errors import UserError
 from mtl.labels import label_mask
 from mtl.task import Task
 
-CHANCE = 1e-6  # labels are said to be missing wherever the event before is 0 if chance does that more seldom
+CHANCE = 1e-6  # labels count as missing wherever the event before is 0 if this is less likely to be chance
 
 
 class Events:
-    """Checks in training batches that the label of each event is there, and 0, where the event before it is 0.
+    """Checks in training batches that, wherever an event is 0, the next event of the chain has a label, which is 0.
 
-    To look at the labels is a synchronisation with the device. A pair of events is therefore checked in each batch only
-    until a label of the later one was seen where the earlier one is 0, and then in the batches 1, 2, 4, 8, ….
+    Each check waits for the device. A pair of events is therefore checked in every batch only until a label of the
+    later one was seen where the earlier one is 0, and then in the batches 1, 2, 4, 8, ….
 
     A batch may be a small part of a step's, so that some labels may be missing by chance. With a share f of samples in
     which the earlier event happened, all of k labels of the later event are among these with a probability of at most

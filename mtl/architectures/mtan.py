@@ -14,7 +14,7 @@ from mtl.errors import UserError
 from mtl.model import MultiTaskModel
 from mtl.task import Task
 from mtl.trunks.parts import Stage, parted
-from mtl.trunks.stages import averaged, stages_of
+from mtl.trunks.stages import averaged, new_trunk, stages_of
 
 
 class MTAN(MultiTaskModel):
@@ -59,7 +59,7 @@ class MTAN(MultiTaskModel):
         skip: int = 0,
         batch_norm: bool = True,
     ) -> None:
-        stages = parted(stages_of(trunk if isinstance(trunk, nn.Module) else trunk(), least=skip + 1))
+        stages = parted(stages_of(trunk if isinstance(trunk, nn.Module) else new_trunk(trunk), least=skip + 1))
         if not 0 <= skip < len(stages):
             raise UserError(
                 f"model.skip is {skip}; the trunk has {len(stages)} stages, of which at least one is needed"

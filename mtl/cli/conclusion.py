@@ -33,7 +33,6 @@ def tested(problem: "Built", trainer: "Trainer", folder: Path) -> "tuple[Validat
 
 def measured(problem: "Built", trainer: "Trainer", folder: Path) -> "Run":
     """Evaluates the best parameters on the test split, and passes the final metrics to the loggers."""
-    from mtl.distributed import rank
     from mtl.runs.summary import Run
     from mtl.training.gallery import matrix_pictures
 
@@ -43,7 +42,7 @@ def measured(problem: "Built", trainer: "Trainer", folder: Path) -> "Run":
     splits = {"best": trainer.selection.figures, "last": trainer.selection.mean(), "test": test}
     final = {tag: value for split, each in splits.items() for tag, value in tags.by_tag(each, split).items()}
     trainer.loggers.log(trainer.global_step, trainer.epoch, final | monitored)
-    if problem.config["log"]["pictures"] is not None and rank() == 0:
+    if problem.config["log"]["pictures"] is not None and trainer.loggers.takes("picture"):
         for tag, picture in matrix_pictures(problem.tasks, matrices, "test", problem.splits.facts).items():
             trainer.loggers.show("picture", tag, trainer.global_step, picture)
     labelled = validation.labelled if test else {}

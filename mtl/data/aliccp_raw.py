@@ -113,8 +113,8 @@ def _features(texts: Any, path: Path, first: int) -> numeric.Arrays:
     """Returns the ids, int32, and some values, float32, of each field, 0 where it is missing.
 
     A text is a list of features, separated by character 1, each of them a field, an id and a value, separated by the
-    characters 2 and 3. Only fields of one id are read, not the histories of users. If such a
-    field occurs several times in a text, the last of its ids counts, as in Torch-RecHub's script.
+    characters 2 and 3. Only fields of one id are read, not the histories of users. If such a field occurs
+    several times in a text, the last of its ids counts, as in Torch-RecHub's script.
     """
     import pyarrow
     from pyarrow import compute

@@ -149,18 +149,14 @@ def as_lists(tasks: Sequence[Task], splits: "Mapping[str, Matrices]", facts: Map
     """
     small: dict[str, dict[str, dict[str, Any]]] = {}
     room = MOST_IN_MATRICES
-    for split, task, name, matrix in (
-        (split, task, name, matrix)
-        for split, each in splits.items()
-        for task, named in each.items()
-        for name, matrix in named.items()
-    ):
-        if len(matrix) <= MOST_ROWS and matrix.numel() <= room:
-            small.setdefault(split, {}).setdefault(task, {})[name] = matrix.tolist()
-            room -= matrix.numel()
+    for split, each in splits.items():
+        for task, by_name in each.items():
+            for name, matrix in by_name.items():
+                if len(matrix) <= MOST_ROWS and matrix.numel() <= room:
+                    small.setdefault(split, {}).setdefault(task, {})[name] = matrix.tolist()
+                    room -= matrix.numel()
     drawn = {task for each in small.values() for task in each}
-    named = {task.name: class_names(facts, task.target) for task in tasks if task.name in drawn}
-    classes = {task: names for task, names in named.items() if names}
+    classes = {task.name: names for task in tasks if task.name in drawn and (names := class_names(facts, task.target))}
     return {"matrices": small, "classes": classes} if drawn else {}
 
 
